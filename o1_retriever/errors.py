@@ -1,0 +1,93 @@
+"""Everything this library raises on purpose.
+
+```
+O1RetrieverError
+├── InputError (ValueError)          a text, a list of texts or a file's content cannot be used
+├── SettingsError (ValueError)       a setting is out of its range
+├── MissingExtraError (ImportError)  an optional dependency is not installed
+├── ModelError
+│   ├── ModelNotFoundError           no such folder or hub id, or a folder without weights
+│   └── CheckpointError              weights, tokenizer or config that do not make a thinking embedder
+├── ThinkerError                     a source of thoughts that cannot be used at all
+├── EncoderError                     an encoder whose vectors cannot be used
+├── CacheError                       the thought cache cannot be opened or written
+└── StoreError
+    ├── IndexNotFoundError           nothing has been indexed where an index was expected
+    └── FingerprintError             the index was built by another document space
+```
+
+A message says what was found and what was expected; `hint` says what to type.
+"""
+
+from __future__ import annotations
+
+
+class O1RetrieverError(Exception):
+    """Base of the tree: catch this to catch every error that the library raises on purpose."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class InputError(O1RetrieverError, ValueError):
+    """A text cannot be used. `position` is its place in the batch (from 0), or None for the whole input."""
+
+    def __init__(self, message: str, *, hint: str | None = None, position: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.position = position
+
+
+class SettingsError(O1RetrieverError, ValueError):
+    """A setting has the wrong type or is out of its range."""
+
+
+class MissingExtraError(O1RetrieverError, ImportError):
+    """An optional dependency is missing. `extra` is the extra of this distribution that installs it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed.",
+            hint=f"Type: pip install 'o1-retriever[{extra}]'",
+        )
+        self.extra = extra
+
+
+class ModelError(O1RetrieverError):
+    """A model cannot be found or cannot be used."""
+
+
+class ModelNotFoundError(ModelError):
+    """No such folder or hub id, or a folder without weights."""
+
+
+class CheckpointError(ModelError):
+    """Weights, tokenizer or config that do not make a thinking embedder."""
+
+
+class ThinkerError(O1RetrieverError):
+    """A source of thoughts cannot be used at all (a single failed thought is recorded, not raised)."""
+
+
+class EncoderError(O1RetrieverError):
+    """An encoder returned something that is not one finite vector per text."""
+
+
+class CacheError(O1RetrieverError):
+    """The thought cache cannot be opened or written."""
+
+
+class StoreError(O1RetrieverError):
+    """The document index cannot be read or written."""
+
+
+class IndexNotFoundError(StoreError):
+    """Nothing has been indexed where an index was expected."""
+
+
+class FingerprintError(StoreError):
+    """The index was built by another document space: its vectors cannot be compared with these."""

@@ -1,0 +1,158 @@
+"""What was thought about a query, and what it became."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from o1_retriever.errors import SettingsError
+
+Vector = NDArray[np.float32]
+Finish = Literal["eos", "length", "recorded", "failed"]
+Mode = Literal["always", "never"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThoughtSettings:
+    """How to think. Defaults are those of the released O1 Embedder checkpoint (arXiv 2502.07555).
+
+    `k` thoughts per query, each of at most `max_new_tokens` tokens, sampled with `temperature` (0 takes
+    the likeliest token) and nucleus `top_p`. `seed` together with the query and the thought's index
+    fixes the draw, so that a thought does not depend on the other queries of a batch nor on `k`.
+    `mode="never"` takes the fast path: the query is embedded without thoughts.
+
+    Raises `SettingsError` for a value out of range.
+    """
+
+    k: int = 3
+    temperature: float = 0.1
+    top_p: float = 0.9
+    max_new_tokens: int = 128
+    seed: int = 0
+    mode: Mode = "always"
+
+    def __post_init__(self) -> None:
+        _check("k", self.k, int, 1, 1024)
+        _check("temperature", self.temperature, (int, float), 0.0, 100.0)
+        _check("top_p", self.top_p, (int, float), 1e-6, 1.0)
+        _check("max_new_tokens", self.max_new_tokens, int, 1, 1_000_000)
+        _check("seed", self.seed, int, 0, 2**63 - 1)
+        if self.mode not in ("always", "never"):
+            raise SettingsError(f"mode is {self.mode!r}; expected 'always' or 'never'.")
+
+    @property
+    def thinks(self) -> bool:
+        """Whether thoughts are written at all."""
+        return self.mode != "never"
+
+    def sampling(self) -> dict[str, float]:
+        """The part that decides what a thought says (neither `k` nor the mode), for cache keys."""
+        return {
+            "temperature": float(self.temperature),
+            "top_p": float(self.top_p),
+            "max_new_tokens": self.max_new_tokens,
+            "seed": self.seed,
+        }
+
+    def with_changes(self, **changes: Any) -> ThoughtSettings:
+        """A copy with some settings replaced; a value of None means: leave as it is."""
+        known = {key: value for key, value in changes.items() if value is not None}
+        unknown = sorted(set(known) - set(self.__slots__))
+        if unknown:
+            raise SettingsError(
+                f"Unknown thought settings {unknown}; expected some of {sorted(self.__slots__)}."
+            )
+        return replace(self, **known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        return asdict(self)
+
+
+def _check(name: str, value: object, kind: type | tuple[type, ...], low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise SettingsError(f"{name} is {value!r}; expected a number.")
+    if not low <= value <= high:  # type: ignore[operator]
+        raise SettingsError(f"{name} is {value!r}; expected a value from {low:g} to {high:g}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thought:
+    """One thought about one query.
+
+    `token_ids` are the model's own tokens without the final eos (empty when the thinker gave text only).
+    `finish` says why it ended: the model stopped (`eos`), the length limit (`length`), it was read from a
+    record (`recorded`), or it could not be had (`failed`; then `text` is empty and `error` says why).
+    `prompt_tokens` and `completion_tokens` are what it cost, 0 where the thinker does not count.
+    `cached` is True when no model ran for it.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish: Finish = "eos"
+    error: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached: bool = field(default=False, compare=False)
+
+    @classmethod
+    def failure(cls, error: str) -> Thought:
+        """A recorded failure: the query will be embedded without this thought."""
+        return cls(text="", finish="failed", error=error)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the thought could not be had."""
+        return self.finish == "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Wall-clock milliseconds of one query's batch, divided by the queries of that batch."""
+
+    think_ms: float = 0.0
+    embed_ms: float = 0.0
+
+    @property
+    def total_ms(self) -> float:
+        """Thinking and embedding together."""
+        return self.think_ms + self.embed_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class QueryEmbedding:
+    """A query, what was thought about it, and the vector to search with.
+
+    `vectors` is float32 of shape (n, dimension): one unit vector per usable thought, or the single fast
+    vector when there is none. `vector` of shape (dimension,) is their mean, a unit vector unless
+    `normalize_embeddings=False` was asked for.
+    """
+
+    query: str
+    thoughts: tuple[Thought, ...]
+    vectors: Vector
+    vector: Vector
+    timings: Timings = Timings()
+
+    @property
+    def thought_tokens(self) -> int:
+        """Tokens that the thinker wrote, cached thoughts included."""
+        return sum(thought.completion_tokens for thought in self.thoughts)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompts that were read to write the thoughts, cached thoughts included.
+
+        The thoughts of one query share one prompt in the local engine, so that it counts once there;
+        a thinker behind an endpoint is sent the prompt once per thought.
+        """
+        return sum(thought.prompt_tokens for thought in self.thoughts)
+
+    @property
+    def thought_about(self) -> bool:
+        """Whether at least one thought went into the vector."""
+        return any(not thought.failed for thought in self.thoughts)
