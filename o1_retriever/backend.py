@@ -1,0 +1,152 @@
+"""The road an embedder takes: one model that thinks and embeds, or a thinker joined to an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from o1_retriever.errors import EncoderError, ThinkerError
+from o1_retriever.space import Precision, VectorSpace
+from o1_retriever.thought import Thought, ThoughtSettings, Vector
+
+if TYPE_CHECKING:
+    from o1_retriever.encoders import Encoder
+    from o1_retriever.thinkers import Thinker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Thinking:
+    """New thoughts about the query at `place`, from index `start` on.
+
+    `vectors` has the raw vector of each thought where thinking gave it for free, and `fast` the raw vector
+    of the query without thoughts; both None otherwise.
+    """
+
+    place: int
+    start: int
+    thoughts: Sequence[Thought]
+    vectors: Sequence[Vector] | None = None
+    fast: Vector | None = None
+
+
+class Backend(Protocol):
+    """What an embedder needs: thoughts, vectors, and names for both that a cache can key by."""
+
+    @property
+    def space(self) -> VectorSpace:
+        """Identity of the document space."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """How vectors are computed."""
+        ...
+
+    @property
+    def default_settings(self) -> Mapping[str, Any]:
+        """Preferred thought settings of the checkpoint."""
+        ...
+
+    @property
+    def thinker_identity(self) -> str | None:
+        """Stable name of who thinks, without sampling and query; None: thoughts must not be persisted."""
+        ...
+
+    @property
+    def encoder_identity(self) -> str | None:
+        """Stable name of who embeds queries; None: vectors must not be persisted."""
+        ...
+
+    def think(
+        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int, batch_size: int
+    ) -> Iterator[Thinking]:
+        """Thoughts `start` to `k - 1` of each query, handed over as each batch is done."""
+        ...
+
+    def embed_queries(
+        self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int
+    ) -> Iterator[tuple[int, Vector]]:
+        """(place, raw vector) of each query with one thought, or without (None), in any order."""
+        ...
+
+    def embed_documents(self, texts: Sequence[str], *, batch_size: int) -> Iterator[tuple[int, Vector]]:
+        """(place, raw vector) of each document, in any order."""
+        ...
+
+
+class PairBackend:
+    """Any thinker with any encoder: a thought is embedded as `query + " " + thought`."""
+
+    def __init__(self, thinker: Thinker, encoder: Encoder) -> None:
+        self.thinker = thinker
+        self.encoder = encoder
+
+    @property
+    def space(self) -> VectorSpace:
+        """The encoder's document space."""
+        return self.encoder.space
+
+    @property
+    def precision(self) -> Precision:
+        """The encoder's precision."""
+        return self.encoder.precision
+
+    @property
+    def default_settings(self) -> Mapping[str, Any]:
+        """None of its own: the library's defaults."""
+        return {}
+
+    @property
+    def thinker_identity(self) -> str | None:
+        """The thinker's own name."""
+        return self.thinker.identity
+
+    @property
+    def encoder_identity(self) -> str | None:
+        """The encoder's space and precision."""
+        return f"pair:{self.space.to_dict()}:{self.precision.to_dict()}"
+
+    def think(
+        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int, batch_size: int
+    ) -> Iterator[Thinking]:
+        """Ask the thinker, batch by batch."""
+        for first in range(0, len(queries), batch_size):
+            chunk = list(queries[first : first + batch_size])
+            rows = self.thinker.think(chunk, k, settings=settings, start=start)
+            if len(rows) != len(chunk) or any(len(row) != k - start for row in rows):
+                raise ThinkerError(
+                    f"{type(self.thinker).__name__}.think returned {[len(row) for row in rows]} thoughts; expected "
+                    f"{k - start} for each of {len(chunk)} queries."
+                )
+            for place, row in enumerate(rows, first):
+                yield Thinking(place=place, start=start, thoughts=row)
+
+    def embed_queries(
+        self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int
+    ) -> Iterator[tuple[int, Vector]]:
+        """Embed each query with its thought behind it."""
+        texts = [query if thought is None else f"{query} {thought.text}" for query, thought in pairs]
+        for first in range(0, len(texts), batch_size):
+            vectors = self.encoder.embed_queries(texts[first : first + batch_size], batch_size=batch_size)
+            yield from enumerate(_checked(vectors, len(texts[first : first + batch_size])), first)
+
+    def embed_documents(self, texts: Sequence[str], *, batch_size: int) -> Iterator[tuple[int, Vector]]:
+        """Embed the documents, longest first so that a batch holds texts of similar length."""
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]), reverse=True)
+        for first in range(0, len(order), batch_size):
+            places = order[first : first + batch_size]
+            vectors = self.encoder.embed_documents([texts[i] for i in places], batch_size=batch_size)
+            yield from zip(places, _checked(vectors, len(places)), strict=True)
+
+
+def _checked(vectors: Any, count: int) -> Vector:
+    array = np.asarray(vectors, dtype=np.float32)
+    if array.ndim != 2 or array.shape[0] != count or not np.isfinite(array).all():
+        raise EncoderError(
+            f"The encoder returned an array of shape {array.shape} for {count} texts; expected {count} rows of "
+            "finite numbers."
+        )
+    return array

@@ -1,0 +1,139 @@
+"""One local model as an embedder's road: it thinks, and the second half reuses the first half's cache."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from o1_retriever.engine.decode import Job, write_thoughts
+from o1_retriever.engine.encode import embed_sequences
+from o1_retriever.engine.load import LocalModel
+from o1_retriever.space import Precision, VectorSpace
+from o1_retriever.backend import Thinking
+from o1_retriever.thought import Thought, ThoughtSettings, Vector
+
+logger = logging.getLogger(__name__)
+
+
+class LocalBackend:
+    """Thinker and encoder at once. Calls from several threads take turns on the model."""
+
+    def __init__(self, local: LocalModel) -> None:
+        self.local = local
+        self._lock = threading.Lock()
+
+    @property
+    def space(self) -> VectorSpace:
+        """The model's document space."""
+        return VectorSpace(
+            weights=self.local.weights,
+            layout=self.local.template.config.layout,
+            pooling="emb",
+            dimension=self.local.dimension,
+            max_tokens=self.local.template.max_length,
+        )
+
+    @property
+    def precision(self) -> Precision:
+        """dtype, quantisation and device of the weights."""
+        return self.local.precision
+
+    @property
+    def default_settings(self) -> Mapping[str, Any]:
+        """What the checkpoint's config file prefers."""
+        return self.local.settings
+
+    @property
+    def thinker_identity(self) -> str:
+        """Everything but sampling and query that decides what the model writes."""
+        template = self.local.template
+        return (
+            f"local:{self.space.to_dict()}:{self.precision.to_dict()}:{template.max_query}:{template.instruction}"
+        )
+
+    @property
+    def encoder_identity(self) -> str:
+        """The same model embeds."""
+        return self.thinker_identity
+
+    def think(
+        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int, batch_size: int
+    ) -> Iterator[Thinking]:
+        """Write thoughts batch by batch, queries of similar length together; their vectors come for free."""
+        template = self.local.template
+        prompts = [tuple(template.prompt(ids)) for ids in self._query_ids(queries)]
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)
+        indices = tuple(range(start, k))
+        for first in range(0, len(order), batch_size):
+            places = order[first : first + batch_size]
+            jobs = [
+                Job(prompt=prompts[place], indices=indices, room=template.room(prompts[place]))
+                for place in places
+            ]
+            with self._lock:
+                written = write_thoughts(self.local, jobs, settings)
+            for place, job, drafts in zip(places, jobs, written, strict=True):
+                texts = self.decode([draft.token_ids for draft in drafts.drafts])
+                thoughts = [
+                    Thought(
+                        text=text,
+                        token_ids=draft.token_ids,
+                        finish=draft.finish,
+                        # The thoughts share one prompt; it is counted with the first of them.
+                        prompt_tokens=len(job.prompt) if index == 0 else 0,
+                        completion_tokens=len(draft.token_ids),
+                    )
+                    for index, text, draft in zip(indices, texts, drafts.drafts, strict=True)
+                ]
+                vectors = [draft.state for draft in drafts.drafts]
+                yield Thinking(place=place, start=start, thoughts=thoughts, vectors=vectors, fast=drafts.fast)
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Token ids as text."""
+        return [self.local.template.tokenizer.decode(list(row), skip_special_tokens=True).strip() for row in rows]
+
+    def embed_queries(
+        self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int
+    ) -> Iterator[tuple[int, Vector]]:
+        """Embed queries with given thoughts (or none) in one pass each."""
+        template = self.local.template
+        queries = self._query_ids([query for query, _ in pairs])
+        sequences = []
+        for ids, (_, thought) in zip(queries, pairs, strict=True):
+            if thought is None:
+                sequences.append(template.fast_query(ids))
+            else:
+                written = thought.token_ids or template.text_ids([thought.text])[0]
+                sequences.append(template.thinking_query(ids, written))
+        yield from self._embed(sequences, batch_size)
+
+    def embed_documents(self, texts: Sequence[str], *, batch_size: int) -> Iterator[tuple[int, Vector]]:
+        """Embed documents; over-long ones are truncated with one warning that counts them."""
+        template = self.local.template
+        ids = template.text_ids(texts)
+        _warn_truncated("documents", [len(row) for row in ids], template.max_document)
+        yield from self._embed([template.document(row) for row in ids], batch_size)
+
+    def _query_ids(self, queries: Sequence[str]) -> list[list[int]]:
+        ids = self.local.template.text_ids(queries)
+        _warn_truncated("queries", [len(row) for row in ids], self.local.template.max_query_text)
+        return ids
+
+    def _embed(self, sequences: Sequence[Sequence[int]], batch_size: int) -> Iterator[tuple[int, Vector]]:
+        with self._lock:
+            yield from embed_sequences(self.local, sequences, batch_size=batch_size)
+
+
+def _warn_truncated(what: str, lengths: Sequence[int], limit: int) -> None:
+    longer = [length for length in lengths if length > limit]
+    if longer:
+        logger.warning(
+            "%d of %d %s truncated at %d tokens (the longest has %d)",
+            len(longer),
+            len(lengths),
+            what,
+            limit,
+            max(longer),
+        )

@@ -1,0 +1,298 @@
+"""Find a checkpoint, check that it can think and embed, and load it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from o1_retriever.engine.weights import hash_files, hash_model
+from o1_retriever.errors import CheckpointError, ModelNotFoundError, SettingsError
+from o1_retriever.extras import require
+from o1_retriever.space import Precision
+from o1_retriever.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "*.py"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a checkpoint is loaded.
+
+    `device` None takes CUDA when there is one, else the CPU. `dtype` "auto" is float32 on a CPU and bfloat16
+    (or float16, where that is all the card has) on a GPU. `load_in_4bit` quantises to NF4 with double
+    quantisation (extra `4bit`). `trust_remote_code` runs Python that comes with a checkpoint: leave it False
+    for what you have not read. `instruction` follows `<query>` in every query.
+    """
+
+    device: str | None = None
+    dtype: str = "auto"
+    load_in_4bit: bool = False
+    trust_remote_code: bool = False
+    revision: str | None = None
+    instruction: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LocalModel:
+    """A causal language model with its tokenizer and template, ready to think and to embed."""
+
+    name: str
+    model: Any
+    template: Template
+    weights: str
+    precision: Precision
+    stop_ids: tuple[int, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device  # type: ignore[no-any-return]
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding: the model's hidden size."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+
+def load_model(name: str | Path, options: LoadOptions) -> LocalModel:
+    """Load a checkpoint from a folder or the Hub (safetensors only).
+
+    Raises `ModelNotFoundError` when there is nothing to load and `CheckpointError` when what is there does
+    not make a thinking embedder.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = find_folder(str(name), revision=options.revision)
+    trust = {"trust_remote_code": options.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(folder, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} has a config or tokenizer that cannot be loaded: {_first_line(error)}.",
+            hint="Pass trust_remote_code=True if it needs its own code and you have read that code."
+            if "trust_remote_code" in str(error)
+            else None,
+        ) from error
+    template_config = _template_config(folder, tokenizer)
+    model = _load_weights(folder, config, options)
+    return assemble(
+        str(name),
+        model,
+        tokenizer,
+        template_config=template_config,
+        instruction=options.instruction,
+        weights=hash_files(folder),
+    )
+
+
+def assemble(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    *,
+    template_config: TemplateConfig | None = None,
+    instruction: str = "",
+    weights: str | None = None,
+) -> LocalModel:
+    """Check that a loaded model and its tokenizer fit each other, and join them."""
+    text_config = model.config.get_text_config()
+    if hasattr(text_config, "is_decoder") and model.config.model_type in _ENCODERS and not text_config.is_decoder:
+        raise CheckpointError(
+            f"{name} is a bidirectional {model.config.model_type} encoder; expected a causal language model.",
+            hint="Use it as an encoder: ThinkingEmbedder.from_parts(thinker, encoder).",
+        )
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise CheckpointError(
+            f"{name} has {rows} token embeddings and a tokenizer of {len(tokenizer)} tokens; expected at least "
+            "as many embeddings as tokens.",
+            hint="Call model.resize_token_embeddings(len(tokenizer)) before saving the checkpoint.",
+        )
+    config = template_config or TemplateConfig(layout=detect_layout(tokenizer))
+    positions = getattr(text_config, "max_position_embeddings", None)
+    template = Template(tokenizer, config, positions=positions, instruction=instruction)
+    model.eval()
+    return LocalModel(
+        name=name,
+        model=model,
+        template=template,
+        weights=weights or hash_model(model),
+        precision=_precision(model),
+        stop_ids=_stop_ids(model, template),
+        settings=config.settings,
+    )
+
+
+_ENCODERS = {"bert", "roberta", "xlm-roberta", "electra", "camembert", "roformer", "rembert"}
+
+
+def find_folder(name: str, *, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint, downloaded from the Hub when `name` is not a folder."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _checked_folder(folder)
+    if folder.exists():
+        raise ModelNotFoundError(f"{name} is a file; expected a folder with a checkpoint, or a Hub id.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise ModelNotFoundError(
+            f"There is no folder {name}; expected a folder with a checkpoint, or a Hub id like user/name."
+        )
+    return _download(name, revision)
+
+
+def _checked_folder(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"{folder} has no config.json; expected a checkpoint with config.json, model.safetensors and a "
+            "tokenizer.",
+            hint="An adapter alone must be merged into its base model first."
+            if (folder / "adapter_config.json").is_file()
+            else None,
+        )
+    if not any(folder.glob("*.safetensors")):
+        other = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        raise ModelNotFoundError(
+            f"{folder} has {'weights only as ' + ', '.join(other) if other else 'no weights'}; expected "
+            "model.safetensors.",
+            hint="Save it again with model.save_pretrained(folder); pickled weights are never loaded."
+            if other
+            else "Check that the folder was copied or downloaded completely.",
+        )
+    return folder
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = f"There is no folder {name} here, and on the Hub"
+    try:
+        return _checked_folder(Path(snapshot_download(name, revision=revision, allow_patterns=_FILES)))
+    except GatedRepoError as error:
+        hint = "Accept its terms on its page, then type: hf auth login"
+        raise ModelNotFoundError(f"{where} {name} is gated.", hint=hint) from error
+    except RepositoryNotFoundError as error:
+        hint = "Check the spelling; for a private model type: hf auth login"
+        raise ModelNotFoundError(f"{where} no model {name} was found.", hint=hint) from error
+    except RevisionNotFoundError as error:
+        raise ModelNotFoundError(f"{where} {name} has no revision {revision!r}.") from error
+    except (HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelNotFoundError(
+            f"{where} it could not be looked up ({_first_line(error)}).",
+            hint="Give an existing folder, or a Hub id like user/name while the Hub can be reached.",
+        ) from error
+
+
+def _template_config(folder: Path, tokenizer: Any) -> TemplateConfig:
+    path = folder / CONFIG_NAME
+    if path.is_file():
+        return TemplateConfig.from_file(path)
+    layout = detect_layout(tokenizer)
+    logger.info("%s has no %s; its special tokens are those of the %s layout", folder, CONFIG_NAME, layout)
+    return TemplateConfig(layout=layout)
+
+
+def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = _device(options.device)
+    dtype = _dtype(options.dtype, device)
+    arguments: dict[str, Any] = {"dtype": dtype, "config": config}
+    if options.load_in_4bit:
+        require("bitsandbytes", extra="4bit", purpose="Loading in 4 bits")
+        from transformers import BitsAndBytesConfig
+
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        arguments["device_map"] = {"": device}
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=options.trust_remote_code,
+            output_loading_info=True,
+            **arguments,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise CheckpointError(f"{folder} could not be loaded: {_first_line(error)}.") from error
+    if report.get("missing_keys"):
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} weights of a {type(model).__name__}, {missing[0]} among them; "
+            "expected a complete causal language model.",
+            hint="Save the whole model, language-model head included, with model.save_pretrained(folder).",
+        )
+    quantized = getattr(config, "quantization_config", None) is not None or options.load_in_4bit
+    return model if quantized else model.to(device)
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise SettingsError(f"device is {name!r}; expected cpu, cuda or cuda:N.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"device is {name!r} and there is no CUDA device here; expected cpu.")
+    return name
+
+
+def _dtype(name: str, device: str) -> Any:
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name == "auto":
+        if not device.startswith("cuda"):
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if name not in known:
+        raise SettingsError(f"dtype is {name!r}; expected one of {['auto', *known]}.")
+    return known[name]
+
+
+def _precision(model: Any) -> Precision:
+    config = getattr(model.config, "quantization_config", None)
+    quantization = None
+    if config is not None:
+        values = config if isinstance(config, dict) else config.to_dict()
+        quantization = str(values.get("bnb_4bit_quant_type" if values.get("load_in_4bit") else "quant_method"))
+    return Precision(
+        dtype=str(model.dtype).removeprefix("torch."), quantization=quantization, device=model.device.type
+    )
+
+
+def _stop_ids(model: Any, template: Template) -> tuple[int, ...]:
+    # A chat model's generation config may list several ends; each closes a thought.
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    return tuple(sorted({template.eos, *(int(i) for i in ids)}))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,212 @@
+"""Token layouts of a thinking embedder: which ids stand around a query, a thought and a document.
+
+Two layouts exist (arXiv 2502.07555 and the checkpoint released with it); `q`, `t`, `d` are the ids of
+plain text and `eos` is the tokenizer's own end-of-sequence token:
+
+```
+                  paper                                   released
+fast query        <query> q <emb>                         <query> q </query> <thought> eos <emb>
+thinking query    <query> q <emb> <thought> t eos <emb>   <query> q </query> <thought> t eos <emb>
+document          <doc> d <emb>                           d <emb>
+```
+
+Training and inference both read this file, and nothing else knows the layouts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from o1_retriever.errors import CheckpointError
+
+Layout = Literal["paper", "released"]
+CONFIG_NAME = "o1_embedder.json"
+MARKERS: dict[Layout, tuple[str, ...]] = {
+    "paper": ("<query>", "<emb>", "<thought>", "<doc>"),
+    "released": ("<query>", "</query>", "<thought>", "<emb>"),
+}
+_TAIL = 2  # eos and <emb>, after every thought
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateConfig:
+    """A checkpoint's own small config file, `o1_embedder.json`.
+
+    `max_query_tokens` bounds a query's prompt and `max_length` a document or a query with its thought,
+    markers included (256 and 512 in the released checkpoint). `settings` are the checkpoint's preferred
+    `ThoughtSettings`; what is missing there falls back to the library's defaults.
+    """
+
+    layout: Layout = "paper"
+    max_query_tokens: int = 256
+    max_length: int = 512
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_file(cls, path: Path) -> TemplateConfig:
+        """Read and validate the file; raise `CheckpointError` naming what is wrong with it."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
+        if not isinstance(data, dict) or data.get("layout") not in get_args(Layout):
+            found = data.get("layout") if isinstance(data, dict) else data
+            raise CheckpointError(f"{path} has layout {found!r}; expected one of {get_args(Layout)}.")
+        values = {name: data[name] for name in ("max_query_tokens", "max_length") if name in data}
+        for name, value in values.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 8:
+                raise CheckpointError(f"{path} has {name} {value!r}; expected a whole number from 8 up.")
+        settings = data.get("settings", {})
+        if not isinstance(settings, dict):
+            raise CheckpointError(f"{path} has settings {settings!r}; expected an object.")
+        return cls(layout=data["layout"], settings=settings, **values)
+
+    def save(self, folder: Path) -> None:
+        """Write the file into a checkpoint's folder."""
+        data = {"format_version": 1, "pooling": "emb", **asdict(self)}
+        (folder / CONFIG_NAME).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def detect_layout(tokenizer: Any) -> Layout:
+    """The layout whose special tokens the tokenizer has; the released one has `</query>`."""
+    vocabulary = tokenizer.get_vocab()
+    order: tuple[Layout, ...] = ("released", "paper")
+    for layout in order:
+        if all(marker in vocabulary for marker in MARKERS[layout]):
+            return layout
+    found = sorted({m for marks in MARKERS.values() for m in marks} & set(vocabulary))
+    raise CheckpointError(
+        f"The tokenizer has the special tokens {found or 'of no known layout'}; expected "
+        f"{' '.join(MARKERS['paper'])} or {' '.join(MARKERS['released'])}.",
+        hint="Load a checkpoint that was trained to think and embed, such as models/o1-mini, or join an "
+        "ordinary encoder with any thinker: ThinkingEmbedder.from_parts(thinker, encoder).",
+    )
+
+
+class Template:
+    """Puts the markers of one layout around the ids of plain text.
+
+    Text never becomes a marker: `<emb>` or `</s>` written by a user or a model is tokenised as plain
+    text. Text is truncated, markers and the instruction never are. `positions` is how many positions the
+    model has (None: no limit); an `instruction` follows `<query>` in every query.
+    """
+
+    def __init__(
+        self, tokenizer: Any, config: TemplateConfig, *, positions: int | None = None, instruction: str = ""
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.instruction = instruction
+        vocabulary = tokenizer.get_vocab()
+        missing = [marker for marker in MARKERS[config.layout] if marker not in vocabulary]
+        if missing:
+            raise CheckpointError(
+                f"The tokenizer lacks {' '.join(missing)}; the {config.layout} layout needs "
+                f"{' '.join(MARKERS[config.layout])}."
+            )
+        self._marker = {marker: int(vocabulary[marker]) for marker in MARKERS[config.layout]}
+        self.emb = self._marker["<emb>"]
+        self.eos = _eos(tokenizer)
+        self.max_length = min(config.max_length, positions or config.max_length)
+        self.max_query = min(config.max_query_tokens, self.max_length - _TAIL - 1)
+        self._never = set(_special_ids(tokenizer)) | set(self._marker.values())
+        self._instruction = self.text_ids([instruction])[0] if instruction.strip() else []
+        if self.max_query - len(self._instruction) < 8:
+            raise CheckpointError(
+                f"The instruction takes {len(self._instruction)} of the {self.max_query} tokens of a query; "
+                "expected to leave at least 8 for the query itself.",
+                hint="Shorten the instruction.",
+            )
+
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of plain texts: no markers, no truncation, and no special token whatever the text spells."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        rows: list[list[int]] = [list(row) for row in encoded["input_ids"]]
+        for place, row in enumerate(rows):
+            if not self._never.isdisjoint(row):
+                rows[place] = self._spelled_out(texts[place])
+        return rows
+
+    def _spelled_out(self, text: str) -> list[int]:
+        # Tokenizers that ignore `split_special_tokens`: cut every spelled token after its first character.
+        spelled = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
+        pieces = [text]
+        for token in spelled:
+            pieces = [part for piece in pieces for part in _cut(piece, token)]
+        rows = self.tokenizer(pieces, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [i for row in rows for i in row if i not in self._never]
+
+    def prompt(self, query: Sequence[int]) -> list[int]:
+        """What precedes the thought: the model goes on from here."""
+        if self.config.layout == "paper":
+            return [*self._opened(query, tail=2), self.emb, self._marker["<thought>"]]
+        return [*self._opened(query, tail=2), self._marker["</query>"], self._marker["<thought>"]]
+
+    def fast_query(self, query: Sequence[int]) -> list[int]:
+        """The query without a thought, ending in `<emb>`."""
+        if self.config.layout == "paper":
+            return [*self._opened(query, tail=2), self.emb]
+        return [*self.prompt(query), self.eos, self.emb]
+
+    def thinking_query(self, query: Sequence[int], thought: Sequence[int]) -> list[int]:
+        """The query with one thought (ids without eos), ending in `<emb>`."""
+        prompt = self.prompt(query)
+        return [*prompt, *thought[: self.room(prompt)], self.eos, self.emb]
+
+    def document(self, document: Sequence[int]) -> list[int]:
+        """A document, ending in `<emb>`."""
+        opening = [self._marker["<doc>"]] if self.config.layout == "paper" else []
+        return [*opening, *document[: self.max_document], self.emb]
+
+    def room(self, prompt: Sequence[int]) -> int:
+        """How many tokens a thought may have after this prompt."""
+        return self.max_length - len(prompt) - _TAIL
+
+    @property
+    def max_query_text(self) -> int:
+        """Tokens of a query's own text beyond which it is truncated."""
+        return self.max_query - 3 - len(self._instruction)
+
+    @property
+    def max_document(self) -> int:
+        """Tokens of a document's own text beyond which it is truncated."""
+        return self.max_length - (2 if self.config.layout == "paper" else 1)
+
+    @property
+    def fast_offset(self) -> int | None:
+        """Where the fast vector's `<emb>` stands in a prompt, from its end; None if it is not in there."""
+        return -2 if self.config.layout == "paper" else None
+
+    def suppressed(self, vocabulary_size: int) -> list[int]:
+        """Ids that a thought may not contain: special tokens other than eos, and rows without a token."""
+        unknown = {self.tokenizer.unk_token_id} - {None}
+        beyond = set(range(len(self.tokenizer), vocabulary_size))
+        return sorted((self._never | unknown | beyond) - {self.eos})
+
+    def _opened(self, query: Sequence[int], *, tail: int) -> list[int]:
+        room = self.max_query - 1 - len(self._instruction) - tail
+        return [self._marker["<query>"], *self._instruction, *query[:room]]
+
+
+def _cut(text: str, token: str) -> Iterable[str]:
+    parts = text.split(token)
+    for part in parts[:-1]:
+        yield from (part + token[:1], token[1:])
+    yield parts[-1]
+
+
+def _special_ids(tokenizer: Any) -> list[int]:
+    added = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+    return [int(i) for i in {*added, *tokenizer.all_special_ids} - {tokenizer.unk_token_id}]
+
+
+def _eos(tokenizer: Any) -> int:
+    # BERT has no eos; its separator closes a text in pre-training and serves as one.
+    for value in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        if value is not None:
+            return int(value)
+    raise CheckpointError("The tokenizer has neither an eos nor a separator token; a thought needs an end.")
