@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ class LocalBackend:
 
     def __init__(self, local: LocalModel) -> None:
         self.local = local
-        self._lock = threading.Lock()
 
     @property
     def space(self) -> VectorSpace:
@@ -72,8 +70,7 @@ class LocalBackend:
                 Job(prompt=prompts[place], indices=indices, room=template.room(prompts[place]))
                 for place in places
             ]
-            with self._lock:
-                written = write_thoughts(self.local, jobs, settings)
+            written = write_thoughts(self.local, jobs, settings)
             for place, job, drafts in zip(places, jobs, written, strict=True):
                 texts = self.decode([draft.token_ids for draft in drafts.drafts])
                 thoughts = [
@@ -107,23 +104,20 @@ class LocalBackend:
             else:
                 written = thought.token_ids or template.text_ids([thought.text])[0]
                 sequences.append(template.thinking_query(ids, written))
-        yield from self._embed(sequences, batch_size)
+        yield from embed_sequences(self.local, sequences, batch_size=batch_size)
 
     def embed_documents(self, texts: Sequence[str], *, batch_size: int) -> Iterator[tuple[int, Vector]]:
         """Embed documents; over-long ones are truncated with one warning that counts them."""
         template = self.local.template
         ids = template.text_ids(texts)
         _warn_truncated("documents", [len(row) for row in ids], template.max_document)
-        yield from self._embed([template.document(row) for row in ids], batch_size)
+        sequences = [template.document(row) for row in ids]
+        yield from embed_sequences(self.local, sequences, batch_size=batch_size)
 
     def _query_ids(self, queries: Sequence[str]) -> list[list[int]]:
         ids = self.local.template.text_ids(queries)
         _warn_truncated("queries", [len(row) for row in ids], self.local.template.max_query_text)
         return ids
-
-    def _embed(self, sequences: Sequence[Sequence[int]], batch_size: int) -> Iterator[tuple[int, Vector]]:
-        with self._lock:
-            yield from embed_sequences(self.local, sequences, batch_size=batch_size)
 
 
 def _warn_truncated(what: str, lengths: Sequence[int], limit: int) -> None:

@@ -75,7 +75,7 @@ def write_thoughts(local: LocalModel, jobs: Sequence[Job], settings: ThoughtSett
     """Write all thoughts of the jobs as one batch; results are in the order of the jobs."""
     import torch
 
-    with torch.inference_mode(), hidden_states(local.model) as seen:
+    with local.lock, torch.inference_mode(), hidden_states(local.model) as seen:
         batch = _Batch(local, jobs, settings, seen)
         while batch.alive:
             batch.step()

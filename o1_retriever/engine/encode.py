@@ -27,7 +27,7 @@ def embed_sequences(
     order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]), reverse=True)
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        with torch.inference_mode():
+        with local.lock, torch.inference_mode():
             states = last_states(local, [sequences[place] for place in places])
         yield from zip(places, states, strict=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,10 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LocalModel:
-    """A causal language model with its tokenizer and template, ready to think and to embed."""
+    """A causal language model with its tokenizer and template, ready to think and to embed.
+
+    `lock` lets threads take turns on the model, one batch at a time.
+    """
 
     name: str
     model: Any
@@ -50,6 +54,7 @@ class LocalModel:
     precision: Precision
     stop_ids: tuple[int, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def device(self) -> torch.device:

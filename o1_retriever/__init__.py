@@ -1,0 +1,54 @@
+"""Retrieval that thinks: thoughts about a query are written and embedded with it; documents are embedded once.
+
+```python
+from o1_retriever import ThinkingEmbedder
+
+embedder = ThinkingEmbedder.from_pretrained("models/o1-mini")
+embedding = embedder.embed_query("Why does my bathroom mirror go blank after a hot shower?")
+print(embedding.thoughts[0].text)
+```
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from o1_retriever._version import __version__
+
+if TYPE_CHECKING:
+    from o1_retriever.embedder import ThinkingEmbedder
+    from o1_retriever.errors import O1RetrieverError
+    from o1_retriever.index import Index
+    from o1_retriever.retriever import Retriever
+    from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings
+
+# Loaded when first used (PEP 562), so that importing the package costs next to nothing.
+_HOME = {
+    "Index": "o1_retriever.index",
+    "O1RetrieverError": "o1_retriever.errors",
+    "QueryEmbedding": "o1_retriever.thought",
+    "Retriever": "o1_retriever.retriever",
+    "ThinkingEmbedder": "o1_retriever.embedder",
+    "Thought": "o1_retriever.thought",
+    "ThoughtSettings": "o1_retriever.thought",
+}
+
+__all__ = [
+    "Index",
+    "O1RetrieverError",
+    "QueryEmbedding",
+    "Retriever",
+    "ThinkingEmbedder",
+    "Thought",
+    "ThoughtSettings",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,329 @@
+"""The embedder that thinks: queries are embedded with thoughts about them, documents without."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from o1_retriever.backend import Backend, PairBackend
+from o1_retriever.errors import CheckpointError, SettingsError
+from o1_retriever.inputs import check_text, check_texts
+from o1_retriever.pooling import pool, unit
+from o1_retriever.progress import progress
+from o1_retriever.query_cache import QueryCache
+from o1_retriever.space import Precision, VectorSpace
+from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings, Vector
+
+if TYPE_CHECKING:
+    import torch
+
+    from o1_retriever.cache import ThoughtCache
+    from o1_retriever.encoders import Encoder
+    from o1_retriever.thinkers import Thinker
+
+logger = logging.getLogger(__name__)
+
+CacheOption = "bool | str | os.PathLike[str] | ThoughtCache"
+
+
+class ThinkingEmbedder:
+    """Writes thoughts about a query, embeds the query with each, and averages (arXiv 2502.07555).
+
+    Make one with `from_pretrained` (one model does both), `from_model` (the same, already loaded) or
+    `from_parts` (any thinker with any encoder). `settings` are its `ThoughtSettings`; every call may
+    pass others. Thoughts and query vectors are kept on disk unless `cache=False`.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        settings: ThoughtSettings | None = None,
+        cache: bool | str | os.PathLike[str] | ThoughtCache = True,
+    ) -> None:
+        self.backend = backend
+        self.settings = settings or _settings_of(backend)
+        self._cache = QueryCache(backend, cache)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        load_in_4bit: bool = False,
+        settings: ThoughtSettings | None = None,
+        cache: bool | str | os.PathLike[str] | ThoughtCache = True,
+        **options: Any,
+    ) -> ThinkingEmbedder:
+        """Load a checkpoint that thinks and embeds, from a folder or by its Hub id (safetensors only).
+
+        `device` None takes CUDA when there is one. `dtype` is "auto" (float32 on a CPU), "float32",
+        "bfloat16" or "float16". `load_in_4bit` quantises to NF4 (extra `4bit`). `options` are the rarer
+        fields of `engine.load.LoadOptions`: `revision`, `instruction`, `trust_remote_code`.
+
+        Raises `ModelNotFoundError` or `CheckpointError`, both `ModelError`.
+        """
+        from o1_retriever.engine.backend import LocalBackend
+        from o1_retriever.engine.load import LoadOptions, load_model
+
+        unknown = sorted(set(options) - {"revision", "instruction", "trust_remote_code"})
+        if unknown:
+            raise SettingsError(
+                f"Unknown options {unknown}; expected some of revision, instruction, trust_remote_code."
+            )
+        chosen = LoadOptions(device=device, dtype=dtype, load_in_4bit=load_in_4bit, **options)
+        return cls(LocalBackend(load_model(os.fspath(model), chosen)), settings=settings, cache=cache)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        *,
+        instruction: str = "",
+        settings: ThoughtSettings | None = None,
+        cache: bool | str | os.PathLike[str] | ThoughtCache = True,
+    ) -> ThinkingEmbedder:
+        """Use a causal language model of transformers that is loaded already, with its tokenizer.
+
+        The layout is told by the tokenizer's special tokens. The model is put into evaluation mode.
+        """
+        from o1_retriever.engine.backend import LocalBackend
+        from o1_retriever.engine.load import assemble
+
+        local = assemble(type(model).__name__, model, tokenizer, instruction=instruction)
+        return cls(LocalBackend(local), settings=settings, cache=cache)
+
+    @classmethod
+    def from_parts(
+        cls,
+        thinker: Thinker | Callable[[list[str], int], Sequence[Sequence[str]]] | str | os.PathLike[str],
+        encoder: Encoder | Callable[[list[str]], Any] | Any,
+        *,
+        settings: ThoughtSettings | None = None,
+        cache: bool | str | os.PathLike[str] | ThoughtCache = True,
+    ) -> ThinkingEmbedder:
+        """Join any thinker with any encoder.
+
+        A thinker is a `Thinker`, a function from (queries, k) to k texts per query, or the path of a JSONL
+        file with recorded thoughts. An encoder is an `Encoder`, a `SentenceTransformer` or its name, or a
+        function from texts to an array of shape (texts, dimension).
+        """
+        from o1_retriever.encoders import as_encoder
+        from o1_retriever.thinkers import as_thinker
+
+        return cls(PairBackend(as_thinker(thinker), as_encoder(encoder)), settings=settings, cache=cache)
+
+    @property
+    def space(self) -> VectorSpace:
+        """Identity of the document space: what an index must share."""
+        return self.backend.space
+
+    @property
+    def precision(self) -> Precision:
+        """dtype, quantisation and device of the encoder."""
+        return self.backend.precision
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors."""
+        return self.space.dimension
+
+    @property
+    def cache(self) -> ThoughtCache | None:
+        """The thought cache, None when it is off."""
+        return self._cache.store
+
+    def think(
+        self, queries: Sequence[str], *, k: int | None = None, settings: ThoughtSettings | None = None
+    ) -> list[list[Thought]]:
+        """Write `k` thoughts about each query, without embedding them by themselves."""
+        chosen = (settings or self.settings).with_changes(k=k, mode="always")
+        texts = check_texts(queries, what="query")
+        return [list(row) for row in self._think(texts, chosen, batch_size=32, show=False).thoughts]
+
+    def embed_query(self, query: str, *, settings: ThoughtSettings | None = None) -> QueryEmbedding:
+        """One query with its thoughts, their vectors and the vector to search with."""
+        return self.embed_queries([check_text(query, what="query")], settings=settings)[0]
+
+    def embed_queries(
+        self,
+        queries: Sequence[str],
+        *,
+        settings: ThoughtSettings | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+    ) -> list[QueryEmbedding]:
+        """Queries with their thoughts, the k unit vectors of each, and the vector to search with.
+
+        Vectors are truncated to `truncate_dim`, normalised, averaged, and the mean is normalised again
+        unless `normalize_embeddings=False` (the reference implementation leaves the plain mean). A
+        query none of whose thoughts could be had is embedded without, with a warning, and its thoughts
+        say why. Equal queries of a batch are computed once.
+        """
+        chosen = settings or self.settings
+        texts = check_texts(queries, what="query")
+        self._check_dim(truncate_dim)
+        started = time.perf_counter()
+        unique = list(dict.fromkeys(texts))
+        thinking = self._think(unique, chosen, batch_size=batch_size, show=show_progress_bar)
+        thought_at = time.perf_counter()
+        raw = self._vectors(thinking, batch_size)
+        ended = time.perf_counter()
+        share = 1000 / max(1, len(unique))
+        timings = Timings(think_ms=(thought_at - started) * share, embed_ms=(ended - thought_at) * share)
+        results = {}
+        for query, thoughts, rows in zip(unique, thinking.thoughts, raw, strict=True):
+            vectors, vector = pool(rows, truncate_dim=truncate_dim, normalize=normalize_embeddings)
+            results[query] = QueryEmbedding(
+                query=query, thoughts=tuple(thoughts), vectors=vectors, vector=vector, timings=timings
+            )
+        return [results[text] for text in texts]
+
+    def encode_queries(
+        self,
+        queries: str | Sequence[str],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+        convert_to_tensor: bool = False,
+        settings: ThoughtSettings | None = None,
+    ) -> Vector | torch.Tensor:
+        """Think about queries and return their vectors, float32 (queries, dimension).
+
+        A single string gives one vector of shape (dimension,). See `embed_queries` for what is computed.
+        """
+        single = isinstance(queries, str)
+        embedded = self.embed_queries(
+            [queries] if isinstance(queries, str) else queries,
+            settings=settings,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+        )
+        rows = np.zeros((0, truncate_dim or self.dimension), np.float32)
+        if embedded:
+            rows = np.stack([item.vector for item in embedded])
+        return _delivered(rows, single=single, convert_to_tensor=convert_to_tensor)
+
+    def encode_documents(
+        self,
+        documents: str | Sequence[str],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+        convert_to_tensor: bool = False,
+    ) -> Vector | torch.Tensor:
+        """Embed documents, never thinking about them, as float32 (documents, dimension).
+
+        A single string gives one vector of shape (dimension,). `normalize_embeddings=False` returns the
+        encoder's raw vectors.
+        """
+        single = isinstance(documents, str)
+        texts = check_texts([documents] if isinstance(documents, str) else documents, what="document")
+        self._check_dim(truncate_dim)
+        rows = np.zeros((len(texts), truncate_dim or self.dimension), np.float32)
+        with progress("Embedding", len(texts), show=show_progress_bar) as advance:
+            for place, vector in self.backend.embed_documents(texts, batch_size=batch_size):
+                rows[place] = vector[:truncate_dim]
+                advance(1)
+        if normalize_embeddings and texts:
+            rows = unit(rows)
+        return _delivered(rows, single=single, convert_to_tensor=convert_to_tensor)
+
+    def _think(
+        self, queries: list[str], settings: ThoughtSettings, *, batch_size: int, show: bool | None
+    ) -> _Thoughts:
+        result = _Thoughts(queries=queries, thoughts=[[] for _ in queries])
+        if not settings.thinks:
+            return result
+        known = self._cache.thoughts(queries, settings)
+        missing: dict[int, list[int]] = {}
+        for place, found in enumerate(known):
+            start = next((i for i in range(settings.k) if i not in found), settings.k)
+            result.thoughts[place] = [found[i] for i in range(start)]
+            if start < settings.k:
+                missing.setdefault(start, []).append(place)
+        total = sum(map(len, missing.values()))
+        with progress("Thinking", total, show=show if total else False) as advance:
+            for start, places in missing.items():
+                asked = [queries[place] for place in places]
+                for new in self.backend.think(
+                    asked, settings.k, settings=settings, start=start, batch_size=batch_size
+                ):
+                    place = places[new.place]
+                    result.thoughts[place].extend(new.thoughts)
+                    # Kept at once: an interrupted batch loses only the queries that were under way.
+                    self._cache.keep(queries[place], new, settings)
+                    for thought, vector in zip(new.thoughts, new.vectors or (), strict=False):
+                        result.free[place, thought.token_ids, thought.text] = vector
+                    advance(1)
+        return result
+
+    def _vectors(self, thinking: _Thoughts, batch_size: int) -> list[Vector]:
+        pairs: list[tuple[str, Thought | None]] = []
+        owners: list[int] = []
+        for place, (query, thoughts) in enumerate(zip(thinking.queries, thinking.thoughts, strict=True)):
+            usable: list[Thought | None] = [thought for thought in thoughts if not thought.failed]
+            if thoughts and not usable:
+                logger.warning("No thought could be had about %.60r (%s)", query, thoughts[0].error)
+            for thought in usable or [None]:
+                pairs.append((query, thought))
+                owners.append(place)
+        rows: list[Vector | None] = [
+            None if thought is None else thinking.free.get((place, thought.token_ids, thought.text))
+            for place, (_, thought) in zip(owners, pairs, strict=True)
+        ]
+        self._cache.fill_vectors(pairs, rows, batch_size=batch_size)
+        grouped: list[list[Vector]] = [[] for _ in thinking.queries]
+        for owner, row in zip(owners, rows, strict=True):
+            assert row is not None
+            grouped[owner].append(row)
+        return [np.stack(group) for group in grouped]
+
+    def _check_dim(self, truncate_dim: int | None) -> None:
+        if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
+            raise SettingsError(
+                f"truncate_dim is {truncate_dim!r}; expected None or a whole number from 1 to {self.dimension}."
+            )
+
+
+@dataclass(kw_only=True)
+class _Thoughts:
+    """Thoughts by query, and the raw vectors that thinking gave for free."""
+
+    queries: list[str]
+    thoughts: list[list[Thought]]
+    free: dict[tuple[int, tuple[int, ...], str], Vector] = field(default_factory=dict)
+
+
+def _settings_of(backend: Backend) -> ThoughtSettings:
+    try:
+        return ThoughtSettings().with_changes(**backend.default_settings)
+    except SettingsError as error:
+        raise CheckpointError(f"The checkpoint's own thought settings cannot be used: {error}") from error
+
+
+def _delivered(rows: Vector, *, single: bool, convert_to_tensor: bool) -> Vector | torch.Tensor:
+    chosen = rows[0] if single else rows
+    if not convert_to_tensor:
+        return chosen
+    import torch
+
+    return torch.from_numpy(chosen)
