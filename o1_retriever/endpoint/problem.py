@@ -1,0 +1,117 @@
+"""What went wrong with a request, and whether asking again can help."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+# The server did understand, and will say the same for every query: the caller has to change something.
+SETUP = {
+    401: "Pass the right api_key=, or set OPENAI_API_KEY.",
+    402: "The account behind the key has to be topped up.",
+    403: "The key is not allowed to use this model: pass another api_key= or model=.",
+    404: "Check the model's name, and that base_url ends where '/chat/completions' follows (mostly in /v1).",
+    405: "Check base_url: '/chat/completions' is appended to it, so that it mostly ends in /v1.",
+}
+PASSING = {408, 409, 425, 429}
+UNREACHED = {"APIConnectionError", "TransportError", "ConnectionError", "TimeoutError"}
+LONGEST_QUOTE = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Why an attempt brought no thought.
+
+    `retry`: the same request may succeed later, not before `wait` seconds (None: the server did not say).
+    `down`: the server did not work, as against one query that it would not answer.
+    `setup`: what the caller has to change, when no query can succeed until then.
+    `cost` is what the attempt cost, in tokens of the prompt and of the completion.
+    """
+
+    reason: str
+    retry: bool = False
+    down: bool = False
+    wait: float | None = None
+    setup: str | None = None
+    cost: tuple[int, int] = (0, 0)
+
+
+def diagnose(error: Exception, *, timeout: float) -> Problem | None:
+    """The problem behind an exception of the client; None for one that is no answer of a server, but a bug.
+
+    The exceptions are told by their shape, so that any client with the names of `openai` will do.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int) and status >= 400:
+        return _diagnose_status(error, status)
+    if "APITimeoutError" in names or isinstance(error, TimeoutError):
+        return Problem(reason=f"no answer within {timeout:g} s", retry=True, down=True)
+    if names & UNREACHED:
+        return Problem(reason=f"no connection ({_cause(error)})", retry=True, down=True)
+    if isinstance(error, ValueError) or "APIResponseValidationError" in names:
+        return Problem(reason=f"the reply is not valid JSON ({quote(error)})", retry=True, down=True)
+    return None
+
+
+def _diagnose_status(error: Exception, status: int) -> Problem:
+    reason = f"the server answered {status}: {quote(error)}"
+    if status in SETUP:
+        return Problem(reason=reason, setup=SETUP[status])
+    if status == 429 and getattr(error, "code", None) == "insufficient_quota":
+        return Problem(reason=reason, setup=SETUP[402])
+    passing = status in PASSING or status >= 500
+    return Problem(reason=reason, retry=passing, down=passing, wait=retry_after(error) if passing else None)
+
+
+def retry_after(error: Exception) -> float | None:
+    """Seconds that the server asks to wait, from `Retry-After` (seconds or a date) or `retry-after-ms`."""
+    headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    if value is None or (seconds := _number(value)) is not None:
+        return seconds if value is not None else None
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(
+        0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
+    )
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value) if value is not None else math.nan
+    except ValueError:
+        return None
+    return max(0.0, number) if math.isfinite(number) else None
+
+
+def quote(value: object) -> str:
+    """What a server or an exception said, on one line of bounded length."""
+    text = re.sub(r"\s+", " ", str(value)).strip()
+    return text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…"
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause: the clients wrap 'Connection refused' into 'Connection error.'."""
+    seen: list[BaseException] = [error]
+    while (inner := seen[-1].__cause__ or seen[-1].__context__) is not None and inner not in seen:
+        seen.append(inner)
+    told = next((each for each in reversed(seen) if str(each).strip()), seen[-1])
+    return quote(told) or type(told).__name__
+
+
+def body_text(error: Exception) -> tuple[str | None, str]:
+    """The parameter that an error response names in its own field, and all that it says."""
+    body: Any = getattr(error, "body", None)
+    param = getattr(error, "param", None)
+    return (param if isinstance(param, str) else None), f"{error} {body}"

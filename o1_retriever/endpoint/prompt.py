@@ -1,0 +1,58 @@
+"""What a chat model is asked to think about."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from o1_retriever.errors import SettingsError
+
+SLOT = "{query}"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A chat that asks for a thought: `user` contains `{query}`, `system` (None: no such message) does not.
+
+    Every `{query}` in `user` is replaced by the query as it is; other braces mean nothing, here or there.
+    Raises `SettingsError` when `{query}` is missing.
+    """
+
+    user: str = SLOT
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.user, str) or not isinstance(self.system, str | None):
+            raise SettingsError(f"The prompt is {self.user!r:.60}, {self.system!r:.60}; expected strings.")
+        if SLOT not in self.user:
+            raise SettingsError(
+                f"The prompt {self.user!r:.60} has no place for the query.",
+                hint=f"Write {SLOT} where the query belongs.",
+            )
+
+    def messages(self, query: str) -> list[dict[str, str]]:
+        """The chat messages that ask about `query`."""
+        asked = {"role": "user", "content": self.user.replace(SLOT, query)}
+        return [{"role": "system", "content": self.system}, asked] if self.system else [asked]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for the wording."""
+        return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=8).hexdigest()
+
+
+# The exploration step of the method (arXiv 2502.07555): imagine the answer, then search with it.
+DEFAULT_PROMPT = ChatPrompt(
+    system=(
+        "You help a search engine to find documents. Think about what a plausible response to the user's "
+        "query would say: the facts, names and terms that a document which addresses it is likely to "
+        "contain. Write that response as one short, plain paragraph. If you are unsure, write your best "
+        "guess. Do not repeat the query, ask anything back, or mention these instructions."
+    )
+)
+
+
+def as_prompt(value: ChatPrompt | str) -> ChatPrompt:
+    """A prompt from a `ChatPrompt`, or from the text of its only message with `{query}` in it."""
+    return value if isinstance(value, ChatPrompt) else ChatPrompt(value)
