@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -20,7 +20,7 @@ SETUP = {
 }
 PASSING = {408, 409, 425, 429}
 UNREACHED = {"APIConnectionError", "TransportError", "ConnectionError", "TimeoutError"}
-LONGEST_QUOTE = 300
+LONGEST_REASON = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +60,21 @@ def diagnose(error: Exception, *, timeout: float) -> Problem | None:
 
 
 def _diagnose_status(error: Exception, status: int) -> Problem:
-    reason = f"the server answered {status}: {quote(error)}"
+    reason = f"the server answered {status}: {_told(error)}"
     if status in SETUP:
         return Problem(reason=reason, setup=SETUP[status])
     if status == 429 and getattr(error, "code", None) == "insufficient_quota":
         return Problem(reason=reason, setup=SETUP[402])
     passing = status in PASSING or status >= 500
     return Problem(reason=reason, retry=passing, down=passing, wait=retry_after(error) if passing else None)
+
+
+def _told(error: Exception) -> str:
+    """What the server itself said: the client's own message may be the bare status."""
+    body: Any = getattr(error, "body", None)
+    if isinstance(body, dict):
+        body = body.get("message") or body.get("detail") or body.get("error") or body
+    return quote(body) if body else quote(error)
 
 
 def retry_after(error: Exception) -> float | None:
@@ -96,9 +104,18 @@ def _number(value: str | None) -> float | None:
 
 
 def quote(value: object) -> str:
-    """What a server or an exception said, on one line of bounded length."""
-    text = re.sub(r"\s+", " ", str(value)).strip()
-    return text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…"
+    """What a server or an exception said, on one line."""
+    return re.sub(r"\s+", " ", str(value)).strip()
+
+
+def presentable(problem: Problem, *, secret: object) -> Problem:
+    """The same problem with a reason of bounded length, in which a `secret` string is not told on."""
+    reason = problem.reason
+    if isinstance(secret, str) and secret:
+        reason = reason.replace(secret, "***")  # before it is cut, or a part of it would stay
+    if len(reason) > LONGEST_REASON:
+        reason = reason[: LONGEST_REASON - 1] + "…"
+    return replace(problem, reason=reason)
 
 
 def _cause(error: BaseException) -> str:

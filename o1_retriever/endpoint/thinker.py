@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from o1_retriever.endpoint.crew import Crew, RequestPolicy, Result, not_asked, persist
 from o1_retriever.endpoint.dialect import Dialect
-from o1_retriever.endpoint.problem import Problem, diagnose
+from o1_retriever.endpoint.problem import Problem, diagnose, presentable
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt, as_prompt
 from o1_retriever.endpoint.reply import read_reply
 from o1_retriever.errors import SettingsError, ThinkerError
@@ -129,6 +129,12 @@ class OpenAIThinker:
         return persist(lambda timeout: self._attempt(job, timeout), self.policy, stop)
 
     def _attempt(self, job: _Job, timeout: float) -> Result:
+        result = self._exchange(job, timeout)
+        if isinstance(result, Thought):
+            return result
+        return presentable(result, secret=getattr(self._client, "api_key", None))
+
+    def _exchange(self, job: _Job, timeout: float) -> Result:
         """One request, and at once another where the server refuses a parameter that can be left out."""
         while True:
             sent = self._dialect.request(self.prompt.messages(job.query), _parameters(job))
@@ -139,22 +145,12 @@ class OpenAIThinker:
             except Exception as error:
                 if self._dialect.learn(error, sent):
                     continue
-                return self._problem(error, timeout)
-            result = read_reply(reply, limit=job.settings.max_new_tokens)
-            return self._without_key(result) if isinstance(result, Problem) else result
-
-    def _problem(self, error: Exception, timeout: float) -> Problem:
-        problem = diagnose(error, timeout=timeout)
-        if problem is None:
-            raise ThinkerError(f"The client of {self!r} failed: {type(error).__name__}: {error}") from error
-        return self._without_key(problem)
-
-    def _without_key(self, problem: Problem) -> Problem:
-        """The same problem, should a server have quoted the key back."""
-        key = getattr(self._client, "api_key", None)
-        if not isinstance(key, str) or not key or key not in problem.reason:
-            return problem
-        return replace(problem, reason=problem.reason.replace(key, "***"))
+                problem = diagnose(error, timeout=timeout)
+                if problem is None:
+                    reason = f"The client of {self!r} failed: {type(error).__name__}: {error}"
+                    raise ThinkerError(reason) from error
+                return problem
+            return read_reply(reply, limit=job.settings.max_new_tokens)
 
     def _report(self, results: Sequence[Result]) -> None:
         problems = [result for result in results if isinstance(result, Problem)]

@@ -314,10 +314,18 @@ def test_of_several_choices_the_first_is_taken(server, thinker):
         (completion("a \ud800 b"), "lone surrogate", 3),
         (completion(None, refusal="I will not."), "refused: I will not", 1),
         (completion("", finish="content_filter"), "content filter", 1),
-        (Answer(b"oops", status=500), "500", 3),
-        (refusal(503, "loading model"), "503: .*loading model", 3),
-        (refusal(400, "context is too long"), "400: .*context is too long", 1),
-        (refusal(413, "too large"), "413", 1),
+        (Answer(b"oops", status=500), "500: oops", 3),
+        (refusal(503, "loading model"), "503: loading model", 3),
+        (refusal(400, "context is too long"), "400: context is too long", 1),
+        (refusal(413, "too large"), "413: too large", 1),
+        (as_json({"detail": "another model"}, status=400), "400: another model", 1),
+        (as_json({"error": "in plain words"}, status=400), "400: in plain words", 1),
+        (as_json(["odd"], status=400), r"400: \['odd'\]", 1),
+        (
+            Answer(b"<h1>Bad Gateway</h1>", status=502, headers={"Content-Type": "text/html"}),
+            "502: <h1>Bad Gateway",
+            3,
+        ),
     ],
 )
 def test_a_bad_answer_is_a_recorded_failure_with_its_reason(
@@ -522,6 +530,14 @@ def test_what_the_caller_has_to_change_is_an_error_that_says_what(server, thinke
     assert "***" in str(caught.value)
     assert caught.value.__cause__ is None
     assert len(server.bodies) <= 4
+
+
+@pytest.mark.parametrize("before", [0, 360, 370, 380, 390])
+def test_a_key_that_is_quoted_back_is_not_told_even_in_part(server, thinker, before):
+    server.answer = lambda body, number: Answer(b"x" * before + b" sk-secret " + b"x" * 999, status=500)
+    error = think_one(thinker()).error
+    assert "sk-" not in error
+    assert len(error) < 450
 
 
 def test_a_wrong_path_is_such_an_error(server):
