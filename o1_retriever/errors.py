@@ -3,6 +3,7 @@
 ```
 O1RetrieverError
 ├── InputError (ValueError)          a text, a list of texts or a file's content cannot be used
+│   └── DocumentError                a document or a folder of documents cannot be read
 ├── SettingsError (ValueError)       a setting is out of its range
 ├── MissingExtraError (ImportError)  an optional dependency is not installed
 ├── ModelError
@@ -40,6 +41,15 @@ class InputError(O1RetrieverError, ValueError):
     def __init__(self, message: str, *, hint: str | None = None, position: int | None = None) -> None:
         super().__init__(message, hint=hint)
         self.position = position
+
+
+class DocumentError(InputError):
+    """A document or a folder of documents cannot be read. `path` is which, `reason` is why, without the path."""
+
+    def __init__(self, path: str, reason: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{path}: {reason}", hint=hint)
+        self.path = path
+        self.reason = reason
 
 
 class SettingsError(O1RetrieverError, ValueError):

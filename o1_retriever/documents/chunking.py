@@ -1,0 +1,149 @@
+"""Cutting a text into passages: paragraphs stay together while they fit, long ones break at sentence ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from o1_retriever.errors import SettingsError
+
+Span = tuple[int, int]
+
+# Places where a long piece of prose or code may be broken, best first. Each pattern matches the white space
+# between two parts and starts at a fixed kind of character, so that it is linear on any input.
+_SENTENCE = re.compile(
+    r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’»)\]]))\s+(?!\s|[a-z])|(?<=[。！？])\s*(?=[^\s。！？])"
+)
+_LINE = re.compile(r"\n+")
+_PROSE_LINE = re.compile(r"\n\s*")
+_WORD = re.compile(r"\s+")
+_PROSE = (_SENTENCE, _PROSE_LINE, _WORD)
+_CODE = (_LINE, _WORD)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunking:
+    """How long passages may be, and how much of a passage's end the next one repeats, in characters.
+
+    The default of 800 characters is about 130 English words: what small encoders read whole. Raises
+    `SettingsError` unless `max_characters` is at least 20 and `overlap` at most half of it.
+    """
+
+    max_characters: int = 800
+    overlap: int = 120
+
+    def __post_init__(self) -> None:
+        for name in ("max_characters", "overlap"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise SettingsError(f"{name} is {value!r}; expected a whole number of characters.")
+        if self.max_characters < 20:
+            raise SettingsError(f"max_characters is {self.max_characters}; expected at least 20.")
+        if not 0 <= self.overlap <= self.max_characters // 2:
+            raise SettingsError(
+                f"overlap is {self.overlap}; expected at most half of max_characters, so 0 to "
+                f"{self.max_characters // 2}."
+            )
+
+
+def split_passages(
+    text: str, *, max_characters: int = 800, overlap: int = 120, code: bool = False
+) -> list[str]:
+    """Cut `text` into passages of at most `max_characters`; each may begin with the end of the one before.
+
+    Nothing is lost or reordered except white space at the edges. `code=True` breaks at lines instead of
+    sentences and keeps the indentation. A text of white space alone gives no passage.
+    """
+    chunking = Chunking(max_characters=max_characters, overlap=overlap)
+    return [text[start:end] for start, end in passage_spans(text, chunking, code=code)]
+
+
+def passage_spans(text: str, chunking: Chunking, *, code: bool = False) -> list[Span]:
+    """Where the passages of `text` begin and end."""
+    return [_trim(text, span, code) for span in _spans(text, chunking, code)]
+
+
+def _spans(text: str, chunking: Chunking, code: bool) -> Iterator[Span]:
+    start = end = -1
+    for piece_start, piece_end in _pieces(text, chunking.max_characters, _CODE if code else _PROSE):
+        if start >= 0 and piece_end - start <= chunking.max_characters:
+            end = piece_end
+            continue
+        if start >= 0:
+            yield start, end
+            room = min(chunking.overlap, chunking.max_characters - (piece_end - piece_start))
+            start = _repeat_from(text, (start, end), piece_start, max(piece_start - room, start + 1), code)
+        else:
+            start = piece_start
+        end = piece_end
+    if start >= 0:
+        yield start, end
+
+
+def _trim(text: str, span: Span, code: bool) -> Span:
+    """The span without white space at its edges; indentation is a part of code."""
+    start, end = span
+    while text[end - 1].isspace():
+        end -= 1
+    while text[start].isspace() and not (code and text[start] in " \t"):
+        start += 1
+    return start, end
+
+
+def _repeat_from(text: str, previous: Span, following: int, earliest: int, code: bool) -> int:
+    """Where the passage of the piece at `following` begins when it repeats the end of the previous one."""
+    end = previous[1]
+    if earliest >= end:
+        return following
+    window = max(earliest - 1, previous[0])
+    for pattern in (_LINE,) if code else (_SENTENCE, _WORD):
+        for match in pattern.finditer(text, window, end):
+            if earliest <= match.end() < end:
+                return match.end()
+    return following
+
+
+def _pieces(text: str, limit: int, patterns: tuple[re.Pattern[str], ...]) -> Iterator[Span]:
+    """Whole paragraphs where they fit, parts of paragraphs where they do not."""
+    for start, end in _paragraphs(text, keep_indent=patterns is _CODE):
+        yield from _break(text, start, end, limit, patterns)
+
+
+def _paragraphs(text: str, *, keep_indent: bool) -> Iterator[Span]:
+    """Runs of lines that are not blank, without the white space around them."""
+    start = end = -1
+    position = 0
+    while position < len(text):
+        newline = text.find("\n", position)
+        line_end = newline if newline >= 0 else len(text)
+        line = text[position:line_end]
+        stripped = line.strip()
+        if stripped:
+            if start < 0:
+                start = position if keep_indent else position + line.index(stripped[0])
+            end = position + len(line.rstrip())
+        elif start >= 0:
+            yield start, end
+            start = -1
+        position = line_end + 1
+    if start >= 0:
+        yield start, end
+
+
+def _break(
+    text: str, start: int, end: int, limit: int, patterns: tuple[re.Pattern[str], ...]
+) -> Iterator[Span]:
+    """Parts of `text[start:end]` of at most `limit`, broken at the best kind of place that will do."""
+    if end - start <= limit:
+        yield start, end
+    elif not patterns:
+        for position in range(start, end, limit):
+            yield position, min(position + limit, end)
+    else:
+        for match in patterns[0].finditer(text, start, end):
+            if match.start() > start:
+                yield from _break(text, start, match.start(), limit, patterns[1:])
+            start = match.end()
+        if start < end:
+            yield from _break(text, start, end, limit, patterns[1:])

@@ -1,0 +1,259 @@
+"""Documents and their vectors on disk, searched with Chroma."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from o1_retriever.documents import Document
+from o1_retriever.errors import FingerprintError, IndexNotFoundError, InputError, SettingsError, StoreError
+from o1_retriever.hit import Hit, IndexInfo, check_queries, hits
+from o1_retriever.progress import progress
+from o1_retriever.space import Precision, VectorSpace
+from o1_retriever.storage.batches import DocumentEmbedder, batches, embed_rows, new_documents
+from o1_retriever.storage.graph import Graph, check_where
+from o1_retriever.storage.ranking import nearest
+from o1_retriever.storage.rows import Session, State
+from o1_retriever.storage.store import Store
+from o1_retriever.thought import Vector
+
+__all__ = ["DocumentEmbedder", "Hit", "Index", "IndexInfo"]
+
+logger = logging.getLogger(__name__)
+
+# Documents read at once where all are gone through, and ids deleted in one transaction.
+_PAGE = 1000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
+
+
+class Index:
+    """Keeps documents with their vectors in a folder and finds those nearest to a query vector.
+
+    `path` is the folder, made when missing unless `create=False` (then `IndexNotFoundError`); each
+    `collection` is a folder in it. `embedder` is what turns documents into vectors, a `ThinkingEmbedder`
+    for instance; None opens an index that exists, for everything but `add`. An index built by another
+    document space raises `FingerprintError`; another dtype, quantisation or device is only logged.
+
+    Threads and processes may share an index: many read at a time, one writes at a time. A process that is
+    killed while it writes leaves a whole index. `StoreError` when the files cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        embedder: DocumentEmbedder | None = None,
+        *,
+        collection: str = "documents",
+        create: bool = True,
+    ) -> None:
+        if not _NAME.fullmatch(collection):
+            raise SettingsError(
+                f"The collection name {collection!r} cannot be used; expected 3 to 63 letters, digits, '.', "
+                "'_' or '-', with a letter or digit at both ends."
+            )
+        self.path = Path(path).expanduser().resolve()
+        self.collection = collection
+        self._embedder = embedder
+        self._store = Store(self.path / collection, collection)
+        if not self._store.ledger.exists():
+            self._store.check_vacant()
+            if embedder is None or not create:
+                raise IndexNotFoundError(
+                    f"Found no index in {self.path} (collection {collection!r}).",
+                    hint="Type: o1-retriever index FOLDER",
+                )
+            self._store.ledger.create(
+                State(space=embedder.space.to_dict(), precision=embedder.precision.to_dict())
+            )
+        with self._store.ledger.session() as session:
+            self._check_space(session.state())
+        self._store.open()
+
+    def _check_space(self, state: State) -> None:
+        if self._embedder is None:
+            return
+        space, precision = self._embedder.space.to_dict(), self._embedder.precision.to_dict()
+        if space != state.space:
+            raise FingerprintError(
+                f"The index in {self._store.folder} was built by another document space: "
+                f"{_differences(state.space, space)}.",
+                hint="Use the embedder that built it, or index into another folder.",
+            )
+        if precision != state.precision:
+            logger.warning(
+                "The index in %s was built with another precision: %s. Scores will differ slightly.",
+                self._store.folder,
+                _differences(state.precision, precision),
+            )
+
+    def add(
+        self,
+        documents: Iterable[Document],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        total: int | None = None,
+    ) -> int:
+        """Embed and keep documents; return how many were new or changed.
+
+        The documents are streamed. Those that are in the index already are skipped, so that a run that was
+        cut short can be repeated; one with a known id and another text or metadata replaces it; a text that
+        is known under another id keeps its vector. `batch_size` is the embedder's. `total` is for the
+        progress bar, where the documents have no length.
+
+        Raises `InputError` with the position of a document that cannot be used, after keeping those before.
+        """
+        embedder = self._embedder
+        if embedder is None:
+            raise StoreError(
+                f"The index in {self.path} was opened without an embedder; adding documents needs one.",
+                hint="Open it with: Index(path, embedder)",
+            )
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise SettingsError(f"batch_size is {batch_size!r}; expected a whole number from 1.")
+        if total is None and isinstance(documents, Sized):
+            total = len(documents)
+        added = 0
+        with progress("Indexing", total, show=show_progress_bar) as advance:
+            for batch in batches(documents, batch_size):
+                new, have = self._store.look(lambda session, batch=batch: new_documents(session, batch))  # type: ignore[misc]
+                if new:
+                    self._store.write(put=embed_rows(embedder, new, have, batch_size=batch_size))
+                added += len(new)
+                advance(len(batch))
+        return added
+
+    def missing(self, documents: Sequence[Document]) -> list[Document]:
+        """Those that are not in the index with this text and metadata: what `add` would write."""
+        return self._store.look(lambda session: new_documents(session, documents)[0])
+
+    def search(
+        self, vectors: ArrayLike, *, k: int = 10, where: dict[str, Any] | None = None
+    ) -> list[list[Hit]]:
+        """The `k` documents nearest to each vector, best first; fewer only when fewer match.
+
+        `vectors` has the shape (n, dimension). `where` filters by metadata as Chroma does:
+        `{"source": "a.md"}`, `{"page": {"$gte": 2}}`, `{"$and": [..., ...]}`. Equal scores are ordered by id.
+
+        Raises `InputError` for vectors or a filter that cannot be used.
+        """
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise SettingsError(f"k is {k!r}; expected a whole number from 1.")
+        check_where(where)
+
+        def work(session: Session, graph: Graph) -> list[list[Hit]]:
+            queries = check_queries(vectors, int(session.state().space["dimension"]))
+            rankings = nearest(session, graph, queries, int(k), where)
+            rows = session.rows(list({identity for ranking in rankings for identity, _ in ranking}))
+            return [hits(ranking, rows) for ranking in rankings]
+
+        return self._store.read(work)
+
+    def get(self, ids: Sequence[str]) -> list[Document]:
+        """The documents of those ids that are in the index, in the order of `ids`."""
+        rows = self._store.look(lambda session: session.rows(_check_ids(ids)))
+        return [rows[identity].document for identity in ids if identity in rows]
+
+    def vectors(self, ids: Sequence[str]) -> Vector:
+        """The vectors of these ids as embedded, shape (n, dimension). `InputError` for unknown ids."""
+        found = self._store.look(lambda session: session.vectors(_check_ids(ids)))
+        for position, identity in enumerate(ids):
+            if identity not in found:
+                raise InputError(f"The index has no document {identity!r:.120}.", position=position)
+        dimension = self._store.look(lambda session: int(session.state().space["dimension"]))
+        return np.stack([found[name] for name in ids]) if len(ids) else np.empty((0, dimension), np.float32)
+
+    def ids(self, where: dict[str, Any] | None = None) -> list[str]:
+        """The ids of all documents, or of those that match, in the order of their addition."""
+        if check_where(where) is None:
+            return self._store.look(lambda session: session.ids())
+        return self._store.read(lambda session, graph: session.in_order(graph.matching(where)))
+
+    def documents(self, where: dict[str, Any] | None = None) -> Iterator[Document]:
+        """Go through all documents, or those that match, in the order of their addition, page by page."""
+        if check_where(where) is not None:
+            names = self.ids(where)
+            for start in range(0, len(names), _PAGE):
+                yield from self.get(names[start : start + _PAGE])
+            return
+        rows, last = self._store.look(lambda session: session.page(0, _PAGE))
+        while rows:
+            yield from (row.document for row in rows)
+            rows, last = self._store.look(lambda session, last=last: session.page(last, _PAGE))  # type: ignore[misc]
+
+    def ids_by_source(self, root: str = "") -> dict[str, list[str]]:
+        """The ids of the documents of one indexed folder, by the file they come from."""
+        return self._store.look(lambda session: session.ids_by_source(root))
+
+    def delete(self, ids: Sequence[str] | None = None, *, where: dict[str, Any] | None = None) -> int:
+        """Delete documents by id or by metadata; return how many there were. Unknown ids are no error."""
+        if (ids is None) == (where is None):
+            raise InputError("delete was given both or none of ids and where; expected one of them.")
+        names = self.ids(where) if ids is None else _check_ids(ids)
+        return sum(
+            self._store.write(remove=names[start : start + _PAGE]) for start in range(0, len(names), _PAGE)
+        )
+
+    @property
+    def generation(self) -> int:
+        """A number that grows with every change: what was derived at another one is stale."""
+        return self._store.look(lambda session: session.state().generation)
+
+    def count(self) -> int:
+        """Number of documents."""
+        return self._store.look(lambda session: session.count())
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __bool__(self) -> bool:
+        """An index is true even when it is empty."""
+        return True
+
+    def info(self) -> IndexInfo:
+        """What is in the index, without a search."""
+        state, documents, roots = self._store.look(
+            lambda session: (session.state(), session.count(), session.sources())
+        )
+        files = [file for file in self._store.folder.rglob("*") if file.is_file()]
+        return IndexInfo(
+            path=self.path,
+            collection=self.collection,
+            chroma_path=self._store.chroma_path,
+            documents=documents,
+            roots=roots,
+            space=VectorSpace(**state.space),
+            precision=Precision(**state.precision),
+            bytes=sum(file.stat().st_size for file in files),
+        )
+
+    def close(self) -> None:
+        """Let go of the files. Afterwards the index cannot be used; closing twice does nothing."""
+        self._store.close()
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _check_ids(ids: Sequence[str]) -> list[str]:
+    if isinstance(ids, str) or not all(isinstance(identity, str) for identity in ids):
+        raise InputError(f"Found the ids {ids!r:.60}; expected a list of strings.")
+    return list(dict.fromkeys(ids))
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    names = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
+    return ", ".join(f"{name} {there.get(name)!r} there and {here.get(name)!r} here" for name in names)

@@ -1,0 +1,179 @@
+"""The ledger and its search graph kept in step, whatever happens to the process in between."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from o1_retriever.errors import StoreError
+from o1_retriever.storage.graph import DamagedGraphError, Graph
+from o1_retriever.storage.ledger import LEDGER_FILE, LOCK_FILE, Ledger
+from o1_retriever.storage.rows import Row, Session, State
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# What a creation that was cut short leaves behind.
+_OURS = {LEDGER_FILE, f"{LEDGER_FILE}-journal", LOCK_FILE}
+# Documents in memory while the graph is built anew.
+_PAGE = 1000
+# A graph that is damaged again right after it was built: the disk or Chroma does not work.
+_ATTEMPTS = 3
+
+
+class Store:
+    """Runs reads and writes so that they see one generation of the documents, in any thread and process.
+
+    A write is: documents to the ledger together with `dirty`, then to the graph, then `dirty` is cleared.
+    Whoever finds `dirty` set while it holds the lock knows that the writer died, and builds the graph anew
+    from the ledger before anything of it is loaded.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.ledger = Ledger(folder)
+        self._name = name
+        self._shared: Graph | None = None
+
+    def check_vacant(self) -> None:
+        """Raise `StoreError` where no index can be made: at a file, or in a folder of something else."""
+        for part in (self.folder.parent, self.folder):
+            if part.exists() and not part.is_dir():
+                raise StoreError(
+                    f"{part} is a file; expected the folder of an index.", hint="Choose another path."
+                )
+        if (self.folder.parent / "chroma.sqlite3").exists():
+            raise StoreError(
+                f"{self.folder.parent} holds a Chroma database that o1-retriever did not write.",
+                hint="Choose another folder for the index.",
+            )
+        strange = (
+            sorted({entry.name for entry in self.folder.iterdir()} - _OURS) if self.folder.exists() else []
+        )
+        if strange:
+            raise StoreError(
+                f"{self.folder} is not an index: found {strange[0]!r}; expected {LEDGER_FILE}.",
+                hint="Choose another folder or another collection.",
+            )
+
+    def open(self) -> None:
+        """Begin to use the graph; give it back with `close`."""
+        self._shared = Graph.shared(self.folder, self._name)
+
+    def close(self) -> None:
+        """Stop using the graph. Closing twice does nothing."""
+        graph, self._shared = self._shared, None
+        if graph is not None:
+            graph.release()
+
+    @property
+    def _graph(self) -> Graph:
+        if self._shared is None:
+            raise StoreError(
+                f"The index at {self.folder} has been closed.", hint="Open it again: Index(path, embedder)"
+            )
+        return self._shared
+
+    @property
+    def chroma_path(self) -> Path:
+        """The folder of Chroma's own files."""
+        with self.ledger.session() as session:
+            return self._graph.path(session.state().graph)
+
+    def look(self, work: Callable[[Session], T]) -> T:
+        """Read from the ledger alone."""
+        self._graph  # noqa: B018  (a closed index reads nothing)
+        with self.ledger.session() as session:
+            session.state()
+            return work(session)
+
+    def read(self, work: Callable[[Session, Graph], T]) -> T:
+        """Read from ledger and graph at one generation. `work` runs again if the graph proves damaged."""
+        for _ in range(_ATTEMPTS):
+            with self.ledger.session() as session:
+                state = session.state()
+                try:
+                    _open(self._graph, state)
+                    return work(session, self._graph)
+                except DamagedGraphError as error:
+                    damage = error
+            with self.ledger.session(write=True) as session:
+                if session.state() == state:
+                    self._rebuild(session, state, damage)
+        raise self._useless(damage)
+
+    def write(self, *, put: Sequence[Row] = (), remove: Sequence[str] = ()) -> int:
+        """Put documents and remove others, all of it or nothing; return how many were removed."""
+        with self.ledger.session(write=True) as session:
+            state = session.state()
+            try:
+                _open(self._graph, state)
+            except DamagedGraphError as damage:
+                state = self._rebuild(session, state, damage)
+            with session.transaction():
+                session.put(put)
+                removed = session.remove(remove)
+                session.write_state(replace(state, dirty=True))
+            try:
+                self._graph.put(put)
+                self._graph.remove(remove)
+            except DamagedGraphError as damage:
+                self._rebuild(session, state, damage)
+            else:
+                self._clean(session, replace(state, generation=state.generation + 1))
+            return removed
+
+    def _clean(self, session: Session, state: State) -> State:
+        state = replace(state, dirty=False)
+        with session.transaction():
+            session.write_state(state)
+        self._graph.advance(state.graph, state.generation)
+        return state
+
+    def _rebuild(self, session: Session, state: State, damage: DamagedGraphError) -> State:
+        """Build the graph from the ledger, in a folder that no process has open."""
+        count = session.count()
+        if count:
+            logger.warning(
+                "Building the search graph of %s anew from its %d documents: %s.", self.folder, count, damage
+            )
+        if not state.dirty:
+            with session.transaction():
+                session.write_state(replace(state, dirty=True))
+        number = state.graph + 1
+        shutil.rmtree(self._graph.path(number), ignore_errors=True)
+        try:
+            self._graph.begin(number, _description(state))
+            rows, last = session.page(0, _PAGE)
+            while rows:
+                self._graph.put(rows)
+                rows, last = session.page(last, _PAGE)
+        except DamagedGraphError as error:
+            raise self._useless(error) from error
+        state = self._clean(session, replace(state, graph=number, generation=state.generation + 1))
+        for old in self.folder.glob("chroma-*"):
+            if old != self._graph.path(number):
+                shutil.rmtree(old, ignore_errors=True)
+        return state
+
+    def _useless(self, error: DamagedGraphError) -> StoreError:
+        return StoreError(
+            f"Chroma cannot keep the documents of {self.folder}: {error}.",
+            hint="Check the disk and type: pip install -U chromadb",
+        )
+
+
+def _open(graph: Graph, state: State) -> None:
+    if state.dirty:
+        raise DamagedGraphError("a write was interrupted")
+    graph.open(state.graph, state.generation)
+
+
+def _description(state: State) -> dict[str, str | int]:
+    """What the Chroma collection says about itself to those who open it without this library."""
+    return {"made_by": "o1-retriever", "format": state.format, **state.identity()}
