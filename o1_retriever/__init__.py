@@ -1,4 +1,4 @@
-"""Retrieval that thinks: thoughts about a query are written and embedded with it; documents are embedded once.
+"""Retrieval that thinks: thoughts about a query are embedded with it; documents are embedded once.
 
 ```python
 from o1_retriever import ThinkingEmbedder

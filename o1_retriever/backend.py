@@ -118,8 +118,8 @@ class PairBackend:
             rows = self.thinker.think(chunk, k, settings=settings, start=start)
             if len(rows) != len(chunk) or any(len(row) != k - start for row in rows):
                 raise ThinkerError(
-                    f"{type(self.thinker).__name__}.think returned {[len(row) for row in rows]} thoughts; expected "
-                    f"{k - start} for each of {len(chunk)} queries."
+                    f"{type(self.thinker).__name__}.think returned {[len(row) for row in rows]} thoughts; "
+                    f"expected {k - start} for each of {len(chunk)} queries."
                 )
             for place, row in enumerate(rows, first):
                 yield Thinking(place=place, start=start, thoughts=row)
@@ -146,7 +146,7 @@ def _checked(vectors: Any, count: int) -> Vector:
     array = np.asarray(vectors, dtype=np.float32)
     if array.ndim != 2 or array.shape[0] != count or not np.isfinite(array).all():
         raise EncoderError(
-            f"The encoder returned an array of shape {array.shape} for {count} texts; expected {count} rows of "
-            "finite numbers."
+            f"The encoder returned an array of shape {array.shape} for {count} texts; expected {count} rows "
+            "of finite numbers."
         )
     return array

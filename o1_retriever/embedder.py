@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from o1_retriever.thinkers import Thinker
 
 logger = logging.getLogger(__name__)
-
-CacheOption = "bool | str | os.PathLike[str] | ThoughtCache"
 
 
 class ThinkingEmbedder:
@@ -300,7 +297,7 @@ class ThinkingEmbedder:
     def _check_dim(self, truncate_dim: int | None) -> None:
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
             raise SettingsError(
-                f"truncate_dim is {truncate_dim!r}; expected None or a whole number from 1 to {self.dimension}."
+                f"truncate_dim is {truncate_dim!r}; expected None or a number from 1 to {self.dimension}."
             )
 
 

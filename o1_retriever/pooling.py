@@ -14,7 +14,9 @@ def unit(rows: Vector) -> Vector:
     bad = ~(np.isfinite(lengths) & (lengths > 0))
     if bad.any():
         place = int(np.argmax(bad.reshape(-1)))
-        raise EncoderError(f"Vector {place} has length {float(lengths.reshape(-1)[place])}; expected a direction.")
+        raise EncoderError(
+            f"Vector {place} has length {float(lengths.reshape(-1)[place])}; expected a direction."
+        )
     return np.asarray(rows / lengths, dtype=np.float32)
 
 

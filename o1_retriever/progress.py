@@ -14,7 +14,14 @@ def progress(description: str, total: int | None, *, show: bool | None) -> Itera
         yield lambda _count: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
@@ -30,6 +37,8 @@ def progress(description: str, total: int | None, *, show: bool | None) -> Itera
         def advance(count: int) -> None:
             bar.advance(task, count)
             speed = bar.tasks[0].speed
-            bar.update(task, rate=f"{speed:,.0f}/s" if speed and speed >= 10 else f"{speed:.1f}/s" if speed else "")
+            bar.update(
+                task, rate=f"{speed:,.0f}/s" if speed and speed >= 10 else f"{speed:.1f}/s" if speed else ""
+            )
 
         yield advance

@@ -104,5 +104,5 @@ def _thought_key(who: str, settings: ThoughtSettings, query: str) -> bytes:
 def _vector_key(encoder: str, query: str, thought: Thought | None) -> bytes:
     from o1_retriever.cache import cache_key
 
-    said = None if thought is None else [thought.text, list(thought.token_ids)]
-    return cache_key(kind="vector", encoder=encoder, query=query, thought=said)
+    text, ids = (None, None) if thought is None else (thought.text, list(thought.token_ids))
+    return cache_key(kind="vector", encoder=encoder, query=query, thought=text, token_ids=ids)

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from o1_retriever.backend import Thinking
 from o1_retriever.engine.decode import Job, write_thoughts
 from o1_retriever.engine.encode import embed_sequences
 from o1_retriever.engine.load import LocalModel
 from o1_retriever.space import Precision, VectorSpace
-from o1_retriever.backend import Thinking
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,8 @@ class LocalBackend:
     def thinker_identity(self) -> str:
         """Everything but sampling and query that decides what the model writes."""
         template = self.local.template
-        return (
-            f"local:{self.space.to_dict()}:{self.precision.to_dict()}:{template.max_query}:{template.instruction}"
-        )
+        parts = self.space.to_dict(), self.precision.to_dict(), template.max_query, template.instruction
+        return f"local:{parts}"
 
     @property
     def encoder_identity(self) -> str:
@@ -89,7 +88,9 @@ class LocalBackend:
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Token ids as text."""
-        return [self.local.template.tokenizer.decode(list(row), skip_special_tokens=True).strip() for row in rows]
+        return [
+            self.local.template.tokenizer.decode(list(row), skip_special_tokens=True).strip() for row in rows
+        ]
 
     def embed_queries(
         self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int

@@ -97,7 +97,9 @@ class _Batch:
             [stream_key(settings.seed, jobs[place].prompt, index) for place, index in pairs], np.uint64
         )
         self.job_of = torch.tensor([place for place, _ in pairs], device=self.device)
-        self.room = torch.tensor([min(jobs[p].room, settings.max_new_tokens) for p, _ in pairs], device=self.device)
+        self.room = torch.tensor(
+            [min(jobs[p].room, settings.max_new_tokens) for p, _ in pairs], device=self.device
+        )
         rows, longest = len(pairs), int(self.room.max())
         self.tokens = torch.zeros(rows, longest, dtype=torch.long, device=self.device)
         self.length = torch.zeros(rows, dtype=torch.long, device=self.device)
@@ -158,7 +160,7 @@ class _Batch:
         return len(self.row) > 0
 
     def step(self) -> None:
-        """Feed every row its next token, take the states of rows that were fed `<emb>`, drop finished rows."""
+        """Feed every row its next token, take the states of rows fed `<emb>`, drop finished rows."""
         fed = self._next_tokens()
         width = self.width + self.steps + 1
         self.logits = self._forward(fed[:, None], self.mask[:, :width], self.next_position[:, None])

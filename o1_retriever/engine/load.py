@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from o1_retriever.engine.checkpoint import find_folder, first_line
 from o1_retriever.engine.weights import hash_files, hash_model
-from o1_retriever.errors import CheckpointError, ModelNotFoundError, SettingsError
+from o1_retriever.errors import CheckpointError, SettingsError
 from o1_retriever.extras import require
 from o1_retriever.space import Precision
 from o1_retriever.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
-
-_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "*.py"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +81,7 @@ def load_model(name: str | Path, options: LoadOptions) -> LocalModel:
         tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder} has a config or tokenizer that cannot be loaded: {_first_line(error)}.",
+            f"{folder} has a config or tokenizer that cannot be loaded: {first_line(error)}.",
             hint="Pass trust_remote_code=True if it needs its own code and you have read that code."
             if "trust_remote_code" in str(error)
             else None,
@@ -110,7 +109,11 @@ def assemble(
 ) -> LocalModel:
     """Check that a loaded model and its tokenizer fit each other, and join them."""
     text_config = model.config.get_text_config()
-    if hasattr(text_config, "is_decoder") and model.config.model_type in _ENCODERS and not text_config.is_decoder:
+    if (
+        hasattr(text_config, "is_decoder")
+        and model.config.model_type in _ENCODERS
+        and not text_config.is_decoder
+    ):
         raise CheckpointError(
             f"{name} is a bidirectional {model.config.model_type} encoder; expected a causal language model.",
             hint="Use it as an encoder: ThinkingEmbedder.from_parts(thinker, encoder).",
@@ -118,8 +121,8 @@ def assemble(
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise CheckpointError(
-            f"{name} has {rows} token embeddings and a tokenizer of {len(tokenizer)} tokens; expected at least "
-            "as many embeddings as tokens.",
+            f"{name} has {rows} token embeddings and a tokenizer of {len(tokenizer)} tokens; expected at "
+            "least as many embeddings as tokens.",
             hint="Call model.resize_token_embeddings(len(tokenizer)) before saving the checkpoint.",
         )
     config = template_config or TemplateConfig(layout=detect_layout(tokenizer))
@@ -138,69 +141,6 @@ def assemble(
 
 
 _ENCODERS = {"bert", "roberta", "xlm-roberta", "electra", "camembert", "roformer", "rembert"}
-
-
-def find_folder(name: str, *, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint, downloaded from the Hub when `name` is not a folder."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _checked_folder(folder)
-    if folder.exists():
-        raise ModelNotFoundError(f"{name} is a file; expected a folder with a checkpoint, or a Hub id.")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
-        raise ModelNotFoundError(
-            f"There is no folder {name}; expected a folder with a checkpoint, or a Hub id like user/name."
-        )
-    return _download(name, revision)
-
-
-def _checked_folder(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(
-            f"{folder} has no config.json; expected a checkpoint with config.json, model.safetensors and a "
-            "tokenizer.",
-            hint="An adapter alone must be merged into its base model first."
-            if (folder / "adapter_config.json").is_file()
-            else None,
-        )
-    if not any(folder.glob("*.safetensors")):
-        other = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        raise ModelNotFoundError(
-            f"{folder} has {'weights only as ' + ', '.join(other) if other else 'no weights'}; expected "
-            "model.safetensors.",
-            hint="Save it again with model.save_pretrained(folder); pickled weights are never loaded."
-            if other
-            else "Check that the folder was copied or downloaded completely.",
-        )
-    return folder
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    where = f"There is no folder {name} here, and on the Hub"
-    try:
-        return _checked_folder(Path(snapshot_download(name, revision=revision, allow_patterns=_FILES)))
-    except GatedRepoError as error:
-        hint = "Accept its terms on its page, then type: hf auth login"
-        raise ModelNotFoundError(f"{where} {name} is gated.", hint=hint) from error
-    except RepositoryNotFoundError as error:
-        hint = "Check the spelling; for a private model type: hf auth login"
-        raise ModelNotFoundError(f"{where} no model {name} was found.", hint=hint) from error
-    except RevisionNotFoundError as error:
-        raise ModelNotFoundError(f"{where} {name} has no revision {revision!r}.") from error
-    except (HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelNotFoundError(
-            f"{where} it could not be looked up ({_first_line(error)}).",
-            hint="Give an existing folder, or a Hub id like user/name while the Hub can be reached.",
-        ) from error
 
 
 def _template_config(folder: Path, tokenizer: Any) -> TemplateConfig:
@@ -223,7 +163,7 @@ def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
         require("bitsandbytes", extra="4bit", purpose="Loading in 4 bits")
         from transformers import BitsAndBytesConfig
 
-        arguments["quantization_config"] = BitsAndBytesConfig(
+        arguments["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -231,7 +171,7 @@ def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
         )
         arguments["device_map"] = {"": device}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             use_safetensors=True,
             trust_remote_code=options.trust_remote_code,
@@ -241,7 +181,8 @@ def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise CheckpointError(f"{folder} could not be loaded: {_first_line(error)}.") from error
+        raise CheckpointError(f"{folder} could not be loaded: {first_line(error)}.") from error
+    model, report = loaded
     if report.get("missing_keys"):
         missing = sorted(report["missing_keys"])
         raise CheckpointError(
@@ -250,7 +191,19 @@ def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
             hint="Save the whole model, language-model head included, with model.save_pretrained(folder).",
         )
     quantized = getattr(config, "quantization_config", None) is not None or options.load_in_4bit
-    return model if quantized else model.to(device)
+    if not quantized:
+        return model.to(device)
+    if model.device.type == "cpu" and dtype == torch.float32:
+        _keep_float32(model)
+    return model
+
+
+def _keep_float32(model: Any) -> None:
+    # On processors with AVX512-BF16, bitsandbytes computes 4-bit layers in bfloat16 whatever was asked for;
+    # the vectors of one checkpoint would then differ from machine to machine by a hundredth.
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _device(name: str | None) -> str:
@@ -285,7 +238,9 @@ def _precision(model: Any) -> Precision:
     quantization = None
     if config is not None:
         values = config if isinstance(config, dict) else config.to_dict()
-        quantization = str(values.get("bnb_4bit_quant_type" if values.get("load_in_4bit") else "quant_method"))
+        quantization = str(
+            values.get("bnb_4bit_quant_type" if values.get("load_in_4bit") else "quant_method")
+        )
     return Precision(
         dtype=str(model.dtype).removeprefix("torch."), quantization=quantization, device=model.device.type
     )
@@ -296,8 +251,3 @@ def _stop_ids(model: Any, template: Template) -> tuple[int, ...]:
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
     return tuple(sorted({template.eos, *(int(i) for i in ids)}))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -39,7 +39,9 @@ def uniforms(keys: NDArray[np.uint64], step: int) -> NDArray[np.float64]:
     return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def draw(logits: torch.Tensor, uniform: NDArray[np.float64], *, temperature: float, top_p: float) -> torch.Tensor:
+def draw(
+    logits: torch.Tensor, uniform: NDArray[np.float64], *, temperature: float, top_p: float
+) -> torch.Tensor:
     """Token ids (rows,) drawn from logits (rows, vocabulary) by inverting each row's distribution.
 
     `top_p` keeps the smallest set of likeliest tokens whose probabilities reach it; temperature 0 takes the

@@ -75,10 +75,14 @@ def _v4(fast: PreTrainedTokenizerFast) -> bool:
     return "additional_special_tokens" in getattr(fast, "SPECIAL_TOKENS_ATTRIBUTES", [])
 
 
-def tiny_model(architecture: str, layout: Layout = "paper", *, seed: int = 0, stops: int = 12) -> tuple[Any, Any]:
+def tiny_model(
+    architecture: str, layout: Layout = "paper", *, seed: int = 0, stops: int = 12
+) -> tuple[Any, Any]:
     """A random (model, tokenizer); `stops` ids of its vocabulary end a thought, so that lengths vary."""
     tokenizer = (letter_tokenizer if architecture == "bert" else byte_tokenizer)(layout)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[architecture](len(tokenizer)), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(
+        CONFIGS[architecture](len(tokenizer)), dtype=torch.float32
+    ).eval()
     model.generation_config.eos_token_id = list(range(40, 40 + stops))
     return model, tokenizer

@@ -1,0 +1,78 @@
+"""Where a checkpoint is: a folder here, or a model on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from o1_retriever.errors import ModelNotFoundError
+
+_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "*.py"]
+
+
+def find_folder(name: str, *, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint, downloaded from the Hub when `name` is not a folder."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _checked_folder(folder)
+    if folder.exists():
+        raise ModelNotFoundError(f"{name} is a file; expected a folder with a checkpoint, or a Hub id.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise ModelNotFoundError(
+            f"There is no folder {name}; expected a folder with a checkpoint, or a Hub id like user/name."
+        )
+    return _download(name, revision)
+
+
+def _checked_folder(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"{folder} has no config.json; expected a checkpoint with config.json, model.safetensors and a "
+            "tokenizer.",
+            hint="An adapter alone must be merged into its base model first."
+            if (folder / "adapter_config.json").is_file()
+            else None,
+        )
+    if not any(folder.glob("*.safetensors")):
+        other = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        raise ModelNotFoundError(
+            f"{folder} has {'weights only as ' + ', '.join(other) if other else 'no weights'}; expected "
+            "model.safetensors.",
+            hint="Save it again with model.save_pretrained(folder); pickled weights are never loaded."
+            if other
+            else "Check that the folder was copied or downloaded completely.",
+        )
+    return folder
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = f"There is no folder {name} here, and on the Hub"
+    try:
+        return _checked_folder(Path(snapshot_download(name, revision=revision, allow_patterns=_FILES)))
+    except GatedRepoError as error:
+        hint = "Accept its terms on its page, then type: hf auth login"
+        raise ModelNotFoundError(f"{where} {name} is gated.", hint=hint) from error
+    except RepositoryNotFoundError as error:
+        hint = "Check the spelling; for a private model type: hf auth login"
+        raise ModelNotFoundError(f"{where} no model {name} was found.", hint=hint) from error
+    except RevisionNotFoundError as error:
+        raise ModelNotFoundError(f"{where} {name} has no revision {revision!r}.") from error
+    except (HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelNotFoundError(
+            f"{where} it could not be looked up ({first_line(error)}).",
+            hint="Give an existing folder, or a Hub id like user/name while the Hub can be reached.",
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, to be quoted in ours."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

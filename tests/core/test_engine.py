@@ -1,0 +1,229 @@
+"""One-pass embeddings against plain forward passes, and draws that depend on nothing but their counter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from o1_retriever.engine.decode import Job, write_thoughts
+from o1_retriever.engine.encode import embed_sequences
+from o1_retriever.engine.load import LocalModel, assemble
+from o1_retriever.engine.sampling import draw, stream_key, uniforms
+from o1_retriever.thought import ThoughtSettings
+from tests.support.tiny import CONFIGS, POSITIONS, tiny_model
+
+WARM = ThoughtSettings(k=3, temperature=1.0, top_p=0.95, max_new_tokens=30)
+QUERIES = ["a", "why is the sky blue?", "spelled <emb> and </s>", "x" * 70]
+
+
+def build(architecture: str, layout: str = "paper") -> LocalModel:
+    model, tokenizer = tiny_model(architecture, layout)  # type: ignore[arg-type]
+    return assemble(architecture, model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def qwen() -> LocalModel:
+    return build("qwen2")
+
+
+def jobs_for(local: LocalModel, queries: list[str], k: int = 3) -> list[Job]:
+    template = local.template
+    prompts = [tuple(template.prompt(ids)) for ids in template.text_ids(queries)]
+    return [Job(prompt=p, indices=tuple(range(k)), room=template.room(p)) for p in prompts]
+
+
+def plain_forward(model: Any, rows: list[list[int]], side: str | None) -> np.ndarray:
+    """Last states by transformers alone: row by row (None), or as one batch padded on `side`."""
+    if side is None:
+        return np.stack([plain_forward(model, [row], "right")[0] for row in rows])
+    width = max(map(len, rows))
+    ids, mask = (
+        torch.zeros(len(rows), width, dtype=torch.long),
+        torch.zeros(len(rows), width, dtype=torch.long),
+    )
+    for place, row in enumerate(rows):
+        span = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[place, span], mask[place, span] = torch.tensor(row), 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        hidden = model.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=positions
+        ).last_hidden_state
+    last = mask.cumsum(1).argmax(1)
+    return hidden[torch.arange(len(rows)), last].float().numpy()
+
+
+def cosine_gap(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
+    return float(np.abs(a - b).max())
+
+
+@pytest.mark.parametrize("layout", ["paper", "released"])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_one_pass_equals_a_second_forward(architecture: str, layout: str) -> None:
+    local = build(architecture, layout)
+    jobs = jobs_for(local, QUERIES)
+    written = write_thoughts(local, jobs, WARM)
+    ids = local.template.text_ids(QUERIES)
+    rows = [
+        local.template.thinking_query(q, draft.token_ids)
+        for q, drafts in zip(ids, written, strict=True)
+        for draft in drafts.drafts
+    ]
+    states = np.stack([draft.state for drafts in written for draft in drafts.drafts])
+    finishes = {draft.finish for drafts in written for draft in drafts.drafts}
+    lengths = {len(draft.token_ids) for drafts in written for draft in drafts.drafts}
+    assert len(lengths) > 3, "the mixture of lengths is what this test is about"
+    assert "eos" in finishes
+    for side in (None, "left", "right"):
+        assert cosine_gap(states, plain_forward(local.model, rows, side)) < 1e-4
+
+
+def test_the_fast_state_comes_with_the_prefill(qwen: LocalModel) -> None:
+    written = write_thoughts(qwen, jobs_for(qwen, QUERIES), WARM)
+    rows = [qwen.template.fast_query(ids) for ids in qwen.template.text_ids(QUERIES)]
+    fast = np.stack([drafts.fast for drafts in written])
+    assert cosine_gap(fast, plain_forward(qwen.model, rows, None)) < 1e-4
+
+
+def test_one_pass_equals_a_second_forward_in_nf4(tmp_path: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    from o1_retriever.engine.load import LoadOptions, load_model
+
+    model, tokenizer = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    local = load_model(tmp_path, LoadOptions(device="cpu", load_in_4bit=True))
+    assert local.precision.quantization == "nf4"
+    written = write_thoughts(local, jobs_for(local, QUERIES), WARM)
+    rows = [
+        local.template.thinking_query(q, draft.token_ids)
+        for q, drafts in zip(local.template.text_ids(QUERIES), written, strict=True)
+        for draft in drafts.drafts
+    ]
+    states = np.stack([draft.state for drafts in written for draft in drafts.drafts])
+    assert cosine_gap(states, plain_forward(local.model, rows, None)) < 1e-4
+    full = plain_forward(model, rows, None)
+    assert cosine_gap(states, full) > 1e-3, "quantised weights must be at work"
+
+
+def test_thoughts_do_not_depend_on_the_batch(qwen: LocalModel) -> None:
+    short = WARM.with_changes(max_new_tokens=16)
+    together = write_thoughts(qwen, jobs_for(qwen, QUERIES), short)
+    for place, query in enumerate(QUERIES):
+        alone = write_thoughts(qwen, jobs_for(qwen, [query]), short)[0]
+        for one, other in zip(alone.drafts, together[place].drafts, strict=True):
+            assert one.token_ids == other.token_ids
+            assert cosine_gap(one.state, other.state) < 1e-4
+
+
+def test_a_thought_does_not_depend_on_k(qwen: LocalModel) -> None:
+    job = jobs_for(qwen, ["why?"])[0]
+    short = WARM.with_changes(max_new_tokens=16)
+    all_three = write_thoughts(qwen, [job], short)[0].drafts
+    last = write_thoughts(qwen, [Job(prompt=job.prompt, indices=(2,), room=job.room)], short)[0].drafts
+    assert last[0].token_ids == all_three[2].token_ids
+    assert len({draft.token_ids for draft in all_three}) > 1
+
+
+def test_another_seed_thinks_otherwise(qwen: LocalModel) -> None:
+    jobs = jobs_for(qwen, ["why?"])
+    one = write_thoughts(qwen, jobs, WARM)[0].drafts
+    other = write_thoughts(qwen, jobs, WARM.with_changes(seed=1))[0].drafts
+    assert [d.token_ids for d in one] != [d.token_ids for d in other]
+
+
+def test_temperature_zero_is_greedy(qwen: LocalModel) -> None:
+    jobs = jobs_for(qwen, ["why?"], k=1)
+    draft = write_thoughts(qwen, jobs, WARM.with_changes(temperature=0.0, max_new_tokens=12))[0].drafts[0]
+    ids = list(jobs[0].prompt)
+    forbidden = qwen.template.suppressed(len(qwen.template.tokenizer))
+    expected: list[int] = []
+    while len(expected) < 12:
+        with torch.no_grad():
+            logits = qwen.model(input_ids=torch.tensor([ids + expected])).logits[0, -1]
+        logits[forbidden] = -torch.inf
+        if not expected:
+            logits[list(qwen.stop_ids)] = -torch.inf
+        token = int(logits.argmax())
+        if token in qwen.stop_ids:
+            break
+        expected.append(token)
+    assert list(draft.token_ids) == expected
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_thoughts_keep_within_the_positions_and_without_markers(architecture: str) -> None:
+    model, tokenizer = tiny_model(architecture, stops=1)
+    local = assemble(architecture, model, tokenizer)
+    jobs = jobs_for(local, ["x" * 500, "short"])
+    written = write_thoughts(local, jobs, WARM.with_changes(max_new_tokens=1000))
+    special = set(local.template.suppressed(len(tokenizer)))
+    for job, drafts in zip(jobs, written, strict=True):
+        for draft in drafts.drafts:
+            assert 1 <= len(draft.token_ids) <= POSITIONS - len(job.prompt) - 2
+            assert special.isdisjoint(draft.token_ids)
+            assert np.isfinite(draft.state).all()
+    assert any(draft.finish == "length" for drafts in written for draft in drafts.drafts)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=9), st.integers(1, 9))
+def test_embedding_does_not_depend_on_batching(texts: list[str], batch_size: int) -> None:
+    local = _SHARED.setdefault("llama", build("llama"))
+    rows = [local.template.document(ids) for ids in local.template.text_ids(texts)]
+    found = dict(embed_sequences(local, rows, batch_size=batch_size))
+    assert sorted(found) == list(range(len(texts)))
+    assert (
+        cosine_gap(np.stack([found[i] for i in range(len(rows))]), plain_forward(local.model, rows, None))
+        < 1e-4
+    )
+
+
+_SHARED: dict[str, LocalModel] = {}
+
+
+def test_uniform_numbers_are_uniform_and_reproducible() -> None:
+    keys = np.array([stream_key(0, [1, 2, 3], i) for i in range(2000)], np.uint64)
+    numbers = np.stack([uniforms(keys, step) for step in range(50)])
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    counts, _ = np.histogram(numbers, bins=20, range=(0, 1))
+    expected = numbers.size / 20
+    # Chi-square with 19 degrees of freedom: above 50 in fewer than one of ten thousand cases.
+    assert ((counts - expected) ** 2 / expected).sum() < 50
+    assert abs(np.corrcoef(numbers[0], numbers[1])[0, 1]) < 0.1
+    assert len(np.unique(numbers)) == numbers.size
+    assert (uniforms(keys, 7) == numbers[7]).all()
+
+
+def test_streams_differ_by_seed_prompt_and_index() -> None:
+    keys = {stream_key(s, p, i) for s in (0, 1) for p in ([1], [2], [1, 2]) for i in (0, 1, 2)}
+    assert len(keys) == 18
+
+
+def test_a_draw_follows_the_distribution_within_the_nucleus() -> None:
+    probabilities = torch.tensor([0.5, 0.05, 0.3, 0.15])
+    logits = probabilities.log()[None].expand(20_000, -1)
+    uniform = np.random.default_rng(0).random(20_000)
+    everything = torch.bincount(draw(logits, uniform, temperature=1.0, top_p=1.0), minlength=4) / 20_000
+    assert torch.allclose(everything, probabilities, atol=0.02)
+    nucleus = torch.bincount(draw(logits, uniform, temperature=1.0, top_p=0.8), minlength=4) / 20_000
+    assert torch.allclose(nucleus, torch.tensor([0.625, 0, 0.375, 0]), atol=0.02)
+    sharp = torch.bincount(draw(logits, uniform, temperature=0.5, top_p=1.0), minlength=4) / 20_000
+    squared = probabilities**2 / (probabilities**2).sum()
+    assert torch.allclose(sharp, squared, atol=0.02)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_a_draw_never_takes_a_forbidden_token(uniform: float) -> None:
+    logits = torch.tensor([[-torch.inf, 2.0, 1.0, -torch.inf]])
+    for temperature in (1e-6, 0.1, 1.0, 50.0):
+        for top_p in (1e-6, 0.5, 1.0):
+            token = int(draw(logits, np.array([uniform]), temperature=temperature, top_p=top_p)[0])
+            assert token in (1, 2)
