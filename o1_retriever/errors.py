@@ -3,7 +3,8 @@
 ```
 O1RetrieverError
 ├── InputError (ValueError)          a text, a list of texts or a file's content cannot be used
-│   └── DocumentError                a document or a folder of documents cannot be read
+│   ├── DocumentError                a document or a folder of documents cannot be read
+│   └── CollectionError              an evaluation collection, or a run, cannot be used
 ├── SettingsError (ValueError)       a setting is out of its range
 ├── MissingExtraError (ImportError)  an optional dependency is not installed
 ├── ModelError
@@ -50,6 +51,10 @@ class DocumentError(InputError):
         super().__init__(f"{path}: {reason}", hint=hint)
         self.path = path
         self.reason = reason
+
+
+class CollectionError(InputError):
+    """A collection of documents, queries and judgments, or a run over it, cannot be used."""
 
 
 class SettingsError(O1RetrieverError, ValueError):

@@ -1,0 +1,251 @@
+"""A retrieval collection in BEIR format: documents, queries, and judgments of a split."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from o1_retriever.errors import CollectionError, InputError
+from o1_retriever.evaluation.problems import CollectionReport
+from o1_retriever.evaluation.qrels import Qrels, check_qrels, read_qrels
+from o1_retriever.inputs import check_text
+
+_BOM = codecs.BOM_UTF8
+
+
+class Corpus(Protocol):
+    """Documents that may be more than memory holds: ids at hand, texts read when asked for."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Document ids, each once."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """A hash of all ids and texts."""
+        ...
+
+    def texts(self, start: int, stop: int) -> list[str]:
+        """The documents `start` to `stop - 1` as title, space, text."""
+        ...
+
+
+class CorpusFile:
+    """The documents of a `corpus.jsonl`; only ids and places in the file are held in memory.
+
+    Making one reads the file once and adds what is wrong with it to `report`.
+    """
+
+    def __init__(self, path: Path, report: CollectionReport) -> None:
+        self.path = path
+        ids: dict[str, None] = {}
+        offsets: list[int] = []
+        digest = hashlib.blake2b(digest_size=16)
+        for where, offset, row in _rows(path, report):
+            identity, text = row["_id"], joined(row)
+            if identity in ids:
+                report.add("duplicate document id", f"{identity!r:.60} in {where}")
+            elif not _usable(text):
+                kind = "broken document" if text else "empty document"
+                report.add(kind, f"{identity!r:.60} in {where}")
+            else:
+                ids[identity] = None
+                offsets.append(offset)
+                digest.update(json.dumps([identity, text]).encode())
+        self._ids = list(ids)
+        self._offsets: NDArray[np.int64] = np.asarray(offsets, dtype=np.int64)
+        self._digest = digest.hexdigest()
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Document ids in the order of the file, each once."""
+        return self._ids
+
+    @property
+    def digest(self) -> str:
+        """A hash of all ids and texts: the same for the same documents in the same order."""
+        return self._digest
+
+    def texts(self, start: int, stop: int) -> list[str]:
+        """The documents `start` to `stop - 1` as title, space, text, read from the file now."""
+        with self.path.open("rb") as file:
+            texts = []
+            for offset in self._offsets[start:stop]:
+                file.seek(int(offset))
+                texts.append(joined(json.loads(file.readline().removeprefix(_BOM))))
+        return texts
+
+
+class CorpusList:
+    """Documents that are in memory."""
+
+    def __init__(self, documents: Mapping[str, str]) -> None:
+        self._ids = list(documents)
+        self._texts = [check_text(text, what=f"document {key!r}") for key, text in documents.items()]
+        content = json.dumps([self._ids, self._texts])
+        self._digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Document ids in the order of the mapping."""
+        return self._ids
+
+    @property
+    def digest(self) -> str:
+        """A hash of all ids and texts."""
+        return self._digest
+
+    def texts(self, start: int, stop: int) -> list[str]:
+        """The documents `start` to `stop - 1`."""
+        return self._texts[start:stop]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collection:
+    """What retrieval is measured on: a corpus, the judged queries of one split, and their judgments.
+
+    `queries` maps id to text and `qrels` query id to document id to grade (0: judged not relevant).
+    `report` says what was wrong with the files.
+    """
+
+    name: str
+    split: str
+    corpus: Corpus
+    queries: Mapping[str, str]
+    qrels: Qrels
+    report: CollectionReport
+
+    def with_queries(self, queries: Mapping[str, str], *, name: str | None = None) -> Collection:
+        """The same documents and judgments under other wordings of (some of) the queries.
+
+        Queries without judgments are left out. Raises `CollectionError` when none is left.
+        """
+        kept = {key: text for key, text in queries.items() if key in self.qrels}
+        if not kept:
+            raise CollectionError(
+                f"None of {len(queries)} queries is judged in {self.name}, split {self.split}."
+            )
+        qrels = {key: self.qrels[key] for key in kept}
+        return replace(self, queries=kept, qrels=qrels, name=name or self.name)
+
+
+def load_collection(
+    folder: str | os.PathLike[str], *, split: str = "test", strict: bool = False
+) -> Collection:
+    """Read a folder with `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`.
+
+    Queries that the split does not judge are left out. What is wrong with the files is in the collection's
+    `report`; with `strict` it is raised. Raises `CollectionError` for missing files, and for a collection in
+    which nothing can be measured.
+    """
+    root = Path(folder)
+    paths = [root / "corpus.jsonl", root / "queries.jsonl", root / "qrels" / f"{split}.tsv"]
+    _check_files(root, paths)
+    report = CollectionReport(str(root))
+    corpus = CorpusFile(paths[0], report)
+    queries = _read_queries(paths[1], report)
+    judged = read_qrels(paths[2], report)
+    qrels = check_qrels(judged, queries, frozenset(corpus.ids), report)
+    if strict:
+        report.raise_if_any()
+    if not corpus.ids or not qrels:
+        raise CollectionError(
+            f"{root} has {len(corpus.ids)} usable documents and {len(qrels)} judged queries in the split {split!r}; "
+            f"expected some of each.\n{report}"
+        )
+    texts = {key: queries[key] for key in qrels}
+    return Collection(name=root.name, split=split, corpus=corpus, queries=texts, qrels=qrels, report=report)
+
+
+def splits_of(folder: str | os.PathLike[str]) -> list[str]:
+    """Names of the splits that a folder in BEIR format has judgments for."""
+    return sorted(path.stem for path in (Path(folder) / "qrels").glob("*.tsv"))
+
+
+def joined(row: Mapping[str, Any]) -> str:
+    """A document as title, space, text; just the text where there is no title."""
+    return f"{row.get('title') or ''} {row.get('text') or ''}".strip()
+
+
+def _check_files(root: Path, paths: Sequence[Path]) -> None:
+    missing = [path for path in paths if not path.is_file()]
+    if not missing:
+        return
+    known = splits_of(root)
+    hint = "A folder in BEIR format has corpus.jsonl, queries.jsonl and qrels/<split>.tsv."
+    if missing == paths[-1:] and known:
+        hint = f"Splits of this collection: {', '.join(known)}."
+    raise CollectionError(f"There is no file {missing[0]}.", hint=hint)
+
+
+def _read_queries(path: Path, report: CollectionReport) -> dict[str, str]:
+    queries: dict[str, str] = {}
+    for where, _, row in _rows(path, report):
+        identity, text = row["_id"], row.get("text") or ""
+        if identity in queries:
+            report.add("duplicate query id", f"{identity!r:.60} in {where}")
+        elif not _usable(text):
+            report.add("broken query" if text.strip() else "empty query", f"{identity!r:.60} in {where}")
+        else:
+            queries[identity] = text.strip()
+    return queries
+
+
+def _usable(text: str) -> bool:
+    try:
+        check_text(text, what="text")
+    except InputError:
+        return False
+    return True
+
+
+def _rows(path: Path, report: CollectionReport) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """(place, offset in bytes, object) of every line that holds an object with a string `_id`."""
+    offset, windows = 0, False
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path.name}, line {number}"
+            if number == 1 and line.startswith(_BOM):
+                report.add("byte order mark", path.name)
+            if not windows and line.endswith(b"\r\n"):
+                windows = True
+                report.add("Windows line ends", path.name)
+            row = _row(line.removeprefix(_BOM), where, report)
+            if row is not None:
+                yield where, offset, row
+            offset += len(line)
+
+
+def _row(line: bytes, where: str, report: CollectionReport) -> dict[str, Any] | None:
+    if not line.strip():
+        return None
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError:
+        report.add("not UTF-8", where)
+        return None
+    except ValueError:
+        report.add("not JSON", where)
+        return None
+    if not isinstance(row, dict):
+        report.add("wrong fields", f"{where} is a {type(row).__name__}")
+        return None
+    if isinstance(row.get("_id"), int) and not isinstance(row["_id"], bool):
+        row["_id"] = str(row["_id"])
+    for name in ("_id", "text", "title"):
+        value = row.get(name)
+        sound = isinstance(value, str) and (value.strip() or name != "_id")
+        if not sound and (value is not None or name == "_id"):
+            report.add("wrong fields", f"{where} has {name} {value!r:.40}")
+            return None
+    return row

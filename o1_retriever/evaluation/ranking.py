@@ -1,0 +1,66 @@
+"""Rankings as arrays: which documents, best first, and how ties and several rankings become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from o1_retriever.thought import Vector
+
+Places = NDArray[np.int64]
+RRF_CONSTANT = 60
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """The documents found for one query, best first: places in the corpus and float32 scores."""
+
+    places: Places
+    scores: Vector
+
+    def by_id(self, ids: Sequence[str]) -> dict[str, float]:
+        """Document id to score, best first."""
+        return {ids[place]: float(score) for place, score in zip(self.places, self.scores, strict=True)}
+
+
+def tie_order(ids: Sequence[str]) -> Places:
+    """For every document its place among all in trec_eval's order for equal scores: descending id."""
+    order = np.empty(len(ids), dtype=np.int64)
+    order[sorted(range(len(ids)), key=lambda place: ids[place], reverse=True)] = np.arange(len(ids))
+    return order
+
+
+def best(scores: Vector, ties: Places, depth: int, *, places: Places | None = None) -> Ranking:
+    """The `depth` best of one query's scores; equal scores in the order of `ties`.
+
+    `places` says which documents the scores belong to (None: all, in order).
+    """
+    count = len(scores)
+    where = np.arange(count) if places is None else places
+    chosen = np.arange(count)
+    if depth < count:
+        # Everything that equals the last one's score takes part, so that the cut falls in the ties' order.
+        bar = np.partition(scores, count - depth)[count - depth]
+        chosen = np.flatnonzero(scores >= bar)
+    order = np.lexsort((ties[where[chosen]], -scores[chosen]))[:depth]
+    picked = chosen[order]
+    return Ranking(where[picked], np.asarray(scores[picked], dtype=np.float32))
+
+
+def ranks(scores: Vector, ties: Places) -> Places:
+    """The rank of every document, from 0, in the complete ranking of one query."""
+    result = np.empty(len(scores), dtype=np.int64)
+    result[np.lexsort((ties, -scores))] = np.arange(len(scores))
+    return result
+
+
+def fuse(complete: Sequence[Vector], ties: Places, depth: int) -> Ranking:
+    """Reciprocal rank fusion of complete rankings, each given by the scores of all documents.
+
+    A document's score is the sum of 1 / (60 + rank), rank from 0, over the rankings.
+    """
+    total = sum(1.0 / (RRF_CONSTANT + ranks(scores, ties)) for scores in complete)
+    return best(np.asarray(total), ties, depth)
