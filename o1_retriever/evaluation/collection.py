@@ -160,8 +160,8 @@ def load_collection(
         report.raise_if_any()
     if not corpus.ids or not qrels:
         raise CollectionError(
-            f"{root} has {len(corpus.ids)} usable documents and {len(qrels)} judged queries in the split {split!r}; "
-            f"expected some of each.\n{report}"
+            f"{root} has {len(corpus.ids)} usable documents and {len(qrels)} judged queries in the split "
+            f"{split!r}; expected some of each.\n{report}"
         )
     texts = {key: queries[key] for key in qrels}
     return Collection(name=root.name, split=split, corpus=corpus, queries=texts, qrels=qrels, report=report)

@@ -74,8 +74,8 @@ def encode_corpus(
 ) -> EncodedCorpus:
     """Encode a corpus into a file below `folder`, or take what is there from before.
 
-    The file belongs to this corpus, document space, precision and batch size. It grows by blocks, each on disk before
-    it counts: a run that was killed anywhere is continued by the next one, and the vectors are the same.
+    The file belongs to this corpus, document space, precision and batch size. It grows by blocks, each on
+    disk before it counts: a run killed anywhere is continued by the next one, and the vectors are the same.
     `truncate_dim` is applied on reading, so that every dimension shares one file.
     """
     dimension = embedder.space.dimension

@@ -30,9 +30,9 @@ def write_run(
 ) -> None:
     """Write a run as `query Q0 document rank score tag`, best first, ranks from 1; scores lose nothing.
 
-    With `thoughts` (by query id) and the texts of the `queries`, the file of `thoughts_path` is written too; it can
-    be read again as recorded thoughts. Raises `CollectionError` for an id or tag with white space, which the format
-    cannot hold, and for a score that is not finite.
+    With `thoughts` (by query id) and the texts of the `queries`, the file of `thoughts_path` is written too;
+    it can be read again as recorded thoughts. Raises `CollectionError` for an id or tag with white space,
+    which the format cannot hold, and for a score that is not finite.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,8 +47,8 @@ def write_run(
 def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
     """Read a TREC run: query id to document id to score, best first whatever the order of the lines.
 
-    Raises `CollectionError`, naming the line, for one that does not have the six columns or a number as score, and
-    for a document that is listed twice for a query.
+    Raises `CollectionError`, naming the line, for one that does not have the six columns or a number as
+    score, and for a document that is listed twice for a query.
     """
     found: dict[str, dict[str, float]] = {}
     with Path(path).open(encoding="utf-8-sig", newline="\n") as file:

@@ -42,7 +42,7 @@ def all_scores(queries: Vector, matrix: Vector, *, block_bytes: int = BLOCK_BYTE
 
 
 def search_hnsw(queries: Vector, matrix: Vector, depth: int, *, batch: int = 5000) -> list[Ranking]:
-    """The same question put to Chroma's graph (HNSW, cosine space, its default parameters), in a temporary folder.
+    """Search through Chroma's graph (HNSW, cosine space, default parameters) in a temporary folder.
 
     The graph is approximate: compare with `search_exactly` by `recall_lost`.
     """
@@ -94,7 +94,8 @@ def _missed(exact: Sequence[Ranking], approximate: Sequence[Ranking], depth: int
 
 def _rows(queries: Vector, matrix: Vector, block_bytes: int) -> int:
     """Rows of a block whose scores and whose vectors each take at most `block_bytes`."""
-    return max(1, block_bytes // (4 * max(1, len(queries), matrix.shape[1])))
+    widest = max(1, len(queries), int(matrix.shape[1]))
+    return max(1, block_bytes // (4 * widest))
 
 
 def _merged(known: Ranking | None, scores: Vector, places: Places, ties: Places, depth: int) -> Ranking:

@@ -120,6 +120,6 @@ def compare(
 def _paired(first: Values, second: Values) -> Values:
     if first.shape != second.shape or first.ndim != 1 or not len(first):
         raise SettingsError(
-            f"Found values of shapes {first.shape} and {second.shape}; expected one per query, of both systems."
+            f"Found values of shapes {first.shape} and {second.shape}; expected one per query of each."
         )
     return np.asarray(first - second, dtype=np.float64)
