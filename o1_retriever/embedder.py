@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from o1_retriever.inputs import check_text, check_texts
 from o1_retriever.pooling import pool, unit
 from o1_retriever.progress import progress
 from o1_retriever.query_cache import QueryCache
+from o1_retriever.road import Road
 from o1_retriever.space import Precision, VectorSpace
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings, Vector
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from o1_retriever.cache import ThoughtCache
     from o1_retriever.encoders import Encoder
     from o1_retriever.thinkers import Thinker
-
-logger = logging.getLogger(__name__)
 
 
 class ThinkingEmbedder:
@@ -47,7 +44,7 @@ class ThinkingEmbedder:
     ) -> None:
         self.backend = backend
         self.settings = settings or _settings_of(backend)
-        self._cache = QueryCache(backend, cache)
+        self._road = Road(backend, QueryCache(backend, cache))
 
     @classmethod
     def from_pretrained(
@@ -138,7 +135,7 @@ class ThinkingEmbedder:
     @property
     def cache(self) -> ThoughtCache | None:
         """The thought cache, None when it is off."""
-        return self._cache.store
+        return self._road.cache.store
 
     def think(
         self, queries: Sequence[str], *, k: int | None = None, settings: ThoughtSettings | None = None
@@ -146,7 +143,7 @@ class ThinkingEmbedder:
         """Write `k` thoughts about each query, without embedding them by themselves."""
         chosen = (settings or self.settings).with_changes(k=k, mode="always")
         texts = check_texts(queries, what="query")
-        return [list(row) for row in self._think(texts, chosen, batch_size=32, show=False).thoughts]
+        return [list(row) for row in self._road.think(texts, chosen, batch_size=32, show=False).thoughts]
 
     def embed_query(self, query: str, *, settings: ThoughtSettings | None = None) -> QueryEmbedding:
         """One query with its thoughts, their vectors and the vector to search with."""
@@ -174,9 +171,9 @@ class ThinkingEmbedder:
         self._check_dim(truncate_dim)
         started = time.perf_counter()
         unique = list(dict.fromkeys(texts))
-        thinking = self._think(unique, chosen, batch_size=batch_size, show=show_progress_bar)
+        thinking = self._road.think(unique, chosen, batch_size=batch_size, show=show_progress_bar)
         thought_at = time.perf_counter()
-        raw = self._vectors(thinking, batch_size)
+        raw = self._road.vectors(thinking, batch_size=batch_size)
         ended = time.perf_counter()
         share = 1000 / max(1, len(unique))
         timings = Timings(think_ms=(thought_at - started) * share, embed_ms=(ended - thought_at) * share)
@@ -244,70 +241,11 @@ class ThinkingEmbedder:
             rows = unit(rows)
         return _delivered(rows, single=single, convert_to_tensor=convert_to_tensor)
 
-    def _think(
-        self, queries: list[str], settings: ThoughtSettings, *, batch_size: int, show: bool | None
-    ) -> _Thoughts:
-        result = _Thoughts(queries=queries, thoughts=[[] for _ in queries])
-        if not settings.thinks:
-            return result
-        known = self._cache.thoughts(queries, settings)
-        missing: dict[int, list[int]] = {}
-        for place, found in enumerate(known):
-            start = next((i for i in range(settings.k) if i not in found), settings.k)
-            result.thoughts[place] = [found[i] for i in range(start)]
-            if start < settings.k:
-                missing.setdefault(start, []).append(place)
-        total = sum(map(len, missing.values()))
-        with progress("Thinking", total, show=show if total else False) as advance:
-            for start, places in missing.items():
-                asked = [queries[place] for place in places]
-                for new in self.backend.think(
-                    asked, settings.k, settings=settings, start=start, batch_size=batch_size
-                ):
-                    place = places[new.place]
-                    result.thoughts[place].extend(new.thoughts)
-                    # Kept at once: an interrupted batch loses only the queries that were under way.
-                    self._cache.keep(queries[place], new, settings)
-                    for thought, vector in zip(new.thoughts, new.vectors or (), strict=False):
-                        result.free[place, thought.token_ids, thought.text] = vector
-                    advance(1)
-        return result
-
-    def _vectors(self, thinking: _Thoughts, batch_size: int) -> list[Vector]:
-        pairs: list[tuple[str, Thought | None]] = []
-        owners: list[int] = []
-        for place, (query, thoughts) in enumerate(zip(thinking.queries, thinking.thoughts, strict=True)):
-            usable: list[Thought | None] = [thought for thought in thoughts if not thought.failed]
-            if thoughts and not usable:
-                logger.warning("No thought could be had about %.60r (%s)", query, thoughts[0].error)
-            for thought in usable or [None]:
-                pairs.append((query, thought))
-                owners.append(place)
-        rows: list[Vector | None] = [
-            None if thought is None else thinking.free.get((place, thought.token_ids, thought.text))
-            for place, (_, thought) in zip(owners, pairs, strict=True)
-        ]
-        self._cache.fill_vectors(pairs, rows, batch_size=batch_size)
-        grouped: list[list[Vector]] = [[] for _ in thinking.queries]
-        for owner, row in zip(owners, rows, strict=True):
-            assert row is not None
-            grouped[owner].append(row)
-        return [np.stack(group) for group in grouped]
-
     def _check_dim(self, truncate_dim: int | None) -> None:
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
             raise SettingsError(
                 f"truncate_dim is {truncate_dim!r}; expected None or a number from 1 to {self.dimension}."
             )
-
-
-@dataclass(kw_only=True)
-class _Thoughts:
-    """Thoughts by query, and the raw vectors that thinking gave for free."""
-
-    queries: list[str]
-    thoughts: list[list[Thought]]
-    free: dict[tuple[int, tuple[int, ...], str], Vector] = field(default_factory=dict)
 
 
 def _settings_of(backend: Backend) -> ThoughtSettings:

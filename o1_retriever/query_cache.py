@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from o1_retriever.cache import ThoughtCache
 
 
+# Vectors are kept after so many: what an interruption can lose.
+_KEEP_EVERY = 512
+
+
 class QueryCache:
     """One embedder's view of the thought cache; with `cache=False` every look-up misses.
 
@@ -67,32 +71,41 @@ class QueryCache:
                 items.append((_vector_key(encoder, query, None), new.fast))
             store.put_vectors(items)
 
-    def fill_vectors(
-        self, pairs: Sequence[tuple[str, Thought | None]], rows: list[Vector | None], *, batch_size: int
-    ) -> None:
-        """Fill the rows that are None: from the cache, else by embedding, each distinct pair once."""
+    def filled(
+        self,
+        pairs: Sequence[tuple[str, Thought | None]],
+        known: Sequence[Vector | None],
+        *,
+        batch_size: int,
+    ) -> list[Vector]:
+        """Raw vectors of all pairs: those known, those in the cache, and the rest embedded once each."""
         encoder, store = self._backend.encoder_identity, self.store
-        missing: dict[bytes, list[int]] = {}
-        for place, (query, thought) in enumerate(pairs):
-            if rows[place] is None:
-                missing.setdefault(_vector_key(encoder or "", query, thought), []).append(place)
+        keys = [_vector_key(encoder or "", query, thought) for query, thought in pairs]
+        rows = {key: row for key, row in zip(keys, known, strict=True) if row is not None}
+        missing = [key for key in dict.fromkeys(keys) if key not in rows]
         if store is not None and encoder is not None and missing:
-            keys = list(missing)
-            for key, found in zip(keys, store.get_vectors(keys), strict=True):
-                if found is not None:
-                    for place in missing.pop(key):
-                        rows[place] = found
-        if not missing:
-            return
-        keys = list(missing)
-        asked = [pairs[missing[key][0]] for key in keys]
-        new: list[tuple[bytes, Vector]] = []
-        for i, vector in self._backend.embed_queries(asked, batch_size=batch_size):
-            for place in missing[keys[i]]:
-                rows[place] = vector
-            new.append((keys[i], vector))
-        if store is not None and encoder is not None:
-            store.put_vectors(new)
+            found = zip(missing, store.get_vectors(missing), strict=True)
+            rows.update((key, row) for key, row in found if row is not None)
+            missing = [key for key in missing if key not in rows]
+        if missing:
+            by_key = dict(zip(keys, pairs, strict=True))
+            new = self._embedded(missing, [by_key[key] for key in missing], batch_size)
+            rows.update(new)
+        return [rows[key] for key in keys]
+
+    def _embedded(
+        self, keys: Sequence[bytes], pairs: Sequence[tuple[str, Thought | None]], batch_size: int
+    ) -> dict[bytes, Vector]:
+        keep = self.store if self._backend.encoder_identity is not None else None
+        done: dict[bytes, Vector] = {}
+        for start in range(0, len(pairs), _KEEP_EVERY):
+            part = pairs[start : start + _KEEP_EVERY]
+            embedded = self._backend.embed_queries(part, batch_size=batch_size)
+            new = {keys[start + i]: row for i, row in embedded}
+            if keep is not None:
+                keep.put_vectors(new.items())
+            done.update(new)
+        return done
 
 
 def _thought_key(who: str, settings: ThoughtSettings, query: str) -> bytes:

@@ -124,6 +124,8 @@ class Template:
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of plain texts: no markers, no truncation, and no special token whatever the text spells."""
+        if not texts:
+            return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
         rows: list[list[int]] = [list(row) for row in encoded["input_ids"]]
         for place, row in enumerate(rows):

@@ -154,6 +154,7 @@ def _template_config(folder: Path, tokenizer: Any) -> TemplateConfig:
 
 def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     device = _device(options.device)
@@ -178,7 +179,7 @@ def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
             output_loading_info=True,
             **arguments,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise CheckpointError(f"{folder} could not be loaded: {first_line(error)}.") from error

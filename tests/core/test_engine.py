@@ -91,11 +91,12 @@ def test_the_fast_state_comes_with_the_prefill(qwen: LocalModel) -> None:
     assert cosine_gap(fast, plain_forward(qwen.model, rows, None)) < 1e-4
 
 
-def test_one_pass_equals_a_second_forward_in_nf4(tmp_path: Any) -> None:
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_one_pass_equals_a_second_forward_in_nf4(architecture: str, tmp_path: Any) -> None:
     pytest.importorskip("bitsandbytes")
     from o1_retriever.engine.load import LoadOptions, load_model
 
-    model, tokenizer = tiny_model("llama")
+    model, tokenizer = tiny_model(architecture)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     local = load_model(tmp_path, LoadOptions(device="cpu", load_in_4bit=True))
@@ -107,7 +108,8 @@ def test_one_pass_equals_a_second_forward_in_nf4(tmp_path: Any) -> None:
         for draft in drafts.drafts
     ]
     states = np.stack([draft.state for drafts in written for draft in drafts.drafts])
-    assert cosine_gap(states, plain_forward(local.model, rows, None)) < 1e-4
+    for side in (None, "left", "right"):
+        assert cosine_gap(states, plain_forward(local.model, rows, side)) < 1e-4
     full = plain_forward(model, rows, None)
     assert cosine_gap(states, full) > 1e-3, "quantised weights must be at work"
 

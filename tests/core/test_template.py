@@ -92,7 +92,7 @@ def test_the_announced_limits_are_where_truncation_begins() -> None:
 
 TEXTS = st.text(max_size=30)
 SPELLINGS = st.sampled_from(
-    [*MARKERS["paper"], *MARKERS["released"], "</s>", "<pad>", "[SEP]", "[MASK]", "[CLS]"]
+    [*MARKERS["paper"], *MARKERS["released"], "</s>", "<|endoftext|>", "[SEP]", "[MASK]", "[CLS]"]
 )
 
 

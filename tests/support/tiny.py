@@ -42,12 +42,15 @@ CONFIGS: dict[str, Any] = {
 
 
 def byte_tokenizer(layout: Layout = "paper") -> PreTrainedTokenizerFast:
-    """One token a byte, plus the markers of a layout: every text survives a round trip."""
+    """One token a byte, plus the markers of a layout: every text survives a round trip.
+
+    The pad token is the one that transformers adds to whatever it loads as a Qwen2 tokenizer.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return _with_markers(tokenizer, layout, eos_token="</s>", pad_token="<pad>")
+    return _with_markers(tokenizer, layout, eos_token="</s>", pad_token="<|endoftext|>")
 
 
 def letter_tokenizer(layout: Layout = "paper") -> PreTrainedTokenizerFast:
