@@ -1,4 +1,4 @@
-"""What is wrong with a collection: every kind of problem with a count, the first places, and what was done."""
+"""What is wrong with a collection: each kind of problem with a count, the first places, and what was done."""
 
 from __future__ import annotations
 
