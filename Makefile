@@ -1,0 +1,54 @@
+# make demo and make test do everything from a fresh clone: environment, installation, the job itself.
+# PYTHON: the interpreter, 3.11 or newer. TORCH: what pip is asked for first; this version has a CPU build on
+# the package index. On a machine with a GPU type, for example, make demo TORCH=torch.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+# Two threads of one job and another busy process slow each other down many times over.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help install demo test slow lint format wheel clean
+
+help:
+	@echo "make demo     index the everyday corpus, ask it five questions, show the thoughts"
+	@echo "make test     run the tests (ARGS=... goes to pytest)"
+	@echo "make slow     run the long tests too; some need collections that are not in the repository"
+	@echo "make lint     check style and types      make format   put the code into shape"
+	@echo "make wheel    build dist/*.whl           make clean    remove what make made"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python {v.major}.{v.minor} found; expected 3.11, 3.12 or 3.13. Type: make $(MAKECMDGOALS) PYTHON=python3.12")'
+	@echo "Creating $(VENV) and installing: about 2 GB, a few minutes, once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet "$(TORCH)" --editable '.[all]' --group test --group lint
+	@touch $@
+
+demo: install
+	@$(BIN)/o1-retriever demo $(ARGS)
+
+test: install
+	$(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
+
+slow: install
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not gpu and not network" $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: install
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

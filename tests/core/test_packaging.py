@@ -1,0 +1,69 @@
+"""The distribution as a stranger installs it: built, listed, installed, started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.packaging
+
+
+@pytest.fixture(scope="module")
+def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    # The source distribution first and the wheel from it, as an index would serve them.
+    subprocess.run([sys.executable, "-m", "build", "--outdir", out, root], check=True, capture_output=True)
+    assert len(list(out.glob("*.tar.gz"))) == 1
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"o1_retriever"}
+    assert "o1_retriever/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert wheel.stat().st_size < 1_000_000
+
+
+def test_every_module_of_the_tree_is_in_the_wheel(root: Path, wheel: Path) -> None:
+    tree = {path.relative_to(root).as_posix() for path in (root / "o1_retriever").rglob("*.py")}
+    assert tree <= set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_it_installs_and_starts_away_from_the_tree(wheel: Path, tmp_path: Path) -> None:
+    # The dependencies are those of this environment: only our own files are new.
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run(
+        [python, "-m", "pip", "install", "--no-deps", "--quiet", wheel], check=True, capture_output=True
+    )
+    here = next(path for path in sys.path if path.endswith("site-packages"))
+    site = next((tmp_path / "env" / "lib").glob("python*/site-packages"))
+    (site / "zz_dependencies.pth").write_text(here + "\n")
+    where = "import o1_retriever; print(o1_retriever.__file__)"
+    found = subprocess.run(
+        [python, "-c", where], check=True, capture_output=True, text=True, cwd=tmp_path
+    ).stdout
+    assert str(tmp_path) in found
+    script = tmp_path / "env" / "bin" / "o1-retriever"
+    shown = subprocess.run(
+        [script, "--help"], check=True, capture_output=True, text=True, cwd=tmp_path
+    ).stdout
+    assert "search" in shown
+    use = """
+from o1_retriever import ThinkingEmbedder
+import numpy as np
+
+def think(queries, k): return [["a thought"] * k for _ in queries]
+def encode(texts): return np.ones((len(texts), 3))
+
+print(ThinkingEmbedder.from_parts(think, encode, cache=False).encode_queries(["why?"]).shape)
+"""
+    out = subprocess.run([python, "-c", use], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    assert out.strip() == "(1, 3)"
