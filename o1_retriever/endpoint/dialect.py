@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from threading import Lock
 from typing import Any
 
 from o1_retriever.endpoint.problem import body_text
@@ -31,6 +32,7 @@ class Dialect:
         self._dropped: frozenset[str] = frozenset()
         self._limit = "max_tokens"
         self._system = True
+        self._lock = Lock()
 
     def request(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> dict[str, Any]:
         """The keyword arguments of a chat completion that this server takes."""
@@ -58,9 +60,10 @@ class Dialect:
         refused = param if param in OPTIONAL and param in sent else next(iter(named), None)
         if refused is None:
             return False
-        if refused not in self._dropped:
+        with self._lock:
+            news, self._dropped = refused not in self._dropped, self._dropped | {refused}
+        if news:
             logger.warning("The endpoint takes no %r: %s.", refused, OPTIONAL[refused])
-        self._dropped |= {refused}
         return True
 
 

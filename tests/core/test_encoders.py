@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from o1_retriever.encoders import CallableEncoder, Encoder, SentenceTransformerEncoder, as_encoder
 from o1_retriever.errors import EncoderError, InputError, ModelError, ModelNotFoundError, SettingsError
 from o1_retriever.sentence_encoder import hash_signs
+from tests.support.tiny import byte_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +133,14 @@ def test_texts_that_are_cut_are_counted_once(minilm, caplog):
 
 
 def test_a_text_of_many_tokens_and_few_characters_is_counted(minilm, caplog):
-    as_encoder(minilm).embed_documents(["中" * 256, "中" * 254])
+    as_encoder(minilm).embed_documents(["!" * 255, "!" * 254, "word"])
+    assert truncations(caplog)[0].startswith("1 of 3")
+
+
+def test_a_tokenizer_of_bytes_is_counted_in_bytes(copied, caplog):
+    copied[0].processor = byte_tokenizer()
+    copied.max_seq_length = 64
+    as_encoder(copied).embed_documents(["é" * 40, "e" * 40])
     assert truncations(caplog)[0].startswith("1 of 2")
 
 

@@ -104,12 +104,16 @@ def test_nothing_is_asked_when_nothing_is_wanted(server, thinker):
 
 
 def test_order_is_kept_and_concurrency_is_bounded(server, thinker):
+    together = threading.Barrier(3)
+
     def uneven(body, number):
+        if number < 3:
+            together.wait(timeout=20)
         return Answer(**{**vars(echo(body, number)), "delay": 0.02 * (number % 3)})
 
     server.answer = uneven
     queries = [f"query {place}" for place in range(12)]
-    rows = thinker(concurrency=3).think(queries, 2, settings=SETTINGS)
+    rows = thinker(concurrency=3, timeout=30, deadline=60).think(queries, 2, settings=SETTINGS)
     assert [row[1].text.split(" / ")[0] for row in rows] == queries
     assert server.busiest == 3
 
@@ -430,8 +434,9 @@ def test_waiting_does_not_outlast_the_deadline(server, thinker):
     assert time.monotonic() - began < 1
 
 
-def test_ctrl_c_stops_at_once(server):
-    server.answer = lambda body, number: Answer(delay=30)
+@pytest.mark.parametrize(("delay", "most"), [(30.0, 8), (0.1, 160)])
+def test_ctrl_c_stops_at_once_and_for_good(server, delay, most):
+    server.answer = lambda body, number: Answer(**{**vars(completion()), "delay": delay})
     script = f"""
         import _thread, threading, time
         from o1_retriever.thinkers import OpenAIThinker
@@ -440,11 +445,11 @@ def test_ctrl_c_stops_at_once(server):
         began = time.monotonic()
         threading.Timer(0.5, _thread.interrupt_main).start()
         try:
-            thinker.think(["a"] * 20, 3, settings=ThoughtSettings())
+            thinker.think(["a"] * 200, 3, settings=ThoughtSettings())
         except KeyboardInterrupt:
             print("stopped after", time.monotonic() - began, flush=True)
+        time.sleep(2)
     """
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         capture_output=True,
@@ -454,8 +459,8 @@ def test_ctrl_c_stops_at_once(server):
     )
     assert "stopped after" in done.stdout, done.stderr
     assert float(done.stdout.split()[-1]) < 2
-    assert time.monotonic() - began < 25
-    assert len(server.bodies) == 8
+    assert 1 <= len(server.bodies) <= most
+    assert server.times[-1] - server.times[0] < 1.5
 
 
 def test_threads_end_with_their_work(server, thinker):
@@ -580,10 +585,11 @@ def test_a_parameter_that_is_refused_is_left_out_from_then_on(server, thinker, c
     assert len([each for each in caplog.records if "takes no 'seed'" in each.getMessage()]) == 1
 
 
-def test_many_requests_at_once_learn_it_too(server, thinker):
+def test_many_requests_at_once_learn_it_too(server, thinker, caplog):
     server.answer = picky(seed="Unrecognized argument: seed", top_p="top_p is not supported")
     rows = thinker(concurrency=8).think([f"q{n}" for n in range(24)], 1, settings=SETTINGS)
     assert not any(row[0].failed for row in rows)
+    assert len([each for each in caplog.records if "takes no" in each.getMessage()]) == 2
 
 
 def test_the_limit_is_renamed_and_never_dropped(server, thinker):
