@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chromadb.api.collection_configuration import CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
 
-    from o1_retriever.storage.rows import Row
+    from o1_retriever.storage.rows import Row, State
 
 logger = logging.getLogger(__name__)
 
@@ -83,21 +83,31 @@ class Graph:
         """The folder of Chroma's files; a rebuilt graph takes the next number."""
         return self.folder / f"chroma-{number}"
 
-    def open(self, number: int, generation: int) -> None:
+    def sizes(self, number: int) -> dict[str, int]:
+        """Bytes of the files that Chroma loads without checking them, by their path."""
+        folder = self.path(number)
+        return {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.glob("*/*")}
+
+    def open(self, state: State) -> None:
         """Make sure that what this process sees is that generation. Raises `DamagedGraphError`."""
+        number = state.graph
         with self._lock:
-            if self._opened == (number, generation):
+            if self._opened == (number, state.generation):
                 return
             self._close()
+            if state.dirty:
+                raise DamagedGraphError("a write was interrupted")
             if not (self.path(number) / "chroma.sqlite3").is_file():
                 raise DamagedGraphError(f"{self.path(number)} is missing")
+            if self.sizes(number) != state.sizes:
+                raise DamagedGraphError(f"files in {self.path(number)} have been changed")
             with _Translated():
                 self._client = _client(self.path(number))
                 self._collection = self._client.get_collection(self.name, embedding_function=None)
                 self._collection.count()
                 # Loads the graph and applies what has been written since it was saved.
                 self._collection.get(limit=1, include=[])
-            self._opened = (number, generation)
+            self._opened = (number, state.generation)
 
     def begin(self, number: int, metadata: dict[str, str | int]) -> None:
         """Make an empty collection in a new folder; `metadata` is for those who open it with Chroma alone."""
@@ -164,10 +174,19 @@ class Graph:
             for ids, row in zip(found["ids"], distances, strict=True)
         ]
 
-    def matching(self, where: Where | None, *, limit: int | None = None) -> list[str]:
-        """The ids whose metadata match."""
+    def matching(
+        self, where: Where | None, *, ids: Sequence[str] | None = None, limit: int | None = None
+    ) -> list[str]:
+        """The ids, or those among `ids`, whose metadata match."""
+        parts = (
+            [None] if ids is None else [list(ids[at : at + _AT_ONCE]) for at in range(0, len(ids), _AT_ONCE)]
+        )
         with _Translated():
-            return list(self._open_collection.get(where=where, limit=limit, include=[])["ids"])
+            return [
+                identity
+                for part in parts
+                for identity in self._open_collection.get(part, where=where, limit=limit, include=[])["ids"]
+            ]
 
 
 def check_where(where: Where | None) -> Where | None:

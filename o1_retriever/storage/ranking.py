@@ -1,8 +1,13 @@
-"""The k nearest documents: approximate from the graph, exact where that is cheap or the graph falls short."""
+"""The k nearest documents: exact where that is cheap, else from the graph, exact again where the graph fails.
+
+HNSW is approximate. It also loses documents altogether where many are equal: with 700 copies of one text
+among 3000, one graph in ten does not reach some of them however many are asked for. So the copies of what it
+found are looked up in the ledger.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -12,65 +17,55 @@ from o1_retriever.thought import Vector
 
 Ranking = list[tuple[str, float]]
 
-# A filter that leaves at most this many documents is searched exactly: 10 ms for 384 dimensions.
+# So many are compared one by one: 10 ms for 384 dimensions, as long as embedding a query takes at the least.
 _EXACT = 2000
 # Asked for beyond k, so that documents of equal score at the end can be told apart by id.
 _SPARE = 32
-_WIDEST = 4096
-# Vectors in memory at a time.
-_PAGE = 2000
+# Copies of one text that are looked at where a filter decides between them.
+_COPIES = 5000
 
 
 def nearest(session: Session, graph: Graph, vectors: Vector, k: int, where: Where | None) -> list[Ranking]:
     """The k best ids of each vector with their cosine; of equal ones (to 6 digits), the smaller id first."""
-    count = session.count()
+    if not len(vectors):
+        return []
+    wanted = min(k, session.count())
     if where is not None:
         matching = graph.matching(where, limit=_EXACT + 1)
         if len(matching) <= _EXACT:
-            return exact(session, matching, vectors, k)
-    if not count or not len(vectors):
-        return [[] for _ in vectors]
-    width = min(count, k + _SPARE)
-    rankings = [_sorted(found) for found in graph.nearest(vectors, width, where)]
-    return [
-        ranking[:k] if _is_settled(ranking, k, width, count) else _wider(session, graph, vector, k, where)
-        for ranking, vector in zip(rankings, vectors, strict=True)
-    ]
+            return exact(session.vector_pages(matching), vectors, k)
+    elif session.count() <= _EXACT:
+        return exact(session.vector_pages(), vectors, k)
+    rankings = []
+    for vector, found in zip(vectors, graph.nearest(vectors, wanted + _SPARE, where), strict=True):
+        ranking = _with_copies(session, graph, found, k, where)
+        if len(ranking) < wanted:
+            every = None if where is None else graph.matching(where)
+            ranking = exact(session.vector_pages(every), vector[None], k)[0]
+        rankings.append(ranking)
+    return rankings
 
 
-def exact(session: Session, ids: Sequence[str], vectors: Vector, k: int) -> list[Ranking]:
-    """The k best of `ids`, each compared."""
-    scores: list[Ranking] = [[] for _ in vectors]
+def exact(pages: Iterable[dict[str, Vector]], vectors: Vector, k: int) -> list[Ranking]:
+    """The k best of the documents in `pages`, each compared."""
+    rankings: list[Ranking] = [[] for _ in vectors]
     queries = _unit(vectors)
-    for start in range(0, len(ids) if len(vectors) else 0, _PAGE):
-        part = session.vectors(ids[start : start + _PAGE])
-        if not part:
-            continue
-        cosines = queries @ _unit(np.stack(list(part.values()))).T
-        for ranking, row in zip(scores, cosines, strict=True):
-            ranking.extend(zip(part, row.tolist(), strict=True))
-            ranking[:] = _sorted(ranking)[:k]
-    return scores
+    for page in pages:
+        cosines = queries @ _unit(np.stack(list(page.values()))).T
+        for place, row in enumerate(cosines):
+            rankings[place] = _sorted([*rankings[place], *zip(page, row.tolist(), strict=True)])[:k]
+    return rankings
 
 
-def _wider(session: Session, graph: Graph, vector: Vector, k: int, where: Where | None) -> Ranking:
-    """Look further, until the last of the k differs from what comes after; exact if the graph has too few."""
-    count = session.count()
-    width = k + _SPARE
-    while True:
-        width = min(count, 4 * width)
-        ranking = _sorted(graph.nearest(vector[None], width, where)[0])
-        if len(ranking) < min(k, width):
-            return exact(session, graph.matching(where), vector[None], k)[0]
-        if width >= min(count, _WIDEST) or _is_settled(ranking, k, width, count):
-            return ranking[:k]
-
-
-def _is_settled(ranking: Ranking, k: int, width: int, count: int) -> bool:
-    """Whether nothing that was not looked at can belong among the first k."""
-    if len(ranking) < width:
-        return False
-    return width >= count or _shown(ranking[k - 1][1]) != _shown(ranking[-1][1])
+def _with_copies(session: Session, graph: Graph, found: Ranking, k: int, where: Where | None) -> Ranking:
+    """The first k when the documents of equal text are counted in that the graph did not reach."""
+    scores = dict(found)
+    copies = session.copies(list(scores), limit=k if where is None else _COPIES)
+    unseen = {copy: scores[one] for one, others in copies.items() for copy in others if copy not in scores}
+    if unseen and where is not None:
+        allowed = set(graph.matching(where, ids=list(unseen)))
+        unseen = {copy: score for copy, score in unseen.items() if copy in allowed}
+    return _sorted([*found, *unseen.items()])[:k]
 
 
 def _sorted(ranking: Ranking) -> Ranking:

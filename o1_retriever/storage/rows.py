@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ FORMAT = 1
 _APPLICATION = 0x6F317231  # "o1r1"
 # Old builds of SQLite take 999 values in one statement.
 _AT_ONCE = 900
+# Vectors in memory at a time.
+_PAGE = 2000
 
 _SCHEMA = """
 CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -51,7 +53,8 @@ class State:
     """What an index is, and how far Chroma has followed.
 
     `space` and `precision` are those of the embedder that began it. `generation` grows with every change.
-    `graph` is the number of Chroma's folder; `dirty` says that it has to be built anew.
+    `graph` is the number of Chroma's folder; `dirty` says that it has to be built anew. `sizes` are the bytes
+    of the graph's files, for Chroma crashes on some that were cut short.
     """
 
     space: dict[str, Any]
@@ -60,6 +63,7 @@ class State:
     generation: int = 0
     graph: int = 0
     dirty: bool = True
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def identity(self) -> dict[str, str]:
         """Space, its fingerprint and precision as strings of JSON."""
@@ -186,6 +190,26 @@ class Session:
             for identity, vector in self._connection.execute(
                 f"SELECT id, vector FROM documents WHERE id IN ({marks})", part
             )
+        }
+
+    def vector_pages(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Vector]]:
+        """The vectors of these documents, or of all, some at a time; no page is empty."""
+        if ids is not None:
+            for start in range(0, len(ids), _PAGE):
+                if page := self.vectors(ids[start : start + _PAGE]):
+                    yield page
+            return
+        cursor = self._connection.execute("SELECT id, vector FROM documents ORDER BY number")
+        while found := cursor.fetchmany(_PAGE):
+            yield {identity: np.frombuffer(vector, dtype="<f4") for identity, vector in found}
+
+    def copies(self, ids: Sequence[str], *, limit: int) -> dict[str, list[str]]:
+        """For each id (of several with one text, the last) the first `limit` ids with the same text."""
+        digests = {digest: identity for identity, (digest, _) in self.known(ids).items()}
+        query = "SELECT id FROM documents WHERE digest = ? ORDER BY id LIMIT ?"
+        return {
+            identity: [row[0] for row in self._connection.execute(query, (digest, limit))]
+            for digest, identity in digests.items()
         }
 
     def page(self, after: int, limit: int) -> tuple[list[Row], int]:

@@ -98,7 +98,7 @@ class Store:
             with self.ledger.session() as session:
                 state = session.state()
                 try:
-                    _open(self._graph, state)
+                    self._graph.open(state)
                     return work(session, self._graph)
                 except DamagedGraphError as error:
                     damage = error
@@ -112,7 +112,7 @@ class Store:
         with self.ledger.session(write=True) as session:
             state = session.state()
             try:
-                _open(self._graph, state)
+                self._graph.open(state)
             except DamagedGraphError as damage:
                 state = self._rebuild(session, state, damage)
             with session.transaction():
@@ -129,7 +129,7 @@ class Store:
             return removed
 
     def _clean(self, session: Session, state: State) -> State:
-        state = replace(state, dirty=False)
+        state = replace(state, dirty=False, sizes=self._graph.sizes(state.graph))
         with session.transaction():
             session.write_state(state)
         self._graph.advance(state.graph, state.generation)
@@ -166,12 +166,6 @@ class Store:
             f"Chroma cannot keep the documents of {self.folder}: {error}.",
             hint="Check the disk and type: pip install -U chromadb",
         )
-
-
-def _open(graph: Graph, state: State) -> None:
-    if state.dirty:
-        raise DamagedGraphError("a write was interrupted")
-    graph.open(state.graph, state.generation)
 
 
 def _description(state: State) -> dict[str, str | int]:

@@ -1,0 +1,589 @@
+"""The index: adding, searching, and what happens when processes are killed or share it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from o1_retriever.documents import Document
+from o1_retriever.errors import (
+    EncoderError,
+    FingerprintError,
+    IndexNotFoundError,
+    InputError,
+    SettingsError,
+    StoreError,
+)
+from o1_retriever.index import Index
+from tests.core.index_worker import TinyEmbedder, numbered
+
+WORKER = Path(__file__).parent / "index_worker.py"
+
+
+@pytest.fixture
+def embedder():
+    return TinyEmbedder()
+
+
+@pytest.fixture
+def index(tmp_path, embedder):
+    with Index(tmp_path / "index", embedder) as index:
+        yield index
+
+
+def vectors(embedder, *texts):
+    return np.stack([embedder.vector(text) for text in texts])
+
+
+def contents(index):
+    """Everything that a user can see of the documents."""
+    ids = sorted(index.ids())
+    return {document.id: document for document in index.get(ids)}, index.vectors(ids).tolist()
+
+
+def answers(index, count=20, **options):
+    queries = vectors(TinyEmbedder(), *(f"question {n}" for n in range(count)))
+    return [[(hit.id, round(hit.score, 6)) for hit in hits] for hits in index.search(queries, **options)]
+
+
+def worker(index, *arguments) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, str(WORKER), str(index), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(WORKER.parents[2])},
+    )
+    assert process.stdout.readline() == "open\n", process.stderr.read()
+    return process
+
+
+def test_found_documents_come_with_score_source_and_metadata(index, embedder):
+    assert index.add(numbered(50)) == 50
+    (hits,) = index.search(vectors(embedder, "text number 8"), k=3)
+    assert hits[0].id == "d00008"
+    assert hits[0].text == "text number 8"
+    assert hits[0].source == "f1"
+    assert hits[0].metadata == {"source": "f1", "n": 8}
+    assert hits[0].score == pytest.approx(1, abs=1e-6)
+    assert [hit.rank for hit in hits] == [1, 2, 3]
+    assert hits[0].score > hits[1].score > hits[2].score
+
+
+@pytest.mark.parametrize("count", [40, 3000])
+def test_search_equals_an_exact_search(index, embedder, count):
+    index.add(numbered(count), batch_size=512)
+    queries = vectors(embedder, *(f"question {n}" for n in range(30)))
+    every = queries @ vectors(embedder, *(f"text number {n}" for n in range(count))).T
+    for hits, row in zip(index.search(queries, k=10), every, strict=True):
+        best = np.argsort(-row)[:10]
+        assert [hit.id for hit in hits] == [f"d{n:05d}" for n in best]
+        assert [hit.score for hit in hits] == pytest.approx(row[best].tolist(), abs=1e-5)
+
+
+def test_k_beyond_the_documents_gives_all_of_them(index, embedder):
+    index.add(numbered(2500), batch_size=512)
+    (hits,) = index.search(vectors(embedder, "x"), k=5000)
+    assert sorted(hit.id for hit in hits) == sorted(index.ids())
+
+
+def test_an_empty_index_answers_with_nothing(index, embedder):
+    assert index.search(vectors(embedder, "x", "y")) == [[], []]
+    assert index.search(vectors(embedder, "x"), where={"source": "f1"}) == [[]]
+    assert index.search(np.empty((0, 16), np.float32)) == []
+    assert (index.ids(), index.get([]), len(index), index.vectors([]).shape) == ([], [], 0, (0, 16))
+    assert index.delete(ids=["x"]) == 0
+    assert index
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ({"n": {"$lt": 3}}, {0, 1, 2}),
+        ({"source": "f6"}, set(range(6, 4200, 7))),
+        ({"$and": [{"source": "f0"}, {"n": {"$in": [0, 1, 7]}}]}, {0, 7}),
+        ({"source": "f9"}, set()),
+        ({"n": {"$gte": 0}}, set(range(4200))),
+        ({"n": {"$gte": 1500}}, set(range(1500, 4200))),
+    ],
+)
+def test_a_filter_finds_every_document_that_matches(large, where, expected):
+    index, embedder = large
+    ids = {f"d{n:05d}" for n in expected}
+    (hits,) = index.search(vectors(embedder, "question"), k=4200, where=where)
+    assert {hit.id for hit in hits} == ids
+    assert set(index.ids(where)) == ids
+    assert index.ids(where) == sorted(ids), "in the order of their addition"
+    best = sorted(hits, key=lambda hit: -hit.score)[:10]
+    (few,) = index.search(vectors(embedder, "question"), k=10, where=where)
+    assert [hit.id for hit in few] == [hit.id for hit in best]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    embedder = TinyEmbedder()
+    with Index(tmp_path_factory.mktemp("large"), embedder) as index:
+        index.add(numbered(4200), batch_size=512)
+        yield index, embedder
+
+
+@pytest.mark.parametrize("others", [300, 2300])
+def test_equal_scores_are_ordered_by_id_however_many_there_are(index, embedder, others):
+    copies = [f"c{n:04d}" for n in range(700)]
+    same = [Document(id=one, text="the same text", metadata={"n": 5000 + int(one[1:])}) for one in copies]
+    index.add([*numbered(others), *random.Random(0).sample(same, len(same))])
+    query = vectors(embedder, "the same text")
+    (hits,) = index.search(query, k=5)
+    assert [hit.id for hit in hits] == copies[:5]
+    (hits,) = index.search(query, k=900)
+    assert [hit.id for hit in hits[:700]] == copies
+    assert len({hit.id for hit in hits}) == 900
+    (hits,) = index.search(query, k=400, where={"n": {"$lt": 5350}})
+    assert [hit.id for hit in hits[:350]] == copies[:350]
+    assert all(hit.metadata["n"] < 300 + others for hit in hits[350:])
+    assert len(hits) == 400
+
+
+def test_adding_again_embeds_nothing(index, embedder):
+    index.add(numbered(20))
+    embedder.texts.clear()
+    assert index.add(numbered(25)) == 5
+    assert embedder.texts == [f"text number {n}" for n in range(20, 25)]
+
+
+def test_a_known_text_under_another_id_keeps_its_vector(index, embedder):
+    index.add([Document(id="a", text="same"), Document(id="b", text="same")])
+    index.add([Document(id="c", text="same")])
+    assert embedder.texts == ["same"]
+    assert len(index) == 3
+    assert np.array_equal(*index.vectors(["a", "c"]))
+
+
+def test_a_changed_document_replaces_the_old_one(index, embedder):
+    index.add([Document(id="a", text="old", metadata={"v": 1}), Document(id="b", text="other")])
+    assert index.add([Document(id="a", text="new", metadata={"v": 1})]) == 1
+    assert index.add([Document(id="a", text="new", metadata={"v": 2})]) == 1
+    assert index.get(["a"]) == [Document(id="a", text="new", metadata={"v": 2})]
+    assert index.search(vectors(embedder, "new"), k=1, where={"v": 2})[0][0].score == pytest.approx(1)
+    assert index.search(vectors(embedder, "new"), where={"v": 1}) == [[]]
+    assert embedder.texts == ["old", "other", "new"]
+    assert len(index) == 2
+
+
+def test_documents_survive_a_round_trip(index):
+    document = Document(
+        id="ü/x.md#0",
+        text="<emb> </s> \0 é \U0001f600\u2028 'quoted' %s",
+        metadata={"source": "ü/x.md", "n": 2**62, "low": -(2**63), "f": 0.1, "yes": True, "t": ""},
+    )
+    index.add([document, Document(id="plain", text="no metadata")])
+    assert index.get(["plain", "none", "ü/x.md#0"])[1] == document
+    (hit,) = index.search(index.vectors([document.id]), k=1)[0]
+    assert (hit.text, hit.metadata) == (document.text, document.metadata)
+    assert list(index.documents()) == [document, Document(id="plain", text="no metadata")]
+    assert [one.id for one in index.documents({"yes": True})] == [document.id]
+
+
+def test_documents_are_streamed_page_by_page(large):
+    index, _ = large
+    assert list(index.documents()) == numbered(4200)
+    assert [one.metadata["n"] for one in index.documents({"source": "f0"})] == list(range(0, 4200, 7))
+
+
+def test_deleting(index, embedder):
+    index.add(numbered(70))
+    before = index.generation
+    assert index.delete(["d00001", "d00001", "none"]) == 1
+    assert index.delete(where={"source": "f0"}) == 10
+    assert len(index) == 59
+    assert index.generation > before
+    (hits,) = index.search(vectors(embedder, "text number 1"), k=100)
+    assert {hit.id for hit in hits} == {f"d{n:05d}" for n in range(70) if n % 7 and n != 1}
+    index.add(numbered(70))
+    assert index.search(vectors(embedder, "text number 1"), k=1)[0][0].id == "d00001"
+    for arguments in ((), (["a"], {"n": 1})):
+        with pytest.raises(InputError, match="expected one of them"):
+            index.delete(*arguments[:1], **({"where": arguments[1]} if len(arguments) > 1 else {}))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("text", "document 40 is str; expected a Document"),
+        (Document(id="x", text=" "), "document 40 is only whitespace"),
+        (Document(id="x", text=None), "document 40 is None"),
+        (Document(id="x", text="\ud800"), "document 40 has a lone surrogate"),
+        (Document(id="", text="a"), "id of document 40 is empty"),
+        (Document(id=7, text="a"), "id of document 40 is int"),
+        (Document(id="x", text="a", metadata=None), "metadata of document 40 is NoneType"),
+        (Document(id="x", text="a", metadata={"k": None}), "document 40 has the metadata 'k': None"),
+        (Document(id="x", text="a", metadata={"k": [1]}), "document 40 has the metadata"),
+        (Document(id="x", text="a", metadata={"k": 2**63}), "document 40 has the metadata"),
+        (Document(id="x", text="a", metadata={"k": float("nan")}), "document 40 has the metadata"),
+        (Document(id="x", text="a", metadata={"k": "\ud800"}), "document 40 has the metadata"),
+        (Document(id="x", text="a", metadata={"$k": 1}), "document 40 has the metadata"),
+        (Document(id="x", text="a", metadata={"chroma:document": "b"}), "document 40 has the metadata"),
+        (Document(id="x", text="a", metadata={"": 1}), "document 40 has the metadata"),
+        (Document(id="x", text="a", metadata={3: 1}), "document 40 has the metadata"),
+    ],
+)
+def test_a_bad_document_is_named_and_those_before_it_are_kept(index, bad, message):
+    with pytest.raises(InputError, match=message) as caught:
+        index.add([*numbered(40), bad, *numbered(60)], batch_size=4)
+    assert caught.value.position == 40
+    assert len(index) == 40
+    assert index.add(numbered(60)) == 20
+
+
+def test_a_megabyte_of_text_is_kept(index, embedder):
+    text = "word " * 200_000
+    index.add([Document(id="big", text=text)])
+    assert index.get(["big"])[0].text == text
+    assert index.search(vectors(embedder, text))[0][0].text == text
+
+
+class Wrong(TinyEmbedder):
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def encode_documents(self, documents, *, batch_size=32, show_progress_bar=None):
+        return self.answer(super().encode_documents(documents))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda v: v[:-1], r"shape \(9, 16\) for 10 documents; expected \(10, 16\)"),
+        (lambda v: v[:, :8], "shape"),
+        (lambda v: v * np.nan, "10 vectors of 10 that are zero or not finite"),
+        (lambda v: v * [[0]] * 1.0, "zero or not finite"),
+    ],
+)
+def test_an_embedder_that_returns_something_else_is_an_error(tmp_path, answer, message):
+    with Index(tmp_path, Wrong(answer)) as index:
+        with pytest.raises(EncoderError, match=message):
+            index.add(numbered(10))
+        assert len(index) == 0
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (np.ones(16), r"shape \(16,\); expected \(queries, 16\)"),
+        (np.ones((1, 15)), r"shape \(1, 15\)"),
+        (np.stack([np.ones(16), np.zeros(16)]), "Query vector 1 is zero"),
+        (np.full((1, 16), np.inf), "Query vector 0"),
+        ([["a"]], "cannot be used"),
+    ],
+)
+def test_query_vectors_that_cannot_be_compared_are_refused(index, query, message):
+    index.add(numbered(5))
+    with pytest.raises(InputError, match=message):
+        index.search(query)
+
+
+@pytest.mark.parametrize(
+    "where", [{}, {"a": 1, "b": 2}, {"a": None}, {"a": {"$foo": 1}}, "source", {"$and": [{"a": 1}]}, {1: 2}]
+)
+def test_a_filter_that_cannot_be_used_is_refused(index, embedder, where):
+    index.add(numbered(5))
+    for call in (lambda: index.search(vectors(embedder, "x"), where=where), lambda: index.ids(where)):
+        with pytest.raises(InputError, match=r"filter .* cannot be used.*where="):
+            call()
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, True, "3"])
+def test_k_out_of_range_is_refused(index, embedder, k):
+    with pytest.raises(SettingsError, match="k is"):
+        index.search(vectors(embedder, "x"), k=k)
+
+
+@pytest.mark.parametrize("size", [0, True, 2.0])
+def test_batch_size_out_of_range_is_refused(index, size):
+    with pytest.raises(SettingsError, match="batch_size is"):
+        index.add(numbered(1), batch_size=size)
+
+
+def test_another_document_space_is_refused(tmp_path, index):
+    index.add(numbered(3))
+    for other in (TinyEmbedder(weights="other"), TinyEmbedder(dimension=8)):
+        with pytest.raises(
+            FingerprintError, match=r"another document space: (weights 'tiny' there and 'other'|dim)"
+        ):
+            Index(tmp_path / "index", other)
+    Index(tmp_path / "index", TinyEmbedder(weights="other"), collection="second").close()
+
+
+def test_another_precision_is_logged_once_and_works(tmp_path, index, caplog):
+    index.add(numbered(3))
+    with caplog.at_level(logging.WARNING), Index(tmp_path / "index", TinyEmbedder(device="cuda")) as other:
+        assert other.add(numbered(4)) == 1
+    assert [
+        "precision: device 'cpu' there and 'cuda' here" in record.message for record in caplog.records
+    ] == [True]
+
+
+def test_the_collection_of_chroma_says_whose_it_is(index):
+    import chromadb
+
+    index.add(numbered(3))
+    info = index.info()
+    shutil.copytree(info.chroma_path, info.path / "copy")
+    client = chromadb.PersistentClient(str(info.path / "copy"))
+    (collection,) = client.list_collections()
+    assert collection.name == "documents"
+    assert collection.metadata["made_by"] == "o1-retriever"
+    assert collection.metadata["fingerprint"] == info.space.fingerprint
+    assert collection.configuration["hnsw"]["space"] == "cosine"
+    assert sorted(collection.get()["ids"]) == index.ids()
+    client.close()
+
+
+def test_info(tmp_path, index, embedder):
+    index.add(numbered(14))
+    info = index.info()
+    assert (info.path, info.collection, info.documents) == (tmp_path / "index", "documents", 14)
+    assert (info.space, info.precision, info.roots) == (embedder.space, embedder.precision, {"": 7})
+    assert info.bytes > 10_000
+
+
+def test_nothing_where_an_index_was_expected(tmp_path, embedder):
+    for arguments in ((tmp_path / "none", embedder), (tmp_path / "none",), (tmp_path, embedder)):
+        with pytest.raises(IndexNotFoundError, match="o1-retriever index FOLDER"):
+            Index(*arguments, create=False)
+    assert list(tmp_path.iterdir()) == [], "looking leaves nothing behind"
+
+
+def test_an_index_without_an_embedder_reads_and_deletes(tmp_path, index, embedder):
+    index.add(numbered(5))
+    with Index(tmp_path / "index") as reader:
+        assert len(reader.search(vectors(embedder, "x"))[0]) == 5
+        assert reader.delete(["d00000"]) == 1
+        with pytest.raises(StoreError, match="without an embedder"):
+            reader.add(numbered(5))
+
+
+@pytest.mark.parametrize("name", ["../x", "a", "", "a/b", "x" * 70, "-ab"])
+def test_collection_names_that_are_no_folder_are_refused(tmp_path, embedder, name):
+    with pytest.raises(SettingsError, match="collection name"):
+        Index(tmp_path, embedder, collection=name)
+
+
+def test_a_closed_index_says_so(tmp_path, embedder):
+    index = Index(tmp_path, embedder)
+    index.close()
+    index.close()
+    for call in (index.count, lambda: index.search(np.ones((1, 16))), lambda: index.add(numbered(1))):
+        with pytest.raises(StoreError, match="has been closed"):
+            call()
+
+
+def test_what_is_no_index_is_left_alone(tmp_path, embedder):
+    import chromadb
+
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "notes" / "documents").mkdir(parents=True)
+    (tmp_path / "notes" / "documents" / "letter.txt").write_text("mine")
+    client = chromadb.PersistentClient(str(tmp_path / "foreign"))
+    client.create_collection("documents", embedding_function=None)
+    client.close()
+    (tmp_path / "other" / "documents").mkdir(parents=True)
+    other = sqlite3.connect(tmp_path / "other" / "documents" / "documents.sqlite3")
+    other.execute("CREATE TABLE state (key, value)")
+    other.close()
+    for name, message in [
+        ("file", "is a file; expected the folder of an index"),
+        ("notes", "is not an index: found 'letter.txt'"),
+        ("foreign", "a Chroma database that o1-retriever did not write"),
+        ("other", "a database that o1-retriever did not write"),
+    ]:
+        for create in (True, False):
+            with pytest.raises(StoreError, match=message) as caught:
+                Index(tmp_path / name, embedder, create=create)
+            assert not isinstance(caught.value, IndexNotFoundError)
+    assert [file.name for file in (tmp_path / "notes" / "documents").iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize("damage", [b"garbage" * 2000, b"SQLite format 3\0" + b"\xff" * 9000])
+def test_a_damaged_ledger_is_an_error_in_one_line(tmp_path, embedder, damage):
+    with Index(tmp_path, embedder) as index:
+        index.add(numbered(10))
+    (tmp_path / "documents" / "documents.sqlite3").write_bytes(damage)
+    with pytest.raises(
+        StoreError, match=r"cannot be used: found .*; expected an intact .* index FOLDER"
+    ) as caught:
+        Index(tmp_path, embedder)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_format_is_an_error(tmp_path, embedder):
+    Index(tmp_path, embedder).close()
+    ledger = sqlite3.connect(tmp_path / "documents" / "documents.sqlite3")
+    ledger.execute("UPDATE state SET value = '99' WHERE key = 'format'")
+    ledger.commit()
+    ledger.close()
+    with pytest.raises(StoreError, match="has format 99; expected 1"):
+        Index(tmp_path, embedder)
+
+
+def damage_sqlite(folder):
+    (folder / "chroma.sqlite3").write_bytes(b"garbage" * 2000)
+
+
+def damage_graph(folder):
+    next(folder.glob("*/index_metadata.pickle")).write_bytes(b"")
+
+
+def cut_graph(folder):
+    for file in folder.glob("*/*.bin"):
+        file.write_bytes(file.read_bytes()[:50])
+
+
+@pytest.mark.parametrize("damage", [damage_sqlite, damage_graph, cut_graph, shutil.rmtree])
+def test_a_damaged_graph_is_built_again(tmp_path, embedder, damage, caplog):
+    with Index(tmp_path, embedder) as index:
+        index.add(numbered(2100), batch_size=128)
+        expected, path = answers(index), index.info().chroma_path
+    damage(path)
+    with caplog.at_level(logging.WARNING), Index(tmp_path, embedder) as index:
+        assert answers(index) == expected
+        assert index.add(numbered(2101)) == 1
+    assert "Building the search graph" in caplog.text
+    assert not path.exists(), "the damaged files are gone"
+
+
+def test_indexes_of_one_process_see_each_other(tmp_path, embedder):
+    first, second = Index(tmp_path, embedder), Index(tmp_path / "x" / "..", embedder)
+    first.add(numbered(30))
+    assert second.search(vectors(embedder, "text number 29"), k=1)[0][0].id == "d00029"
+    second.delete(["d00029"])
+    assert first.search(vectors(embedder, "text number 29"), k=1)[0][0].id != "d00029"
+    first.close()
+    second.add(numbered(40))
+    assert len(second.search(vectors(embedder, "x"), k=50)[0]) == 40
+    second.close()
+    with Index(tmp_path, embedder) as again:
+        assert len(again.search(vectors(embedder, "x"), k=50)[0]) == 40
+
+
+def test_threads_share_an_index(tmp_path, embedder):
+    index, failures = Index(tmp_path, embedder), []
+    index.add(numbered(10))
+
+    def search():
+        try:
+            for n in range(30):
+                (hits,) = index.search(vectors(embedder, f"text number {n % 10}"), k=3)
+                assert hits[0].id == f"d{n % 10:05d}"
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=search) for _ in range(4)]
+    threads.append(threading.Thread(target=index.add, args=(numbered(200),), kwargs={"batch_size": 2}))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(index) == 200
+    index.close()
+
+
+def test_reading_while_another_process_adds(tmp_path, embedder):
+    """Chroma alone goes on with what it read first, and later loses what it never saw."""
+    with Index(tmp_path, embedder) as index:
+        index.add(numbered(1))
+        process = worker(tmp_path, "add", 2400)
+        seen = 0
+        while process.poll() is None:
+            count = len(index)
+            (hits,) = index.search(vectors(embedder, f"text number {count - 1}"), k=1)
+            assert hits[0].id == f"d{count - 1:05d}"
+            assert hits[0].score > 0.999
+            seen = max(seen, count)
+        assert process.wait() == 0, process.stderr.read()
+        assert seen > 1
+        assert len(index.search(vectors(embedder, "x"), k=3000)[0]) == 2400
+        index.add(numbered(2500))
+        assert len(index.search(vectors(embedder, "x"), k=3000)[0]) == 2500
+
+
+def test_two_processes_that_add_the_same_end_as_one(tmp_path, embedder):
+    processes = [worker(tmp_path / "both", "add", 600) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    with Index(tmp_path / "one", embedder) as one, Index(tmp_path / "both", embedder) as both:
+        one.add(numbered(600))
+        assert contents(both) == contents(one)
+        assert answers(both) == answers(one)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_any_point_and_run_again_ends_as_if_never_killed(tmp_path, embedder, seed):
+    chance = random.Random(seed)
+    count = 2300
+    for _ in range(4):
+        process = worker(tmp_path / "killed", "add", count)
+        time.sleep(chance.random() * 0.7)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    process = worker(tmp_path / "killed", "add", count)
+    assert process.wait(60) == 0, process.stderr.read()
+    with Index(tmp_path / "whole", embedder) as whole, Index(tmp_path / "killed", embedder) as killed:
+        whole.add(numbered(count), batch_size=128)
+        assert contents(killed) == contents(whole)
+        assert answers(killed) == answers(whole)
+        assert answers(killed, where={"source": "f3"}) == answers(whole, where={"source": "f3"})
+
+
+@pytest.mark.parametrize("stage", ["ledger", "graph"])
+def test_a_write_that_died_between_ledger_and_graph_is_finished(tmp_path, embedder, stage):
+    """The two states that a kill in the middle of a write leaves, made by hand."""
+    with Index(tmp_path, embedder) as index:
+        index.add(numbered(20))
+        graph = index.info().chroma_path
+        shutil.copytree(graph, tmp_path / "old")
+        index.add(numbered(30))
+        expected = contents(index), answers(index)
+    ledger = sqlite3.connect(tmp_path / "documents" / "documents.sqlite3")
+    ledger.execute("UPDATE state SET value = 'true' WHERE key = 'dirty'")
+    ledger.commit()
+    ledger.close()
+    if stage == "ledger":
+        shutil.rmtree(graph)
+        shutil.copytree(tmp_path / "old", graph)
+    with Index(tmp_path, embedder) as index:
+        assert (contents(index), answers(index)) == expected
+
+
+@pytest.mark.parametrize("left", [[], ["lock.sqlite3"], ["lock.sqlite3", "documents.sqlite3"]])
+def test_a_creation_that_was_cut_short_is_begun_again(tmp_path, embedder, left):
+    (tmp_path / "documents").mkdir()
+    for name in left:
+        (tmp_path / "documents" / name).touch()
+    with pytest.raises(IndexNotFoundError):
+        Index(tmp_path)
+    with Index(tmp_path, embedder) as index:
+        assert index.add(numbered(3)) == 3
+
+
+def test_the_progress_bar_shows_rate_and_time_left(tmp_path, embedder, capfd):
+    with Index(tmp_path, embedder) as index:
+        index.add(numbered(64), show_progress_bar=True, batch_size=1)
+        shown = capfd.readouterr().err
+        index.add(iter(numbered(70)), show_progress_bar=None)
+        assert capfd.readouterr() == ("", "")
+    assert "64/64" in shown
+    assert "/s" in shown
