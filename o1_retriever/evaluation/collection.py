@@ -77,12 +77,20 @@ class CorpusFile:
         return self._digest
 
     def texts(self, start: int, stop: int) -> list[str]:
-        """The documents `start` to `stop - 1` as title, space, text, read from the file now."""
+        """The documents `start` to `stop - 1` as title, space, text, read from the file now.
+
+        Raises `CollectionError` when the file is no longer what it was.
+        """
         with self.path.open("rb") as file:
             texts = []
-            for offset in self._offsets[start:stop]:
+            for identity, offset in zip(self._ids[start:stop], self._offsets[start:stop], strict=True):
                 file.seek(int(offset))
-                texts.append(joined(json.loads(file.readline().removeprefix(_BOM))))
+                row = _row(file.readline().removeprefix(_BOM), self.path.name, CollectionReport(""))
+                if row is None or row["_id"] != identity:
+                    raise CollectionError(
+                        f"{self.path} has changed while it was read: {identity!r} is not there."
+                    )
+                texts.append(joined(row))
         return texts
 
 

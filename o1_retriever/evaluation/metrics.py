@@ -57,7 +57,9 @@ def means(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 def ordered(scores: Mapping[str, float]) -> list[str]:
     """Document ids, best first; equal scores (as float32) by descending id, which is trec_eval's order."""
-    return sorted(scores, key=lambda document: (np.float32(scores[document]), document), reverse=True)
+    with np.errstate(over="ignore"):
+        single = np.fromiter(scores.values(), dtype=np.float64, count=len(scores)).astype(np.float32).tolist()
+    return [document for _, document in sorted(zip(single, scores, strict=True), reverse=True)]
 
 
 def aligned(values: Mapping[str, float], queries: Sequence[str]) -> NDArray[np.float64]:
