@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from o1_retriever.endpoint.reply import without_reasoning
+from tests.support.asking import SETTINGS, in_turn, think_one
+from tests.support.chat_server import Answer, as_json, completion, refusal
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("<think>hm, well</think>\n\nA thought.", "A thought."),
+        ("<THINK>hm</THINK>A thought.", "A thought."),
+        ("hm, the template opened it</think> A thought.", "A thought."),
+        ("<think>a<think>b</think>c</think> A thought.", "A thought."),
+        ("[THINK]hm[/THINK]A thought.", "A thought."),
+        ("A <think>hm</think>thought.", "A thought."),
+        ("A thought about the <think> tag.", "A thought about the <think> tag."),
+        ([{"type": "thinking", "thinking": []}, {"type": "text", "text": "A thought."}], "A thought."),
+    ],
+)
+def test_reasoning_is_no_part_of_the_thought(server, thinker, content, text):
+    server.answer = lambda body, number: completion(content)
+    thought = think_one(thinker())
+    assert (thought.text, thought.finish) == (text, "eos")
+
+
+def test_reasoning_in_a_field_of_its_own_is_left_out(server, thinker):
+    server.answer = lambda body, number: completion("A thought.", reasoning_content="hm")
+    assert think_one(thinker()).text == "A thought."
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        completion("<think>hm, so I sho", finish="length"),
+        completion("<think>hm.", finish="stop"),
+        completion("A thought. <think>hm", finish="length"),
+        completion("", finish="length", reasoning_content="hm"),
+        completion(None, finish="length", reasoning="hm"),
+    ],
+)
+def test_tokens_spent_on_reasoning_are_a_failure_that_says_so_and_is_counted(server, thinker, answer):
+    server.answer = lambda body, number: answer
+    thought = think_one(thinker())
+    assert thought.failed
+    assert thought.text == ""
+    assert "50 tokens" in thought.error
+    assert "max_new_tokens" in thought.error
+    assert (thought.prompt_tokens, thought.completion_tokens) == (11, 7)
+    assert len(server.bodies) == 1
+
+
+@given(st.text(alphabet="<>/thinkgab \n[]TK") | st.text(), st.booleans())
+def test_any_text_is_stripped_of_reasoning_without_an_accident(text, cut):
+    kept, unfinished = without_reasoning(text, cut=cut)
+    assert "</think>" not in kept
+    assert kept == kept.strip()
+    if "think" not in text.lower() and "reasoning" not in text.lower():
+        assert (kept, unfinished) == (text.strip(), False)
+
+
+def test_a_thought_cut_by_its_length_says_so(server, thinker):
+    server.answer = lambda body, number: completion("a thought that", finish="length")
+    assert think_one(thinker()).finish == "length"
+
+
+def test_of_several_choices_the_first_is_taken(server, thinker):
+    choices = [{"message": {"content": text}, "finish_reason": "stop"} for text in ("first", "second")]
+    server.answer = lambda body, number: as_json({"choices": choices})
+    assert think_one(thinker()).text == "first"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "requests"),
+    [
+        (Answer(drop=True), "no connection", 3),
+        (Answer(b'{"choices": [', headers={"Content-Type": "application/json"}), "not valid JSON", 3),
+        (
+            Answer(b'{"choices": [', headers={"Content-Type": "application/json"}, missing=99),
+            "no connection",
+            3,
+        ),
+        (Answer(b"<html>Welcome</html>", headers={"Content-Type": "text/html"}), "<html>Welcome</html>", 3),
+        (Answer(b"\xff\xfe", headers={"Content-Type": "application/json"}), "not valid JSON", 3),
+        (as_json({"choices": []}), "without choices", 3),
+        (as_json({"choices": None}), "without choices", 3),
+        (as_json({"choices": "text"}), "without choices", 3),
+        (as_json(["a", "list"]), "no chat completion", 3),
+        (as_json({"choices": [{}]}), "empty", 3),
+        (as_json({"choices": [None]}), "empty", 3),
+        (as_json({"choices": [{"message": {"content": 5}}]}), "empty", 3),
+        (completion("  \n "), "empty", 3),
+        (completion("<think>hm</think>"), "empty", 3),
+        (completion("a \ud800 b"), "lone surrogate", 3),
+        (completion(None, refusal="I will not."), "refused: I will not", 1),
+        (completion("", finish="content_filter"), "content filter", 1),
+        (Answer(b"oops", status=500), "500: oops", 3),
+        (refusal(503, "loading model"), "503: loading model", 3),
+        (refusal(400, "context is too long"), "400: context is too long", 1),
+        (refusal(413, "too large"), "413: too large", 1),
+        (as_json({"detail": "another model"}, status=400), "400: another model", 1),
+        (as_json({"error": "in plain words"}, status=400), "400: in plain words", 1),
+        (as_json(["odd"], status=400), r"400: \['odd'\]", 1),
+        (
+            Answer(b"<h1>Bad Gateway</h1>", status=502, headers={"Content-Type": "text/html"}),
+            "502: <h1>Bad Gateway",
+            3,
+        ),
+    ],
+)
+def test_a_bad_answer_is_a_recorded_failure_with_its_reason(
+    server, thinker, caplog, answer, reason, requests
+):
+    server.answer = lambda body, number: answer
+    thought = think_one(thinker())
+    assert thought.failed
+    assert re.search(reason, thought.error), thought.error
+    assert len(server.bodies) == requests
+    (record,) = [
+        each for each in caplog.records if each.levelno == logging.WARNING and "o1_retriever" in each.name
+    ]
+    assert "1 of 1 thoughts could not be had" in record.getMessage()
+
+
+def test_a_failure_that_passes_leaves_no_trace(server, thinker, caplog):
+    server.answer = in_turn(Answer(drop=True), Answer(status=500), completion())
+    assert think_one(thinker()).text == "a thought"
+    assert len(server.bodies) == 3
+    assert not [each for each in caplog.records if each.name.startswith("o1_retriever")]
+
+
+def test_one_bad_query_does_not_spoil_the_others(server, thinker):
+    def answer(body, number):
+        return refusal(400, "too long") if body["messages"][-1]["content"] == "b" else completion()
+
+    server.answer = answer
+    rows = thinker().think(["a", "b", "c"], 2, settings=SETTINGS)
+    assert [[thought.failed for thought in row] for row in rows] == [[False] * 2, [True] * 2, [False] * 2]
