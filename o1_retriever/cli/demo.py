@@ -1,0 +1,97 @@
+"""`o1-retriever demo`: everyday questions, what is thought about them, and whether that helps."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from o1_retriever.cli.everyday import Collection, find_everyday, read_collection, require_measures
+from o1_retriever.cli.options import ModelOptions, ThoughtOptions, with_options
+from o1_retriever.cli.terminal import output
+
+if TYPE_CHECKING:
+    from o1_retriever.embedder import ThinkingEmbedder
+    from o1_retriever.index import Index
+    from o1_retriever.retriever import Retriever, SearchResult
+    from o1_retriever.thought import ThoughtSettings
+
+EXAMPLES = 5
+DEPTH = 10  # nDCG@10 looks no further
+
+
+@with_options
+def demo(*, model: ModelOptions, thoughts: ThoughtOptions) -> None:
+    """Index the everyday passages of a clone, ask questions, and see whether thinking helps."""
+    from o1_retriever.thought import ThoughtSettings
+
+    thoughts.settings(ThoughtSettings())
+    collection = read_collection(find_everyday())
+    require_measures()
+    from o1_retriever.cli.demo_view import example, introduction, next_steps, quality
+    from o1_retriever.cli.models import load_embedder
+    from o1_retriever.retriever import Retriever
+
+    embedder = load_embedder(model)
+    settings = thoughts.settings(embedder.settings)
+    with _indexed(collection, embedder) as index:
+        retriever = Retriever(embedder, index)
+        runs = Runs(retriever, collection, settings)
+        console = output()
+        console.print(introduction(collection, settings))
+        for question in runs.examples:
+            console.print("", example(collection, question, runs), sep="\n")
+        runs.ask_the_rest()
+        console.print("", quality(collection, runs), sep="\n")
+        console.print("", next_steps(index.path), sep="\n")
+
+
+def _indexed(collection: Collection, embedder: ThinkingEmbedder) -> Index:
+    """The demo's index: the one from last time, or a new one where the model has changed."""
+    from o1_retriever._cache_folder import make_private_folder
+    from o1_retriever.cache import default_cache_path
+    from o1_retriever.errors import FingerprintError
+    from o1_retriever.index import Index
+
+    make_private_folder(default_cache_path())
+    folder = default_cache_path() / "demo"
+    try:
+        index = Index(folder, embedder)
+    except FingerprintError:
+        # A folder of the demo's own, and a few seconds make it again.
+        shutil.rmtree(folder)
+        index = Index(folder, embedder)
+    index.add(collection.documents)
+    current = {document.id for document in collection.documents}
+    index.delete([name for name in index.ids() if name not in current])
+    return index
+
+
+class Runs:
+    """What was found with and without thinking, by question; the examples first."""
+
+    def __init__(self, retriever: Retriever, collection: Collection, settings: ThoughtSettings) -> None:
+        self._retriever = retriever
+        self._collection = collection
+        self._settings = settings
+        # The first ones of the split for trying things out: a rule, so that nobody picks what looks good.
+        self.examples = list(collection.judgments["dev"])[:EXAMPLES]
+        self.rest = [question for question in collection.questions if question not in self.examples]
+        self.fast = self._ask(self.examples, thinking=False)
+        self.thinking = self._ask(self.examples, thinking=True)
+
+    def ask_the_rest(self) -> None:
+        """Ask the other questions."""
+        self.fast |= self._ask(self.rest, thinking=False)
+        self.thinking |= self._ask(self.rest, thinking=True)
+
+    def _ask(self, questions: list[str], *, thinking: bool) -> dict[str, SearchResult]:
+        texts = [self._collection.questions[question] for question in questions]
+        settings = self._settings if thinking else self._settings.with_changes(mode="never")
+        return dict(
+            zip(questions, self._retriever.search_many(texts, k=DEPTH, settings=settings), strict=True)
+        )
+
+    @property
+    def from_cache(self) -> bool:
+        """Whether thoughts of the other questions were there from an earlier run."""
+        return any(thought.cached for question in self.rest for thought in self.thinking[question].thoughts)

@@ -1,0 +1,203 @@
+"""`o1-retriever eval`: whether thinking helps on a collection, how much, and at what cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from o1_retriever.cli.options import ModelOptions, ThoughtOptions, with_options
+from o1_retriever.cli.terminal import messages, output, warn, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from o1_retriever.embedder import ThinkingEmbedder
+    from o1_retriever.evaluation.collection import Collection
+    from o1_retriever.evaluation.comparison import Evaluation
+    from o1_retriever.evaluation.plan import Plan
+    from o1_retriever.thought import ThoughtSettings
+
+_FORMATS = ("none", "nf4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What is measured on."""
+
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data",
+            help="Folder in BEIR format, hub:OWNER/NAME, or an ir_datasets name (repeatable).",
+            rich_help_panel="Data",
+        ),
+    ]
+    split: Annotated[str, typer.Option("--split", help="Whose judgments.", rich_help_panel="Data")] = "test"
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a malformed collection.", rich_help_panel="Data")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemOptions:
+    """What is compared."""
+
+    thinking: Annotated[
+        str,
+        typer.Option("--thinking", help="Numbers of thoughts, such as never,1,3.", rich_help_panel="Systems"),
+    ] = "never,1,3"
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="Also fused with BM25.", rich_help_panel="Systems")
+    ] = False
+    bm25: Annotated[
+        bool, typer.Option("--bm25", help="Also BM25, with the thoughts too.", rich_help_panel="Systems")
+    ] = False
+    hyde: Annotated[
+        bool, typer.Option("--hyde", help="Also HyDE with the thoughts.", rich_help_panel="Systems")
+    ] = False
+    quantize: Annotated[
+        str, typer.Option("--quantize", help="Weights: none, nf4, or none,nf4.", rich_help_panel="Systems")
+    ] = "none"
+    dim: Annotated[
+        str, typer.Option("--dim", help="Dimensions, such as all,128.", rich_help_panel="Systems")
+    ] = "all"
+    hnsw: Annotated[
+        bool,
+        typer.Option(
+            "--hnsw", help="Search Chroma's graph and report the recall lost.", rich_help_panel="Systems"
+        ),
+    ] = False
+    robustness: Annotated[
+        bool,
+        typer.Option("--robustness", help="Again under typos, synonyms and case.", rich_help_panel="Systems"),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions:
+    """Where results go."""
+
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", help="Folder for the report, run files and thoughts.", rich_help_panel="Output"
+        ),
+    ] = None
+    work: Annotated[
+        Path | None,
+        typer.Option("--work", help="Folder that keeps encoded corpora.", rich_help_panel="Output"),
+    ] = None
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a system.", rich_help_panel="Output")
+    ] = False
+
+
+@with_options
+def evaluate(
+    *,
+    data: DataOptions,
+    model: ModelOptions,
+    systems: SystemOptions,
+    thoughts: ThoughtOptions,
+    results: ResultOptions,
+) -> None:
+    """Measure retrieval with and without thoughts: one table per collection, with statistics and costs."""
+    from o1_retriever.evaluation.sources import open_collection
+    from o1_retriever.thought import ThoughtSettings
+
+    thoughts.settings(ThoughtSettings())  # refuses a bad value before anything is loaded
+    formats = _formats(systems.quantize)
+    plan = _plan(systems, results)
+    collections = [open_collection(name, split=data.split, strict=data.strict) for name in data.data]
+    for collection in collections:
+        if collection.report:
+            warn(str(collection.report))
+    embedders = _embedders(model, formats)
+    settings = thoughts.settings(next(iter(embedders.values())).settings)
+    for collection in collections:
+        for variant, own in _variants(collection, embedders, robustness=systems.robustness):
+            _show(_evaluated(variant, plan, own, settings), results)
+
+
+def _plan(systems: SystemOptions, results: ResultOptions) -> Plan:
+    from o1_retriever.evaluation.plan import Plan, parse_dimensions, parse_thoughts
+
+    return Plan(
+        thoughts=parse_thoughts(systems.thinking),
+        dimensions=parse_dimensions(systems.dim),
+        hybrid=systems.hybrid,
+        bm25=systems.bm25,
+        hyde=systems.hyde,
+        hnsw=systems.hnsw,
+        work=results.work,
+    )
+
+
+def _formats(text: str) -> list[str]:
+    from o1_retriever.errors import SettingsError
+
+    formats = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    unknown = [name for name in formats if name not in _FORMATS]
+    if unknown:
+        raise SettingsError(f"Found --quantize {unknown[0]!r}; expected {' or '.join(_FORMATS)}, or both.")
+    return formats
+
+
+def _embedders(options: ModelOptions, formats: list[str]) -> dict[str, ThinkingEmbedder]:
+    from o1_retriever.cli.models import is_pair, load_embedder, model_name
+
+    name = options.encoder if is_pair(options) else model_name(options)
+    name = Path(name or "").name
+    if formats == ["none"]:
+        return {name: load_embedder(options)}
+    return {
+        name if kind == "none" else f"{name} {kind}": load_embedder(replace(options, four_bit=kind == "nf4"))
+        for kind in formats
+    }
+
+
+def _variants(
+    collection: Collection, embedders: Mapping[str, ThinkingEmbedder], *, robustness: bool
+) -> Iterator[tuple[Collection, Mapping[str, ThinkingEmbedder]]]:
+    yield collection, embedders
+    if robustness:
+        from o1_retriever.evaluation.robustness import follow_wording, variants
+
+        for variant in variants(collection)[1:]:
+            yield (
+                variant,
+                {name: follow_wording(one, collection, variant) for name, one in embedders.items()},
+            )
+
+
+def _evaluated(
+    collection: Collection, plan: Plan, embedders: Mapping[str, ThinkingEmbedder], settings: ThoughtSettings
+) -> Evaluation:
+    from o1_retriever.evaluation.comparison import evaluate as measure
+
+    return measure(collection, plan.systems(collection.corpus, embedders, settings))
+
+
+def _show(evaluation: Evaluation, results: ResultOptions) -> None:
+    from o1_retriever.evaluation.table import caption, cells, records
+
+    if results.report is not None:
+        from o1_retriever.evaluation.report import write_report
+
+        messages().print(f"Written: {write_report(evaluation, results.report)}")
+    if results.as_json:
+        for row in records(evaluation):
+            write_json(row)
+        return
+    from rich.table import Table
+
+    heads, rows = cells(evaluation)
+    table = Table(caption=caption(evaluation), caption_justify="left")
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    output().print(table)

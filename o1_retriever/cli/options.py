@@ -1,0 +1,153 @@
+"""Options that several commands share, each declared once: a dataclass per group, expanded by `with_options`.
+
+A command takes a parameter annotated with one of the dataclasses; `with_options` shows typer one option per
+field instead, and collects their values again.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from o1_retriever.thought import ThoughtSettings
+
+DEBUG = "o1_retriever.debug"
+
+
+class Dtype(StrEnum):
+    """Number format of the weights."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def _option(*names: str, help: str, panel: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+_model = functools.partial(_option, panel="Model")
+_thoughts = functools.partial(_option, panel="Thoughts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model thinks and embeds."""
+
+    model: Annotated[
+        str | None,
+        _model("--model", help="Folder or Hub id (default: $O1_RETRIEVER_MODEL, else models/o1-mini)."),
+    ] = None
+    encoder: Annotated[
+        str | None,
+        _model("--encoder", help="A sentence-transformers model (folder or Hub id) instead of --model."),
+    ] = None
+    thinker: Annotated[
+        str | None,
+        _model("--thinker", help="Who thinks for --encoder: the URL of an OpenAI-compatible endpoint, or a "
+               ".jsonl file of recorded thoughts."),
+    ] = None  # fmt: skip
+    thinker_model: Annotated[
+        str | None, _model("--thinker-model", help="The name by which the endpoint knows its model.")
+    ] = None
+    device: Annotated[
+        str | None, _model("--device", help="cpu, cuda or cuda:N (default: cuda if there is one).")
+    ] = None
+    dtype: Annotated[Dtype, _model("--dtype", help="Number format of the weights.")] = Dtype.auto
+    four_bit: Annotated[bool, _model("--4bit", help="Load the weights quantised to 4 bits (NF4).")] = False
+    no_cache: Annotated[bool, _model("--no-cache", help="Neither read nor write the cache of thoughts.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThoughtOptions:
+    """How to think; what is not named is the model's own preference."""
+
+    thoughts: Annotated[int | None, _thoughts("-k", "--thoughts", help="How many thoughts to write.")] = None
+    temperature: Annotated[
+        float | None, _thoughts("--temperature", help="Variety of the thoughts; 0 for the likeliest.")
+    ] = None
+    top_p: Annotated[
+        float | None, _thoughts("--top-p", help="Share of the probability to draw tokens from.")
+    ] = None
+    max_new_tokens: Annotated[
+        int | None, _thoughts("--max-new-tokens", help="How long a thought may get, in tokens.")
+    ] = None
+    seed: Annotated[int | None, _thoughts("--seed", help="Another seed, other thoughts.")] = None
+
+    def settings(self, base: ThoughtSettings, *, fast: bool = False) -> ThoughtSettings:
+        """`base` with what was named here. Raises `SettingsError` for a value out of range."""
+        return base.with_changes(
+            k=self.thoughts,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+            mode="never" if fast else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexOptions:
+    """Which index."""
+
+    index: Annotated[
+        Path, _option("--index", help="Folder of the index.", panel="Index", envvar="O1_RETRIEVER_INDEX")
+    ] = Path(".o1-index")
+
+
+def set_debug(context: typer.Context, value: bool) -> bool:
+    """Remember `--debug`, wherever on the command line it stands."""
+    from o1_retriever.cli.terminal import configure
+
+    if value or DEBUG not in context.meta:
+        context.meta[DEBUG] = value
+        configure(debug=value)
+    return value
+
+
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show what is going on, and where an error arose.", callback=set_debug)
+]
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Expand the parameters of a command that are dataclasses of options, and add `--debug`."""
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {}
+    shown: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if not is_dataclass(hints[name]):
+            shown.append(_parameter(name, hints[name], parameter.default))
+            continue
+        groups[name] = hints[name]
+        members = get_type_hints(hints[name], include_extras=True)
+        shown += [_parameter(field.name, members[field.name], field.default) for field in fields(hints[name])]
+    shown.append(_parameter("debug", Debug, False))
+
+    @functools.wraps(function)
+    def command(**values: Any) -> None:
+        del values["debug"]
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        function(**values)
+
+    # typer reads both, and `wraps` has left those of the function itself.
+    command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return command
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, annotation=annotation, default=default)

@@ -1,0 +1,253 @@
+"""The model, the cache and the index as plain JSON values and as lines. No weights are loaded for it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from o1_retriever.cli.models import is_pair, model_name, pair_problem
+from o1_retriever.cli.options import Dtype, ModelOptions
+from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1RetrieverError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+Rows = list[tuple[str, str]]
+
+
+def model_record(options: ModelOptions) -> dict[str, Any]:
+    """The model that the options name; `problem` says what keeps it from being used, None if nothing does."""
+    if is_pair(options):
+        names = {
+            "encoder": options.encoder,
+            "thinker": options.thinker,
+            "thinker_model": options.thinker_model,
+        }
+        return {**names, "problem": pair_problem(options)}
+    record: dict[str, Any] = {"name": None, "folder": None, "problem": None}
+    try:
+        record["name"] = model_name(options)
+        folder = _folder(record["name"])
+        record["folder"] = str(folder)
+        return record | _weights(folder) | _checkpoint(folder)
+    except O1RetrieverError as error:
+        return record | {"problem": str(error)}
+
+
+def _folder(name: str) -> Path:
+    """The folder of a model, of one of the Hub only if it has been downloaded."""
+    from o1_retriever.engine.checkpoint import find_folder
+
+    if not Path(name).expanduser().exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(name, "config.json")
+        if not isinstance(found, str):
+            raise ModelNotFoundError(f"{name} is no folder here; it would be downloaded from the Hub.")
+        return find_folder(str(Path(found).parent))
+    return find_folder(name)
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    """Size, number and format of the weights, from the headers of their files."""
+    files = sorted(folder.glob("*.safetensors"))
+    kinds: dict[str, int] = {}
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        except (OSError, ValueError, MemoryError, OverflowError) as error:
+            raise CheckpointError(f"{file} is no safetensors file ({error}).") from None
+        header.pop("__metadata__", None)
+        for tensor in header.values():
+            kinds[tensor["dtype"]] = kinds.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
+    return {
+        "weights_bytes": sum(file.stat().st_size for file in files),
+        "parameters": sum(kinds.values()),
+        "stored_as": sorted(kinds),
+    }
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    """Architecture, layout and lengths, from the checkpoint's config files."""
+    from o1_retriever.template import CONFIG_NAME, MARKERS, TemplateConfig, detect_layout
+
+    config = _json(folder / "config.json")
+    tokens = _special_tokens(folder)
+    file = folder / CONFIG_NAME
+    template = (
+        TemplateConfig.from_file(file)
+        if file.is_file()
+        else TemplateConfig(layout=detect_layout(_Vocabulary(tokens)))
+    )
+    text = config.get("text_config", config)
+    missing = [marker for marker in MARKERS[template.layout] if marker not in tokens]
+    return {
+        "architecture": (config.get("architectures") or [config.get("model_type")])[0],
+        "dimension": text.get("hidden_size"),
+        "layout": template.layout,
+        "max_tokens": template.max_length,
+        "settings": template.settings,
+        "problem": f"its tokenizer lacks {' '.join(missing)}" if missing else None,
+    }
+
+
+class _Vocabulary(dict[str, int]):
+    """Just enough of a tokenizer to tell the layout by."""
+
+    def get_vocab(self) -> dict[str, int]:
+        return self
+
+
+def _special_tokens(folder: Path) -> dict[str, int]:
+    if (folder / "tokenizer.json").is_file():
+        added = _json(folder / "tokenizer.json").get("added_tokens", [])
+        return {token["content"]: token["id"] for token in added}
+    added = _json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
+    return {token["content"]: int(number) for number, token in added.items()}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file} is a {type(found).__name__}; expected an object.")
+    return found
+
+
+def device_record(options: ModelOptions) -> dict[str, str]:
+    """Where the model would run and in which number format."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    device = options.device or ("cuda" if cuda else "cpu")
+    dtype = options.dtype.value
+    if is_pair(options):
+        dtype = "as saved"
+    elif options.dtype is Dtype.auto:
+        half = "bfloat16" if cuda and torch.cuda.is_bf16_supported() else "float16"
+        dtype = half if device.startswith("cuda") else "float32"
+    return {"device": device, "dtype": f"nf4, computing in {dtype}" if options.four_bit else dtype}
+
+
+def cache_record() -> dict[str, Any]:
+    """What the cache holds; looking does not create it."""
+    from o1_retriever.cache import ThoughtCache, default_cache_path
+
+    path = default_cache_path()
+    if not path.is_dir():
+        return {
+            "path": str(path),
+            "thoughts": 0,
+            "vectors": 0,
+            "bytes": 0,
+            "file_bytes": 0,
+            "max_bytes": None,
+        }
+    with ThoughtCache() as cache:
+        return cache.info().to_dict()
+
+
+def index_record(path: Path) -> dict[str, Any]:
+    """What the index holds. Raises `IndexNotFoundError` or another `StoreError`."""
+    from o1_retriever.index import Index
+
+    with Index(path, create=False) as index:
+        info = index.info()
+    return {
+        "path": str(info.path),
+        "documents": info.documents,
+        "folders": info.roots,
+        "bytes": info.bytes,
+        "fingerprint": info.space.fingerprint,
+        "space": info.space.to_dict(),
+        "precision": info.precision.to_dict(),
+    }
+
+
+def tried(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A record, or one whose only entry `problem` says why there is none."""
+    try:
+        return look()
+    except O1RetrieverError as error:
+        return {"problem": str(error)}
+
+
+def model_rows(record: dict[str, Any]) -> Rows:
+    """The model as lines."""
+    if "encoder" in record:
+        thinker = " ".join(part for part in (record["thinker_model"], record["thinker"]) if part)
+        rows = [("encoder", record["encoder"] or "none"), ("thinker", thinker or "none")]
+        return rows + _problem(record)
+    if "layout" not in record:
+        return [("model", record["name"] or "none"), *_problem(record)]
+    shape = (
+        f"{record['architecture']}, {record['dimension']} dimensions, at most {record['max_tokens']} tokens"
+    )
+    settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items())
+    weights = f"{record['parameters'] / 1e6:,.1f} million, {size(record['weights_bytes'])}"
+    return [
+        ("model", record["name"]),
+        ("kind", shape),
+        ("weights", f"{weights} as {', '.join(record['stored_as'])}"),
+        ("layout", record["layout"]),
+        ("thinks with", settings or "the library's defaults"),
+        *_problem(record),
+    ]
+
+
+def cache_rows(record: dict[str, Any]) -> Rows:
+    """The cache as lines."""
+    if "problem" in record:
+        return _problem(record)
+    room = f" of at most {size(record['max_bytes'])}" if record["max_bytes"] else ""
+    return [
+        ("path", record["path"]),
+        ("holds", f"{record['thoughts']:,} thoughts, {record['vectors']:,} query vectors"),
+        ("size", f"{size(record['file_bytes'])}{room}"),
+    ]
+
+
+def index_rows(record: dict[str, Any]) -> Rows:
+    """The index as lines."""
+    if "problem" in record:
+        return _problem(record)
+    rows = [
+        ("path", record["path"]),
+        ("holds", f"{record['documents']:,} passages, {size(record['bytes'])}"),
+    ]
+    rows += [("folder", f"{name} ({files} files)") for name, files in record["folders"].items() if name]
+    return [*rows, ("fingerprint", record["fingerprint"])]
+
+
+def section(title: str, rows: Sequence[tuple[str, str]]) -> Group:
+    """A title with names and values below it."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2), pad_edge=True)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value, style="red" if name == "problem" else ""))
+    return Group(Text(title, style="bold"), table)
+
+
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    amount = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if amount < 1000 or unit == "GB":
+            break
+        amount /= 1000
+    return f"{amount:.0f} {unit}" if unit == "bytes" or amount >= 100 else f"{amount:.1f} {unit}"
+
+
+def _problem(record: dict[str, Any]) -> Rows:
+    return [("problem", record["problem"])] if record["problem"] else []

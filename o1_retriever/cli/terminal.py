@@ -1,0 +1,92 @@
+"""All that the command line writes beside a command's own output: errors, warnings, what is going on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+
+def output() -> Console:
+    """Where results go: standard output, with colours only where it is a terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def messages() -> Console:
+    """Where everything else goes: standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def write_json(value: Any) -> None:
+    """One JSON value on one line of standard output."""
+    encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")
+    sys.stdout.write(json.dumps(value, ensure_ascii=encoding != "utf8") + "\n")
+    sys.stdout.flush()
+
+
+def fail(message: str, hint: str | None = None) -> None:
+    """Say on one line what went wrong and what to type."""
+    _line("Error", "bold red", message, hint)
+
+
+def warn(message: str) -> None:
+    """Say on one line what the user should know."""
+    _line("Warning", "yellow", message)
+
+
+def stop() -> int:
+    """Say that the user has interrupted, and return the exit code for it."""
+    messages().print("Interrupted. What was done is kept: type the same command to go on.")
+    return INTERRUPTED
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on a terminal what is going on, and nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with messages().status(what, spinner="dots"):
+        yield
+
+
+def configure(*, debug: bool) -> None:
+    """Show this library's warnings as one line each, and keep what others log out of the output."""
+    logger = logging.getLogger("o1_retriever")
+    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _Warnings)]
+    logger.addHandler(_Warnings(logging.DEBUG if debug else logging.WARNING))
+    logger.propagate = False
+    if debug:
+        logger.setLevel(logging.DEBUG)
+        return
+    # Without any handler, Python prints the warnings of every library.
+    logging.getLogger().addHandler(logging.NullHandler())
+    warnings.simplefilter("ignore")
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            warn(record.getMessage())
+        else:
+            _line(record.levelname.capitalize(), "dim", record.getMessage())
+
+
+def _line(label: str, style: str, *parts: str | None) -> None:
+    from rich.text import Text
+
+    said = " ".join(" ".join(part.split()) for part in parts if part)
+    messages().print(Text.assemble((f"{label}: ", style), said), soft_wrap=True)

@@ -1,0 +1,157 @@
+"""What was thought, what it found and what it cost, for a terminal (rich renderables)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import dropwhile
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from o1_retriever.hit import Hit
+from o1_retriever.retriever import SearchResult
+from o1_retriever.thought import Thought, Timings
+
+# Control characters could repaint a terminal, and direction overrides reorder what it shows.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
+
+
+def explain(result: SearchResult, *, full: bool = False) -> Group:
+    """A whole result: question, thoughts, hits and costs. `full` shows passages whole, not three lines."""
+    parts: list[RenderableType] = [Text(printable(result.query), style="bold")]
+    if result.thoughts:
+        parts += [Text(), Text("Thoughts", style="bold"), thoughts_view(result.thoughts)]
+    parts += [Text(), Text("Hits", style="bold"), hits_view(result.hits, full=full)]
+    parts += [Text(), costs_view(result.thoughts, result.embedding.timings, search_ms=result.search_ms)]
+    return Group(*parts)
+
+
+def thoughts_view(thoughts: Sequence[Thought]) -> RenderableType:
+    """Thoughts, numbered; one that could not be had is shown as failed, with its reason."""
+    table = _grid(marks=1)
+    for number, thought in enumerate(thoughts, start=1):
+        table.add_row(str(number), _thought(thought))
+    return table
+
+
+def hits_view(hits: Sequence[Hit], *, full: bool = False, lines: int = 3) -> RenderableType:
+    """Hits with rank, score, title or source, and the first `lines` lines of each passage (`full`: all)."""
+    if not hits:
+        return Text(" none: no passage matches", style="dim")
+    table = _grid(marks=2)
+    for hit in hits:
+        body = Text(_body(hit))
+        table.add_row(
+            str(hit.rank),
+            f"{hit.score:.3f}",
+            Group(_heading(hit), body if full else _Clipped(body, lines)),
+        )
+    return table
+
+
+def costs_view(
+    thoughts: Sequence[Thought], timings: Timings | None = None, *, search_ms: float | None = None
+) -> Text:
+    """One line of what it cost: thoughts, their tokens, and milliseconds of each stage that ran."""
+    parts = [_count(thoughts)]
+    if timings is not None:
+        stages = (("think", timings.think_ms if thoughts else 0.0), ("embed", timings.embed_ms))
+        parts += [f"{name} {milliseconds(value)}" for name, value in stages if value]
+    if search_ms is not None:
+        parts.append(f"search {milliseconds(search_ms)}")
+    return Text(" · ".join(parts), style="dim")
+
+
+def milliseconds(value: float) -> str:
+    """A duration as people read it: `0.4 ms`, `12 ms`, `1.8 s`."""
+    if value >= 1000:
+        return f"{value / 1000:.1f} s"
+    return f"{value:.0f} ms" if value >= 9.95 else f"{value:.1f} ms"
+
+
+def printable(text: str) -> str:
+    """A text on one line, without anything that could control a terminal."""
+    return " ".join(_UNPRINTABLE.sub(" ", text).split())
+
+
+class _Clipped:
+    """A text cut after some lines of whatever width there is."""
+
+    def __init__(self, text: Text, lines: int) -> None:
+        self.text = text
+        self.lines = lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        wrapped = self.text.wrap(console, width)
+        yield from wrapped[: self.lines - 1]
+        if len(wrapped) <= self.lines:
+            yield from wrapped[self.lines - 1 :]
+            return
+        last = Text(f"{wrapped[self.lines - 1].plain.rstrip()} …")
+        if last.cell_len > width:
+            last = wrapped[self.lines - 1]
+            last.rstrip()
+            last.truncate(max(1, width - 2))
+            last = Text(f"{last.plain.rsplit(' ', 1)[0]} …")
+        yield last
+
+
+def _grid(*, marks: int) -> Table:
+    table = Table.grid(padding=(0, 1), pad_edge=True)
+    for place in range(marks):
+        table.add_column(justify="right", no_wrap=True, style="cyan" if place == 0 else "dim")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _thought(thought: Thought) -> Text:
+    if thought.failed:
+        return Text(f"failed: {printable(thought.error or 'no reason was given')}", style="red")
+    text = Text(printable(thought.text))
+    if thought.finish == "length":
+        text.append(f" … (cut after {thought.completion_tokens} tokens)", style="dim")
+    return text
+
+
+def _heading(hit: Hit) -> Text:
+    title, place = printable(str(hit.metadata.get("title", ""))), _place(hit)
+    heading = Text(title, style="bold")
+    if place:
+        heading.append(f"{'  ' if title else ''}{place}", style="not bold dim" if title else "bold")
+    return heading if heading.plain else Text(printable(hit.id), style="bold")
+
+
+def _place(hit: Hit) -> str:
+    parts = [printable(hit.source)] if hit.source else []
+    parts += [f"{name} {hit.metadata[name]}" for name in ("page", "line") if name in hit.metadata]
+    return ", ".join(parts)
+
+
+def _body(hit: Hit) -> str:
+    """The passage without the title, or the headings, that already stand above it."""
+    title = printable(str(hit.metadata.get("title", "")))
+    headings = {"", *title.split(" > ")}
+    lines = dropwhile(lambda line: printable(line).lstrip("# ") in headings, hit.text.splitlines())
+    text = printable(" ".join(lines))
+    rest = text.removeprefix(title).lstrip() if title else text
+    return rest or printable(hit.text)
+
+
+def _count(thoughts: Iterable[Thought]) -> str:
+    every = list(thoughts)
+    if not every:
+        return "no thoughts"
+    failed = sum(thought.failed for thought in every)
+    tokens = sum(thought.completion_tokens for thought in every)
+    cached = sum(thought.cached for thought in every)
+    notes = [f"{len(every)} thought{'s' if len(every) != 1 else ''}"]
+    if failed:
+        notes.append(f"{failed} failed")
+    if tokens:
+        notes.append(f"{tokens} tokens")
+    if cached:
+        notes.append("from cache" if cached == len(every) else f"{cached} from cache")
+    return ", ".join(notes)
