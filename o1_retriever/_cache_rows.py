@@ -171,8 +171,10 @@ def shrink(connection: sqlite3.Connection, room: int) -> None:
         _delete_oldest(connection, total - room * _KEPT)
     page_size = _number(connection, "PRAGMA page_size")
     excess = _number(connection, "PRAGMA page_count") - room // page_size
-    if excess > 0:  # the room was larger once: give the difference back, and keep the rest for reuse
-        connection.execute(f"PRAGMA incremental_vacuum({int(excess)})").fetchall()
+    free = _number(connection, "PRAGMA freelist_count")
+    # A large batch, or a larger room in the past: give the difference back, keep the rest for reuse.
+    for _ in range(int(min(excess, free))):
+        connection.execute("PRAGMA incremental_vacuum(1)")  # through this module, one page at a time
 
 
 def _delete_oldest(connection: sqlite3.Connection, excess: float) -> None:

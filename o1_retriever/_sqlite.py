@@ -105,7 +105,7 @@ class Database:
                     wait = self.patience if patience is None else patience
                     handle.connection.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
                     return work(handle.connection)
-                except sqlite3.DatabaseError as error:
+                except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                     damage = _is_among(error, _DAMAGE)
                     if not damage and not _is_among(error, {sqlite3.SQLITE_ERROR}):
                         raise
@@ -186,7 +186,7 @@ class Database:
         with self._only_process():
             try:
                 return self._connect()
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if not _is_among(error, _DAMAGE_AT_OPENING):
                     raise
                 self._move_aside(str(error))
@@ -200,9 +200,9 @@ class Database:
         try:
             # Damaged text is for the checks above this layer to find, not for the decoder.
             connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            connection.execute("PRAGMA synchronous = NORMAL")
             self._check(connection)
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(f"PRAGMA journal_size_limit = {16 << 20}")
             # REPLACE fires the triggers of deletion only with this.
             connection.execute("PRAGMA recursive_triggers = ON")
@@ -267,8 +267,9 @@ def _identity(file: Path) -> Identity:
     return status.st_dev, status.st_ino
 
 
-def _is_among(error: sqlite3.DatabaseError, codes: set[int]) -> bool:
-    if isinstance(error, Damaged):
+def _is_among(error: Exception, codes: set[int]) -> bool:
+    # Undecodable: a damaged name that SQLite quotes in its message.
+    if isinstance(error, Damaged | UnicodeDecodeError):
         return codes >= _NOT_A_DATABASE
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in codes
 
