@@ -194,10 +194,10 @@ def _show(evaluation: Evaluation, results: ResultOptions) -> None:
         return
     from rich.table import Table
 
-    heads, rows = cells(evaluation)
+    heads, lines = cells(evaluation)
     table = Table(caption=caption(evaluation), caption_justify="left")
     for place, head in enumerate(heads):
         table.add_column(head, justify="right" if place else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
+    for line in lines:
+        table.add_row(*line)
     output().print(table)
