@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import time
 
 import pytest
@@ -14,8 +13,7 @@ from o1_retriever.documents import Chunking
 from o1_retriever.errors import DocumentError, InputError, SettingsError
 from o1_retriever.folder import FolderOptions, sync_folder
 from o1_retriever.index import Index
-from tests.core.index_worker import OPTIONS, TinyEmbedder, numbered
-from tests.core.test_index import answers, contents, worker
+from tests.support.index_worker import OPTIONS, TinyEmbedder, answers, contents, finish, numbered, worker
 
 
 @pytest.fixture
@@ -278,7 +276,7 @@ def fill(folder, chance):
         write(folder, f"{number % 3}/{number}.txt", "\n\n".join(lines))
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_point_and_run_again_ends_as_if_never_killed(tmp_path, embedder, seed):
     chance = random.Random(seed)
     folder, killed_path = tmp_path / "notes", tmp_path / "killed"
@@ -289,13 +287,12 @@ def test_killed_at_any_point_and_run_again_ends_as_if_never_killed(tmp_path, emb
         for _ in range(2):
             process = worker(killed_path, folder, 0)
             time.sleep(chance.random() * 0.5)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.kill()
+            process.join()
             with Index(killed_path, embedder) as index:
                 sources = set(index.ids_by_source(str(folder)))
-            assert kept & before <= sources, "a file that stays is never without documents"
-        process = worker(killed_path, folder, 0)
-        assert process.wait(60) == 0, process.stderr.read()
+                assert kept & before <= sources, "a file that stays is never without documents"
+        finish(worker(killed_path, folder, 0))
         before = kept
         with (
             Index(tmp_path / f"whole{round_number}", embedder) as whole,

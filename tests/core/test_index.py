@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,9 +22,7 @@ from o1_retriever.errors import (
     StoreError,
 )
 from o1_retriever.index import Index
-from tests.core.index_worker import TinyEmbedder, numbered
-
-WORKER = Path(__file__).parent / "index_worker.py"
+from tests.support.index_worker import TinyEmbedder, answers, contents, finish, numbered, vectors, worker
 
 
 @pytest.fixture
@@ -43,31 +36,13 @@ def index(tmp_path, embedder):
         yield index
 
 
-def vectors(embedder, *texts):
-    return np.stack([embedder.vector(text) for text in texts])
-
-
-def contents(index):
-    """Everything that a user can see of the documents."""
-    ids = sorted(index.ids())
-    return {document.id: document for document in index.get(ids)}, index.vectors(ids).tolist()
-
-
-def answers(index, count=20, **options):
-    queries = vectors(TinyEmbedder(), *(f"question {n}" for n in range(count)))
-    return [[(hit.id, round(hit.score, 6)) for hit in hits] for hits in index.search(queries, **options)]
-
-
-def worker(index, *arguments) -> subprocess.Popen:
-    process = subprocess.Popen(
-        [sys.executable, str(WORKER), str(index), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(WORKER.parents[2])},
-    )
-    assert process.stdout.readline() == "open\n", process.stderr.read()
-    return process
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An index of 2100 documents, more than are searched one by one, that nobody killed."""
+    path = tmp_path_factory.mktemp("whole")
+    with Index(path, TinyEmbedder()) as index:
+        index.add(numbered(2100), batch_size=64)
+        yield index
 
 
 def test_found_documents_come_with_score_source_and_metadata(index, embedder):
@@ -94,7 +69,7 @@ def test_search_equals_an_exact_search(index, embedder, count):
 
 
 def test_k_beyond_the_documents_gives_all_of_them(index, embedder):
-    index.add(numbered(2500), batch_size=512)
+    index.add(numbered(2200), batch_size=512)
     (hits,) = index.search(vectors(embedder, "x"), k=5000)
     assert sorted(hit.id for hit in hits) == sorted(index.ids())
 
@@ -139,7 +114,7 @@ def large(tmp_path_factory):
         yield index, embedder
 
 
-@pytest.mark.parametrize("others", [300, 2300])
+@pytest.mark.parametrize("others", [300, 1700])
 def test_equal_scores_are_ordered_by_id_however_many_there_are(index, embedder, others):
     copies = [f"c{n:04d}" for n in range(700)]
     same = [Document(id=one, text="the same text", metadata={"n": 5000 + int(one[1:])}) for one in copies]
@@ -453,16 +428,15 @@ def cut_graph(folder):
 
 
 @pytest.mark.parametrize("damage", [damage_sqlite, damage_graph, cut_graph, shutil.rmtree])
-def test_a_damaged_graph_is_built_again(tmp_path, embedder, damage, caplog):
-    with Index(tmp_path, embedder) as index:
-        index.add(numbered(2100), batch_size=128)
-        expected, path = answers(index), index.info().chroma_path
-    damage(path)
+def test_a_damaged_graph_is_built_again(tmp_path, whole, embedder, damage, caplog):
+    shutil.copytree(whole.path, tmp_path, dirs_exist_ok=True)
+    graph = tmp_path / whole.info().chroma_path.relative_to(whole.path)
+    damage(graph)
     with caplog.at_level(logging.WARNING), Index(tmp_path, embedder) as index:
-        assert answers(index) == expected
+        assert answers(index) == answers(whole)
         assert index.add(numbered(2101)) == 1
     assert "Building the search graph" in caplog.text
-    assert not path.exists(), "the damaged files are gone"
+    assert not graph.exists(), "the damaged files are gone"
 
 
 def test_indexes_of_one_process_see_each_other(tmp_path, embedder):
@@ -506,43 +480,41 @@ def test_reading_while_another_process_adds(tmp_path, embedder):
     """Chroma alone goes on with what it read first, and later loses what it never saw."""
     with Index(tmp_path, embedder) as index:
         index.add(numbered(1))
-        process = worker(tmp_path, "add", 2400)
+        process = worker(tmp_path, "add", 2100)
         seen = 0
-        while process.poll() is None:
+        while process.is_alive():
             count = len(index)
             (hits,) = index.search(vectors(embedder, f"text number {count - 1}"), k=1)
             assert hits[0].id == f"d{count - 1:05d}"
             assert hits[0].score > 0.999
             seen = max(seen, count)
-        assert process.wait() == 0, process.stderr.read()
+        finish(process)
         assert seen > 1
-        assert len(index.search(vectors(embedder, "x"), k=3000)[0]) == 2400
-        index.add(numbered(2500))
-        assert len(index.search(vectors(embedder, "x"), k=3000)[0]) == 2500
+        assert len(index.search(vectors(embedder, "x"), k=3000)[0]) == 2100
+        index.add(numbered(2200))
+        assert len(index.search(vectors(embedder, "x"), k=3000)[0]) == 2200
 
 
 def test_two_processes_that_add_the_same_end_as_one(tmp_path, embedder):
     processes = [worker(tmp_path / "both", "add", 600) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    for process in processes:
+        finish(process)
     with Index(tmp_path / "one", embedder) as one, Index(tmp_path / "both", embedder) as both:
         one.add(numbered(600))
         assert contents(both) == contents(one)
         assert answers(both) == answers(one)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_killed_at_any_point_and_run_again_ends_as_if_never_killed(tmp_path, embedder, seed):
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))])
+def test_killed_at_any_point_and_run_again_ends_as_if_never_killed(tmp_path, whole, embedder, seed):
     chance = random.Random(seed)
-    count = 2300
     for _ in range(4):
-        process = worker(tmp_path / "killed", "add", count)
+        process = worker(tmp_path, "add", 2100)
         time.sleep(chance.random() * 0.7)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    process = worker(tmp_path / "killed", "add", count)
-    assert process.wait(60) == 0, process.stderr.read()
-    with Index(tmp_path / "whole", embedder) as whole, Index(tmp_path / "killed", embedder) as killed:
-        whole.add(numbered(count), batch_size=128)
+        process.kill()
+        process.join()
+    finish(worker(tmp_path, "add", 2100))
+    with Index(tmp_path, embedder) as killed:
         assert contents(killed) == contents(whole)
         assert answers(killed) == answers(whole)
         assert answers(killed, where={"source": "f3"}) == answers(whole, where={"source": "f3"})

@@ -1,10 +1,11 @@
-"""A program for the tests that kill or race processes: `index_worker.py INDEX FOLDER|add N`."""
+"""An embedder, documents and processes for the tests of the index, without pytest."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
+import multiprocessing
 import time
+from multiprocessing.connection import Connection
 
 import numpy as np
 
@@ -47,17 +48,46 @@ def numbered(count: int) -> list[Document]:
 OPTIONS = FolderOptions(chunking=Chunking(max_characters=60, overlap=20), batch_size=2)
 
 
-def main() -> None:
-    path, what, count = sys.argv[1:]
+def work(path: str, what: str, count: int, opened: Connection) -> None:
+    """Add `count` documents, or bring the index to the state of the folder `what`."""
     with Index(path, TinyEmbedder(delay=0.002)) as index:
-        sys.stdout.write("open\n")
-        sys.stdout.flush()
+        opened.send("open")
         if what == "add":
-            index.add(numbered(int(count)), batch_size=8)
+            index.add(numbered(count), batch_size=8)
         else:
             sync_folder(index, what, prune=True, options=OPTIONS)
-    sys.stdout.write("done\n")
 
 
-if __name__ == "__main__":
-    main()
+def vectors(embedder, *texts):
+    return np.stack([embedder.vector(text) for text in texts])
+
+
+def contents(index):
+    """Everything that a user can see of the documents."""
+    ids = sorted(index.ids())
+    return {document.id: document for document in index.get(ids)}, index.vectors(ids).tolist()
+
+
+def answers(index, count=20, **options):
+    queries = vectors(TinyEmbedder(), *(f"question {n}" for n in range(count)))
+    return [[(hit.id, round(hit.score, 6)) for hit in hits] for hits in index.search(queries, **options)]
+
+
+# A process forked from one that has imported Chroma, without ever having opened it, begins at once.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["tests.support.index_worker", "chromadb.api.rust"])
+
+
+def worker(index, what, count):
+    """A process that has opened the index and goes on to change it."""
+    here, there = _PROCESSES.Pipe(duplex=False)
+    process = _PROCESSES.Process(target=work, args=(str(index), str(what), count, there))
+    process.start()
+    there.close()
+    assert here.recv() == "open"
+    return process
+
+
+def finish(process):
+    process.join(60)
+    assert process.exitcode == 0
