@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from o1_retriever.cli import asking, caching, demo, indexing, information, plugins
+from o1_retriever.cli import asking, caching, demo, evaluate, indexing, information, plugins
 from o1_retriever.cli.options import DEBUG, Debug
 from o1_retriever.cli.terminal import fail, stop
 from o1_retriever.errors import O1RetrieverError
@@ -76,6 +76,7 @@ app = typer.Typer(
 app.command("index")(indexing.index)
 app.command("search")(asking.search)
 app.command("think")(asking.think)
+app.command("eval")(evaluate.evaluate)
 app.command("info")(information.info)
 app.command("demo")(demo.demo)
 app.add_typer(caching.app, name="cache")

@@ -190,6 +190,9 @@ class _Questions:
 
     def each(self, answer: Callable[[list[str]], None]) -> None:
         """Answer all questions, those from standard input in batches."""
+        if hasattr(sys.stdin, "reconfigure"):
+            # Bytes that are no UTF-8 become an error that names the question.
+            sys.stdin.reconfigure(errors="surrogateescape")
         if self._argument is None:
             _converse(answer)
         elif self._argument == "-":
@@ -200,9 +203,6 @@ class _Questions:
 
 
 def _batches() -> Iterator[list[str]]:
-    if hasattr(sys.stdin, "reconfigure"):
-        # Bytes that are no UTF-8 become an error that names the question.
-        sys.stdin.reconfigure(errors="surrogateescape")
     lines = (line.strip() for line in sys.stdin)
     questions = (line for line in lines if line)
     batch = list(islice(questions, _BATCH))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from o1_retriever.cli.everyday import Collection, find_everyday, read_collection, require_measures
+from o1_retriever.cli.everyday import Everyday, find_everyday, read_everyday, require_measures
 from o1_retriever.cli.options import ModelOptions, ThoughtOptions, with_options
 from o1_retriever.cli.terminal import output
 
@@ -25,7 +25,7 @@ def demo(*, model: ModelOptions, thoughts: ThoughtOptions) -> None:
     from o1_retriever.thought import ThoughtSettings
 
     thoughts.settings(ThoughtSettings())
-    collection = read_collection(find_everyday())
+    collection = read_everyday(find_everyday())
     require_measures()
     from o1_retriever.cli.demo_view import example, introduction, next_steps, quality
     from o1_retriever.cli.models import load_embedder
@@ -45,7 +45,7 @@ def demo(*, model: ModelOptions, thoughts: ThoughtOptions) -> None:
         console.print("", next_steps(index.path), sep="\n")
 
 
-def _indexed(collection: Collection, embedder: ThinkingEmbedder) -> Index:
+def _indexed(collection: Everyday, embedder: ThinkingEmbedder) -> Index:
     """The demo's index: the one from last time, or a new one where the model has changed."""
     from o1_retriever._cache_folder import make_private_folder
     from o1_retriever.cache import default_cache_path
@@ -69,7 +69,7 @@ def _indexed(collection: Collection, embedder: ThinkingEmbedder) -> Index:
 class Runs:
     """What was found with and without thinking, by question; the examples first."""
 
-    def __init__(self, retriever: Retriever, collection: Collection, settings: ThoughtSettings) -> None:
+    def __init__(self, retriever: Retriever, collection: Everyday, settings: ThoughtSettings) -> None:
         self._retriever = retriever
         self._collection = collection
         self._settings = settings

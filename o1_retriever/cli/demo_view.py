@@ -12,14 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from o1_retriever.cli.demo import DEPTH, EXAMPLES, Runs
-from o1_retriever.cli.everyday import Collection, Quality, measure, rank_of_answer
+from o1_retriever.cli.everyday import Everyday, Quality, measure, rank_of_answer
 from o1_retriever.explain import hits_view, milliseconds, thoughts_view
 from o1_retriever.thought import ThoughtSettings
 
 _SHOWN = 3
 
 
-def introduction(collection: Collection, settings: ThoughtSettings) -> Text:
+def introduction(collection: Everyday, settings: ThoughtSettings) -> Text:
     """What is about to be shown."""
     passages, questions = len(collection.documents), len(collection.questions)
     thoughts = f"{settings.k} thought{'' if settings.k == 1 else 's'}"
@@ -29,7 +29,7 @@ def introduction(collection: Collection, settings: ThoughtSettings) -> Text:
     )
 
 
-def example(collection: Collection, question: str, runs: Runs) -> Group:
+def example(collection: Everyday, question: str, runs: Runs) -> Group:
     """A question with its thoughts, its first hits, and where the right passage came."""
     result = runs.thinking[question]
     answers = collection.answers(question)
@@ -48,7 +48,7 @@ def example(collection: Collection, question: str, runs: Runs) -> Group:
     )
 
 
-def quality(collection: Collection, runs: Runs) -> Group:
+def quality(collection: Everyday, runs: Runs) -> Group:
     """How well all questions were answered with and without thinking, and what it cost."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in ("Split", "Questions", "", "Right first", "nDCG@10"):
@@ -57,14 +57,14 @@ def quality(collection: Collection, runs: Runs) -> Group:
     for split, judgments in collection.judgments.items():
         pair = (measure(judgments, runs.fast), measure(judgments, runs.thinking))
         pairs.append(pair)
-        for how, quality in zip(("without thinking", "with thinking"), pair, strict=True):
-            first = quality is pair[0]
+        for how, measured in zip(("without thinking", "with thinking"), pair, strict=True):
+            first = measured is pair[0]
             table.add_row(
                 split if first else "",
                 str(len(judgments)) if first else "",
                 how,
-                f"{quality.success_at_1:.0%}",
-                f"{quality.ndcg_at_10:.3f}",
+                f"{fmean(measured.first.values()):.0%}",
+                f"{fmean(measured.gain.values()):.3f}",
             )
     cached = " The thoughts came from the cache of an earlier run." if runs.from_cache else ""
     fast, thinking = (fmean(run[name].total_ms for name in runs.rest) for run in (runs.fast, runs.thinking))
@@ -78,9 +78,7 @@ def quality(collection: Collection, runs: Runs) -> Group:
 def _conclusion(pairs: list[tuple[Quality, Quality]]) -> str:
     """What thinking did to nDCG@10, in words that do not promise more than was seen."""
     gains = [
-        thinking.by_question[question] - fast.by_question[question]
-        for fast, thinking in pairs
-        for question in fast.by_question
+        thinking.gain[question] - fast.gain[question] for fast, thinking in pairs for question in fast.gain
     ]
     better, worse = sum(gain > 1e-9 for gain in gains), sum(gain < -1e-9 for gain in gains)
     change = fmean(gains)

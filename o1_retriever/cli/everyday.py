@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 FOLDER = Path("cookbook", "data", "everyday")
 SPLITS = ("dev", "test")
 ANSWER = 2  # the judgment of a passage that answers the question; 1 only helps
+_FIRST, _GAIN = f"Success(rel={ANSWER})@1", "nDCG@10"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collection:
+class Everyday:
     """Passages, questions by id, and for each split the judged passages of its questions."""
 
     documents: list[Document]
     questions: dict[str, str]
-    judgments: dict[str, dict[str, dict[str, int]]]
+    judgments: dict[str, Mapping[str, Mapping[str, int]]]
 
     def answers(self, question: str) -> set[str]:
         """The passages that answer a question."""
         judged = next(split[question] for split in self.judgments.values() if question in split)
-        return {passage for passage, score in judged.items() if score >= ANSWER}
+        return {passage for passage, grade in judged.items() if grade >= ANSWER}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Means over the questions of a split, and nDCG@10 of each question."""
+    """For each question whether the first hit answers it (1 or 0), and nDCG@10."""
 
-    success_at_1: float
-    ndcg_at_10: float
-    by_question: dict[str, float]
+    first: dict[str, float]
+    gain: dict[str, float]
 
 
 def find_everyday() -> Path:
@@ -56,51 +56,26 @@ def find_everyday() -> Path:
     )
 
 
-def read_collection(folder: Path) -> Collection:
-    """Read a collection in BEIR's layout. Raises `DocumentError` for a file that cannot be used."""
+def read_everyday(folder: Path) -> Everyday:
+    """Read the collection. Raises `CollectionError` for files that cannot be used."""
     from o1_retriever.documents import Document
+    from o1_retriever.evaluation import load_collection
 
+    splits = {split: load_collection(folder, split=split, strict=True) for split in SPLITS}
+    corpus = splits["dev"].corpus
+    titles = _titles(folder)
     documents = [
-        Document(
-            id=row["_id"],
-            text=f"{row['title']} {row['text']}",
-            metadata={"title": row["title"], "source": row["_id"]},
-        )
-        for row in _rows(folder / "corpus.jsonl", "_id", "title", "text")
+        Document(id=name, text=text, metadata={"title": titles[name], "source": name})
+        for name, text in zip(corpus.ids, corpus.texts(0, len(corpus.ids)), strict=True)
     ]
-    questions = {row["_id"]: row["text"] for row in _rows(folder / "queries.jsonl", "_id", "text")}
-    judgments = {split: _judgments(folder / "qrels" / f"{split}.tsv") for split in SPLITS}
-    unknown = {question for split in judgments.values() for question in split} - set(questions)
-    if unknown:
-        raise DocumentError(
-            str(folder),
-            f"{min(unknown)!r} is judged; expected only questions of queries.jsonl.",
-        )
-    return Collection(documents=documents, questions=questions, judgments=judgments)
+    questions = {name: text for split in splits.values() for name, text in split.queries.items()}
+    judgments = {name: split.qrels for name, split in splits.items()}
+    return Everyday(documents=documents, questions=questions, judgments=judgments)
 
 
-def _rows(file: Path, *names: str) -> list[dict[str, Any]]:
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        for row in rows:
-            if not all(isinstance(row[name], str) for name in names):
-                raise ValueError(f"a row {row!r:.60}")
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DocumentError(str(file), f"it cannot be used ({error}); expected {', '.join(names)}.") from None
-    return rows
-
-
-def _judgments(file: Path) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
-    try:
-        for line in file.read_text(encoding="utf-8").splitlines()[1:]:
-            question, passage, score = line.split("\t")
-            found.setdefault(question, {})[passage] = int(score)
-    except (OSError, ValueError) as error:
-        raise DocumentError(
-            str(file), f"it cannot be used ({error}); expected query, passage, score."
-        ) from None
-    return found
+def _titles(folder: Path) -> dict[str, str]:
+    lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    return {row["_id"]: row.get("title") or row["_id"] for row in map(json.loads, lines)}
 
 
 def require_measures() -> Any:
@@ -110,22 +85,13 @@ def require_measures() -> Any:
 
 def measure(judgments: Mapping[str, Mapping[str, int]], found: Mapping[str, SearchResult]) -> Quality:
     """How well what was found for the judged questions meets the judgments."""
-    package = require_measures()
-    first, ndcg = package.Success(rel=ANSWER) @ 1, package.nDCG @ 10
+    from o1_retriever.evaluation import per_query
+
     run = {question: {hit.id: hit.score for hit in found[question]} for question in judgments}
-    values = list(package.iter_calc([first, ndcg], judgments, run))
-    by_question = {value.query_id: value.value for value in values if value.measure == ndcg}
-    return Quality(
-        success_at_1=_mean([value.value for value in values if value.measure == first]),
-        ndcg_at_10=_mean(list(by_question.values())),
-        by_question=by_question,
-    )
+    values = per_query(judgments, run, measures=(_FIRST, _GAIN))
+    return Quality(first=values[_FIRST], gain=values[_GAIN])
 
 
 def rank_of_answer(answers: set[str], result: SearchResult) -> int | None:
     """The rank of the first passage that answers, None if none was found."""
     return next((hit.rank for hit in result if hit.id in answers), None)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
