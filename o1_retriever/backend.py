@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from o1_retriever.errors import EncoderError, ThinkerError
+from o1_retriever.errors import ThinkerError
 from o1_retriever.space import Precision, VectorSpace
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
+from o1_retriever.vectors import check_vectors
 
 if TYPE_CHECKING:
     from o1_retriever.encoders import Encoder
@@ -130,23 +129,18 @@ class PairBackend:
         """Embed each query with its thought behind it."""
         texts = [query if thought is None else f"{query} {thought.text}" for query, thought in pairs]
         for first in range(0, len(texts), batch_size):
-            vectors = self.encoder.embed_queries(texts[first : first + batch_size], batch_size=batch_size)
-            yield from enumerate(_checked(vectors, len(texts[first : first + batch_size])), first)
+            part = texts[first : first + batch_size]
+            rows = self.encoder.embed_queries(part, batch_size=batch_size)
+            yield from enumerate(check_vectors(rows, len(part), self._said), first)
 
     def embed_documents(self, texts: Sequence[str], *, batch_size: int) -> Iterator[tuple[int, Vector]]:
         """Embed the documents, longest first so that a batch holds texts of similar length."""
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]), reverse=True)
         for first in range(0, len(order), batch_size):
             places = order[first : first + batch_size]
-            vectors = self.encoder.embed_documents([texts[i] for i in places], batch_size=batch_size)
-            yield from zip(places, _checked(vectors, len(places)), strict=True)
+            rows = self.encoder.embed_documents([texts[i] for i in places], batch_size=batch_size)
+            yield from zip(places, check_vectors(rows, len(places), self._said), strict=True)
 
-
-def _checked(vectors: Any, count: int) -> Vector:
-    array = np.asarray(vectors, dtype=np.float32)
-    if array.ndim != 2 or array.shape[0] != count or not np.isfinite(array).all():
-        raise EncoderError(
-            f"The encoder returned an array of shape {array.shape} for {count} texts; expected {count} rows "
-            "of finite numbers."
-        )
-    return array
+    @property
+    def _said(self) -> str:
+        return f"{type(self.encoder).__name__} returned"

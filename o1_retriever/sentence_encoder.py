@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -14,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
+from o1_retriever.engine.weights import hash_signs
+from o1_retriever.errors import ModelError, ModelNotFoundError, SettingsError
 from o1_retriever.extras import require
 from o1_retriever.inputs import check_texts
 from o1_retriever.space import Precision, VectorSpace
@@ -24,7 +24,6 @@ from o1_retriever.vectors import check_vectors
 logger = logging.getLogger(__name__)
 
 PROBE = "What is a vector?"
-CHUNK = 1 << 24  # weights hashed at a time, so that a large model needs little memory for it
 SPECIAL_TOKENS = 8  # more than any tokenizer puts around a text
 
 
@@ -150,32 +149,6 @@ class SentenceTransformerEncoder:
             return 0
         tokens = tokenizer([prompt + text for text in doubtful], truncation=False, verbose=False)["input_ids"]
         return sum(len(ids) > limit for ids in tokens)
-
-
-def hash_signs(model: Any) -> str:
-    """Hash of the shapes and signs of all weights, 32 hexadecimal digits.
-
-    Rounding to another floating-point type keeps every sign, so that float32, bfloat16 and float16 copies
-    of a model are one space; training flips many. Names do not count, because versions of a library
-    rename weights. Packed 4-bit and 8-bit weights hash to a space of their own. Raises `EncoderError`
-    for a model without weights.
-    """
-    import torch
-
-    digests = []
-    for weights in model.parameters():
-        digest = hashlib.blake2b(str(tuple(weights.shape)).encode(), digest_size=16)
-        for part in weights.detach().reshape(-1).split(CHUNK):
-            signs = torch.signbit(part) if part.is_floating_point() else part
-            data = signs.cpu().numpy()
-            digest.update(np.packbits(data).tobytes() if data.dtype == np.bool_ else data.tobytes())
-        digests.append(digest.digest())
-    if not digests:
-        raise EncoderError(
-            "The model has no torch weights to tell it from others.",
-            hint="Pass SentenceTransformerEncoder(model, name=...).",
-        )
-    return hashlib.blake2b(b"".join(sorted(digests)), digest_size=16).hexdigest()
 
 
 def _load(name: str, *, device: str | None, trust_remote_code: bool) -> Any:

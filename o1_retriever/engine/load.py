@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from o1_retriever.engine.checkpoint import find_folder, first_line
-from o1_retriever.engine.weights import hash_files, hash_model
+from o1_retriever.engine.weights import hash_files, hash_signs
 from o1_retriever.errors import CheckpointError, SettingsError
 from o1_retriever.extras import require
 from o1_retriever.space import Precision
@@ -133,7 +133,7 @@ def assemble(
         name=name,
         model=model,
         template=template,
-        weights=weights or hash_model(model),
+        weights=weights or hash_signs(model),
         precision=_precision(model),
         stop_ids=_stop_ids(model, template),
         settings=config.settings,

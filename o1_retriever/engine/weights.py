@@ -6,9 +6,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from o1_retriever.errors import EncoderError
+
 _BLOCK = 1 << 20
 _BLOCKS = 64
-_SAMPLE = 1 << 14
+CHUNK = 1 << 24  # weights hashed at a time, so that a large model needs little memory for it
 
 
 def hash_files(folder: Path) -> str:
@@ -33,15 +37,27 @@ def hash_files(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def hash_model(model: Any) -> str:
-    """Hash of a loaded model's weights, 32 hexadecimal digits: names, shapes and up to 16k values of each."""
+def hash_signs(model: Any) -> str:
+    """Hash of the shapes and signs of all weights, 32 hexadecimal digits.
+
+    Rounding to another floating-point type keeps every sign, so that float32, bfloat16 and float16 copies
+    of a model are one space; training flips many. Names do not count, because versions of a library
+    rename weights. Packed 4-bit and 8-bit weights hash to a space of their own. Raises `EncoderError`
+    for a model without weights.
+    """
     import torch
 
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tuple(value.shape)}:{value.dtype}:".encode())
-        flat = value.detach().reshape(-1)
-        stride = max(1, flat.numel() // _SAMPLE)
-        sample = flat[::stride].cpu().contiguous()
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    digests = []
+    for weights in model.parameters():
+        digest = hashlib.blake2b(str(tuple(weights.shape)).encode(), digest_size=16)
+        for part in weights.detach().reshape(-1).split(CHUNK):
+            signs = torch.signbit(part) if part.is_floating_point() else part
+            data = signs.cpu().numpy()
+            digest.update(np.packbits(data).tobytes() if data.dtype == np.bool_ else data.tobytes())
+        digests.append(digest.digest())
+    if not digests:
+        raise EncoderError(
+            "The model has no torch weights to tell it from others.",
+            hint="An encoder can be given one: SentenceTransformerEncoder(model, name=...).",
+        )
+    return hashlib.blake2b(b"".join(sorted(digests)), digest_size=16).hexdigest()
