@@ -63,13 +63,16 @@ def write_report(evaluation: Evaluation, folder: Path, *, measure: str | None = 
 
 
 def thinking_pair(evaluation: Evaluation) -> tuple[SystemResult, SystemResult] | None:
-    """(first system without thoughts, best later one that thinks), None where there are no such two."""
+    """(first system without thoughts, the same one with most thoughts), None where there are no such two.
+
+    Where nothing goes by the first one's name, any system that thinks is taken.
+    """
     plain = next((result for result in evaluation.results if not _thinks(result)), None)
     thinking = [result for result in evaluation.results if _thinks(result)]
     if plain is None or not thinking:
         return None
-    measure = next(iter(plain.values))
-    return plain, max(thinking, key=lambda result: result.means[measure])
+    family = plain.name.removesuffix("never")
+    return plain, ([result for result in thinking if result.name.startswith(family)] or thinking)[-1]
 
 
 def changes(evaluation: Evaluation, *, measure: str) -> list[Change]:

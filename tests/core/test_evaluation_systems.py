@@ -1,0 +1,306 @@
+"""Systems, their comparison, the report, other wordings and the command, on a small collection."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever.encoders import CallableEncoder
+from o1_retriever.errors import CollectionError, SettingsError
+from o1_retriever.evaluation import load_collection
+from o1_retriever.evaluation.collection import Collection
+from o1_retriever.evaluation.comparison import Evaluation, evaluate
+from o1_retriever.evaluation.corpus import encode_corpus
+from o1_retriever.evaluation.plan import Plan, parse_dimensions, parse_thoughts
+from o1_retriever.evaluation.ranking import ranks, tie_order
+from o1_retriever.evaluation.report import changes, write_report
+from o1_retriever.evaluation.robustness import (
+    SYNONYMS,
+    follow_wording,
+    variants,
+    with_synonyms,
+    with_typos,
+)
+from o1_retriever.evaluation.runs import read_run
+from o1_retriever.evaluation.sources import open_collection, write_collection
+from o1_retriever.evaluation.systems import NEVER, Bm25Index, Dense, Hyde, Lexical
+from o1_retriever.evaluation.table import markdown, records
+
+DOCUMENTS = {
+    "rust": "Rust forms when iron meets oxygen and water.",
+    "salt": "Salt lowers the freezing point of water.",
+    "leaf": "Leaves turn red as chlorophyll breaks down.",
+    "moon": "The moon pulls the ocean into tides.",
+    "glass": "Glass is molten sand that cooled quickly.",
+    "yeast": "Yeast makes carbon dioxide that lifts dough.",
+}
+QUERIES = {
+    "q1": "Why do old nails become brown?",
+    "q2": "What keeps winter roads clear?",
+    "q3": "Why does bread rise?",
+    "q4": "What is molten sand?",
+}
+QRELS = [("q1", "rust", 1), ("q2", "salt", 1), ("q3", "yeast", 1), ("q4", "glass", 1)]
+THOUGHTS = {
+    "q1": ["Iron rust from oxygen and water.", "Nails are iron."],
+    "q2": ["Salt lowers freezing.", "Roads get salt."],
+    "q3": ["Yeast makes carbon dioxide.", "Dough is lifted."],
+    "q4": ["The moon pulls tides in the ocean.", "Tides follow the moon."],
+}
+
+
+def embed(texts: list[str]) -> np.ndarray:
+    """Bags of words by hashing: words in common mean near vectors."""
+    rows = np.full((len(texts), 64), 1e-3, dtype=np.float32)
+    for row, text in zip(rows, texts, strict=True):
+        for word in re.findall(r"\w+", text.lower()):
+            row[sum(place * ord(letter) for place, letter in enumerate(word, 1)) % 64] += 1
+    return rows
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_collection(
+        tmp_path / "small",
+        documents=[{"_id": key, "title": "", "text": text} for key, text in DOCUMENTS.items()],
+        queries=[{"_id": key, "text": text} for key, text in QUERIES.items()],
+        judgments=QRELS,
+    )
+    return tmp_path / "small"
+
+
+@pytest.fixture
+def collection(folder: Path) -> Collection:
+    return load_collection(folder, strict=True)
+
+
+@pytest.fixture
+def thoughts_file(tmp_path: Path) -> Path:
+    path = tmp_path / "thoughts.jsonl"
+    rows = [{"_id": key, "text": QUERIES[key], "thoughts": said} for key, said in THOUGHTS.items()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def embedder(thoughts_file: Path) -> ThinkingEmbedder:
+    return ThinkingEmbedder.from_parts(thoughts_file, CallableEncoder(embed, name="words"), cache=False)
+
+
+@pytest.fixture
+def evaluation(collection: Collection, embedder: ThinkingEmbedder, tmp_path: Path) -> Evaluation:
+    plan = Plan(thoughts=(0, 1, 2), hybrid=True, bm25=True, hyde=True, work=tmp_path / "work")
+    return evaluate(collection, plan.systems(collection.corpus, {"words": embedder}, ThoughtSettings()))
+
+
+def test_a_plan_compares_every_switch_at_once(evaluation: Evaluation) -> None:
+    names = [result.name for result in evaluation.results]
+    dense = ["words never", "words k=1", "words k=2"]
+    fused = ["words + BM25 never", "words + BM25 k=1", "HyDE words k=1", "words + BM25 k=2", "HyDE words k=2"]
+    assert names == dense + fused + ["BM25", "BM25 k=1", "BM25 k=2"]
+    success = {name: evaluation[name].means["Success@1"] for name in names}
+    # The thoughts name the right document for three questions, and lead astray on the fourth.
+    assert success["words k=2"] > success["words never"]
+    assert evaluation["BM25"].values["Success@1"]["q4"] == 1
+    assert evaluation["BM25"].values["Success@1"]["q1"] == 0
+    assert evaluation["BM25 k=1"].values["Success@1"]["q1"] == 1
+    assert evaluation["HyDE words k=1"].values["Success@1"]["q3"] == 1
+
+
+def test_dense_and_hyde_vectors_are_those_of_their_definitions(
+    collection: Collection, embedder: ThinkingEmbedder, tmp_path: Path
+) -> None:
+    encoded = encode_corpus(embedder, collection.corpus, tmp_path)
+    unit = lambda rows: rows / np.linalg.norm(rows, axis=-1, keepdims=True)  # noqa: E731
+    one = ThoughtSettings(k=1)
+    parts = {"embedder": embedder, "corpus": collection.corpus, "encoded": encoded}
+    query, thought = QUERIES["q1"], THOUGHTS["q1"][0]
+    expected = {
+        Dense(name="d", settings=one, **parts): unit(embed([f"{query} {thought}"]))[0],
+        Dense(name="d", settings=NEVER, **parts): unit(embed([query]))[0],
+        Hyde(name="h", settings=one, **parts): unit(unit(embed([query, thought])).mean(axis=0)),
+    }
+    for system, vector in expected.items():
+        scores, _ = system.scores([query])
+        assert next(iter(scores)) == pytest.approx(unit(embed(list(DOCUMENTS.values()))) @ vector, abs=1e-6)
+        found = system.search([query], 6).rankings[0]
+        assert list(found.scores) == sorted(found.scores, reverse=True)
+
+
+def test_bm25_reads_the_query_three_times_and_finds_only_what_shares_a_word(
+    collection: Collection, embedder: ThinkingEmbedder
+) -> None:
+    index = Bm25Index(collection.corpus)
+    thinking = Lexical(
+        name="b", corpus=collection.corpus, index=index, embedder=embedder, settings=ThoughtSettings(k=2)
+    )
+    scores, thoughts = thinking.scores([QUERIES["q4"]])
+    expected = 3 * index.scores(QUERIES["q4"]) + sum(index.scores(text) for text in THOUGHTS["q4"])
+    assert next(iter(scores)) == pytest.approx(expected, abs=1e-5)
+    assert len(thoughts[0]) == 2
+    alone = Lexical(name="b", corpus=collection.corpus, index=index)
+    assert [len(ranking.places) for ranking in alone.search([QUERIES["q4"], "zebra"], 6).rankings] == [1, 0]
+    with pytest.raises(SettingsError, match="embedder"):
+        Lexical(name="b", corpus=collection.corpus, index=index, settings=ThoughtSettings())
+
+
+def test_hybrid_fuses_complete_rankings(
+    collection: Collection, embedder: ThinkingEmbedder, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    encoded = encode_corpus(embedder, collection.corpus, tmp_path)
+    ties = tie_order(collection.corpus.ids)
+    dense = Dense(name="d", embedder=embedder, corpus=collection.corpus, encoded=encoded)
+    rows = next(iter(dense.scores([QUERIES["q3"]])[0])), Bm25Index(collection.corpus).scores(QUERIES["q3"])
+    total = sum(1 / (60 + ranks(row, ties)) for row in rows)
+    found = evaluation["words + BM25 never"].run["q3"]
+    assert [found[key] for key in collection.corpus.ids] == pytest.approx(list(total))
+
+
+def test_costs_and_comparisons_are_in_the_table(evaluation: Evaluation) -> None:
+    rows = {row["system"]: row for row in records(evaluation)}
+    assert rows["words never"]["against_first"] is None
+    gain = rows["words k=2"]["against_first"]
+    expected = evaluation["words k=2"].means["nDCG@10"] - evaluation["words never"].means["nDCG@10"]
+    assert gain["difference"] == pytest.approx(expected)
+    assert gain["wins"] + gain["losses"] + gain["ties"] == 4
+    assert rows["words k=1"]["cost"]["ms_per_query"] > 0
+    assert json.loads(json.dumps(rows["words k=1"])) == rows["words k=1"]
+    text = markdown(evaluation)
+    assert text.count("\n| ") == len(rows) + 1
+    assert "4 queries, 6 documents" in text
+
+
+def test_a_graph_search_can_take_the_place_of_the_exact_one(
+    collection: Collection, embedder: ThinkingEmbedder, tmp_path: Path
+) -> None:
+    plan = Plan(thoughts=(0,), hnsw=True, dimensions=(None, 8), work=tmp_path)
+    done = evaluate(collection, plan.systems(collection.corpus, {"w": embedder}, ThoughtSettings()))
+    assert [result.name for result in done.results] == ["w never", "w dim=8 never"]
+    assert done["w never"].recall_lost.at_10 == 0
+    assert "0.0% @10" in markdown(done)
+
+
+def test_the_report_stands_alone_and_shows_whom_thinking_helps(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    target = write_report(evaluation, tmp_path / "report")
+    page = (target / "report.html").read_text()
+    assert page.count("<svg") == 2  # recorded thoughts have no tokens to plot against
+    assert not re.search(r"(src|href)=\"(?!#)", page.replace("xlink:href", "href").replace('href="#', ""))
+    for svg in (target / "plots").glob("*.svg"):
+        ET.fromstring(svg.read_text())
+    text = (target / "report.md").read_text()
+    helped = changes(evaluation, measure="nDCG@10")
+    assert helped[0].gain > 0 > helped[-1].gain
+    assert "Thinking helps most" in text
+    assert "Thinking hurts most" in text
+    assert THOUGHTS["q4"][0] in text
+    assert THOUGHTS["q4"][0] in page
+    run = read_run(target / "runs" / "words-k=2.trec")
+    assert {key: list(found) for key, found in run.items()} == {
+        key: list(found) for key, found in evaluation["words k=2"].run.items()
+    }
+    assert (target / "runs" / "words-k=2.thoughts.jsonl").is_file()
+    assert len((target / "per_query.jsonl").read_text().splitlines()) == 4
+    again = write_report(evaluation, tmp_path / "again")
+    assert (again / "report.html").read_text() == page
+
+
+def test_hostile_text_stays_text_in_the_report(
+    folder: Path, embedder: ThinkingEmbedder, tmp_path: Path
+) -> None:
+    bad = "<script>alert('x')</script> why?"
+    collection = load_collection(folder).with_queries({"q1": bad})
+    plan = Plan(thoughts=(0, 1), work=tmp_path)
+    said = ThinkingEmbedder.from_parts(
+        {bad: ["<b>Iron rust oxygen water"]}, embedder.backend.encoder, cache=False
+    )
+    done = evaluate(collection, plan.systems(collection.corpus, {"w": said}, ThoughtSettings()))
+    page = (write_report(done, tmp_path / "r") / "report.html").read_text()
+    assert "<script>" not in page
+    assert "<b>Iron" not in page
+
+
+def test_other_wordings_are_small_repeatable_changes() -> None:
+    text = "Which important animals keep warm during cold weather?"
+    assert with_typos(text) == with_typos(text) != text
+    assert with_typos(text, seed=1) != with_typos(text)
+    assert abs(len(with_typos(text)) - len(text)) <= 2
+    assert with_typos("a b c") == "a b c"
+    assert with_synonyms("Animals are BIG, is it cold?") == "Creatures are LARGE, is it chilly?"
+    assert all(SYNONYMS[other] == word for word, other in SYNONYMS.items())
+
+
+def test_recorded_thoughts_follow_other_wordings(collection: Collection, embedder: ThinkingEmbedder) -> None:
+    names = [variant.name for variant in variants(collection)]
+    assert names == ["small", *(f"small ({n})" for n in ("typos", "synonyms", "upper case", "lower case"))]
+    upper = variants(collection)[3]
+    follower = follow_wording(embedder, collection, upper)
+    found = follower.think([upper.queries["q1"]], k=2)[0]
+    assert [thought.text for thought in found] == THOUGHTS["q1"]
+
+
+def test_switches_are_parsed_or_explained() -> None:
+    assert parse_thoughts("never, 1,3,1") == (0, 1, 3)
+    assert parse_dimensions("all,128") == (None, 128)
+    for text in ("", "0", "often", "-1", "1;3"):
+        with pytest.raises(SettingsError, match="number of thoughts"):
+            parse_thoughts(text)
+
+
+def test_a_name_that_is_nowhere_says_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(CollectionError, match=r"corpus\.jsonl"):
+        open_collection("./no-such-folder", work=tmp_path)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    from tests.support.tiny import tiny_model
+
+    model, tokenizer = tiny_model("llama")
+    model.save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_the_command_prints_one_table_and_writes_the_report(
+    folder: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from o1_retriever.cli.app import app
+
+    monkeypatch.setenv("COLUMNS", "240")
+    base = ["eval", "--model", str(tiny), "--data", str(folder), "--work", str(tmp_path / "work")]
+    base += ["--thinking", "never,2", "--max-new-tokens", "6"]
+    done = CliRunner().invoke(app, [*base, "--bm25", "--hybrid", "--report", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    for name in ("tiny never", "tiny k=2", "tiny + BM25 k=2", "BM25 k=2"):
+        assert name in done.output
+    assert (tmp_path / "out" / "small-test" / "report.html").is_file()
+    again = CliRunner().invoke(app, [*base, "--json"])
+    rows = [json.loads(line) for line in again.stdout.splitlines()]
+    assert [row["system"] for row in rows] == ["tiny never", "tiny k=2"]
+    assert rows[1]["cost"]["thought_tokens"] > 0
+    assert rows[1]["cost"]["cached"]
+
+
+def test_the_command_reports_a_malformed_collection_and_refuses_it_when_strict(
+    folder: Path, tiny: Path
+) -> None:
+    from o1_retriever.cli.app import app
+
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "rust", "text": "Again."}\n')
+    command = ["eval", "--model", str(tiny), "--data", str(folder), "--thinking", "never"]
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    assert "duplicate document id: 1" in done.stderr
+    strict = CliRunner().invoke(app, [*command, "--strict"])
+    assert strict.exit_code == 1
+    assert "duplicate document id" in strict.stderr
