@@ -1,0 +1,165 @@
+"""Turn the raw text and training pairs into rows: documents, queries, and queries with a thought.
+
+Only `text/`, `train/` and `expert_thoughts/*.train.jsonl` are ever opened here: nothing of a split
+named dev or test can reach the model.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["document", "query", "thinking"]
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+MAX_THOUGHT_WORDS = 56
+EXPERT_REPEATS = 4  # the only thoughts written without their passage, and a few thousand in all
+
+# Share of a file's thoughts that is used; worked sums and shell commands are far from retrieval thoughts.
+THOUGHT_SHARE = {"gsm8k_train": 0.25, "tldr": 0.3, "openstax_glossary": 0.7}
+# Share of a file's passages that is used: glossary passages repeat `text/`, tldr pages repeat each other.
+PASSAGE_SHARE = {"openstax_glossary": 0.15, "openstax_qa": 0.15, "tldr": 0.15}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training example: a document, a query, or a query with the thought it should lead to."""
+
+    kind: Kind
+    text: str
+    thought: str = ""
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All objects of a JSON-lines file, gzipped or not."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines if line.strip()]
+
+
+def require_data(data: Path) -> None:
+    """Raise with what to do when the data folder is absent or incomplete."""
+    missing = [name for name in ("text", "train", "expert_thoughts") if not (data / name).is_dir()]
+    if missing:
+        raise SystemExit(
+            f"Training data not found: {data} has no {', '.join(missing)}. "
+            "Point --data at the folder that holds text/, train/, expert_thoughts/ and eval/."
+        )
+
+
+def cut_to_sentences(text: str, max_words: int) -> str:
+    """The longest run of whole leading sentences within `max_words`; "" when the first is longer."""
+    kept: list[str] = []
+    words = 0
+    for sentence in SENTENCE_END.split(" ".join(text.split())):
+        words += len(sentence.split())
+        if words > max_words:
+            break
+        kept.append(sentence)
+    return " ".join(kept)
+
+
+def chunk_length(rng: random.Random) -> int:
+    """Words of the next chunk: mostly one or two sentences, sometimes a paragraph, a few long ones."""
+    low, high = rng.choices(((8, 36), (36, 100), (100, 185)), weights=(0.62, 0.26, 0.12))[0]
+    return rng.randint(low, high)
+
+
+def chunks(text: str, rng: random.Random) -> Iterator[str]:
+    """Consecutive pieces of whole sentences, of random lengths."""
+    piece: list[str] = []
+    words, wanted = 0, chunk_length(rng)
+    for sentence in SENTENCE_END.split(" ".join(text.split())):
+        piece.append(sentence)
+        words += len(sentence.split())
+        if words >= wanted:
+            yield " ".join(piece)
+            piece, words, wanted = [], 0, chunk_length(rng)
+    if words >= 5:
+        yield " ".join(piece)
+
+
+def textbook_rows(data: Path, rng: random.Random, max_words: int) -> Iterator[Row]:
+    """Pieces of textbook sections; some start with the section's title, some are posed as queries."""
+    sections = read_jsonl(data / "text" / "openstax_sections.jsonl.gz")
+    rng.shuffle(sections)
+    words = 0
+    for section in sections:
+        for piece in chunks(section["text"], rng):
+            length = len(piece.split())
+            if length > 260:  # an unsplittable table or list
+                continue
+            words += length
+            if length < 40 and rng.random() < 0.2:
+                yield Row("query", piece)
+            else:
+                title = f"{section['section']} " if rng.random() < 0.35 else ""
+                yield Row("document", title + piece)
+        if words > max_words:
+            return
+
+
+def dictionary_rows(data: Path, rng: random.Random, share: float) -> Iterator[Row]:
+    """Dictionary entries as documents, and nouns as "What is ...?" with the gloss as the thought."""
+    for entry in read_jsonl(data / "text" / "wordnet_glosses.jsonl.gz"):
+        if rng.random() > share:
+            continue
+        word, gloss = entry["words"][0], entry["gloss"]
+        noun = entry["pos"] == "n" and len(gloss.split()) >= 5
+        if noun and rng.random() < 0.3:
+            question = rng.choice(("What is {}?", "what is {}", "Define {}.", "{}", "What does {} mean?"))
+            yield Row("thinking", question.format(word), f"{word} is {gloss}.")
+        else:
+            examples = ". ".join(str(e) for e in entry.get("examples", [])[:2])
+            yield Row("document", f"{', '.join(entry['words'][:3])}: {gloss}. {examples}".strip())
+
+
+def pair_thought(name: str, row: dict[str, Any]) -> str:
+    """The row's thought, cut to whole sentences; a glossary definition gets its term in front."""
+    thought = cut_to_sentences(str(row.get("thought") or ""), MAX_THOUGHT_WORDS)
+    term = re.fullmatch(r"What is (.+)\?", row["query"]) if name == "openstax_glossary" else None
+    return f"{term.group(1)} is {thought}." if term and thought else thought
+
+
+def pair_rows(path: Path, rng: random.Random) -> Iterator[Row]:
+    """Queries, thoughts and positive passages of one file of `train/`."""
+    name = path.name.removesuffix(".jsonl.gz")
+    seen: set[str] = set()
+    for row in read_jsonl(path):
+        thought = pair_thought(name, row)
+        if thought and rng.random() < THOUGHT_SHARE.get(name, 1.0):
+            yield Row("thinking", row["query"], thought)
+        elif rng.random() < PASSAGE_SHARE.get(name, 1.0):
+            yield Row("query", row["query"])
+        for passage in row["pos"]:
+            if passage not in seen and rng.random() < PASSAGE_SHARE.get(name, 1.0):
+                seen.add(passage)
+                yield Row("document", passage)
+
+
+def expert_rows(data: Path) -> Iterator[Row]:
+    """Every thought a strong model wrote for the train queries, repeated."""
+    for path in sorted((data / "expert_thoughts").glob("*.train.jsonl")):
+        for entry in read_jsonl(path):
+            for thought in entry["thoughts"]:
+                for _ in range(EXPERT_REPEATS):
+                    yield Row("thinking", entry["text"], thought)
+
+
+def all_rows(data: Path, seed: int, textbook_words: int, dictionary_share: float) -> list[Row]:
+    """Every row of the run, shuffled."""
+    require_data(data)
+    rng = random.Random(seed)
+    rows = list(textbook_rows(data, rng, textbook_words))
+    rows += dictionary_rows(data, rng, dictionary_share)
+    for path in sorted((data / "train").glob("*.jsonl.gz")):
+        rows += pair_rows(path, rng)
+    rows += expert_rows(data)
+    rng.shuffle(rows)
+    return rows
