@@ -41,11 +41,17 @@ class Problem:
     cost: tuple[int, int] = (0, 0)
 
 
+class ModelCallError(Exception):
+    """Raised, from the cause, by a client that stands for another library's model: the call failed."""
+
+
 def diagnose(error: Exception, *, timeout: float) -> Problem | None:
     """The problem behind an exception of the client; None for one that is no answer of a server, but a bug.
 
     The exceptions are told by their shape, so that any client with the names of `openai` will do.
     """
+    if isinstance(error, ModelCallError):
+        return _diagnose_failure(error, timeout=timeout)
     names = {kind.__name__ for kind in type(error).__mro__}
     status = getattr(error, "status_code", None)
     if isinstance(status, int) and status >= 400:
@@ -57,6 +63,17 @@ def diagnose(error: Exception, *, timeout: float) -> Problem | None:
     if isinstance(error, ValueError) or "APIResponseValidationError" in names:
         return Problem(reason=f"the reply is not valid JSON ({quote(error)})", retry=True, down=True)
     return None
+
+
+def _diagnose_failure(failure: ModelCallError, *, timeout: float) -> Problem:
+    cause = failure.__cause__
+    # A ValueError means bad JSON in the client of openai only.
+    if isinstance(cause, Exception) and not isinstance(cause, ValueError):
+        known = diagnose(cause, timeout=timeout)
+        if known is not None:
+            return known
+    reason = f"the model failed ({type(cause or failure).__name__}: {quote(cause or failure)})"
+    return Problem(reason=reason, retry=True, down=True)
 
 
 def _diagnose_status(error: Exception, status: int) -> Problem:

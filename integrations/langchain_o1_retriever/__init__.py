@@ -1,0 +1,25 @@
+"""LangChain: embeddings and a retriever that think, over langchain-core alone.
+
+```python
+from langchain_chroma import Chroma
+from langchain_o1_retriever import O1Embeddings, O1Retriever
+
+store = Chroma(
+    embedding_function=O1Embeddings("models/o1-mini"),
+    collection_configuration={"hnsw": {"space": "cosine"}},
+)
+store.add_texts(["Water vapour condenses on cold glass."])
+documents = O1Retriever(vectorstore=store, k=3).invoke("Why does my bathroom mirror go blank?")
+print(documents[0].metadata["thoughts"][0]["text"])
+```
+"""
+
+from o1_retriever.extras import require
+
+require("langchain_core", extra="langchain", purpose="The LangChain adapter")
+
+from langchain_o1_retriever.embeddings import O1Embeddings  # noqa: E402 - after the check above
+from langchain_o1_retriever.retrievers import THOUGHTS_EVENT, O1Retriever  # noqa: E402
+from langchain_o1_retriever.thinkers import ChatModelThinker  # noqa: E402
+
+__all__ = ["THOUGHTS_EVENT", "ChatModelThinker", "O1Embeddings", "O1Retriever"]

@@ -1,0 +1,88 @@
+"""Embeddings for any LangChain vector store: queries are thought about, documents are not."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+
+from langchain_core.embeddings import Embeddings
+from langchain_core.runnables import run_in_executor
+
+from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.inputs import check_text
+from o1_retriever.thought import QueryEmbedding, ThoughtSettings
+
+
+class O1Embeddings(Embeddings):
+    """Embeds queries with thoughts about them and documents as they are.
+
+    `embedder` is a `ThinkingEmbedder`, or the folder or Hub id of a checkpoint. `settings` None takes the
+    embedder's own. `truncate_dim` shortens all vectors, those of queries and of documents alike.
+
+    The async methods work in a thread, so that the event loop goes on meanwhile. Texts that cannot be
+    embedded raise `InputError`, a `ValueError`.
+    """
+
+    def __init__(
+        self,
+        embedder: ThinkingEmbedder | str | os.PathLike[str],
+        *,
+        settings: ThoughtSettings | None = None,
+        batch_size: int = 32,
+        truncate_dim: int | None = None,
+        show_progress_bar: bool | None = False,
+    ) -> None:
+        self._name = None if isinstance(embedder, ThinkingEmbedder) else os.fspath(embedder)
+        self.embedder = (
+            embedder
+            if isinstance(embedder, ThinkingEmbedder)
+            else ThinkingEmbedder.from_pretrained(os.fspath(embedder))
+        )
+        self.settings = settings
+        self.batch_size = batch_size
+        self.truncate_dim = truncate_dim
+        self.show_progress_bar = show_progress_bar
+
+    def __repr__(self) -> str:
+        return f"O1Embeddings({self.model_name!r})"
+
+    @cached_property
+    def model_name(self) -> str:
+        """What traces call the model: the name it was loaded by, or the fingerprint of its vector space."""
+        return self._name or self.embedder.space.fingerprint
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents, without thinking."""
+        vectors = self.embedder.encode_documents(
+            texts,
+            batch_size=self.batch_size,
+            show_progress_bar=self.show_progress_bar,
+            truncate_dim=self.truncate_dim,
+        )
+        return vectors.tolist()
+
+    def embed_query(self, text: str) -> list[float]:
+        """Think about a query and embed it with the thoughts."""
+        return self.think(text).vector.tolist()  # type: ignore[no-any-return]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents in a thread."""
+        return await run_in_executor(None, self.embed_documents, texts)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Think about a query and embed it, in a thread."""
+        return await run_in_executor(None, self.embed_query, text)
+
+    def think(self, text: str, *, settings: ThoughtSettings | None = None) -> QueryEmbedding:
+        """What `embed_query` makes, with the thoughts and timings that a bare vector does not show."""
+        return self.embedder.embed_queries(
+            [check_text(text, what="query")],
+            settings=settings or self.settings,
+            batch_size=self.batch_size,
+            show_progress_bar=self.show_progress_bar,
+            truncate_dim=self.truncate_dim,
+        )[0]
+
+    async def athink(self, text: str, *, settings: ThoughtSettings | None = None) -> QueryEmbedding:
+        """`think`, in a thread."""
+        return await run_in_executor(None, lambda: self.think(text, settings=settings))

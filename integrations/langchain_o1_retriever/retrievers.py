@@ -1,0 +1,192 @@
+"""A LangChain retriever that thinks, over our index or over any LangChain vector store."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
+    adispatch_custom_event,
+    dispatch_custom_event,
+)
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from langchain_core.runnables import run_in_executor
+from langchain_core.vectorstores import VectorStore
+from pydantic import Field, field_validator, model_validator
+
+from langchain_o1_retriever.embeddings import O1Embeddings
+from langchain_o1_retriever.stores import Request, ScoredDocument, StoreSearch
+from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.errors import SettingsError
+from o1_retriever.inputs import check_text
+from o1_retriever.retriever import Retriever, SearchResult, thought_record
+from o1_retriever.thought import QueryEmbedding, ThoughtSettings
+
+THOUGHTS_EVENT = "o1_retriever_thoughts"
+"""Name of the custom event that shows callbacks, and `astream_events`, what was thought."""
+
+
+class O1Retriever(BaseRetriever):
+    """Thinks about a question and finds the nearest documents.
+
+    Searches either our own index (`retriever`) or any LangChain vector store (`vectorstore`), one of which
+    must be given. `embeddings` (`O1Embeddings`, or a `ThinkingEmbedder`) think for a vector store; None takes
+    the store's own, which must then be `O1Embeddings`.
+
+    Each document's metadata gains `thoughts`, a list of dicts with `text`, `finish`, `error`, `tokens` and
+    `cached` (a thought that could not be had has `finish="failed"` and its reason), and `relevance_score`
+    (cosine for our index, the store's relevance for a store, absent when it gives none). Callbacks receive
+    the thoughts as the custom event `THOUGHTS_EVENT` too, even when nothing is found.
+
+    `k`, `score_threshold`, `filter` and `settings` may also be passed to `invoke`; what else is passed
+    there goes with `search_kwargs` to the store's search by vector, or to `Retriever.search`.
+    """
+
+    retriever: Retriever | None = None
+    """Our own retriever over our own index."""
+
+    vectorstore: VectorStore | None = None
+    """Any LangChain vector store that can search by vector."""
+
+    embeddings: O1Embeddings | None = None
+    """Who thinks for a vector store; None: the store's own embeddings."""
+
+    k: int = Field(default=4, ge=1)
+    """How many documents to return."""
+
+    score_threshold: float | None = None
+    """Documents below this relevance are left out; None: all are kept."""
+
+    filter: Any = None
+    """Metadata filter in the store's own language; for our index as in Chroma: `{"source": "a.md"}`."""
+
+    settings: ThoughtSettings | None = None
+    """How to think; None: as the embedder does by itself."""
+
+    search_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """What else the store, or `Retriever.search`, is passed."""
+
+    relevance_score_fn: Callable[[float], float] | None = None
+    """From the store's own number to a score, higher is better; None: the store's own conversion."""
+
+    @field_validator("embeddings", mode="before")
+    @classmethod
+    def _as_embeddings(cls, value: Any) -> Any:
+        return O1Embeddings(value) if isinstance(value, ThinkingEmbedder) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> O1Retriever:
+        if (self.retriever is None) == (self.vectorstore is None):
+            raise SettingsError("Found both or none of retriever and vectorstore; expected one of them.")
+        if self.retriever is not None and self.embeddings is not None:
+            raise SettingsError("Found a retriever and embeddings; the retriever brings its own embedder.")
+        if self.vectorstore is not None:
+            self._thinking_embeddings(self.vectorstore)
+        return self
+
+    def _thinking_embeddings(self, store: VectorStore) -> O1Embeddings:
+        embeddings = self.embeddings or store.embeddings
+        if not isinstance(embeddings, O1Embeddings):
+            raise SettingsError(
+                f"The store's embeddings are {type(embeddings).__name__}; expected O1Embeddings.",
+                hint="Pass embeddings=O1Embeddings(...), of the model that embedded the documents.",
+            )
+        return embeddings
+
+    def _request(self, changes: dict[str, Any]) -> Request:
+        own = {name: getattr(self, name) for name in ("k", "score_threshold", "filter", "settings")}
+        every = {**own, **self.search_kwargs, **changes}
+        known = {name: every.pop(name) for name in own}
+        return Request(**known, extra=every)
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        request = self._request(kwargs)
+        config = {"callbacks": run_manager.get_child()}
+        if self.vectorstore is None:
+            result = self._search_index(query, request)
+            dispatch_custom_event(THOUGHTS_EVENT, _event(result.embedding), config=config)  # type: ignore[arg-type]
+            return _documents(result.embedding, request.kept(_scored(result)))
+        embeddings = self._thinking_embeddings(self.vectorstore)
+        embedding = embeddings.think(query, settings=request.settings)
+        dispatch_custom_event(THOUGHTS_EVENT, _event(embedding), config=config)  # type: ignore[arg-type]
+        search = StoreSearch(self.vectorstore, self.relevance_score_fn)
+        return _documents(embedding, search.search(embedding.vector, request))
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        request = self._request(kwargs)
+        config = {"callbacks": run_manager.get_child()}
+        if self.vectorstore is None:
+            result = await run_in_executor(None, self._search_index, query, request)
+            await adispatch_custom_event(THOUGHTS_EVENT, _event(result.embedding), config=config)  # type: ignore[arg-type]
+            return _documents(result.embedding, request.kept(_scored(result)))
+        embeddings = self._thinking_embeddings(self.vectorstore)
+        embedding = await embeddings.athink(query, settings=request.settings)
+        await adispatch_custom_event(THOUGHTS_EVENT, _event(embedding), config=config)  # type: ignore[arg-type]
+        search = StoreSearch(self.vectorstore, self.relevance_score_fn)
+        return _documents(embedding, await search.asearch(embedding.vector, request))
+
+    def _search_index(self, query: str, request: Request) -> SearchResult:
+        assert self.retriever is not None
+        check_text(query, what="query")
+        return self.retriever.search(
+            query, k=request.k, where=request.filter, settings=request.settings, **request.extra
+        )
+
+    def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
+        """What LangSmith shows of this retriever."""
+        params = super()._get_ls_params(**kwargs)
+        if self.vectorstore is not None:
+            embeddings = self._thinking_embeddings(self.vectorstore)
+            params["ls_vector_store_provider"] = type(self.vectorstore).__name__
+            params["ls_embedding_model"] = embeddings.model_name
+        elif self.retriever is not None:
+            params["ls_vector_store_provider"] = "o1-retriever"
+            params["ls_embedding_model"] = self.retriever.embedder.space.fingerprint
+        params["ls_embedding_provider"] = "o1-retriever"
+        return params
+
+
+def _scored(result: SearchResult) -> list[ScoredDocument]:
+    return [
+        (Document(id=hit.id, page_content=hit.text, metadata=dict(hit.metadata)), hit.score)
+        for hit in result.hits
+    ]
+
+
+def _documents(embedding: QueryEmbedding, found: Sequence[ScoredDocument]) -> list[Document]:
+    """The documents with what we know about them; copies, as a store may hand out its own objects."""
+    thoughts = _records(embedding)
+    return [
+        document.model_copy(
+            update={
+                "metadata": {
+                    **document.metadata,
+                    "thoughts": copy.deepcopy(thoughts),
+                    **({} if score is None else {"relevance_score": score}),
+                }
+            }
+        )
+        for document, score in found
+    ]
+
+
+def _records(embedding: QueryEmbedding) -> list[dict[str, Any]]:
+    return [thought_record(thought) for thought in embedding.thoughts]
+
+
+def _event(embedding: QueryEmbedding) -> dict[str, Any]:
+    timings = embedding.timings
+    return {
+        "query": embedding.query,
+        "thoughts": _records(embedding),
+        "think_ms": round(timings.think_ms, 3),
+        "embed_ms": round(timings.embed_ms, 3),
+    }

@@ -1,0 +1,22 @@
+"""Our own index of four documents, as the adapters find it."""
+
+from __future__ import annotations
+
+import pytest
+
+from o1_retriever import Index, Retriever
+from o1_retriever.documents import Document
+from tests.support.adapters import METADATA, TEXTS, small_embedder
+
+
+@pytest.fixture(scope="session")
+def small_index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    pytest.importorskip("chromadb", reason="needs the extra `index`")
+    index = Index(tmp_path_factory.mktemp("index"), small_embedder())
+    index.add([Document(id=name, text=text, metadata=METADATA[name]) for name, text in TEXTS.items()])
+    return index
+
+
+@pytest.fixture
+def small_retriever(small_index: Index) -> Retriever:
+    return Retriever(small_embedder(), small_index)

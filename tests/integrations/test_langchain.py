@@ -1,0 +1,257 @@
+"""What LangChain's own suites do not ask: thoughts, scores, filters, callbacks, agents, threads."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("langchain_core", reason="needs the extra `langchain`")
+
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.messages import AIMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda, RunnablePassthrough
+from langchain_core.tools import create_retriever_tool
+from langchain_core.vectorstores import InMemoryVectorStore
+
+from langchain_o1_retriever import THOUGHTS_EVENT, O1Embeddings, O1Retriever
+from o1_retriever import Retriever, ThoughtSettings
+from o1_retriever.errors import InputError, SettingsError
+from tests.support.adapters import (
+    METADATA,
+    QUERY,
+    TEXTS,
+    THOUGHT,
+    Mind,
+    bag_of_words,
+    beats_during,
+    small_embedder,
+)
+
+FAST = ThoughtSettings(mode="never")
+
+
+def in_memory(embeddings: O1Embeddings) -> InMemoryVectorStore:
+    store = InMemoryVectorStore(embeddings)
+    store.add_documents(
+        [Document(id=name, page_content=text, metadata=METADATA[name]) for name, text in TEXTS.items()]
+    )
+    return store
+
+
+@pytest.fixture
+def store() -> InMemoryVectorStore:
+    return in_memory(O1Embeddings(small_embedder()))
+
+
+@pytest.fixture(params=["our index", "a store"])
+def both(request: pytest.FixtureRequest, small_retriever: Retriever, store: InMemoryVectorStore) -> Any:
+    """Makes a retriever over our index, or over a store with the same documents."""
+    over = {"retriever": small_retriever} if request.param == "our index" else {"vectorstore": store}
+    return lambda **options: O1Retriever(**over, **options)
+
+
+def ids(documents: list[Document]) -> list[str | None]:
+    return [document.id for document in documents]
+
+
+def test_queries_are_thought_about_and_documents_are_not() -> None:
+    mind = Mind()
+    embeddings = O1Embeddings(small_embedder(mind))
+    embeddings.embed_documents(list(TEXTS.values()))
+    assert mind.asked == []
+    vector = embeddings.embed_query(QUERY)
+    assert mind.asked == [QUERY]
+    expected = bag_of_words([f"{QUERY} {THOUGHT}"])[0]
+    assert np.allclose(vector, expected / np.linalg.norm(expected), atol=1e-6)
+    assert [thought.text for thought in embeddings.think(QUERY).thoughts] == [THOUGHT, THOUGHT]
+
+
+async def test_async_embeddings_are_the_same_and_leave_the_loop_alone() -> None:
+    embeddings = O1Embeddings(small_embedder(Mind(seconds=0.3)))
+    vector, beats = await beats_during(embeddings.aembed_query(QUERY))
+    assert beats >= 5
+    assert vector == embeddings.embed_query(QUERY)
+    assert await embeddings.aembed_documents(["a", "b"]) == embeddings.embed_documents(["a", "b"])
+
+
+def test_settings_and_dimension_are_the_callers() -> None:
+    embeddings = O1Embeddings(small_embedder(), settings=ThoughtSettings(k=3), truncate_dim=8)
+    assert len(embeddings.think(QUERY).thoughts) == 3
+    assert len(embeddings.embed_query(QUERY)) == len(embeddings.embed_documents(["a"])[0]) == 8
+
+
+def test_texts_that_cannot_be_embedded_are_refused() -> None:
+    embeddings = O1Embeddings(small_embedder())
+    with pytest.raises(InputError, match="query is empty"):
+        embeddings.embed_query("")
+    with pytest.raises(InputError, match="document 1"):
+        embeddings.embed_documents(["a", " "])
+
+
+def test_thoughts_decide_and_are_in_the_metadata(both: Any) -> None:
+    found = both(k=2).invoke(QUERY)
+    assert ids(found) == ["vapour", "mirror"]
+    assert ids(both(k=1, settings=FAST).invoke(QUERY)) == ["mirror"]
+    first = found[0]
+    assert first.page_content == TEXTS["vapour"]
+    assert first.metadata.items() >= METADATA["vapour"].items()
+    assert [record["text"] for record in first.metadata["thoughts"]] == [THOUGHT, THOUGHT]
+    assert first.metadata["thoughts"][0]["finish"] == "eos"
+    assert found[0].metadata["thoughts"] is not found[1].metadata["thoughts"]
+
+
+def test_scores_are_cosines(both: Any) -> None:
+    found = both(k=4).invoke(QUERY)
+    rows = bag_of_words([f"{QUERY} {THOUGHT}", *(document.page_content for document in found)])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    scores = [document.metadata["relevance_score"] for document in found]
+    assert np.allclose(scores, rows[1:] @ rows[0], atol=1e-5)
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_threshold_k_and_settings_in_the_constructor_and_in_a_call(both: Any) -> None:
+    scores = [document.metadata["relevance_score"] for document in both(k=4).invoke(QUERY)]
+    between = (scores[0] + scores[1]) / 2
+    assert ids(both(k=4, score_threshold=between).invoke(QUERY)) == ["vapour"]
+    retriever = both(k=1)
+    assert ids(retriever.invoke(QUERY, k=4, score_threshold=between)) == ["vapour"]
+    assert len(retriever.invoke(QUERY, k=3)) == 3
+    assert ids(retriever.invoke(QUERY, settings=FAST)) == ["mirror"]
+    assert "thoughts" in retriever.invoke(QUERY, settings=FAST)[0].metadata
+    with pytest.raises(SettingsError, match="k is 0"):
+        retriever.invoke(QUERY, k=0)
+    with pytest.raises(SettingsError, match="score_threshold is 'high'"):
+        retriever.invoke(QUERY, score_threshold="high")
+
+
+def test_metadata_filters(small_retriever: Retriever, store: InMemoryVectorStore) -> None:
+    over_index = O1Retriever(retriever=small_retriever, filter={"topic": "home"})
+    assert set(ids(over_index.invoke(QUERY))) == {"mirror", "bread"}
+    assert ids(over_index.invoke(QUERY, filter={"page": {"$gte": 4}})) == ["moon"]
+    over_store = O1Retriever(vectorstore=store, filter=lambda each: each.metadata["topic"] == "home")
+    assert set(ids(over_store.invoke(QUERY))) == {"mirror", "bread"}
+
+
+async def test_async_finds_the_same_and_leaves_the_loop_alone(small_retriever: Retriever, both: Any) -> None:
+    assert await both().ainvoke(QUERY) == both().invoke(QUERY)
+    slow = small_embedder(Mind(seconds=0.3))
+    store = in_memory(O1Embeddings(slow))
+    for retriever in (
+        O1Retriever(retriever=Retriever(slow, small_retriever.index)),
+        O1Retriever(vectorstore=store),
+    ):
+        found, beats = await beats_during(retriever.ainvoke(QUERY))
+        assert found[0].id == "vapour"
+        assert beats >= 5
+    several = await O1Retriever(vectorstore=store).abatch([QUERY, "dough"])
+    assert [found[0].id for found in several] == ["vapour", "bread"]
+
+
+def test_a_stores_documents_are_not_changed(store: InMemoryVectorStore) -> None:
+    O1Retriever(vectorstore=store).invoke(QUERY)
+    assert store.get_by_ids(["vapour"])[0].metadata == METADATA["vapour"]
+
+
+class Listener(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+        self.started: dict[str, Any] = {}
+        self.ended: Any = None
+
+    def on_retriever_start(self, serialized: Any, query: str, *, metadata: Any, **_: Any) -> None:
+        self.started = metadata
+
+    def on_custom_event(self, name: str, data: Any, **_: Any) -> None:
+        self.events.append((name, data))
+
+    def on_retriever_end(self, documents: Any, **_: Any) -> None:
+        self.ended = documents
+
+
+def test_callbacks_see_thoughts_documents_and_langsmith_parameters(both: Any) -> None:
+    listener = Listener()
+    found = both(score_threshold=2.0).invoke(QUERY, {"callbacks": [listener]})
+    assert found == listener.ended == []
+    [(name, data)] = listener.events
+    assert (name, data["query"]) == (THOUGHTS_EVENT, QUERY)
+    assert [record["text"] for record in data["thoughts"]] == [THOUGHT, THOUGHT]
+    assert listener.started["ls_retriever_name"] == "o1"
+    assert listener.started["ls_embedding_provider"] == "o1-retriever"
+    assert listener.started["ls_embedding_model"] == small_embedder().space.fingerprint
+    assert listener.started["ls_vector_store_provider"] in ("o1-retriever", "InMemoryVectorStore")
+
+
+async def test_async_callbacks_and_event_streams_see_the_thoughts(both: Any) -> None:
+    class Async(AsyncCallbackHandler):
+        seen: Any = None
+
+        async def on_custom_event(self, name: str, data: Any, **_: Any) -> None:
+            self.seen = data
+
+    listener = Async()
+    await both().ainvoke(QUERY, {"callbacks": [listener]})
+    assert listener.seen["thoughts"][0]["text"] == THOUGHT
+    events = [event async for event in both().astream_events(QUERY, version="v2")]
+    custom = [event for event in events if event["event"] == "on_custom_event"]
+    assert custom[0]["data"]["thoughts"][0]["text"] == THOUGHT
+
+
+def test_a_thought_that_could_not_be_had_is_said_so(both: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = both(k=1).invoke("unthinkable moon")
+    assert ids(found) == ["moon"]
+    assert {record["finish"] for record in found[0].metadata["thoughts"]} == {"failed"}
+    assert found[0].metadata["thoughts"][0]["error"]
+    assert "No thought could be had" in caplog.text
+
+
+def test_as_a_tool_of_an_agent(both: Any) -> None:
+    tool = create_retriever_tool(both(k=1), "search_home", "Searches household facts.")
+    assert tool.invoke({"query": QUERY}) == TEXTS["vapour"]
+    call = {"name": "search_home", "args": {"query": QUERY}, "id": "1", "type": "tool_call"}
+    assert tool.invoke(call).content == TEXTS["vapour"]
+
+
+def test_in_a_chain(both: Any) -> None:
+    prompt = ChatPromptTemplate.from_template("{context}\n\n{question}")
+    seen = []
+
+    def answer(messages: Any) -> AIMessage:
+        seen.append(messages.to_string())
+        return AIMessage("It is vapour.")
+
+    def join(documents: list[Document]) -> str:
+        return "\n".join(each.page_content for each in documents)
+
+    chain = (
+        {"context": both(k=1) | join, "question": RunnablePassthrough()}
+        | prompt
+        | RunnableLambda(answer)
+        | StrOutputParser()
+    )
+    assert chain.invoke(QUERY) == "It is vapour."
+    assert TEXTS["vapour"] in seen[0]
+
+
+def test_what_cannot_work_is_refused_when_it_is_made(
+    small_retriever: Retriever, store: InMemoryVectorStore
+) -> None:
+    with pytest.raises(ValueError, match="both or none"):
+        O1Retriever()
+    with pytest.raises(ValueError, match="both or none"):
+        O1Retriever(retriever=small_retriever, vectorstore=store)
+    with pytest.raises(ValueError, match="brings its own embedder"):
+        O1Retriever(retriever=small_retriever, embeddings=O1Embeddings(small_embedder()))
+    other = InMemoryVectorStore(DeterministicFakeEmbedding(size=256))
+    with pytest.raises(ValueError, match="DeterministicFakeEmbedding; expected O1Embeddings"):
+        O1Retriever(vectorstore=other)
+    assert O1Retriever(vectorstore=other, embeddings=small_embedder()).invoke(QUERY) == []
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        O1Retriever(vectorstore=store, k=0)

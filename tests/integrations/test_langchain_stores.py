@@ -1,0 +1,91 @@
+"""The retriever over stores that other people wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("langchain_core", reason="needs the extra `langchain`")
+
+from langchain_core.documents import Document
+from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
+
+from langchain_o1_retriever import O1Embeddings, O1Retriever
+from o1_retriever.errors import SettingsError
+from tests.support.adapters import METADATA, QUERY, TEXTS, THOUGHT, small_embedder
+
+
+def ids(documents: list[Document]) -> list[str | None]:
+    return [document.id for document in documents]
+
+
+def test_over_chroma_with_filters_scores_and_another_dimension(tmp_path: Path) -> None:
+    chroma = pytest.importorskip("langchain_chroma", reason="needs langchain-chroma")
+    cosine = {"hnsw": {"space": "cosine"}}
+    embeddings = O1Embeddings(small_embedder())
+    store = chroma.Chroma(
+        embedding_function=embeddings, collection_configuration=cosine, persist_directory=str(tmp_path)
+    )
+    store.add_texts(list(TEXTS.values()), metadatas=list(METADATA.values()), ids=list(TEXTS))
+    retriever = O1Retriever(vectorstore=store, k=2)
+    found = retriever.invoke(QUERY)
+    in_memory = InMemoryVectorStore(embeddings)
+    in_memory.add_texts(list(TEXTS.values()), ids=list(TEXTS))
+    memory = O1Retriever(vectorstore=in_memory, k=2).invoke(QUERY)
+    assert ids(found) == ids(memory)
+    scores = [[each.metadata["relevance_score"] for each in each_found] for each_found in (found, memory)]
+    assert np.allclose(scores[0], scores[1], atol=1e-5)
+    assert set(ids(retriever.invoke(QUERY, filter={"topic": "home"}))) == {"mirror", "bread"}
+    assert ids(retriever.invoke(QUERY, where_document={"$contains": "Tides"})) == ["moon"]
+    own = O1Retriever(vectorstore=store, relevance_score_fn=lambda distance: -distance)
+    assert own.invoke(QUERY)[0].metadata["relevance_score"] == pytest.approx(scores[0][0] - 1, abs=1e-5)
+    short = O1Retriever(vectorstore=store, embeddings=O1Embeddings(small_embedder(), truncate_dim=8))
+    with pytest.raises(Exception, match=r"dimension of 256, got 8"):
+        short.invoke(QUERY)
+
+
+class TextOnly(VectorStore):
+    """A store that searches by text alone."""
+
+    def __init__(self, embeddings: Any) -> None:
+        self._embeddings = embeddings
+
+    @property
+    def embeddings(self) -> Any:
+        return self._embeddings
+
+    @classmethod
+    def from_texts(cls, texts: Any, embedding: Any, metadatas: Any = None, **_: Any) -> TextOnly:
+        return cls(embedding)
+
+    def similarity_search(self, query: str, k: int = 4, **_: Any) -> list[Document]:
+        return [Document(query)] * k
+
+
+class ByVector(TextOnly):
+    """A store that searches by vector, without scores, and natively async."""
+
+    def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **_: Any) -> list[Document]:
+        return [Document(str(len(embedding)))] * k
+
+    async def asimilarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, **_: Any
+    ) -> list[Document]:
+        return [Document("async")] * k
+
+
+async def test_stores_with_less_to_offer() -> None:
+    embeddings = O1Embeddings(small_embedder())
+    plain = O1Retriever(vectorstore=ByVector(embeddings), k=2)
+    found = plain.invoke(QUERY)
+    assert [each.page_content for each in found] == ["256", "256"]
+    assert "relevance_score" not in found[0].metadata
+    assert found[0].metadata["thoughts"][0]["text"] == THOUGHT
+    assert [each.page_content for each in await plain.ainvoke(QUERY)] == ["async", "async"]
+    with pytest.raises(SettingsError, match="gives no scores"):
+        plain.invoke(QUERY, score_threshold=0.5)
+    with pytest.raises(SettingsError, match="TextOnly cannot search by vector"):
+        O1Retriever(vectorstore=TextOnly(embeddings)).invoke(QUERY)
