@@ -125,7 +125,7 @@ def beside_mteb(data: Path) -> list[Figure]:
 
 def _mteb(model: Any, collection: Collection) -> float:
     import mteb
-    from datasets import Dataset
+    from datasets import Dataset  # type: ignore[import-untyped]
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
     ids = list(collection.corpus.ids)

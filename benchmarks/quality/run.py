@@ -63,8 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench = Bench(
         data=options.data, work=options.work, minilm=_minilm(), model=_model(options.model, options.work)
     )
-    done = {name: measure(bench, name) for name in options.sets}
-    record(options.results, _figures(done))
+    done = {}
+    for name in options.sets:
+        done[name] = measure(bench, name)
+        record(options.results, _figures({name: done[name]}))
     if bench.model is not None and set(done) == set(SETS):
         record(options.results, [_thinking_wins(done)])
     print(table(done))
