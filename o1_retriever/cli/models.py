@@ -118,10 +118,10 @@ def _pair(options: ModelOptions) -> ThinkingEmbedder:
 def _thinker(options: ModelOptions) -> Any:
     if options.thinker is None:
         return _Nobody()
-    if options.thinker_model is None:
-        return options.thinker
-    from o1_retriever.thinkers import OpenAIThinker
+    from o1_retriever.thinkers import OpenAIThinker, RecordedThinker
 
+    if options.thinker_model is None:
+        return RecordedThinker(options.thinker)
     return OpenAIThinker(options.thinker_model, base_url=options.thinker)
 
 

@@ -25,7 +25,7 @@ def parse_where(pairs: Sequence[str]) -> dict[str, Any] | None:
 
 def _condition(pair: str) -> dict[str, Any]:
     key, equals, value = (part.strip() for part in pair.partition("="))
-    if not (key and equals):
+    if not (key and equals) or key.startswith("$"):
         raise typer.BadParameter(f"--where is {pair!r}; expected key=value, for example source=notes.md")
     readings = [{key: reading} for reading in _readings(value)]
     return {"$or": readings} if len(readings) > 1 else readings[0]

