@@ -53,6 +53,11 @@ def other_application(file):
     execute(file.parent, "PRAGMA application_id = 7")
 
 
+def undecodable(file):
+    """Damage that SQLite quotes in its message."""
+    file.write_bytes(file.read_bytes().replace(b"BEGIN UPDATE total", b"BEGIN \x80PDATE total"))
+
+
 DAMAGE = {
     "garbage": lambda file: file.write_bytes(noise(50_000)),
     "text": lambda file: file.write_text("Dear diary, " * 1000),
@@ -64,6 +69,7 @@ DAMAGE = {
     "foreign": foreign,
     "old schema": old_schema,
     "no table": no_table,
+    "undecodable": undecodable,
     "other application": other_application,
 }
 
@@ -116,6 +122,17 @@ def test_damage_while_in_use_is_found_by_a_later_query(tmp_path, caplog):
     assert cache.get_thoughts([b"q"], 1) == [{0: thought()}]
     assert len(caplog.records) == 1, caplog.text
     cache.close()
+
+
+def test_who_finds_the_same_damage_later_leaves_the_new_file_alone(tmp_path):
+    filled(tmp_path)
+    with ThoughtCache(tmp_path) as cache:
+        seen = cache._db._local.handle.identity
+        for _ in range(2):
+            cache._db._replace(seen, "for the test")
+            cache.put_vectors([(b"k", vector(1))])
+        assert cache.info().vectors == 1
+    assert len(list(tmp_path.glob("*.corrupt-*"))) == 1
 
 
 def test_a_table_dropped_while_in_use(tmp_path, caplog):

@@ -118,5 +118,6 @@ def test_a_folder_without_permission_is_an_error_that_helps(root, below):
         out = subprocess.run(
             [sys.executable, "-c", AS_NOBODY, str(locked / below)], cwd=root, capture_output=True, text=True
         )
-    assert "cannot be used" in out.stdout, out.stderr
+    reason = "Permission denied" if below else "it is not writable"
+    assert f"cannot be used: {reason}" in out.stdout, out.stderr
     assert "cache=False" in out.stdout

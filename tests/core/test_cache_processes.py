@@ -92,6 +92,26 @@ print(result, cache.get_thoughts([b"q"], 1)[0][0].text)
     assert is_sound(tmp_path)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls the C library's fork")
+def test_a_fork_that_python_does_not_know_of(root, tmp_path):
+    out = run(
+        root,
+        """
+import ctypes
+from o1_retriever import _sqlite
+inherited = cache._db._local.handle.connection
+child = ctypes.PyDLL(None).fork()
+assert cache.get_thoughts([b"q"], 1)[0][0].text == "before"
+if not child:
+    # Kept, never closed: closing it would run SQLite's clean-up on the parent's files.
+    os._exit(0 if _sqlite._INHERITED == [inherited] and inherited.total_changes else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), cache._db._local.handle.connection is inherited)
+""",
+        tmp_path,
+    )
+    assert out == "0 True\n"
+
+
 def test_times_of_use_are_written_at_exit(root, tmp_path):
     run(root, 'cache.put_vectors([(b"q", vector(1))])\ncache.get_thoughts([b"q"], 1)', tmp_path)
     ((thought_time, vector_time),) = rows(
