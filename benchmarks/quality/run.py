@@ -56,13 +56,12 @@ class Bench:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the figures and print the table."""
-    options = _options(arguments)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.run", description=__doc__)
+    options = options_of(parser, arguments, sets=SETS, results="quality.jsonl")
     if not (options.data / "eval").is_dir():
         print(f"There is no folder {options.data / 'eval'}: nothing is measured.", file=sys.stderr)
         return 1
-    bench = Bench(
-        data=options.data, work=options.work, minilm=_minilm(), model=_model(options.model, options.work)
-    )
+    bench = load_bench(options)
     done = {}
     for name in options.sets:
         done[name] = measure(bench, name)
@@ -71,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record(options.results, [_thinking_wins(done)])
     print(table(done))
     return 0
+
+
+def load_bench(options: argparse.Namespace) -> Bench:
+    """The models that the options name, loaded; o1-mini is left out where it is absent."""
+    return Bench(
+        data=options.data, work=options.work, minilm=_minilm(), model=_model(options.model, options.work)
+    )
 
 
 def measure(bench: Bench, name: str) -> Evaluation:
@@ -177,13 +183,15 @@ def _model(path: Path, work: Path) -> ThinkingEmbedder | None:
     return ThinkingEmbedder.from_pretrained(path, cache=work / "thoughts")
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.run", description=__doc__)
+def options_of(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, *, sets: Sequence[str], results: str
+) -> argparse.Namespace:
+    """The options that the scripts of this folder share; one thread unless told otherwise."""
     parser.add_argument("data", nargs="?", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "o1-mini")
-    parser.add_argument("--sets", type=lambda text: text.split(","), default=list(SETS))
+    parser.add_argument("--sets", type=lambda text: text.split(","), default=list(sets))
     parser.add_argument("--work", type=Path, default=default_cache_path() / "quality")
-    parser.add_argument("--results", type=Path, default=RESULTS / "quality.jsonl")
+    parser.add_argument("--results", type=Path, default=RESULTS / results)
     parser.add_argument("--threads", type=int, default=1, help="Threads of torch (two collapse under load).")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
