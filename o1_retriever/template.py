@@ -126,7 +126,9 @@ class Template:
         """Ids of plain texts: no markers, no truncation, and no special token whatever the text spells."""
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        encoded = self.tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
         rows: list[list[int]] = [list(row) for row in encoded["input_ids"]]
         for place, row in enumerate(rows):
             if not self._never.isdisjoint(row):
