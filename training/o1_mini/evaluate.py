@@ -87,14 +87,15 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def machine() -> str:
-    """Processor family and core count in words."""
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+def machine(dtype: str) -> str:
+    """Processor family, threads, library and arithmetic in words."""
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread(s), torch {torch.__version__}, {dtype}"
 
 
-def records(name: str, scores: dict[str, float]) -> list[dict[str, object]]:
+def records(name: str, scores: dict[str, float], dtype: str) -> list[dict[str, object]]:
     """One result object per figure."""
-    shared = {"commit": commit(), "machine": machine(), "date": datetime.date.today().isoformat()}
+    shared = {"commit": commit(), "machine": machine(dtype), "date": datetime.date.today().isoformat()}
     return [
         {
             "name": f"{name}/{system}",
@@ -149,7 +150,7 @@ def main() -> None:
         print(f"{name} {split} ({len(collection.queries)} queries, {seconds:.0f} s): {figures}", flush=True)
         if args.samples:
             print_thoughts(embedder, collection.queries[: args.samples])
-        lines += [json.dumps(record) for record in records(name, scores)]
+        lines += [json.dumps(record) for record in records(name, scores, args.dtype)]
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
