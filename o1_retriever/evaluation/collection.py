@@ -85,7 +85,7 @@ class CorpusFile:
             texts = []
             for identity, offset in zip(self._ids[start:stop], self._offsets[start:stop], strict=True):
                 file.seek(int(offset))
-                row = _row(file.readline().removeprefix(_BOM), self.path.name, CollectionReport(""))
+                row = _row(file.readline(), self.path.name, CollectionReport(""))
                 if row is None or row["_id"] != identity:
                     raise CollectionError(
                         f"{self.path} has changed while it was read: {identity!r} is not there."
@@ -228,7 +228,7 @@ def _rows(path: Path, report: CollectionReport) -> Iterator[tuple[str, int, dict
             if not windows and line.endswith(b"\r\n"):
                 windows = True
                 report.add("Windows line ends", path.name)
-            row = _row(line.removeprefix(_BOM), where, report)
+            row = _row(line, where, report)
             if row is not None:
                 yield where, offset, row
             offset += len(line)

@@ -30,7 +30,7 @@ def read_qrels(path: Path, report: CollectionReport) -> dict[str, dict[str, int]
     for number, raw in enumerate(data.split(b"\n"), start=1):
         where = f"{path.name}, line {number}"
         try:
-            line = raw.decode("utf-8").rstrip("\r")
+            line = raw.decode("utf-8")
         except UnicodeDecodeError:
             report.add("not UTF-8", where)
             continue
