@@ -15,12 +15,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from o1_retriever.errors import StoreError
+from o1_retriever.storage.lock import PATIENCE_S, locked
 from o1_retriever.storage.rows import Session, State
 
 LEDGER_FILE = "documents.sqlite3"
-LOCK_FILE = "lock.sqlite3"
-# A rebuild of the search graph holds the lock for minutes where there are millions of documents.
-_PATIENCE_S = 600.0
 
 
 class Ledger:
@@ -41,7 +39,7 @@ class Ledger:
         Raises `StoreError` when the file is damaged or not ours, or when another process keeps the lock.
         """
         try:
-            with self._lock(write), closing(self._connect("rw")) as connection:
+            with locked(self.folder, alone=write), closing(self._connect("rw")) as connection:
                 yield Session(connection, self.file)
         except sqlite3.Error as error:
             raise self._failure(error) from error
@@ -50,7 +48,7 @@ class Ledger:
         """Begin an empty ledger, unless there is one."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._lock(True), closing(self._connect("rwc")) as connection:
+            with locked(self.folder, alone=True), closing(self._connect("rwc")) as connection:
                 Session(connection, self.file).create(state)
         except sqlite3.Error as error:
             raise self._failure(error) from error
@@ -60,20 +58,9 @@ class Ledger:
                 hint="Choose another folder for it.",
             ) from error
 
-    @contextmanager
-    def _lock(self, alone: bool) -> Iterator[None]:
-        """SQLite's own locks work on every system, wait, tell threads apart and end with the process."""
-        lock = sqlite3.connect(self.folder / LOCK_FILE, timeout=_PATIENCE_S, isolation_level=None)
-        try:
-            lock.execute("BEGIN EXCLUSIVE" if alone else "BEGIN")
-            lock.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            yield
-        finally:
-            lock.close()
-
     def _connect(self, mode: str) -> sqlite3.Connection:
         address = f"{self.file.resolve().as_uri()}?mode={mode}"
-        connection = sqlite3.connect(address, uri=True, timeout=_PATIENCE_S, isolation_level=None)
+        connection = sqlite3.connect(address, uri=True, timeout=PATIENCE_S, isolation_level=None)
         connection.execute("PRAGMA synchronous = FULL")
         return connection
 
@@ -81,7 +68,7 @@ class Ledger:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return StoreError(
-                f"Another process has been using the index at {self.folder} for {_PATIENCE_S:.0f} seconds.",
+                f"Another process has been using the index at {self.folder} for {PATIENCE_S:.0f} seconds.",
                 hint="Wait until that process has finished, or end it.",
             )
         if code in (

@@ -17,16 +17,19 @@ from o1_retriever.thought import Vector
 
 Ranking = list[tuple[str, float]]
 
-# So many are compared one by one: 10 ms for 384 dimensions, as long as embedding a query takes at the least.
+# So many are compared one by one: 5 ms for 384 dimensions, as long as embedding a query takes at the least.
 _EXACT = 2000
 # Asked for beyond k, so that documents of equal score at the end can be told apart by id.
 _SPARE = 32
+# Scores that agree in so many digits are equal.
+_DIGITS = 6
+_EQUAL = 2 * 10.0**-_DIGITS
 # Copies of one text that are looked at where a filter decides between them.
 _COPIES = 5000
 
 
 def nearest(session: Session, graph: Graph, vectors: Vector, k: int, where: Where | None) -> list[Ranking]:
-    """The k best ids of each vector with their cosine; of equal ones (to 6 digits), the smaller id first."""
+    """The k best ids of each vector with their cosine; of equal ones (to `_DIGITS`), the smaller id first."""
     if not len(vectors):
         return []
     wanted = min(k, session.count())
@@ -46,14 +49,17 @@ def nearest(session: Session, graph: Graph, vectors: Vector, k: int, where: Wher
     return rankings
 
 
-def exact(pages: Iterable[dict[str, Vector]], vectors: Vector, k: int) -> list[Ranking]:
+def exact(pages: Iterable[tuple[list[str], Vector]], vectors: Vector, k: int) -> list[Ranking]:
     """The k best of the documents in `pages`, each compared."""
     rankings: list[Ranking] = [[] for _ in vectors]
     queries = _unit(vectors)
-    for page in pages:
-        cosines = queries @ _unit(np.stack(list(page.values()))).T
+    for ids, page in pages:
+        cosines = queries @ _unit(page).T
         for place, row in enumerate(cosines):
-            rankings[place] = _sorted([*rankings[place], *zip(page, row.tolist(), strict=True)])[:k]
+            # All that can be among the first k, equal ones included.
+            least = np.partition(row, -k)[-k] - _EQUAL if k < len(row) else -2.0
+            best = [(ids[at], float(row[at])) for at in np.flatnonzero(row >= least)]
+            rankings[place] = _sorted([*rankings[place], *best])[:k]
     return rankings
 
 
@@ -75,7 +81,7 @@ def _sorted(ranking: Ranking) -> Ranking:
 
 def _shown(score: float) -> float:
     """Without the last digits, in which equal texts differ by the order of additions."""
-    return round(score, 6)
+    return round(score, _DIGITS)
 
 
 def _unit(vectors: Vector) -> Vector:

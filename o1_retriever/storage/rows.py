@@ -192,16 +192,16 @@ class Session:
             )
         }
 
-    def vector_pages(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Vector]]:
-        """The vectors of these documents, or of all, some at a time; no page is empty."""
-        if ids is not None:
-            for start in range(0, len(ids), _PAGE):
-                if page := self.vectors(ids[start : start + _PAGE]):
-                    yield page
-            return
-        cursor = self._connection.execute("SELECT id, vector FROM documents ORDER BY number")
-        while found := cursor.fetchmany(_PAGE):
-            yield {identity: np.frombuffer(vector, dtype="<f4") for identity, vector in found}
+    def vector_pages(self, ids: Sequence[str] | None = None) -> Iterator[tuple[list[str], Vector]]:
+        """The ids and vectors of these documents, or of all, some at a time; no page is empty."""
+        parts = (
+            [("", ())] if ids is None else ((f"WHERE id IN ({marks})", part) for marks, part in _parts(ids))
+        )
+        for where, values in parts:
+            cursor = self._connection.execute(f"SELECT id, vector FROM documents {where}", values)
+            while found := cursor.fetchmany(_PAGE):
+                joined = np.frombuffer(b"".join(vector for _, vector in found), dtype="<f4")
+                yield [identity for identity, _ in found], joined.reshape(len(found), -1)
 
     def copies(self, ids: Sequence[str], *, limit: int) -> dict[str, list[str]]:
         """For each id (of several with one text, the last) the first `limit` ids with the same text."""

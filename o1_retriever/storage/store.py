@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from o1_retriever.errors import StoreError
 from o1_retriever.storage.graph import DamagedGraphError, Graph
-from o1_retriever.storage.ledger import LEDGER_FILE, LOCK_FILE, Ledger
+from o1_retriever.storage.ledger import LEDGER_FILE, Ledger
+from o1_retriever.storage.lock import LOCK_FILES
 from o1_retriever.storage.rows import Row, Session, State
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # What a creation that was cut short leaves behind.
-_OURS = {LEDGER_FILE, f"{LEDGER_FILE}-journal", LOCK_FILE}
+_OURS = {LEDGER_FILE, f"{LEDGER_FILE}-journal", *LOCK_FILES}
 # Documents in memory while the graph is built anew.
 _PAGE = 1000
 # A graph that is damaged again right after it was built: the disk or Chroma does not work.

@@ -489,7 +489,7 @@ def test_reading_while_another_process_adds(tmp_path, whole, embedder):
             assert hits[0].id == f"d{count - 1:05d}"
             assert hits[0].score > 0.999
         finish(process)
-        assert len(seen) > 3
+        assert len(seen) > 5, "readers have their turn"
         index.add(numbered(3400))
     with Index(tmp_path) as index:
         for number in range(0, 3400, 100):
@@ -543,7 +543,9 @@ def test_a_write_that_died_between_ledger_and_graph_is_finished(tmp_path, embedd
         assert len(index.ids({"n": {"$gte": 0}})) == 30, "Chroma knows all of them"
 
 
-@pytest.mark.parametrize("left", [[], ["lock.sqlite3"], ["lock.sqlite3", "documents.sqlite3"]])
+@pytest.mark.parametrize(
+    "left", [[], ["lock.sqlite3"], ["lock.sqlite3", "turn.sqlite3", "documents.sqlite3"]]
+)
 def test_a_creation_that_was_cut_short_is_begun_again(tmp_path, embedder, left):
     (tmp_path / "documents").mkdir()
     for name in left:
