@@ -10,6 +10,8 @@ from pathlib import Path
 
 from o1_retriever.errors import CacheError
 
+_VARIABLE = "O1_RETRIEVER_CACHE"
+
 
 def default_cache_path() -> Path:
     """The cache folder when none is named: `$O1_RETRIEVER_CACHE`, else one in the user's cache folder."""
@@ -18,7 +20,7 @@ def default_cache_path() -> Path:
 
 def default_for(platform: str, environ: Mapping[str, str]) -> Path:
     """The default on a platform (as `sys.platform` says it), where `~` still stands for the home folder."""
-    if chosen := environ.get("O1_RETRIEVER_CACHE"):
+    if chosen := environ.get(_VARIABLE):
         return Path(chosen)
     if platform == "win32":
         base = Path(environ.get("LOCALAPPDATA") or Path("~", "AppData", "Local"))
@@ -50,8 +52,9 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 def make_private_folder(folder: Path) -> None:
     """Create `folder` and its missing parents with mode 0700, whatever the umask.
 
-    An existing folder keeps its mode: it may be shared, or hold other things. Raises `OSError` when there
-    is no writable folder in the end, `ValueError` for a name that cannot be one.
+    An existing folder keeps its mode, because it may hold other things, unless it is the platform's default:
+    that one is ours by its name. Raises `OSError` when there is no writable folder in the end, `ValueError`
+    for a name that cannot be one.
     """
     missing = []
     for part in (folder, *folder.parents):
@@ -67,8 +70,19 @@ def make_private_folder(folder: Path) -> None:
                 raise
     if not folder.is_dir():
         raise NotADirectoryError("it is a file")
+    if _is_platform_default(folder):
+        with contextlib.suppress(PermissionError):  # another user's
+            folder.chmod(0o700)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError("it is not writable")
+
+
+def _is_platform_default(folder: Path) -> bool:
+    environ = {name: value for name, value in os.environ.items() if name != _VARIABLE}
+    try:
+        return folder == default_for(sys.platform, environ).expanduser()
+    except RuntimeError:  # no home folder
+        return False
 
 
 def create_private_file(file: Path) -> None:

@@ -116,9 +116,9 @@ def select_thoughts(
 
 
 def select_vectors(connection: sqlite3.Connection, ids: Sequence[int]) -> list[tuple[int, bytes, Vector]]:
-    """The vectors that are in these places, each with its place and key."""
+    """The vectors that are in these places, each with its place and key; the arrays may be read-only."""
     return [
-        (place, key, np.frombuffer(data, dtype="<f4").astype(np.float32))
+        (place, key, np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False))
         for place, (key, data) in _select(connection, "vectors", ids)
     ]
 

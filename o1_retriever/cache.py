@@ -69,10 +69,10 @@ class CacheInfo:
 class ThoughtCache:
     """Thoughts and query vectors in a folder, shared by any number of threads and processes.
 
-    `path` is the folder (None: `default_cache_path()`). A folder that is created gets mode 0700; one that
-    exists keeps its mode, and the files in it are readable by their owner only. `max_bytes` bounds the
-    database on disk: beyond it the least recently used tenth is dropped. `patience` is how many seconds
-    to wait while another process writes.
+    `path` is the folder (None: `default_cache_path()`). A folder that is created gets mode 0700, and so
+    does the default one; another that exists keeps its mode. The files in it are readable by their owner
+    only. `max_bytes` bounds the database on disk: beyond it the least recently used tenth is dropped.
+    `patience` is how many seconds to wait while another process writes.
 
     A cache that fails later, because it is locked, full or read-only, never fails a query: reads then find
     nothing, and writes are dropped with one warning. A damaged file is moved aside with one warning.

@@ -208,7 +208,7 @@ def test_deleted_while_in_use(tmp_path, what, caplog):
 
 
 def test_a_writer_elsewhere_does_not_disturb_readers_and_costs_no_result(tmp_path, caplog):
-    with ThoughtCache(tmp_path, patience=0.2) as cache:
+    with ThoughtCache(tmp_path, patience=0.6) as cache:
         cache.put_vectors([(b"k", vector(1))])
         blocker = sqlite3.connect(tmp_path / FILE, isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")
@@ -217,7 +217,7 @@ def test_a_writer_elsewhere_does_not_disturb_readers_and_costs_no_result(tmp_pat
             for _ in range(4):
                 assert cache.get_vectors([b"k"])[0] is not None
                 cache.put_vectors([(b"lost", vector(2))])
-        assert time.perf_counter() - started < 4 * 0.2  # patient once only
+        assert time.perf_counter() - started < 4 * 0.5  # patient once only
         assert len(caplog.records) == 1, caplog.text
         assert "cannot be written" in caplog.text
         blocker.execute("ROLLBACK")
@@ -236,7 +236,7 @@ def test_times_of_use_wait_for_a_writer_elsewhere(tmp_path, caplog):
         started = time.perf_counter()
         for name in keys(1500):
             cache.get_vectors([name])
-        assert time.perf_counter() - started < 3
+        assert time.perf_counter() - started < 4  # one patient wait is 5
         blocker.close()
     assert rows(tmp_path, "SELECT COUNT(DISTINCT accessed) FROM vectors") == [(1500,)]
     assert not caplog.records

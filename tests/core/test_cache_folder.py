@@ -52,6 +52,19 @@ def test_a_folder_that_was_there_keeps_its_mode(tmp_path):
         assert mode(tmp_path / FILE) == 0o600
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no POSIX modes")
+def test_the_default_folder_is_closed_even_if_something_else_created_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("O1_RETRIEVER_CACHE")
+    folder = default_cache_path()
+    folder.mkdir(mode=0o755, parents=True)
+    assert mode(folder) == 0o755
+    with ThoughtCache() as cache:
+        assert cache.path == folder
+        assert mode(folder) == 0o700
+
+
 def test_the_default_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("O1_RETRIEVER_CACHE", str(tmp_path / "mine"))
     assert default_cache_path() == tmp_path / "mine"
@@ -105,6 +118,27 @@ try: ThoughtCache(sys.argv[1])
 except CacheError as error: print(error)
 else: print("opened")
 """
+
+
+HOMELESS = """
+import os, sys
+from o1_retriever.cache import ThoughtCache
+from o1_retriever.errors import CacheError
+os.setgroups([]); os.setgid(54321); os.setuid(54321); os.environ.clear()
+print(ThoughtCache(sys.argv[1]).info().thoughts)
+try: ThoughtCache()
+except CacheError as error: print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can become a stranger")
+def test_a_user_without_a_home_needs_a_named_folder(root):
+    with tempfile.TemporaryDirectory() as top:
+        Path(top).chmod(0o777)
+        command = [sys.executable, "-c", HOMELESS, str(Path(top) / "cache")]
+        out = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert out.stdout.startswith("0\n"), out.stderr
+    assert out.stdout.strip().endswith("Set O1_RETRIEVER_CACHE to a folder.")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no POSIX modes")

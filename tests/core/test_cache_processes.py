@@ -127,7 +127,7 @@ def test_times_of_use_are_written_at_exit(root, tmp_path):
 def work_hard(folder, number, gate, errors):
     try:
         with ThoughtCache(folder, patience=30) as cache:
-            gate.wait(30)
+            gate.wait(100)
             for i in range(40):
                 shared, own = cache_key(i=i), cache_key(i=i, number=number)
                 cache.put_thoughts([(shared, 0, thought(f"shared {i}")), (own, 0, thought(f"{number} {i}"))])
@@ -146,7 +146,7 @@ def start_together(way, folder, count):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(120)
     assert [process.exitcode for process in processes] == [0] * count
     assert errors.empty(), errors.get()
 
