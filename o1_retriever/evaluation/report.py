@@ -71,8 +71,8 @@ def thinking_pair(evaluation: Evaluation) -> tuple[SystemResult, SystemResult] |
     thinking = [result for result in evaluation.results if _thinks(result)]
     if plain is None or not thinking:
         return None
-    family = plain.name.removesuffix("never")
-    return plain, ([result for result in thinking if result.name.startswith(family)] or thinking)[-1]
+    family = re.compile(re.escape(plain.name.removesuffix("never")) + r"k=\d+")
+    return plain, ([result for result in thinking if family.fullmatch(result.name)] or thinking)[-1]
 
 
 def changes(evaluation: Evaluation, *, measure: str) -> list[Change]:

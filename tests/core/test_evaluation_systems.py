@@ -199,8 +199,8 @@ def test_the_report_stands_alone_and_shows_whom_thinking_helps(
     text = (target / "report.md").read_text()
     helped = changes(evaluation, measure="nDCG@10")
     assert helped[0].gain > 0 > helped[-1].gain
-    assert "Thinking helps most" in text
-    assert "Thinking hurts most" in text
+    assert "Thinking helps most (words k=2 against words never, nDCG@10)" in text
+    assert "Thinking hurts most (words k=2 against words never, nDCG@10)" in text
     assert THOUGHTS["q4"][0] in text
     assert THOUGHTS["q4"][0] in page
     run = read_run(target / "runs" / "words-k=2.trec")
