@@ -52,7 +52,10 @@ THOUGHTS = {
     "q1": ["Iron rust from oxygen and water.", "Nails are iron."],
     "q2": ["Salt lowers freezing.", "Roads get salt."],
     "q3": ["Yeast makes carbon dioxide.", "Dough is lifted."],
-    "q4": ["The moon pulls tides in the ocean.", "Tides follow the moon."],
+    "q4": [
+        "The moon pulls the ocean into tides, the moon, the ocean, tides.",
+        "The moon pulls the ocean into tides.",
+    ],
 }
 
 
