@@ -83,7 +83,7 @@ class ThoughtCache:
     def __init__(
         self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = 1 << 30, patience: float = 5.0
     ) -> None:
-        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < MIN_BYTES:
+        if not isinstance(max_bytes, int) or max_bytes < MIN_BYTES:
             raise SettingsError(f"max_bytes is {max_bytes!r}; expected a whole number from {MIN_BYTES}.")
         self._path = default_cache_path() if path is None else absolute(path)
         self._max_bytes = max_bytes

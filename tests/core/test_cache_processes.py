@@ -30,7 +30,8 @@ cache = ThoughtCache(sys.argv[1])
 cache.put_thoughts([(b"q", 0, thought("before"))])
 assert cache.get_thoughts([b"q"], 1)[0]
 """
-    command = [sys.executable, "-c", prelude + script, *map(str, arguments)]
+    quiet = "-Wignore::DeprecationWarning"  # later Pythons warn of any fork beside threads
+    command = [sys.executable, quiet, "-c", prelude + script, *map(str, arguments)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
