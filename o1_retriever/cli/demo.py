@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from o1_retriever.cli.everyday import Everyday, find_everyday, read_everyday, require_measures
 from o1_retriever.cli.options import ModelOptions, ThoughtOptions, with_options
-from o1_retriever.cli.terminal import output
+from o1_retriever.cli.terminal import output, working
 
 if TYPE_CHECKING:
     from o1_retriever.embedder import ThinkingEmbedder
@@ -76,19 +76,26 @@ class Runs:
         # The first ones of the split for trying things out: a rule, so that nobody picks what looks good.
         self.examples = list(collection.judgments["dev"])[:EXAMPLES]
         self.rest = [question for question in collection.questions if question not in self.examples]
-        self.fast = self._ask(self.examples, thinking=False)
-        self.thinking = self._ask(self.examples, thinking=True)
+        with working("Thinking"):
+            self.fast = self._ask(self.examples, thinking=False, show=False)
+            self.thinking = self._ask(self.examples, thinking=True, show=False)
 
     def ask_the_rest(self) -> None:
         """Ask the other questions."""
         self.fast |= self._ask(self.rest, thinking=False)
         self.thinking |= self._ask(self.rest, thinking=True)
 
-    def _ask(self, questions: list[str], *, thinking: bool) -> dict[str, SearchResult]:
+    def _ask(
+        self, questions: list[str], *, thinking: bool, show: bool | None = None
+    ) -> dict[str, SearchResult]:
         texts = [self._collection.questions[question] for question in questions]
         settings = self._settings if thinking else self._settings.with_changes(mode="never")
         return dict(
-            zip(questions, self._retriever.search_many(texts, k=DEPTH, settings=settings), strict=True)
+            zip(
+                questions,
+                self._retriever.search_many(texts, k=DEPTH, settings=settings, show_progress_bar=show),
+                strict=True,
+            )
         )
 
     @property

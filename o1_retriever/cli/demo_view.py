@@ -17,6 +17,7 @@ from o1_retriever.explain import hits_view, milliseconds, thoughts_view
 from o1_retriever.thought import ThoughtSettings
 
 _SHOWN = 3
+_CLEAR = 0.01  # a smaller change of nDCG@10 is not worth a word of praise
 
 
 def introduction(collection: Everyday, settings: ThoughtSettings) -> Text:
@@ -82,7 +83,9 @@ def _conclusion(pairs: list[tuple[Quality, Quality]]) -> str:
     ]
     better, worse = sum(gain > 1e-9 for gain in gains), sum(gain < -1e-9 for gain in gains)
     change = fmean(gains)
-    said = "changed nothing" if not better + worse else "helped" if change > 0 else "did not help"
+    said = "made no clear difference"
+    if abs(change) >= _CLEAR and (change > 0) == (better > worse):
+        said = "helped" if change > 0 else "hurt"
     return (
         f"Over all {len(gains)} questions thinking {said}: nDCG@10 {change:+.3f}; better on {better}, "
         f"worse on {worse}, the same on {len(gains) - better - worse}. So few questions prove little."

@@ -113,6 +113,13 @@ def test_one_line_of_a_passage():
     assert lines[-1].rstrip().endswith("word3 …")
 
 
+def test_a_word_that_is_wider_than_the_terminal_is_cut():
+    rows = shown(hits_view([hit(text="x" * 500)], lines=2), width=40).splitlines()
+    assert len(rows) == 3
+    assert rows[-1].rstrip().endswith("xxx …")
+    assert len(rows[-1].rstrip()) <= 40
+
+
 @pytest.mark.parametrize(
     ("text", "title", "body"),
     [
