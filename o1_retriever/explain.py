@@ -42,12 +42,8 @@ def hits_view(hits: Sequence[Hit], *, full: bool = False, lines: int = 3) -> Ren
         return Text(" none: no passage matches", style="dim")
     table = _grid(marks=2)
     for hit in hits:
-        body = Text(_body(hit))
-        table.add_row(
-            str(hit.rank),
-            f"{hit.score:.3f}",
-            Group(_heading(hit), body if full else _Clipped(body, lines)),
-        )
+        body = Text(_whole(hit.text)) if full else _Clipped(Text(_body(hit)), lines)
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", Group(_heading(hit), body))
     return table
 
 
@@ -138,6 +134,11 @@ def _body(hit: Hit) -> str:
     text = printable(" ".join(lines))
     rest = text.removeprefix(title).lstrip() if title else text
     return rest or printable(hit.text)
+
+
+def _whole(text: str) -> str:
+    """A passage with its own lines, which code and lists need."""
+    return "\n".join(_UNPRINTABLE.sub(" ", line).rstrip() for line in text.expandtabs(4).splitlines())
 
 
 def _count(thoughts: Iterable[Thought]) -> str:

@@ -113,6 +113,13 @@ def test_one_line_of_a_passage():
     assert lines[-1].rstrip().endswith("word3 …")
 
 
+def test_a_whole_passage_keeps_its_lines():
+    code = "def f():\n\treturn '\x1b[2J'\n\n"
+    lines = [line.rstrip() for line in shown(hits_view([hit(text=code)], full=True)).splitlines()]
+    assert [line[9:] for line in lines[1:3]] == ["def f():", "    return ' [2J'"]
+    assert "def f(): return" in shown(hits_view([hit(text=code)]))
+
+
 def test_a_word_that_is_wider_than_the_terminal_is_cut():
     rows = shown(hits_view([hit(text="x" * 500)], lines=2), width=40).splitlines()
     assert len(rows) == 3
@@ -146,6 +153,7 @@ def test_text_is_neither_markup_nor_a_command_to_the_terminal():
     )
     assert text.count("[bold]x[/bold]") == 5
     assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(text)
+    assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(shown(hits_view([hit(text=nasty)], full=True)))
 
 
 def test_no_colours_where_there_is_no_terminal(monkeypatch):
