@@ -45,7 +45,7 @@ class InputError(O1RetrieverError, ValueError):
 
 
 class DocumentError(InputError):
-    """A document or a folder of documents cannot be read. `path` is which, `reason` is why, without the path."""
+    """A document or a folder cannot be read. `path` is which, `reason` is why, without the path."""
 
     def __init__(self, path: str, reason: str, *, hint: str | None = None) -> None:
         super().__init__(f"{path}: {reason}", hint=hint)

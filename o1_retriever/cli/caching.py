@@ -45,6 +45,6 @@ def clear() -> None:
 @with_options
 def path() -> None:
     """Show where the cache is."""
-    from o1_retriever._cache_folder import default_cache_path
+    from o1_retriever.cache import default_cache_path
 
     sys.stdout.write(f"{default_cache_path()}\n")

@@ -47,8 +47,7 @@ def demo(*, model: ModelOptions, thoughts: ThoughtOptions) -> None:
 
 def _indexed(collection: Everyday, embedder: ThinkingEmbedder) -> Index:
     """The demo's index: the one from last time, or a new one where the model has changed."""
-    from o1_retriever._cache_folder import make_private_folder
-    from o1_retriever.cache import default_cache_path
+    from o1_retriever.cache import default_cache_path, make_private_folder
     from o1_retriever.errors import FingerprintError
     from o1_retriever.index import Index
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from o1_retriever._cache_rows import row_id
 from o1_retriever.cache import ThoughtCache, cache_key
+from o1_retriever.cache.rows import row_id
 from o1_retriever.errors import CacheError
 from o1_retriever.thought import Thought, ThoughtSettings
 from tests.support.caches import EXAMPLES, FILE, execute, keys, rows, thought, vector

@@ -99,13 +99,13 @@ def test_a_fork_that_python_does_not_know_of(root, tmp_path):
         root,
         """
 import ctypes
-from o1_retriever import _sqlite
+from o1_retriever.cache import sqlite
 inherited = cache._db._local.handle.connection
 child = ctypes.PyDLL(None).fork()
 assert cache.get_thoughts([b"q"], 1)[0][0].text == "before"
 if not child:
     # Kept, never closed: closing it would run SQLite's clean-up on the parent's files.
-    os._exit(0 if _sqlite._INHERITED == [inherited] and inherited.total_changes else 1)
+    os._exit(0 if sqlite._INHERITED == [inherited] and inherited.total_changes else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), cache._db._local.handle.connection is inherited)
 """,
         tmp_path,

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from model import build_model, load_tokenizer
+from safetensors.torch import load_file, save_file
 from transformers import BertLMHeadModel, GenerationConfig, PreTrainedTokenizerBase
 
 MAX_BYTES = 32_000_000
 MAX_POSITIONS = 512
+WORDS = "bert.embeddings.word_embeddings.weight"
 
 # The last user message as a query; what the model writes next is a thought.
 CHAT_TEMPLATE = """\
@@ -67,8 +69,16 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, settings: dict[str, An
 
 
 def save_weights(model: BertLMHeadModel, out: Path) -> None:
-    """Weights in float16; the configuration says float32, in which CPUs should compute."""
+    """Weights in float16, word embeddings in 8 bits; the configuration says float32, to compute in.
+
+    The word embeddings are the larger half of a small model. In float8 (e4m3) twice as many of them fit
+    into the same file, which is worth far more than the rounding costs: see the README.
+    """
     model.half().save_pretrained(out)  # type: ignore[no-untyped-call]
+    path = out / "model.safetensors"
+    weights = load_file(path)
+    weights[WORDS] = weights[WORDS].to(torch.float8_e4m3fn)
+    save_file(weights, path, metadata={"format": "pt"})
     config = json.loads((out / "config.json").read_text())
     config["dtype"] = "float32"
     write_json(out / "config.json", config)

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from o1_retriever._cache_folder import create_private_file, make_private_folder
+from o1_retriever.cache.folder import create_private_file, make_private_folder
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
-from o1_retriever import _cache_rows as rows
-from o1_retriever._cache_folder import absolute, default_cache_path
-from o1_retriever._sqlite import Database
+from o1_retriever.cache import rows
+from o1_retriever.cache.folder import absolute, default_cache_path
+from o1_retriever.cache.sqlite import Database
 from o1_retriever.errors import CacheError, SettingsError
 from o1_retriever.thought import Thought, Vector
 

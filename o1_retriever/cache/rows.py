@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from o1_retriever._sqlite import Damaged, Schema
+from o1_retriever.cache.sqlite import Damaged, Schema
 from o1_retriever.errors import CacheError
 from o1_retriever.thought import Finish, Thought, Vector
 

@@ -1,0 +1,10 @@
+"""Thoughts and query vectors on disk, so that a question asked before runs no model.
+
+`store` is the cache, `sqlite` its connections and its ways out of damage, `rows` what stands in the tables,
+`folder` where it all lies.
+"""
+
+from o1_retriever.cache.folder import default_cache_path, make_private_folder
+from o1_retriever.cache.store import CacheInfo, ThoughtCache, cache_key
+
+__all__ = ["CacheInfo", "ThoughtCache", "cache_key", "default_cache_path", "make_private_folder"]
