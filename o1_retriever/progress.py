@@ -36,9 +36,8 @@ def progress(description: str, total: int | None, *, show: bool | None) -> Itera
 
         def advance(count: int) -> None:
             bar.advance(task, count)
-            speed = bar.tasks[0].speed
-            bar.update(
-                task, rate=f"{speed:,.0f}/s" if speed and speed >= 10 else f"{speed:.1f}/s" if speed else ""
-            )
+            # Over the whole run: a window of the last seconds is empty where one step takes longer.
+            speed = bar.tasks[0].completed / max(1e-6, bar.tasks[0].elapsed or 0.0)
+            bar.update(task, rate=f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s")
 
         yield advance

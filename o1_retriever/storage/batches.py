@@ -17,7 +17,7 @@ from o1_retriever.storage.rows import Row, Session, metadata_json
 from o1_retriever.thought import Vector
 
 # Batches of the encoder that are written at once: what a kill may cost.
-_WRITE_EVERY = 8
+_WRITE_EVERY = 2
 _LARGEST = 2**63
 
 

@@ -197,6 +197,10 @@ def check_where(where: Where | None) -> Where | None:
         return None
     try:
         validate_where(where)
+        unknown = [key for key in where if key.startswith("$") and key not in ("$and", "$or")]
+        if unknown:
+            # Chroma lets this pass here, and fails in the middle of a search.
+            raise ValueError(f"found {unknown[0]!r} where '$and', '$or' or the name of a field was expected.")
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"The filter {where!r:.120} cannot be used: {error}",
