@@ -271,7 +271,17 @@ def test_query_vectors_that_cannot_be_compared_are_refused(index, query, message
 
 
 @pytest.mark.parametrize(
-    "where", [{}, {"a": 1, "b": 2}, {"a": None}, {"a": {"$foo": 1}}, "source", {"$and": [{"a": 1}]}, {1: 2}]
+    "where",
+    [
+        {},
+        {"a": 1, "b": 2},
+        {"a": None},
+        {"a": {"$foo": 1}},
+        "source",
+        {"$and": [{"a": 1}]},
+        {1: 2},
+        {"$nonsense": 1},
+    ],
 )
 def test_a_filter_that_cannot_be_used_is_refused(index, embedder, where):
     index.add(numbered(5))
