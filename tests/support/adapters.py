@@ -43,7 +43,7 @@ def bag_of_words(texts: list[str]) -> np.ndarray:
 
 
 class Mind:
-    """Thinks about mirrors, repeats other queries, fails where it is told to, may take its time, and remembers what it was asked."""
+    """Thinks about mirrors, repeats other queries, fails where told to, and remembers what it was asked."""
 
     def __init__(self, *, seconds: float = 0.0) -> None:
         self.asked: list[str] = []

@@ -1,0 +1,24 @@
+"""LlamaIndex: an embedding model and a retriever that think, over llama-index-core alone.
+
+```python
+from llama_index.core import Settings, SimpleDirectoryReader, VectorStoreIndex
+from llama_index_o1_retriever import O1Embedding, O1Retriever
+
+Settings.embed_model = O1Embedding("models/o1-mini")
+index = VectorStoreIndex.from_documents(SimpleDirectoryReader("docs").load_data())
+nodes = O1Retriever(index, similarity_top_k=3).retrieve("Why does my bathroom mirror go blank?")
+```
+
+The thoughts are in the instrumentation event `O1ThoughtsEvent`, which any event handler receives.
+"""
+
+from o1_retriever.extras import require
+
+require("llama_index.core", extra="llama-index", purpose="The LlamaIndex adapter")
+
+from llama_index_o1_retriever.embeddings import O1Embedding  # noqa: E402 - after the check above
+from llama_index_o1_retriever.events import O1ThoughtsEvent  # noqa: E402
+from llama_index_o1_retriever.retrievers import O1Retriever  # noqa: E402
+from llama_index_o1_retriever.thinkers import LLMThinker  # noqa: E402
+
+__all__ = ["LLMThinker", "O1Embedding", "O1Retriever", "O1ThoughtsEvent"]

@@ -1,0 +1,151 @@
+"""An embedding model for LlamaIndex: queries are thought about, documents are not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.callbacks.schema import CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
+
+from llama_index_o1_retriever.events import announce
+from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.errors import SettingsError
+from o1_retriever.thought import QueryEmbedding, ThoughtSettings
+
+_dispatcher = get_dispatcher(__name__)
+
+
+class O1Embedding(BaseEmbedding):
+    """Embeds queries with thoughts about them and documents as they are.
+
+    `embedder` is a `ThinkingEmbedder`, or the folder or Hub id of a checkpoint. `settings` None takes the
+    embedder's own. `truncate_dim` shortens all vectors. `options` are the fields of `BaseEmbedding`
+    (`callback_manager`, `num_workers`, `rate_limiter`, `model_name`).
+
+    The async methods work in a thread, so that the event loop goes on meanwhile. Texts that cannot be
+    embedded raise `InputError`. `embeddings_cache` raises `SettingsError`: LlamaIndex keeps queries and
+    texts under one key there, and a query would be answered with the vector of a text.
+    """
+
+    fingerprint: str = Field(description="The document space: vectors of another one cannot be compared.")
+    truncate_dim: int | None = Field(default=None, description="Length of the vectors; None: all of it.")
+
+    _embedder: ThinkingEmbedder = PrivateAttr()
+    _settings: ThoughtSettings | None = PrivateAttr()
+
+    def __init__(
+        self,
+        embedder: ThinkingEmbedder | str | os.PathLike[str],
+        *,
+        settings: ThoughtSettings | None = None,
+        truncate_dim: int | None = None,
+        embed_batch_size: int = 32,
+        **options: Any,
+    ) -> None:
+        if options.get("embeddings_cache") is not None:
+            raise SettingsError(
+                "embeddings_cache was passed; it cannot tell a query from a text of the same words.",
+                hint="Leave it out: ThinkingEmbedder keeps thoughts and query vectors itself.",
+            )
+        name = None if isinstance(embedder, ThinkingEmbedder) else os.fspath(embedder)
+        loaded = (
+            embedder
+            if isinstance(embedder, ThinkingEmbedder)
+            else ThinkingEmbedder.from_pretrained(os.fspath(embedder))
+        )
+        fingerprint = loaded.space.fingerprint
+        options = {"model_name": name or fingerprint, **options}
+        options |= {"fingerprint": fingerprint, "truncate_dim": truncate_dim}
+        super().__init__(embed_batch_size=embed_batch_size, **options)
+        self._embedder = loaded
+        self._settings = settings
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Class name."""
+        return "O1Embedding"
+
+    @property
+    def embedder(self) -> ThinkingEmbedder:
+        """The embedder behind it."""
+        return self._embedder
+
+    def to_payload(self) -> dict[str, Any]:
+        """What events show of this model."""
+        return {**super().to_payload(), "fingerprint": self.fingerprint, "truncate_dim": self.truncate_dim}
+
+    def think(
+        self, queries: Sequence[str], *, settings: ThoughtSettings | None = None
+    ) -> list[QueryEmbedding]:
+        """Think about queries in one batch, with the events of one query and one of thoughts for each."""
+        payload = self.to_payload()
+        _dispatcher.event(EmbeddingStartEvent(model_dict=payload))
+        with self.callback_manager.event(
+            CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
+        ) as event:
+            found = self._think(queries, settings)
+            vectors = [item.vector.tolist() for item in found]
+            event.on_end(payload={EventPayload.CHUNKS: list(queries), EventPayload.EMBEDDINGS: vectors})
+        _dispatcher.event(EmbeddingEndEvent(chunks=list(queries), embeddings=vectors))
+        return found
+
+    async def athink(
+        self, queries: Sequence[str], *, settings: ThoughtSettings | None = None
+    ) -> list[QueryEmbedding]:
+        """`think`, in a thread."""
+        return await asyncio.to_thread(self.think, queries, settings=settings)
+
+    def get_agg_embedding_from_queries(
+        self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
+    ) -> Embedding:
+        """One embedding of several queries, thought about in one batch."""
+        return (agg_fn or mean_agg)([item.vector.tolist() for item in self.think(queries)])
+
+    async def aget_agg_embedding_from_queries(
+        self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
+    ) -> Embedding:
+        """The same, in a thread."""
+        return (agg_fn or mean_agg)([item.vector.tolist() for item in await self.athink(queries)])
+
+    def _think(self, queries: Sequence[str], settings: ThoughtSettings | None = None) -> list[QueryEmbedding]:
+        found = self._embedder.embed_queries(
+            queries,
+            settings=settings or self._settings,
+            batch_size=self.embed_batch_size,
+            show_progress_bar=False,
+            truncate_dim=self.truncate_dim,
+        )
+        for embedding in found:
+            announce(embedding)
+        return found
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return self._think([query])[0].vector.tolist()  # type: ignore[no-any-return]
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._get_text_embeddings([text])[0]
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return await asyncio.to_thread(self._get_text_embedding, text)
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        vectors = self._embedder.encode_documents(
+            texts,
+            batch_size=self.embed_batch_size,
+            show_progress_bar=False,
+            truncate_dim=self.truncate_dim,
+        )
+        return np.asarray(vectors).tolist()  # type: ignore[no-any-return]
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return await asyncio.to_thread(self._get_text_embeddings, texts)
