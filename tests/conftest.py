@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ import torch
 
 # Two threads collapse when another process is busy.
 torch.set_num_threads(1)
+
+# Whoever starts pytest in the background leaves it with SIGINT ignored, and every process that a test starts
+# would inherit that; those of a handler do not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -74,9 +74,9 @@ def test_the_table_is_mtebs_own_within_a_millionth(root: Path, tmp_path: Path) -
     plan = Plan(thoughts=(0,), work=tmp_path)
     systems = plan.systems(collection.corpus, {"minilm": embedder}, ThoughtSettings())
     ours = evaluate(collection, systems).results[0].means
-    # mteb rounds what it reports to five decimals.
+    # mteb rounds most of what it reports to five decimals.
     rounded = {name: round(value, 5) for name, value in ours.items()}
-    assert rounded == pytest.approx({name: scores[key] for name, key in MTEB.items()}, abs=1e-6)
+    assert rounded == pytest.approx({name: round(scores[key], 5) for name, key in MTEB.items()}, abs=1e-6)
     assert 0.3 < ours["nDCG@10"] < 1
 
 
