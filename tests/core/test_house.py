@@ -17,6 +17,7 @@ import o1_retriever
 from o1_retriever import errors
 
 CORE = Path(o1_retriever.__file__).parent
+ADAPTERS = CORE.parent / "integrations"
 FRAMEWORKS = {
     "langchain", "langchain_core", "llama_index", "langchain_o1_retriever", "llama_index_o1_retriever",
     "chroma_o1_retriever", "mteb_o1_retriever", "o1_retriever_training",
@@ -43,6 +44,15 @@ def imported(tree: ast.AST) -> set[str]:
 def test_the_core_imports_no_framework_and_no_training(package: str) -> None:
     for path, tree in modules(CORE):
         assert not imported(tree) & FRAMEWORKS, path
+
+
+def test_an_adapter_knows_its_own_framework_and_the_core_alone() -> None:
+    packages = {path.name for path in ADAPTERS.iterdir() if (path / "__init__.py").is_file()}
+    assert packages == {name for name in FRAMEWORKS if name.endswith("_o1_retriever")}
+    for path, tree in modules(ADAPTERS):
+        own = path.relative_to(ADAPTERS).parts[0]
+        known = {own, own.removesuffix("_o1_retriever"), f"{own.removesuffix('_o1_retriever')}_core"}
+        assert not imported(tree) & FRAMEWORKS - known, path
 
 
 def loaded_by(code: str) -> set[str]:
@@ -78,7 +88,7 @@ def test_the_public_names_are_there() -> None:
 def test_every_extra_that_a_message_names_exists(root: Path) -> None:
     extras = set(tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     named = set()
-    for _, tree in modules(CORE):
+    for _, tree in [*modules(CORE), *modules(ADAPTERS)]:
         for node in ast.walk(tree):
             if isinstance(node, ast.keyword) and node.arg == "extra" and isinstance(node.value, ast.Constant):
                 named.add(node.value.value)
@@ -96,7 +106,7 @@ def test_the_tree_of_errors_is_drawn_completely() -> None:
 
 
 def test_nothing_is_printed_by_the_library() -> None:
-    for path, tree in modules(CORE):
+    for path, tree in [*modules(CORE), *modules(ADAPTERS)]:
         calls = [
             n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"
         ]

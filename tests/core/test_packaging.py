@@ -32,13 +32,15 @@ def test_the_wheel_holds_the_packages_and_nothing_else(root: Path, wheel: Path) 
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == packages(root)
-    assert "o1_retriever/py.typed" in names
+    assert {f"{package}/py.typed" for package in packages(root)} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert wheel.stat().st_size < 1_000_000
 
 
 def test_every_module_of_the_tree_is_in_the_wheel(root: Path, wheel: Path) -> None:
     tree = {path.relative_to(root).as_posix() for path in (root / "o1_retriever").rglob("*.py")}
+    adapters = root / "integrations"
+    tree |= {path.relative_to(adapters).as_posix() for path in adapters.rglob("*.py")}
     assert tree <= set(zipfile.ZipFile(wheel).namelist())
 
 

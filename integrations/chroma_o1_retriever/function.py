@@ -1,0 +1,134 @@
+"""Chroma's embedding function: documents as they are, queries with thoughts about them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
+from chromadb.utils.embedding_functions import register_embedding_function
+
+from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.errors import FingerprintError, ModelError, SettingsError
+from o1_retriever.thought import QueryEmbedding, ThoughtSettings
+
+
+@register_embedding_function
+class O1EmbeddingFunction(EmbeddingFunction[Documents]):
+    """Embeds documents as they are and queries with thoughts about them.
+
+    `embedder` is the folder or Hub id of a checkpoint, loaded when first used, or a `ThinkingEmbedder`.
+    Chroma keeps the name, the settings and the fingerprint with the collection, and makes the function
+    again when the collection is opened without one. It cannot do so from a `ThinkingEmbedder`: such a
+    collection is opened with the function, or embedding raises `ModelError`.
+
+    `settings` None takes the embedder's own; `truncate_dim` shortens all vectors. `fingerprint` is the
+    document space that the embedder must have, None for any; `FingerprintError` when first used otherwise.
+    """
+
+    def __init__(
+        self,
+        embedder: ThinkingEmbedder | str | os.PathLike[str] | None,
+        *,
+        settings: ThoughtSettings | None = None,
+        truncate_dim: int | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        brought = isinstance(embedder, ThinkingEmbedder)
+        self._loaded = embedder if isinstance(embedder, ThinkingEmbedder) else None
+        self._model = None if brought or embedder is None else os.fspath(embedder)  # type: ignore[arg-type]
+        self._settings = settings
+        self._truncate_dim = truncate_dim
+        self._expected = fingerprint
+
+    @property
+    def embedder(self) -> ThinkingEmbedder:
+        """The embedder behind it, loaded now if it has not been."""
+        if self._loaded is None:
+            if self._model is None:
+                raise ModelError(
+                    "The collection was made with an embedder that has no name to load it by.",
+                    hint="Open it with embedding_function=O1EmbeddingFunction(embedder).",
+                )
+            self._loaded = ThinkingEmbedder.from_pretrained(self._model)
+        found = self._loaded.space.fingerprint
+        if self._expected not in (None, found):
+            raise FingerprintError(
+                f"The collection was made in the document space {self._expected}; the embedder's is {found}.",
+                hint="Use the model that embedded the documents, or embed them again.",
+            )
+        return self._loaded
+
+    @property
+    def fingerprint(self) -> str:
+        """The document space of the vectors; their truncation belongs to it."""
+        return self._expected or self.embedder.space.fingerprint
+
+    def __call__(self, input: Documents) -> Embeddings:
+        """Embed documents, without thinking."""
+        vectors = self.embedder.encode_documents(
+            input, show_progress_bar=False, truncate_dim=self._truncate_dim
+        )
+        return list(np.asarray(vectors))
+
+    def embed_query(self, input: Documents) -> Embeddings:
+        """Embed queries with thoughts about them."""
+        return [embedding.vector for embedding in self.think(input)]
+
+    def think(self, queries: Documents) -> list[QueryEmbedding]:
+        """What `embed_query` makes, with the thoughts and timings that a bare vector does not show."""
+        return self.embedder.embed_queries(
+            queries, settings=self._settings, show_progress_bar=False, truncate_dim=self._truncate_dim
+        )
+
+    @staticmethod
+    def name() -> str:
+        """The name under which Chroma knows it."""
+        return "o1-retriever"
+
+    def default_space(self) -> Space:
+        """Cosine: the vectors are directions."""
+        return "cosine"
+
+    def supported_spaces(self) -> list[Space]:
+        """All of them, as the vectors have length 1."""
+        return ["cosine", "l2", "ip"]
+
+    def get_config(self) -> dict[str, Any]:
+        """What Chroma keeps with the collection, as JSON values."""
+        return {
+            "model": self._model,
+            "settings": None if self._settings is None else self._settings.to_dict(),
+            "truncate_dim": self._truncate_dim,
+            "fingerprint": self.fingerprint,
+        }
+
+    @staticmethod
+    def build_from_config(config: dict[str, Any]) -> O1EmbeddingFunction:
+        """Make it again from what Chroma kept; the model is loaded when first used."""
+        O1EmbeddingFunction.validate_config(config)
+        settings = config.get("settings")
+        return O1EmbeddingFunction(
+            config["model"],
+            settings=None if settings is None else ThoughtSettings().with_changes(**settings),
+            truncate_dim=config.get("truncate_dim"),
+            fingerprint=config["fingerprint"],
+        )
+
+    @staticmethod
+    def validate_config(config: dict[str, Any]) -> None:
+        """Raise `SettingsError` for a configuration that is not ours."""
+        missing = sorted({"model", "fingerprint"} - set(config))
+        if missing:
+            raise SettingsError(f"The configuration {config!r:.120} lacks {missing}.")
+
+    def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
+        """Raise `FingerprintError` for an update to another document space."""
+        for name in ("fingerprint", "truncate_dim"):
+            old, new = old_config.get(name), new_config.get(name)
+            if old != new:
+                raise FingerprintError(
+                    f"The {name} of the collection is {old!r}; it cannot be changed to {new!r}.",
+                    hint="Make another collection and embed the documents again.",
+                )

@@ -1,0 +1,19 @@
+"""MTEB: the model object that `mteb.evaluate` takes, which thinks about queries.
+
+```python
+import mteb
+from mteb_o1_retriever import O1Model
+from o1_retriever import ThinkingEmbedder
+
+model = O1Model(ThinkingEmbedder.from_pretrained("models/o1-mini"), name="o1/mini")
+print(mteb.evaluate(model, mteb.get_tasks(tasks=["NFCorpus"])))
+```
+"""
+
+from o1_retriever.extras import require
+
+require("mteb", extra="eval", purpose="The MTEB model")
+
+from mteb_o1_retriever.model import O1Model  # noqa: E402 - after the check above
+
+__all__ = ["O1Model"]

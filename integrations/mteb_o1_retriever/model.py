@@ -1,0 +1,122 @@
+"""The model object of MTEB."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mteb.models import ModelMeta
+from mteb.models.model_meta import ScoringFunction
+from mteb.similarity_functions import cos_sim, pairwise_cos_sim
+from mteb.types import PromptType
+
+from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.errors import SettingsError
+from o1_retriever.thought import ThoughtSettings
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import Array, BatchedInput
+    from torch.utils.data import DataLoader
+
+
+class O1Model:
+    """A thinking embedder as a model of MTEB: queries are thought about, everything else is a document.
+
+    `embedder` is a `ThinkingEmbedder`, or the folder or Hub id of a checkpoint. `name` is what the results go
+    by, as `organisation/model`; None: `o1-retriever/` and the fingerprint. `revision` None is a hash of the
+    document space, the thinker and the settings, so that MTEB's cache of results never takes one for another;
+    for a thinker without an identity (a nameless function) pass a revision, or `cache=None` to `evaluate`.
+    `settings` None takes the embedder's own.
+    """
+
+    def __init__(
+        self,
+        embedder: ThinkingEmbedder | str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        settings: ThoughtSettings | None = None,
+        truncate_dim: int | None = None,
+    ) -> None:
+        self.embedder = (
+            embedder
+            if isinstance(embedder, ThinkingEmbedder)
+            else ThinkingEmbedder.from_pretrained(os.fspath(embedder))
+        )
+        self.settings = settings or self.embedder.settings
+        self.truncate_dim = truncate_dim
+        space = self.embedder.space
+        if name is not None and name.count("/") != 1:
+            raise SettingsError(f"name is {name!r}; expected organisation/model.")
+        self._meta = ModelMeta.create_empty(
+            overwrites={
+                "name": name or f"o1-retriever/{space.fingerprint}",
+                "revision": revision or self._hash(),
+                "embed_dim": truncate_dim or space.dimension,
+                "max_tokens": space.max_tokens,
+                "similarity_fn_name": ScoringFunction.COSINE,
+            }
+        )
+
+    def __repr__(self) -> str:
+        return f"O1Model({self._meta.name!r})"
+
+    @property
+    def mteb_model_meta(self) -> ModelMeta:
+        """What MTEB writes beside the results."""
+        return self._meta
+
+    def encode(
+        self,
+        inputs: DataLoader[BatchedInput],
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,
+    ) -> Array:
+        """Vectors of all inputs, float32 (inputs, dimension), of length 1.
+
+        `kwargs` are MTEB's `encode_kwargs`: `batch_size` and `show_progress_bar`. Raises `SettingsError` for
+        a `precision` other than float32, and `InputError` with its position for a text that is empty.
+        """
+        if kwargs.get("precision", "float32") != "float32":
+            raise SettingsError(f"precision is {kwargs['precision']!r}; expected 'float32'.")
+        texts = [text for batch in inputs for text in batch["text"]]
+        batch_size, show = kwargs.get("batch_size", 32), kwargs.get("show_progress_bar")
+        if prompt_type != PromptType.query:
+            vectors = self.embedder.encode_documents(
+                texts, batch_size=batch_size, show_progress_bar=show, truncate_dim=self.truncate_dim
+            )
+            return np.asarray(vectors)
+        vectors = self.embedder.encode_queries(
+            texts,
+            batch_size=batch_size,
+            show_progress_bar=show,
+            truncate_dim=self.truncate_dim,
+            settings=self.settings,
+        )
+        return np.asarray(vectors)
+
+    def similarity(self, embeddings1: Array, embeddings2: Array) -> Array:
+        """Cosines of all pairs, (first, second)."""
+        return cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Array, embeddings2: Array) -> Array:
+        """Cosines of the vectors at the same place."""
+        return pairwise_cos_sim(embeddings1, embeddings2)
+
+    def _hash(self) -> str:
+        known = {
+            "space": self.embedder.space.to_dict(),
+            "precision": self.embedder.precision.to_dict(),
+            "thinker": self.embedder.backend.thinker_identity,
+            "settings": self.settings.to_dict(),
+            "truncate_dim": self.truncate_dim,
+        }
+        return hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,89 @@
+"""Calls as users write them, read by the type checker and never run: what is typed here stays typed."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+import chromadb
+import numpy as np
+from langchain_core.documents import Document as LangChainDocument
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.runnables import RunnablePassthrough
+from langchain_core.tools import create_retriever_tool
+from langchain_core.vectorstores import InMemoryVectorStore
+from llama_index.core import Settings, VectorStoreIndex
+from llama_index.core.llms import MockLLM
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from numpy.typing import NDArray
+
+from chroma_o1_retriever import O1EmbeddingFunction, open_collection
+from langchain_o1_retriever import ChatModelThinker, O1Embeddings
+from langchain_o1_retriever import O1Retriever as LangChainRetriever
+from llama_index_o1_retriever import LLMThinker, O1Embedding
+from llama_index_o1_retriever import O1Retriever as LlamaIndexRetriever
+from mteb_o1_retriever import O1Model
+from o1_retriever import Index, QueryEmbedding, Retriever, ThinkingEmbedder, Thought, ThoughtSettings
+from o1_retriever.documents import Document
+from o1_retriever.thinkers import OpenAIThinker
+
+Floats = NDArray[np.float32]
+
+
+def think(queries: list[str], k: int) -> list[list[str]]:
+    return [["a thought"] * k for _ in queries]
+
+
+def encode(texts: list[str]) -> Floats:
+    return np.ones((len(texts), 3), np.float32)
+
+
+def core() -> Retriever:
+    embedder = ThinkingEmbedder.from_pretrained("models/o1-mini", device="cpu", load_in_4bit=False)
+    assert_type(embedder.embed_query("why?"), QueryEmbedding)
+    assert_type(embedder.think(["why?"], k=2), list[list[Thought]])
+    assert_type(embedder.embed_query("why?").vector, Floats)
+    ThinkingEmbedder.from_parts(think, encode, cache=False)
+    ThinkingEmbedder.from_parts("thoughts.jsonl", encode, settings=ThoughtSettings(k=1))
+    ThinkingEmbedder.from_parts(OpenAIThinker("qwen", base_url="http://127.0.0.1:8000/v1"), encode)
+    with Index("index", embedder) as index:
+        index.add([Document(id="a", text="b", metadata={"page": 1})])
+        result = Retriever(embedder, index).search("why?", k=3, where={"page": 1})
+    for hit in result:
+        assert_type(hit.score, float)
+        assert_type(hit.text, str)
+    return Retriever(embedder, index)
+
+
+async def langchain(embedder: ThinkingEmbedder, ours: Retriever) -> None:
+    embeddings = O1Embeddings(embedder, settings=ThoughtSettings(k=1))
+    assert_type(embeddings.embed_query("why?"), list[float])
+    assert_type(await embeddings.aembed_documents(["a"]), list[list[float]])
+    assert_type(embeddings.think("why?").thoughts, tuple[Thought, ...])
+    store = InMemoryVectorStore.from_texts(["a"], O1Embeddings("models/o1-mini"))
+    retriever = LangChainRetriever(vectorstore=store, k=3, score_threshold=0.2)
+    assert_type(retriever.invoke("why?", k=1), list[LangChainDocument])
+    assert_type(await retriever.ainvoke("why?"), list[LangChainDocument])
+    LangChainRetriever(vectorstore=store, embeddings=embeddings)
+    LangChainRetriever(retriever=ours, filter={"source": "a.md"}, settings=ThoughtSettings(mode="never"))
+    create_retriever_tool(retriever, "search", "Searches.")
+    chain = {"context": retriever, "question": RunnablePassthrough[str]()} | FakeListChatModel(
+        responses=["a"]
+    )
+    chain.invoke("why?")
+    ThinkingEmbedder.from_parts(ChatModelThinker(FakeListChatModel(responses=["a"]), name="fake"), encode)
+
+
+async def llama_index(embedder: ThinkingEmbedder, ours: Retriever) -> None:
+    Settings.embed_model = O1Embedding(embedder, embed_batch_size=16)
+    retriever = LlamaIndexRetriever(VectorStoreIndex([]), similarity_top_k=3, similarity_cutoff=0.1)
+    assert_type(retriever.retrieve("why?"), list[NodeWithScore])
+    await LlamaIndexRetriever(ours, settings=ThoughtSettings(k=1)).aretrieve(QueryBundle("why?"))
+    RetrieverQueryEngine.from_args(retriever, llm=MockLLM())
+    ThinkingEmbedder.from_parts(LLMThinker(MockLLM(), prompt="Answer: {query}"), encode)
+
+
+def others(embedder: ThinkingEmbedder) -> Any:
+    collection = open_collection(chromadb.EphemeralClient(), "facts", O1EmbeddingFunction(embedder))
+    collection.query(query_texts=["why?"], n_results=1)
+    return O1Model(embedder, name="o1/mini", settings=ThoughtSettings(k=1)).mteb_model_meta.name
