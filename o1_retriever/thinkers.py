@@ -30,14 +30,12 @@ __all__ = [
 
 @runtime_checkable
 class Thinker(Protocol):
-    """Anything that writes thoughts about queries.
-
-    `identity` names who writes, the same in every process, for cache keys; None when the thoughts are
-    not to be kept.
-    """
+    """Anything that writes thoughts about queries."""
 
     @property
-    def identity(self) -> str | None: ...  # noqa: D102 - described above
+    def identity(self) -> str | None:
+        """Who writes, named the same in every process, for cache keys; None: thoughts are not to be kept."""
+        ...
 
     def think(
         self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int = 0
