@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from o1_retriever.engine.load import LocalModel
+from o1_retriever.engine.padding import padded
 from o1_retriever.engine.sampling import draw, stream_key, uniforms
 from o1_retriever.thought import Finish, ThoughtSettings, Vector
 
@@ -118,7 +119,7 @@ class _Batch:
         from transformers import DynamicCache
 
         prompts = [job.prompt for job in self.jobs]
-        ids, mask = left_padded(prompts, self.device)
+        ids, mask = padded(prompts, self.device, side="left")
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         self.cache = DynamicCache(config=self.local.model.config)
         logits = self._forward(ids, mask, positions)
@@ -225,16 +226,3 @@ class _Batch:
             Drafts(drafts=tuple(drafts), fast=None if self.fast is None else self.fast[job])
             for job, drafts in enumerate(grouped)
         ]
-
-
-def left_padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask (rows, width), padded on the left so that all rows end together."""
-    import torch
-
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for place, row in enumerate(rows):
-        ids[place, width - len(row) :] = torch.tensor(row)
-        mask[place, width - len(row) :] = 1
-    return ids.to(device), mask.to(device)

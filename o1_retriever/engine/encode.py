@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from o1_retriever.engine.load import LocalModel
+from o1_retriever.engine.padding import padded
 from o1_retriever.thought import Vector
 
 if TYPE_CHECKING:
@@ -36,16 +37,11 @@ def last_states(local: LocalModel, rows: Sequence[Sequence[int]]) -> Vector:
     """Hidden states of the last tokens of one batch, float32 (rows, dimension)."""
     import torch
 
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.tensor(row)
-        mask[place, : len(row)] = 1
+    ids, mask = padded(rows, local.device, side="right")
     hidden: torch.Tensor = local.model.base_model(
-        input_ids=ids.to(local.device),
-        attention_mask=mask.to(local.device),
-        position_ids=torch.arange(width, device=local.device)[None].expand(len(rows), -1),
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=torch.arange(ids.shape[1], device=local.device)[None].expand(len(rows), -1),
         use_cache=False,
     ).last_hidden_state
     last = torch.tensor([len(row) - 1 for row in rows], device=local.device)
