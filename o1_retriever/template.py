@@ -171,6 +171,11 @@ class Template:
         return self.max_length - len(prompt) - _TAIL
 
     @property
+    def opening(self) -> list[int]:
+        """What every prompt begins with: the opening marker and the instruction."""
+        return self._opened((), tail=0)
+
+    @property
     def max_query_text(self) -> int:
         """Tokens of a query's own text beyond which it is truncated."""
         return self.max_query - 3 - len(self._instruction)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from o1_retriever.errors import SettingsError
 
 Vector = NDArray[np.float32]
-Finish = Literal["eos", "length", "recorded", "failed"]
+Finish = Literal["eos", "length", "budget", "recorded", "failed"]
 Mode = Literal["always", "never"]
 
 
@@ -23,7 +23,9 @@ class ThoughtSettings:
     `k` thoughts per query, each of at most `max_new_tokens` tokens, sampled with `temperature` (0 takes
     the likeliest token) and nucleus `top_p`. `seed` together with the query and the thought's index
     fixes the draw, so that a thought does not depend on the other queries of a batch nor on `k`.
-    `mode="never"` takes the fast path: the query is embedded without thoughts.
+    `mode="never"` takes the fast path: the query is embedded without thoughts. `budget_ms` is how long the local
+    engine may write about one query, in wall-clock milliseconds from its first token on (None: as long as it
+    takes); what has been thought by then is embedded, and its `finish` is "budget".
 
     Raises `SettingsError` for a value out of range.
     """
@@ -34,6 +36,7 @@ class ThoughtSettings:
     max_new_tokens: int = 128
     seed: int = 0
     mode: Mode = "always"
+    budget_ms: float | None = None
 
     def __post_init__(self) -> None:
         _check("k", self.k, int, 1, 1024)
@@ -41,6 +44,8 @@ class ThoughtSettings:
         _check("top_p", self.top_p, (int, float), 1e-6, 1.0)
         _check("max_new_tokens", self.max_new_tokens, int, 1, 1_000_000)
         _check("seed", self.seed, int, 0, 2**63 - 1)
+        if self.budget_ms is not None:
+            _check("budget_ms", self.budget_ms, (int, float), 1e-3, 1e9)
         if self.mode not in ("always", "never"):
             raise SettingsError(f"mode is {self.mode!r}; expected 'always' or 'never'.")
 
@@ -85,7 +90,7 @@ class Thought:
     """One thought about one query.
 
     `token_ids` are the model's own tokens without the final eos (empty when the thinker gave text only).
-    `finish` says why it ended: the model stopped (`eos`), the length limit (`length`), it was read from a
+    `finish` says why it ended: the model stopped (`eos`), the length limit (`length`), its time was up (`budget`), it was read from a
     record (`recorded`), or it could not be had (`failed`; then `text` is empty and `error` says why).
     `prompt_tokens` and `completion_tokens` are what it cost, 0 where the thinker does not count.
     `cached` is True when no model ran for it.

@@ -56,35 +56,28 @@ class LocalBackend:
         return self.thinker_identity
 
     def think(
-        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int, batch_size: int
+        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int, batch_size: int | None
     ) -> Iterator[Thinking]:
-        """Write thoughts batch by batch, queries of similar length together; their vectors come for free."""
+        """Write thoughts, each query's handed over as soon as they are done; their vectors come for free."""
         template = self.local.template
-        prompts = [tuple(template.prompt(ids)) for ids in self._query_ids(queries)]
-        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)
         indices = tuple(range(start, k))
-        for first in range(0, len(order), batch_size):
-            places = order[first : first + batch_size]
-            jobs = [
-                Job(prompt=prompts[place], indices=indices, room=template.room(prompts[place]))
-                for place in places
+        prompts = [tuple(template.prompt(ids)) for ids in self._query_ids(queries)]
+        jobs = [Job(prompt=prompt, indices=indices, room=template.room(prompt)) for prompt in prompts]
+        for place, drafts in write_thoughts(self.local, jobs, settings, most=batch_size):
+            texts = self.decode([draft.token_ids for draft in drafts.drafts])
+            thoughts = [
+                Thought(
+                    text=text,
+                    token_ids=draft.token_ids,
+                    finish=draft.finish,
+                    # The thoughts share one prompt; it is counted with the first of them.
+                    prompt_tokens=len(prompts[place]) if index == 0 else 0,
+                    completion_tokens=len(draft.token_ids),
+                )
+                for index, text, draft in zip(indices, texts, drafts.drafts, strict=True)
             ]
-            written = write_thoughts(self.local, jobs, settings)
-            for place, job, drafts in zip(places, jobs, written, strict=True):
-                texts = self.decode([draft.token_ids for draft in drafts.drafts])
-                thoughts = [
-                    Thought(
-                        text=text,
-                        token_ids=draft.token_ids,
-                        finish=draft.finish,
-                        # The thoughts share one prompt; it is counted with the first of them.
-                        prompt_tokens=len(job.prompt) if index == 0 else 0,
-                        completion_tokens=len(draft.token_ids),
-                    )
-                    for index, text, draft in zip(indices, texts, drafts.drafts, strict=True)
-                ]
-                vectors = [draft.state for draft in drafts.drafts]
-                yield Thinking(place=place, start=start, thoughts=thoughts, vectors=vectors, fast=drafts.fast)
+            vectors = [draft.state for draft in drafts.drafts]
+            yield Thinking(place=place, start=start, thoughts=thoughts, vectors=vectors, fast=drafts.fast)
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Token ids as text."""
@@ -93,7 +86,7 @@ class LocalBackend:
         ]
 
     def embed_queries(
-        self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int
+        self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int | None
     ) -> Iterator[tuple[int, Vector]]:
         """Embed queries with given thoughts (or none) in one pass each."""
         template = self.local.template
@@ -105,15 +98,15 @@ class LocalBackend:
             else:
                 written = thought.token_ids or template.text_ids([thought.text])[0]
                 sequences.append(template.thinking_query(ids, written))
-        yield from embed_sequences(self.local, sequences, batch_size=batch_size)
+        yield from embed_sequences(self.local, sequences, most=batch_size)
 
-    def embed_documents(self, texts: Sequence[str], *, batch_size: int) -> Iterator[tuple[int, Vector]]:
+    def embed_documents(self, texts: Sequence[str], *, batch_size: int | None) -> Iterator[tuple[int, Vector]]:
         """Embed documents; over-long ones are truncated with one warning that counts them."""
         template = self.local.template
         ids = template.text_ids(texts)
         _warn_truncated("documents", [len(row) for row in ids], template.max_document)
         sequences = [template.document(row) for row in ids]
-        yield from embed_sequences(self.local, sequences, batch_size=batch_size)
+        yield from embed_sequences(self.local, sequences, most=batch_size)
 
     def _query_ids(self, queries: Sequence[str]) -> list[list[int]]:
         ids = self.local.template.text_ids(queries)

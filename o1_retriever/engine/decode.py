@@ -1,31 +1,37 @@
-"""Write the thoughts of a batch of queries, and embed them from the cache that writing left.
+"""Write the thoughts of many queries, and embed them from the keys and values that writing left.
 
-The k thoughts of a query share one prefill of its prompt. A row goes on until the model stops or its room is
-used up; then an eos and `<emb>` are fed as its next two tokens, so that its embedding costs two short
-steps and never a second pass over query and thought. Rows that are done leave the batch.
+The k thoughts of a query share one pass over its prompt. A row goes on until the model stops, its room or its
+time is used up; then an eos and `<emb>` are fed as its next two tokens, so that its embedding costs two
+short steps and never a second pass over query and thought. Rows that are done leave, waiting queries take
+their places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import contextmanager
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 
+from o1_retriever.engine.batching import by_tokens, forward_tokens, free_memory, held_tokens, is_out_of_memory
 from o1_retriever.engine.load import LocalModel
-from o1_retriever.engine.padding import padded
-from o1_retriever.engine.sampling import draw, stream_key, uniforms
-from o1_retriever.thought import Finish, ThoughtSettings, Vector
+from o1_retriever.engine.prefill import Prefilled, forward, prefill
+from o1_retriever.engine.rows import Draft, NewRow, Rows
+from o1_retriever.engine.sampling import stream_key
+from o1_retriever.engine.slots import Slots
+from o1_retriever.thought import ThoughtSettings, Vector
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+logger = logging.getLogger(__name__)
 
-    import torch
-
-# A batch is made smaller when this share of its rows is left: copying the cache costs about one step.
-_COMPACT_BELOW = 0.75
+# Waiting queries come in when this share of the rows is free: a pass over their prompts costs about a step.
+_REFILL_AT = 0.125
+# Looking for finished rows makes a GPU wait for itself.
+_LOOK_EVERY = {"cpu": 1}
+_LOOK_EVERY_ELSEWHERE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +44,6 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Draft:
-    """A written thought: its token ids without eos, why it ended, and its `<emb>` state (dimension,)."""
-
-    token_ids: tuple[int, ...]
-    finish: Finish
-    state: Vector
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Drafts:
     """The drafts of one job, in the order of its indices, and the fast state where the prompt holds it."""
 
@@ -54,175 +51,163 @@ class Drafts:
     fast: Vector | None
 
 
-@contextmanager
-def hidden_states(model: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect the base model's last hidden state while the whole model gives the logits.
+def write_thoughts(
+    local: LocalModel, jobs: Sequence[Job], settings: ThoughtSettings, *, most: int | None = None
+) -> Iterator[tuple[int, Drafts]]:
+    """Write the thoughts of all jobs; (place, drafts) of a job come as soon as it is done.
 
-    Through the whole model, whatever an architecture does to its logits (scaling, soft caps) is kept.
+    At most `most` jobs are in flight (None: as many as the memory set aside for them holds). When memory runs
+    out all the same, the jobs in flight are begun again with half as many at once.
     """
-    seen: dict[str, torch.Tensor] = {}
-
-    def keep(_module: Any, _arguments: Any, output: Any) -> None:
-        seen["last"] = output.last_hidden_state
-
-    handle = model.base_model.register_forward_hook(keep)
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def write_thoughts(local: LocalModel, jobs: Sequence[Job], settings: ThoughtSettings) -> list[Drafts]:
-    """Write all thoughts of the jobs as one batch; results are in the order of the jobs."""
-    import torch
-
-    with local.lock, torch.inference_mode(), hidden_states(local.model) as seen:
-        batch = _Batch(local, jobs, settings, seen)
-        while batch.alive:
-            batch.step()
-        return batch.results()
+    if not jobs:
+        return
+    waiting = deque(sorted(range(len(jobs)), key=lambda place: len(jobs[place].prompt), reverse=True))
+    rows = _row_count(local, jobs, settings, most)
+    while waiting:
+        flight = _Flight(local, jobs, settings, waiting, rows)
+        try:
+            yield from flight.run()
+        except Exception as error:
+            least = max(len(jobs[place].indices) for place in flight.under_way)
+            if not is_out_of_memory(error) or rows <= least:
+                raise
+            rows = max(least, rows // 2)
+            logger.warning("Out of memory: going on with %d thoughts at once (%s)", rows, error)
+            waiting.extendleft(sorted(flight.under_way, key=lambda place: len(jobs[place].prompt)))
+        free_memory(local.device)
 
 
-class _Batch:
-    """The state of one batch. Rows are (job, thought index) pairs; `row` maps what is left to all rows."""
+def _row_count(
+    local: LocalModel, jobs: Sequence[Job], settings: ThoughtSettings, most: int | None
+) -> int:
+    window = max(_window(job, settings) for job in jobs)
+    each = max(len(job.indices) for job in jobs)
+    wanted = sum(len(job.indices) for job in jobs[: most or len(jobs)]) if most else math.inf
+    fits = held_tokens(local.device) // window
+    return int(max(each, min(wanted, fits, sum(len(job.indices) for job in jobs))))
+
+
+def _window(job: Job, settings: ThoughtSettings) -> int:
+    """The longest a row of a job can become, with eos and `<emb>`."""
+    return len(job.prompt) + min(job.room, settings.max_new_tokens) + 2
+
+
+class _Flight:
+    """Rows in flight: waiting jobs come in where rows are free, finished ones go out."""
 
     def __init__(
-        self, local: LocalModel, jobs: Sequence[Job], settings: ThoughtSettings, seen: dict[str, Any]
+        self, local: LocalModel, jobs: Sequence[Job], settings: ThoughtSettings, waiting: deque[int], rows: int
     ) -> None:
-        import torch
-
-        self.local, self.jobs, self.settings, self.seen = local, jobs, settings, seen
-        self.device = local.device
-        pairs = [(place, index) for place, job in enumerate(jobs) for index in job.indices]
-        self.keys = np.array(
-            [stream_key(settings.seed, jobs[place].prompt, index) for place, index in pairs], np.uint64
-        )
-        self.job_of = torch.tensor([place for place, _ in pairs], device=self.device)
-        self.room = torch.tensor(
-            [min(jobs[p].room, settings.max_new_tokens) for p, _ in pairs], device=self.device
-        )
-        rows, longest = len(pairs), int(self.room.max())
-        self.tokens = torch.zeros(rows, longest, dtype=torch.long, device=self.device)
-        self.length = torch.zeros(rows, dtype=torch.long, device=self.device)
-        self.stopped = torch.zeros(rows, dtype=torch.bool, device=self.device)
-        self.states = torch.zeros(rows, local.dimension, device=self.device)
-        self.row = torch.arange(rows, device=self.device)
-        # What a row is fed next: 0 a sampled token, 1 eos, 2 <emb>; 3 nothing more, its state can be taken;
-        # 4 its state has been taken, and it is only still there until the batch is compacted.
-        self.stage = torch.zeros(rows, dtype=torch.long, device=self.device)
-        self.stops = torch.tensor(local.stop_ids, device=self.device)
-        self.steps = 0
-        self._prefill(longest)
-
-    def _prefill(self, longest: int) -> None:
-        import torch
-        from transformers import DynamicCache
-
-        prompts = [job.prompt for job in self.jobs]
-        ids, mask = padded(prompts, self.device, side="left")
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        self.cache = DynamicCache(config=self.local.model.config)
-        logits = self._forward(ids, mask, positions)
-        offset = self.local.template.fast_offset
-        self.fast = None if offset is None else self.seen["last"][:, offset].float().cpu().numpy()
-        self._forbid(logits.shape[-1])
-        self.cache.batch_select_indices(self.job_of)
-        self.logits = logits[self.job_of]
-        width = ids.shape[1]
-        self.mask = torch.ones(len(self.row), width + longest + 2, dtype=torch.long, device=self.device)
-        self.mask[:, :width] = mask[self.job_of]
-        self.width = width
-        self.next_position = mask.sum(1)[self.job_of]
-
-    def _forbid(self, vocabulary: int) -> None:
-        import torch
-
-        forbidden = self.local.template.suppressed(vocabulary)
-        self.forbidden = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
-        self.forbidden[forbidden] = True
-        # A thought has at least one token: an empty one would be the fast path under another name.
-        self.forbidden_first = self.forbidden.clone()
-        self.forbidden_first[self.stops] = True
-
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        output = self.local.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1]  # type: ignore[no-any-return]
+        self.local, self.jobs, self.settings, self.waiting = local, jobs, settings, waiting
+        self.look_every = _LOOK_EVERY.get(local.device.type, _LOOK_EVERY_ELSEWHERE)
+        window = max(_window(jobs[place], settings) for place in waiting)
+        # Rows that are done are fed until somebody looks, and those that come later end later.
+        spare = self.look_every + (max(64, window // 2) if rows < self._rows_wanted(waiting) else 0)
+        self.slots = Slots(local.model, rows, window, spare=spare)
+        longest = max(min(jobs[place].room, settings.max_new_tokens) for place in waiting)
+        self.rows = Rows(local, settings, rows, longest)
+        self.fast: dict[int, Vector | None] = {}
+        self.drafts: dict[int, dict[int, Draft]] = {}
 
     @property
-    def alive(self) -> bool:
-        """Whether any row is still to be fed."""
-        return len(self.row) > 0
+    def under_way(self) -> list[int]:
+        """Jobs that have come in and not gone out."""
+        return list(self.drafts)
 
-    def step(self) -> None:
-        """Feed every row its next token, take the states of rows fed `<emb>`, drop finished rows."""
-        fed = self._next_tokens()
-        width = self.width + self.steps + 1
-        self.logits = self._forward(fed[:, None], self.mask[:, :width], self.next_position[:, None])
-        # A row that is done stays at its last position: it must not run past the model's positions.
-        self.next_position = self.next_position + (self.stage < 3)
-        self.steps += 1
-        done = self.stage == 3
-        if done.any():
-            ready = self.row[done]
-            self.states[ready] = self.seen["last"][done, -1].float()
-            self._compact(done)
+    def run(self) -> Iterator[tuple[int, Drafts]]:
+        """Until nothing waits and nothing lives."""
+        steps = 0
+        while self.waiting or self.slots.live:
+            self._refill()
+            self._step()
+            steps += 1
+            if steps % self.look_every == 0:
+                yield from self._harvest()
 
-    def _next_tokens(self) -> torch.Tensor:
-        import torch
+    def _rows_wanted(self, places: Sequence[int] | deque[int]) -> int:
+        return sum(len(self.jobs[place].indices) for place in places)
 
-        local, row, stage = self.local, self.row, self.stage
-        forbidden = self.forbidden_first if self.steps == 0 else self.forbidden
-        logits = self.logits.masked_fill(forbidden, -torch.inf)
-        uniform = uniforms(self.keys[row.cpu().numpy()], self.steps)
-        sampled = draw(logits, uniform, temperature=self.settings.temperature, top_p=self.settings.top_p)
-
-        thinking = stage == 0
-        stops = thinking & torch.isin(sampled, self.stops)
-        writes = thinking & ~stops
-        self.tokens[row[writes], self.length[row[writes]]] = sampled[writes]
-        self.length[row[writes]] += 1
-        self.stopped[row[stops]] = True
-        full = writes & (self.length[row] >= self.room[row])
-
-        eos, emb = torch.full_like(sampled, local.template.eos), torch.full_like(sampled, local.template.emb)
-        fed = torch.where(stops | (stage == 1), eos, torch.where(stage >= 2, emb, sampled))
-        after = torch.where(stops | (stage == 1), 2, torch.where(stage >= 2, (stage + 1).clamp(max=4), 0))
-        self.stage = torch.where(full, 1, after)
-        return fed
-
-    def _compact(self, done: torch.Tensor) -> None:
-        import torch
-
-        self.stage[done] = 4
-        left = self.stage < 4
-        count = int(left.sum())
-        if count == 0:
-            self.row = self.row[:0]
+    @torch.inference_mode()
+    def _refill(self) -> None:
+        """Let waiting jobs in, where enough rows are free for it to pay."""
+        free = self.slots.free
+        if not self.waiting or (self.slots.live and free < _REFILL_AT * self.slots.rows):
             return
-        if count > _COMPACT_BELOW * len(self.row):
-            return
-        keep = torch.nonzero(left)[:, 0]
-        self.cache.batch_select_indices(keep)
-        self.row, self.stage, self.logits = self.row[keep], self.stage[keep], self.logits[keep]
-        self.mask, self.next_position = self.mask[keep], self.next_position[keep]
+        coming: list[int] = []
+        while self.waiting and free >= len(self.jobs[self.waiting[0]].indices):
+            coming.append(self.waiting.popleft())
+            self.drafts[coming[-1]] = {}
+            free -= len(self.jobs[coming[-1]].indices)
+        lengths = [len(self.jobs[place].prompt) for place in coming]
+        for batch in by_tokens(lengths, forward_tokens(self.local.device)):
+            self._take_in([coming[i] for i in batch])
 
-    def results(self) -> list[Drafts]:
-        """The finished drafts, grouped by job."""
-        tokens, lengths = self.tokens.tolist(), self.length.tolist()
-        stopped, states = self.stopped.tolist(), self.states.cpu().numpy()
-        grouped: list[list[Draft]] = [[] for _ in self.jobs]
-        for row, job in enumerate(self.job_of.tolist()):
-            ids = tuple(tokens[row][: lengths[row]])
-            finish: Finish = "eos" if stopped[row] else "length"
-            grouped[job].append(Draft(token_ids=ids, finish=finish, state=states[row]))
+    def _take_in(self, places: Sequence[int]) -> None:
+        started = prefill(self.local, [self.jobs[place].prompt for place in places])
+        for row, place in enumerate(places):
+            self.fast[place] = None if started.fast is None else started.fast[row].cpu().numpy()
+        new = [row for place in places for row in self._new_rows(place)]
+        repeats = [len(self.jobs[place].indices) for place in places]
+        repeated = _repeated(started, repeats)
+        self.rows.take_in(self.slots.live, new, repeated.logits)
+        self.slots.take_in(repeated.layers, repeated.real)
+
+    def _new_rows(self, place: int) -> list[NewRow]:
+        job, settings = self.jobs[place], self.settings
+        budget = math.inf if settings.budget_ms is None else settings.budget_ms / 1000
         return [
-            Drafts(drafts=tuple(drafts), fast=None if self.fast is None else self.fast[job])
-            for job, drafts in enumerate(grouped)
+            NewRow(
+                owner=(place, order),
+                key=stream_key(settings.seed, job.prompt, index),
+                room=min(job.room, settings.max_new_tokens),
+                position=len(job.prompt),
+                deadline=time.perf_counter() + budget,
+            )
+            for order, index in enumerate(job.indices)
         ]
+
+    @torch.inference_mode()
+    def _step(self) -> None:
+        """Feed every row its next token."""
+        slots, rows = self.slots, self.rows
+        fed = rows.next_tokens(slots.live, time.perf_counter())
+        slots.open_column()
+        positions = rows.position[: slots.live, None]
+        logits, hidden = forward(self.local, fed[:, None], slots.masks(), positions, slots.cache)
+        slots.close_column()
+        rows.after_step(slots.live, logits, hidden[:, -1])
+
+    @torch.inference_mode()
+    def _harvest(self) -> list[tuple[int, Drafts]]:
+        """Take the finished rows out; living ones from the end move into their places."""
+        slots, done = self.slots, self.rows.done(self.slots.live)
+        if not len(done):
+            return []
+        finished = []
+        for (place, order), draft in self.rows.drafts(done):
+            self.drafts[place][order] = draft
+            indices = self.jobs[place].indices
+            if len(self.drafts[place]) == len(indices):
+                parts = self.drafts.pop(place)
+                drafts = tuple(parts[i] for i in range(len(indices)))
+                finished.append((place, Drafts(drafts=drafts, fast=self.fast.pop(place))))
+        left = slots.live - len(done)
+        last = torch.ones(slots.live, dtype=torch.bool, device=done.device)
+        last[done] = False
+        holes, movers = done[done < left], left + last[left:].nonzero()[:, 0]
+        if len(holes):
+            slots.move(holes, movers)
+            self.rows.move(holes, movers)
+        slots.shrink(left)
+        return finished
+
+
+def _repeated(started: Prefilled, repeats: Sequence[int]) -> Prefilled:
+    """Each prompt as many times as thoughts are wanted about it."""
+    times = torch.tensor(repeats, device=started.logits.device)
+    return Prefilled(
+        layers=[(k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for k, v in started.layers],
+        real=started.real.repeat_interleave(times, 0),
+        logits=started.logits.repeat_interleave(times, 0),
+        fast=None,
+    )

@@ -2,48 +2,59 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from o1_retriever.engine.batching import by_tokens, forward_tokens, free_memory, is_out_of_memory, padded
 from o1_retriever.engine.load import LocalModel
-from o1_retriever.engine.padding import padded
 from o1_retriever.thought import Vector
 
-if TYPE_CHECKING:
-    import torch
+logger = logging.getLogger(__name__)
 
 
 def embed_sequences(
-    local: LocalModel, sequences: Sequence[Sequence[int]], *, batch_size: int
+    local: LocalModel, sequences: Sequence[Sequence[int]], *, most: int | None = None
 ) -> Iterator[tuple[int, Vector]]:
     """Yield (place, state) of the last token of each sequence, longest first; a state is (dimension,).
 
-    Only the base model runs: no language-model head. Rows of a batch are of similar length, padded on
-    the right, where a causal model cannot see the padding.
+    Only the base model runs: no language-model head. Batches hold rows of similar length, at most `most`
+    (None: as many as make a full pass). When memory runs out all the same, batches are halved from there on.
     """
-    import torch
-
-    order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]), reverse=True)
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        with local.lock, torch.inference_mode():
+    tokens = forward_tokens(local.device)
+    waiting = deque(by_tokens([len(row) for row in sequences], tokens, most))
+    while waiting:
+        places = waiting.popleft()
+        try:
             states = last_states(local, [sequences[place] for place in places])
-        yield from zip(places, states, strict=True)
+        except Exception as error:
+            if not is_out_of_memory(error) or len(places) == 1:
+                raise
+            half = -(-len(places) // 2)
+            logger.warning("Out of memory: going on with batches of at most %d texts (%s)", half, error)
+            left = [place for batch in (places, *waiting) for place in batch]
+            waiting = deque(left[start : start + half] for start in range(0, len(left), half))
+        else:
+            yield from zip(places, states, strict=True)
+            continue
+        free_memory(local.device)
 
 
 def last_states(local: LocalModel, rows: Sequence[Sequence[int]]) -> Vector:
-    """Hidden states of the last tokens of one batch, float32 (rows, dimension)."""
-    import torch
+    """Hidden states of the last tokens of one batch, float32 (rows, dimension).
 
-    ids, mask = padded(rows, local.device, side="right")
-    hidden: torch.Tensor = local.model.base_model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=torch.arange(ids.shape[1], device=local.device)[None].expand(len(rows), -1),
-        use_cache=False,
-    ).last_hidden_state
+    Padded on the right, where a causal model cannot see the padding: no mask is needed, and attention takes
+    its fastest way.
+    """
+    ids, _ = padded(rows, local.device, side="right")
+    positions = torch.arange(ids.shape[1], device=local.device)[None]
     last = torch.tensor([len(row) - 1 for row in rows], device=local.device)
-    states = hidden[torch.arange(len(rows), device=local.device), last]
-    return np.asarray(states.float().cpu().numpy(), dtype=np.float32)
+    with local.lock, torch.inference_mode():
+        hidden = local.model.base_model(
+            input_ids=ids, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        states = hidden[torch.arange(len(rows), device=local.device), last]
+        return np.asarray(states.float().cpu().numpy(), dtype=np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from o1_retriever.template import CONFIG_NAME, Template, TemplateConfig, detect_
 
 if TYPE_CHECKING:
     import torch
+
+    from o1_retriever.engine.prefill import Prefix
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +42,11 @@ class LoadOptions:
     instruction: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LocalModel:
     """A causal language model with its tokenizer and template, ready to think and to embed.
 
-    `lock` lets threads take turns on the model, one batch at a time.
+    `lock` lets threads take turns on the model, one pass at a time.
     """
 
     name: str
@@ -59,6 +62,20 @@ class LocalModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device  # type: ignore[no-any-return]
+
+    @property
+    def vocabulary(self) -> int:
+        """Length of the logits."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @cached_property
+    def prefix(self) -> Prefix:
+        """What every prompt begins with, run through the model once."""
+        from o1_retriever.engine.prefill import common_prefix
+        from o1_retriever.engine.slots import layer_windows
+
+        sliding = any(layer_windows(self.model.config))
+        return common_prefix(self, sliding=sliding)
 
     @property
     def dimension(self) -> int:

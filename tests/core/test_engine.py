@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o1_retriever.engine.decode import Job, write_thoughts
+from o1_retriever.engine.decode import Drafts, Job
+from o1_retriever.engine.decode import write_thoughts as stream_thoughts
 from o1_retriever.engine.encode import embed_sequences
 from o1_retriever.engine.load import LocalModel, assemble
-from o1_retriever.engine.sampling import draw, stream_key, uniforms
 from o1_retriever.thought import ThoughtSettings
 from tests.support.tiny import CONFIGS, POSITIONS, tiny_model
 
@@ -29,6 +29,12 @@ def build(architecture: str, layout: str = "paper") -> LocalModel:
 @pytest.fixture(scope="module")
 def qwen() -> LocalModel:
     return build("qwen2")
+
+
+def write_thoughts(local: LocalModel, jobs: list[Job], how: ThoughtSettings, **options: Any) -> list[Drafts]:
+    found = dict(stream_thoughts(local, jobs, how, **options))
+    assert sorted(found) == list(range(len(jobs)))
+    return [found[place] for place in range(len(jobs))]
 
 
 def jobs_for(local: LocalModel, queries: list[str], k: int = 3) -> list[Job]:
@@ -179,7 +185,7 @@ def test_thoughts_keep_within_the_positions_and_without_markers(architecture: st
 def test_embedding_does_not_depend_on_batching(texts: list[str], batch_size: int) -> None:
     local = _SHARED.setdefault("llama", build("llama"))
     rows = [local.template.document(ids) for ids in local.template.text_ids(texts)]
-    found = dict(embed_sequences(local, rows, batch_size=batch_size))
+    found = dict(embed_sequences(local, rows, most=batch_size))
     assert sorted(found) == list(range(len(texts)))
     assert (
         cosine_gap(np.stack([found[i] for i in range(len(rows))]), plain_forward(local.model, rows, None))
@@ -188,44 +194,3 @@ def test_embedding_does_not_depend_on_batching(texts: list[str], batch_size: int
 
 
 _SHARED: dict[str, LocalModel] = {}
-
-
-def test_uniform_numbers_are_uniform_and_reproducible() -> None:
-    keys = np.array([stream_key(0, [1, 2, 3], i) for i in range(2000)], np.uint64)
-    numbers = np.stack([uniforms(keys, step) for step in range(50)])
-    assert numbers.min() >= 0
-    assert numbers.max() < 1
-    counts, _ = np.histogram(numbers, bins=20, range=(0, 1))
-    expected = numbers.size / 20
-    # Chi-square with 19 degrees of freedom: above 50 in fewer than one of ten thousand cases.
-    assert ((counts - expected) ** 2 / expected).sum() < 50
-    assert abs(np.corrcoef(numbers[0], numbers[1])[0, 1]) < 0.1
-    assert len(np.unique(numbers)) == numbers.size
-    assert (uniforms(keys, 7) == numbers[7]).all()
-
-
-def test_streams_differ_by_seed_prompt_and_index() -> None:
-    keys = {stream_key(s, p, i) for s in (0, 1) for p in ([1], [2], [1, 2]) for i in (0, 1, 2)}
-    assert len(keys) == 18
-
-
-def test_a_draw_follows_the_distribution_within_the_nucleus() -> None:
-    probabilities = torch.tensor([0.5, 0.05, 0.3, 0.15])
-    logits = probabilities.log()[None].expand(20_000, -1)
-    uniform = np.random.default_rng(0).random(20_000)
-    everything = torch.bincount(draw(logits, uniform, temperature=1.0, top_p=1.0), minlength=4) / 20_000
-    assert torch.allclose(everything, probabilities, atol=0.02)
-    nucleus = torch.bincount(draw(logits, uniform, temperature=1.0, top_p=0.8), minlength=4) / 20_000
-    assert torch.allclose(nucleus, torch.tensor([0.625, 0, 0.375, 0]), atol=0.02)
-    sharp = torch.bincount(draw(logits, uniform, temperature=0.5, top_p=1.0), minlength=4) / 20_000
-    squared = probabilities**2 / (probabilities**2).sum()
-    assert torch.allclose(sharp, squared, atol=0.02)
-
-
-@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
-def test_a_draw_never_takes_a_forbidden_token(uniform: float) -> None:
-    logits = torch.tensor([[-torch.inf, 2.0, 1.0, -torch.inf]])
-    for temperature in (1e-6, 0.1, 1.0, 50.0):
-        for top_p in (1e-6, 0.5, 1.0):
-            token = int(draw(logits, np.array([uniform]), temperature=temperature, top_p=top_p)[0])
-            assert token in (1, 2)

@@ -1,0 +1,77 @@
+"""Rows of token ids of different lengths as batches, sized by their tokens and not by their number."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+# Tokens of one forward pass, padding included, and tokens whose keys and values are held while thinking.
+# A processor's matrix products are at full speed from some hundred tokens on; a GPU wants more at once.
+_FORWARD_TOKENS = {"cpu": 4096}
+_HELD_TOKENS = {"cpu": 1 << 15}
+_FORWARD_ELSEWHERE = 1 << 15
+_HELD_ELSEWHERE = 1 << 17
+
+
+def forward_tokens(device: Any) -> int:
+    """How many tokens, padding included, to run through the model at once."""
+    return _FORWARD_TOKENS.get(device.type, _FORWARD_ELSEWHERE)
+
+
+def held_tokens(device: Any) -> int:
+    """How many tokens' keys and values to hold while thinking."""
+    return _HELD_TOKENS.get(device.type, _HELD_ELSEWHERE)
+
+
+def by_tokens(lengths: Sequence[int], tokens: int, most: int | None = None) -> Iterator[list[int]]:
+    """Places of the rows in batches, longest rows first, so that each batch holds rows of similar length.
+
+    A batch has at most `tokens` tokens when padded, and at most `most` rows (None: any number); a single row may
+    be longer.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: lengths[place], reverse=True)
+    start = 0
+    while start < len(order):
+        count = max(1, tokens // max(1, lengths[order[start]]))
+        count = count if most is None else min(count, most)
+        yield order[start : start + count]
+        start += count
+
+
+def padded(
+    rows: Sequence[Sequence[int]], device: Any, *, side: Literal["left", "right"]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask (rows, width). Padded on the left, all rows end together."""
+    import torch
+
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        span = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[place, span] = torch.tensor(row)
+        mask[place, span] = 1
+    return ids.to(device), mask.to(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a batch was too large for the device's memory."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def free_memory(device: Any) -> None:
+    """Give back what a failed batch held."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,119 @@
+"""Run prompts through the model once: their keys and values, the first logits, and the fast vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from o1_retriever.engine.batching import padded
+
+if TYPE_CHECKING:
+    import torch
+
+    from o1_retriever.engine.load import LocalModel
+
+# A shorter common beginning is not worth a pass of its own.
+_SHORTEST_PREFIX = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prefilled:
+    """Prompts after their pass, one row each, padded on the left.
+
+    `layers` has the keys and values of each layer, (prompts, heads, width, head dimension); `real` (prompts,
+    width) is 1 where a prompt has a token; `logits` (prompts, vocabulary) are those of the next token; `fast`
+    (prompts, dimension) the states of the fast path's `<emb>`, None where the layout's prompt has none.
+    """
+
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    real: torch.Tensor
+    logits: torch.Tensor
+    fast: torch.Tensor | None
+
+
+def prefill(local: LocalModel, prompts: Sequence[Sequence[int]]) -> Prefilled:
+    """One pass over prompts (token ids); what all prompts of a model begin with is computed once for all."""
+    import torch
+    from transformers import DynamicCache
+
+    prefix = local.prefix
+    ids, mask = padded([prompt[len(prefix.ids) :] for prompt in prompts], local.device, side="left")
+    cache = DynamicCache(config=local.model.config)
+    for layer, (keys, values) in enumerate(prefix.layers):
+        shape = (len(prompts), -1, -1, -1)
+        cache.update(keys.expand(shape), values.expand(shape), layer)
+    mask = torch.cat([mask.new_ones(len(prompts), len(prefix.ids)), mask], 1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, len(prefix.ids) :]
+    logits, hidden = forward(local, ids, mask, positions, cache)
+    offset = local.template.fast_offset
+    return Prefilled(
+        layers=[(layer.keys, layer.values) for layer in cache.layers],
+        real=mask,
+        logits=logits,
+        fast=None if offset is None else hidden[:, offset].float(),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prefix:
+    """What every prompt of a model begins with: its ids, and each layer's keys and values for one row."""
+
+    ids: tuple[int, ...] = ()
+    layers: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+
+
+def common_prefix(local: LocalModel, *, sliding: bool) -> Prefix:
+    """The instruction with its opening marker, where it is long enough to be worth it.
+
+    Not for layers with a sliding window: between prefix and prompt lies padding, which would count there.
+    """
+    from transformers import DynamicCache
+
+    ids = tuple(local.template.opening)
+    if sliding or len(ids) < _SHORTEST_PREFIX:
+        return Prefix()
+    cache = DynamicCache(config=local.model.config)
+    rows, mask = padded([ids], local.device, side="left")
+    forward(local, rows, mask, mask.cumsum(1) - 1, cache)
+    return Prefix(ids=ids, layers=[(layer.keys, layer.values) for layer in cache.layers])
+
+
+def forward(
+    local: LocalModel, ids: torch.Tensor, mask: Any, positions: torch.Tensor, cache: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the last token (rows, vocabulary) and last hidden states (rows, width, dimension).
+
+    Threads take turns here, one pass at a time.
+    """
+    import torch
+
+    with local.lock, torch.inference_mode(), _hidden_states(local.model) as seen:
+        output = local.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1], seen["last"]
+
+
+@contextmanager
+def _hidden_states(model: Any) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect the base model's last hidden state while the whole model gives the logits.
+
+    Through the whole model, whatever an architecture does to its logits (scaling, soft caps) is kept.
+    """
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(_module: Any, _arguments: Any, output: Any) -> None:
+        seen["last"] = output.last_hidden_state
+
+    handle = model.base_model.register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()

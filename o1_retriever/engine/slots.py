@@ -1,0 +1,192 @@
+"""Keys and values of the rows in flight, in memory that is taken once.
+
+Every row ends at the same column, where the next token of all is written; a row that came later begins
+further to the right. So a new row can take the place of a finished one at any time, attention reads one
+block from the first column that a living row needs to the last, and nothing is copied from step to step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from o1_retriever.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Slots:
+    """Room for `rows` sequences of at most `window` tokens, which end at the same column.
+
+    The living rows are the first `live` ones. `column` is where the next token is written, `first` the first
+    column that a living row needs.
+    """
+
+    def __init__(self, model: Any, rows: int, window: int, *, spare: int) -> None:
+        import torch
+
+        self.rows, self.capacity = rows, window + spare
+        self.windows = layer_windows(model.config)
+        self.layers = [_Layer(self) for _ in self.windows]
+        self.cache = Cache(layers=list(self.layers))
+        self._hidden = torch.finfo(model.dtype).min
+        # What is added to the attention's scores: 0 where a row has a token, the least number elsewhere.
+        self._bias = torch.full((rows, self.capacity), self._hidden, dtype=model.dtype, device=model.device)
+        self._starts = torch.zeros(rows, dtype=torch.long, device=model.device)
+        self.live = self.column = self.first = 0
+
+    @property
+    def free(self) -> int:
+        """Rows that nobody uses."""
+        return self.rows - self.live
+
+    def take_in(self, prompts: Sequence[tuple[torch.Tensor, torch.Tensor]], real: torch.Tensor) -> None:
+        """Put new rows behind the living ones, with the keys and values of their prompts.
+
+        Each layer's are (new, heads, width, head dimension), padded on the left; `real` (new, width) is 1
+        where a prompt has a token. No prompt may be longer than the shortest living row.
+        """
+        new, width = real.shape
+        if not self.live:
+            self.column = self.first = width
+        rows, columns = slice(self.live, self.live + new), slice(self.column - width, self.column)
+        for layer, (keys, values) in zip(self.layers, prompts, strict=True):
+            layer.put(rows, self.column, keys, values)
+        self._bias[rows] = self._hidden
+        self._bias[rows, columns] = self._bias[rows, columns].masked_fill(real.bool(), 0.0)
+        self._starts[rows] = self.column - real.sum(1)
+        self.live += new
+        self._find_first()
+
+    def open_column(self) -> None:
+        """Make the next column ready to be written by a step of all living rows."""
+        if self.column == self.capacity:
+            self._shift()
+        self._bias[: self.live, self.column] = 0.0
+
+    def close_column(self) -> None:
+        """The step is done."""
+        self.column += 1
+
+    def masks(self) -> Any:
+        """The mask of a step, (live, 1, 1, columns), as a model takes it: one tensor, or one a kind of layer."""
+        full = self._bias[: self.live, None, None, self.first : self.column + 1]
+        window = next((size for size in self.windows if size is not None), None)
+        if window is None:
+            return full
+        near = full
+        if near.shape[-1] > window:
+            near = full.clone()
+            near[..., :-window] = self._hidden
+        if all(self.windows):
+            return near
+        return {"full_attention": full, "sliding_attention": near}
+
+    def move(self, holes: torch.Tensor, movers: torch.Tensor) -> None:
+        """Let living rows, `movers`, take the places `holes` of finished ones; both (moved,)."""
+        columns = slice(self.first, self.column)
+        for layer in self.layers:
+            layer.move(holes, movers, columns)
+        self._bias[holes] = self._bias[movers]
+        self._starts[holes] = self._starts[movers]
+
+    def shrink(self, live: int) -> None:
+        """Only the first `live` rows are left."""
+        self.live = live
+        if live:
+            self._find_first()
+
+    def _find_first(self) -> None:
+        self.first = int(self._starts[: self.live].min())
+
+    def _shift(self) -> None:
+        """Move everything to the left, over the columns that no living row needs."""
+        by = self.first
+        columns = slice(by, self.column)
+        for layer in self.layers:
+            layer.shift(self.live, columns)
+        kept = self._bias[: self.live, columns].clone()
+        self._bias[: self.live] = self._hidden
+        self._bias[: self.live, : kept.shape[1]] = kept
+        self._starts -= by
+        self.column -= by
+        self.first = 0
+
+
+class _Layer(CacheLayerMixin):
+    """One layer's keys and values, (rows, heads, capacity, head dimension), as transformers' models use them."""
+
+    is_sliding = False
+
+    def __init__(self, slots: Slots) -> None:
+        super().__init__()
+        self.slots = slots
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Take the memory, once the shapes are known."""
+        rows, capacity = self.slots.rows, self.slots.capacity
+        self.keys = key_states.new_zeros(rows, key_states.shape[1], capacity, key_states.shape[3])
+        self.values = value_states.new_zeros(rows, value_states.shape[1], capacity, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write one token of every living row; all that the attention needs comes back."""
+        slots = self.slots
+        self.keys[: slots.live, :, slots.column] = key_states[:, :, 0]
+        self.values[: slots.live, :, slots.column] = value_states[:, :, 0]
+        columns = slice(slots.first, slots.column + 1)
+        return self.keys[: slots.live, :, columns], self.values[: slots.live, :, columns]
+
+    def put(self, rows: slice, end: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write prompts that end before column `end`. A sliding layer may give their last tokens alone."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        columns = slice(end - keys.shape[2], end)
+        self.keys[rows, :, columns] = keys
+        self.values[rows, :, columns] = values
+
+    def move(self, holes: torch.Tensor, movers: torch.Tensor, columns: slice) -> None:
+        """Copy rows to other places."""
+        self.keys[holes, :, columns] = self.keys[movers, :, columns]
+        self.values[holes, :, columns] = self.values[movers, :, columns]
+
+    def shift(self, live: int, columns: slice) -> None:
+        """Copy columns to the left end."""
+        width = columns.stop - columns.start
+        self.keys[:live, :, :width] = self.keys[:live, :, columns].clone()
+        self.values[:live, :, :width] = self.values[:live, :, columns].clone()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset for a mask that transformers would make; ours are made in `Slots.masks`."""
+        return self.slots.column + query_length - self.slots.first, 0
+
+    def get_seq_length(self) -> int:
+        """Columns in use."""
+        return self.slots.column - self.slots.first
+
+    def get_max_length(self) -> int:
+        """Columns that there are."""
+        return self.slots.capacity
+
+    get_max_cache_shape = get_max_length  # its name in earlier versions of transformers
+
+
+def layer_windows(config: Any) -> list[int | None]:
+    """Each layer's attention window in tokens, None for a layer that sees everything.
+
+    Raises `CheckpointError` for layers that are not attention over keys and values.
+    """
+    windows: list[int | None] = []
+    for layer in DynamicCache(config=config.get_text_config(decoder=True)).layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise CheckpointError(
+                f"The model has a {type(layer).__name__}; expected layers of plain attention, full or sliding.",
+                hint="Use the model behind a server: ThinkingEmbedder.from_parts(OpenAIThinker(...), encoder).",
+            )
+        windows.append(getattr(layer, "sliding_window", None) if layer.is_sliding else None)
+    return windows
