@@ -1,0 +1,80 @@
+"""The notebooks run as they stand, and what is shown in them came from running them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="needs nbclient and ipykernel")
+
+NAMES = ["01_retrieve_and_see_the_thoughts", "02_langchain_agent", "03_llama_index_query_engine"]
+
+
+@pytest.fixture(scope="module")
+def execute(root: Path) -> ModuleType:
+    pytest.importorskip("nbclient", reason="needs nbclient and ipykernel")
+    specification = importlib.util.spec_from_file_location("execute", root / "cookbook" / "execute.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def shown(notebook: Any) -> str:
+    outputs = [output for cell in cells(notebook) for output in cell.outputs]
+    return "\n".join(str(each.get("text") or each.get("data", {}).get("text/plain", "")) for each in outputs)
+
+
+def test_all_notebooks_are_known(execute: ModuleType) -> None:
+    assert [path.stem for path in execute.notebooks()] == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_committed_was_run_from_top_to_bottom_and_names_no_machine(name: str, root: Path) -> None:
+    path = root / "cookbook" / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert [cell.execution_count for cell in cells(notebook)] == list(range(1, len(cells(notebook)) + 1))
+    assert "thought" in shown(notebook)
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|Users|usr|work|opt)/|site-packages|Traceback", text)
+    assert '"stderr"' not in text
+    assert len(text) < 60_000
+
+
+@pytest.mark.notebooks
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_within_three_minutes(name: str, root: Path, execute: ModuleType) -> None:
+    path = root / "cookbook" / f"{name}.ipynb"
+    started = time.monotonic()
+    fresh = execute.executed(path)
+    assert time.monotonic() - started < execute.LIMIT
+    committed = nbformat.read(path, as_version=4)
+    # Thoughts are sampled and may differ by machine; which cells show something does not.
+    assert [bool(cell.outputs) for cell in cells(committed) if cell.outputs] == [
+        bool(cell.outputs) for cell in cells(fresh) if not _only_warns(cell)
+    ]
+    assert "thought" in shown(fresh)
+
+
+def _only_warns(cell: Any) -> bool:
+    return all(output.get("name") == "stderr" for output in cell.outputs)
+
+
+@pytest.mark.notebooks
+def test_recorded_thoughts_find_more_than_none(root: Path) -> None:
+    """The claim of the first notebook, in its committed outputs."""
+    text = shown(nbformat.read(root / "cookbook" / "01_retrieve_and_see_the_thoughts.ipynb", as_version=4))
+    first = {name: int(count) for name, count in re.findall(r"o1-mini, ([a-z ]+?) +(\d+) of 14 first", text)}
+    assert first["recorded thoughts"] > first["without thinking"] + 3
