@@ -100,7 +100,9 @@ class LocalBackend:
                 sequences.append(template.thinking_query(ids, written))
         yield from embed_sequences(self.local, sequences, most=batch_size)
 
-    def embed_documents(self, texts: Sequence[str], *, batch_size: int | None) -> Iterator[tuple[int, Vector]]:
+    def embed_documents(
+        self, texts: Sequence[str], *, batch_size: int | None
+    ) -> Iterator[tuple[int, Vector]]:
         """Embed documents; over-long ones are truncated with one warning that counts them."""
         template = self.local.template
         ids = template.text_ids(texts)

@@ -32,8 +32,8 @@ def held_tokens(device: Any) -> int:
 def by_tokens(lengths: Sequence[int], tokens: int, most: int | None = None) -> Iterator[list[int]]:
     """Places of the rows in batches, longest rows first, so that each batch holds rows of similar length.
 
-    A batch has at most `tokens` tokens when padded, and at most `most` rows (None: any number); a single row may
-    be longer.
+    A batch has at most `tokens` tokens when padded, and at most `most` rows (None: any number); a single row
+    may be longer.
     """
     order = sorted(range(len(lengths)), key=lambda place: lengths[place], reverse=True)
     start = 0

@@ -23,6 +23,7 @@ from o1_retriever.engine.prefill import Prefilled, forward, prefill
 from o1_retriever.engine.rows import Draft, NewRow, Rows
 from o1_retriever.engine.sampling import stream_key
 from o1_retriever.engine.slots import Slots
+from o1_retriever.engine.threads import SparingThreads
 from o1_retriever.thought import ThoughtSettings, Vector
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def write_thoughts(
     while waiting:
         flight = _Flight(local, jobs, settings, waiting, rows)
         try:
-            yield from flight.run()
+            with SparingThreads(local.device) as threads:
+                yield from flight.run(threads)
         except Exception as error:
             least = max(len(jobs[place].indices) for place in flight.under_way)
             if not is_out_of_memory(error) or rows <= least:
@@ -77,9 +79,7 @@ def write_thoughts(
         free_memory(local.device)
 
 
-def _row_count(
-    local: LocalModel, jobs: Sequence[Job], settings: ThoughtSettings, most: int | None
-) -> int:
+def _row_count(local: LocalModel, jobs: Sequence[Job], settings: ThoughtSettings, most: int | None) -> int:
     window = max(_window(job, settings) for job in jobs)
     each = max(len(job.indices) for job in jobs)
     wanted = sum(len(job.indices) for job in jobs[: most or len(jobs)]) if most else math.inf
@@ -96,7 +96,12 @@ class _Flight:
     """Rows in flight: waiting jobs come in where rows are free, finished ones go out."""
 
     def __init__(
-        self, local: LocalModel, jobs: Sequence[Job], settings: ThoughtSettings, waiting: deque[int], rows: int
+        self,
+        local: LocalModel,
+        jobs: Sequence[Job],
+        settings: ThoughtSettings,
+        waiting: deque[int],
+        rows: int,
     ) -> None:
         self.local, self.jobs, self.settings, self.waiting = local, jobs, settings, waiting
         self.look_every = _LOOK_EVERY.get(local.device.type, _LOOK_EVERY_ELSEWHERE)
@@ -114,13 +119,14 @@ class _Flight:
         """Jobs that have come in and not gone out."""
         return list(self.drafts)
 
-    def run(self) -> Iterator[tuple[int, Drafts]]:
+    def run(self, threads: SparingThreads) -> Iterator[tuple[int, Drafts]]:
         """Until nothing waits and nothing lives."""
         steps = 0
         while self.waiting or self.slots.live:
             self._refill()
             self._step()
             steps += 1
+            threads.look()
             if steps % self.look_every == 0:
                 yield from self._harvest()
 

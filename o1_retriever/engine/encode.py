@@ -11,6 +11,7 @@ import torch
 
 from o1_retriever.engine.batching import by_tokens, forward_tokens, free_memory, is_out_of_memory, padded
 from o1_retriever.engine.load import LocalModel
+from o1_retriever.engine.threads import SparingThreads
 from o1_retriever.thought import Vector
 
 logger = logging.getLogger(__name__)
@@ -26,21 +27,28 @@ def embed_sequences(
     """
     tokens = forward_tokens(local.device)
     waiting = deque(by_tokens([len(row) for row in sequences], tokens, most))
-    while waiting:
-        places = waiting.popleft()
-        try:
-            states = last_states(local, [sequences[place] for place in places])
-        except Exception as error:
-            if not is_out_of_memory(error) or len(places) == 1:
-                raise
-            half = -(-len(places) // 2)
-            logger.warning("Out of memory: going on with batches of at most %d texts (%s)", half, error)
-            left = [place for batch in (places, *waiting) for place in batch]
-            waiting = deque(left[start : start + half] for start in range(0, len(left), half))
-        else:
-            yield from zip(places, states, strict=True)
-            continue
-        free_memory(local.device)
+    with SparingThreads(local.device) as threads:
+        while waiting:
+            threads.look()
+            places = waiting.popleft()
+            try:
+                states = last_states(local, [sequences[place] for place in places])
+            except Exception as error:
+                if not is_out_of_memory(error) or len(places) == 1:
+                    raise
+                waiting = _halved([places, *waiting], error)
+                free_memory(local.device)
+            else:
+                yield from zip(places, states, strict=True)
+
+
+def _halved(batches: Sequence[Sequence[int]], error: Exception) -> deque[list[int]]:
+    """All batches cut to half the rows of the first, which was too large."""
+    most = -(-len(batches[0]) // 2)
+    logger.warning("Out of memory: going on with batches of at most %d texts (%s)", most, error)
+    return deque(
+        list(batch[start : start + most]) for batch in batches for start in range(0, len(batch), most)
+    )
 
 
 def last_states(local: LocalModel, rows: Sequence[Sequence[int]]) -> Vector:

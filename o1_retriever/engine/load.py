@@ -174,6 +174,8 @@ def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    from o1_retriever.engine.packing import can_pack, pack
+
     device = _device(options.device)
     dtype = _dtype(options.dtype, device)
     arguments: dict[str, Any] = {"dtype": dtype, "config": config}
@@ -210,7 +212,10 @@ def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
         )
     quantized = getattr(config, "quantization_config", None) is not None or options.load_in_4bit
     if not quantized:
-        return model.to(device)
+        model = model.to(device)
+        if can_pack(model):
+            pack(model)
+        return model
     if model.device.type == "cpu" and dtype == torch.float32:
         _keep_float32(model)
     return model

@@ -40,7 +40,7 @@ def prefill(local: LocalModel, prompts: Sequence[Sequence[int]]) -> Prefilled:
 
     prefix = local.prefix
     ids, mask = padded([prompt[len(prefix.ids) :] for prompt in prompts], local.device, side="left")
-    cache = DynamicCache(config=local.model.config)
+    cache: Any = DynamicCache(config=local.model.config)
     for layer, (keys, values) in enumerate(prefix.layers):
         shape = (len(prompts), -1, -1, -1)
         cache.update(keys.expand(shape), values.expand(shape), layer)
@@ -74,7 +74,7 @@ def common_prefix(local: LocalModel, *, sliding: bool) -> Prefix:
     ids = tuple(local.template.opening)
     if sliding or len(ids) < _SHORTEST_PREFIX:
         return Prefix()
-    cache = DynamicCache(config=local.model.config)
+    cache: Any = DynamicCache(config=local.model.config)
     rows, mask = padded([ids], local.device, side="left")
     forward(local, rows, mask, mask.cumsum(1) - 1, cache)
     return Prefix(ids=ids, layers=[(layer.keys, layer.values) for layer in cache.layers])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from o1_retriever.engine.sampling import Sampler
 from o1_retriever.thought import Finish, ThoughtSettings, Vector
@@ -55,10 +55,8 @@ class Rows:
         device = local.device
         vocabulary = local.vocabulary
         self.stops = torch.tensor(local.stop_ids, dtype=torch.long, device=device)
-        self.forbidden = torch.tensor(
-            local.template.suppressed(vocabulary), dtype=torch.long, device=device
-        )
-        number = {"dtype": torch.long, "device": device}
+        self.forbidden = torch.tensor(local.template.suppressed(vocabulary), dtype=torch.long, device=device)
+        number: dict[str, Any] = {"dtype": torch.long, "device": device}
         self.timed = settings.budget_ms is not None
         self.owner = torch.zeros(slots, 2, **number)
         self.key = torch.zeros(slots, **number)
@@ -124,7 +122,8 @@ class Rows:
 
     def done(self, live: int) -> torch.Tensor:
         """Places of the rows whose state has been kept."""
-        return (self.stage[:live] >= _READY).nonzero()[:, 0]
+        done: torch.Tensor = self.stage[:live] >= _READY
+        return done.nonzero()[:, 0]
 
     def drafts(self, places: torch.Tensor) -> list[tuple[tuple[int, int], Draft]]:
         """Owner and draft of finished rows."""

@@ -5,8 +5,8 @@ on the other rows of the batch nor on their order. The uniform number is compute
 SplitMix64 finaliser, Steele et al. 2014) and the row's distribution is inverted at it.
 
 Nothing is sorted as a rule: sorting the vocabulary would cost more than the model's step. A token is drawn
-from the whole distribution, and taken if the tokens likelier than it hold less than `top_p`; else the counter's
-next number is used. What is left is the nucleus, renormalised, exactly as by sorting.
+from the whole distribution, and taken if the tokens likelier than it hold less than `top_p`; else the
+counter's next number is used. What is left is the nucleus, renormalised, exactly as by sorting.
 """
 
 from __future__ import annotations
@@ -83,13 +83,17 @@ class Sampler:
     def _outside(self, weights: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Places of the rows whose token is not in the nucleus."""
         import torch
-        from torch.nn.functional import threshold_
+        from torch.nn.functional import threshold
 
-        if self._spare is None or self._spare.shape[1:] != weights.shape[1:] or len(self._spare) < len(weights):
+        if (
+            self._spare is None
+            or self._spare.shape[1:] != weights.shape[1:]
+            or len(self._spare) < len(weights)
+        ):
             self._spare = torch.empty_like(weights)
         own = weights.gather(-1, tokens[:, None])
         relative = torch.div(weights, own, out=self._spare[: len(weights)])
-        likelier = threshold_(relative, 1.0, 0.0).sum(-1) * own[:, 0]
+        likelier: torch.Tensor = threshold(relative, 1.0, 0.0, inplace=True).sum(-1) * own[:, 0]
         return (likelier >= self.top_p * weights.sum(-1)).nonzero()[:, 0]
 
 
@@ -101,7 +105,7 @@ def _nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The token at which the cumulated weights pass the share `uniform`: first its block, then its place there.
+    """The token at which the cumulated weights pass the share `uniform`: its block, then its place there.
 
     Inverted in the order of the vocabulary: rounding can then not swap two nearly equal tokens.
     """
@@ -110,7 +114,7 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
     size = _block_size(weights.shape[-1])
     rest = -weights.shape[-1] % size
-    cut = (pad(weights, (0, rest)) if rest else weights).unflatten(-1, (-1, size))
+    cut = (pad(weights, (0, rest)) if rest else weights).view(len(weights), -1, size)
     block, within = _passed(cut.sum(-1), uniform)
     inside = cut[torch.arange(len(cut), device=cut.device), block]
     place, _ = _passed(inside, within)
@@ -119,7 +123,7 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _block_size(vocabulary: int) -> int:
-    """A block that cuts the vocabulary evenly, so that it need not be copied to be padded, where there is one."""
+    """A block that cuts the vocabulary evenly, where there is one: padding would copy all weights."""
     return next((size for size in range(_BLOCK, _BLOCK // 2, -1) if vocabulary % size == 0), _BLOCK)
 
 

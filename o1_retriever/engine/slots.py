@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
 
 from o1_retriever.errors import CheckpointError
 
@@ -72,7 +78,7 @@ class Slots:
         self.column += 1
 
     def masks(self) -> Any:
-        """The mask of a step, (live, 1, 1, columns), as a model takes it: one tensor, or one a kind of layer."""
+        """The mask of a step, (live, 1, 1, columns): one tensor, or one for each kind of layer."""
         full = self._bias[: self.live, None, None, self.first : self.column + 1]
         window = next((size for size in self.windows if size is not None), None)
         if window is None:
@@ -116,8 +122,12 @@ class Slots:
         self.first = 0
 
 
-class _Layer(CacheLayerMixin):
-    """One layer's keys and values, (rows, heads, capacity, head dimension), as transformers' models use them."""
+# transformers' own types are loose here: tensors or None, filled in later.
+_CacheLayer: Any = CacheLayerMixin
+
+
+class _Layer(_CacheLayer):  # type: ignore[misc]
+    """One layer's keys and values, (rows, heads, capacity, head dimension), as a model uses it."""
 
     is_sliding = False
 
@@ -128,8 +138,8 @@ class _Layer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Take the memory, once the shapes are known."""
         rows, capacity = self.slots.rows, self.slots.capacity
-        self.keys = key_states.new_zeros(rows, key_states.shape[1], capacity, key_states.shape[3])
-        self.values = value_states.new_zeros(rows, value_states.shape[1], capacity, value_states.shape[3])
+        self.keys = key_states.new_empty(rows, key_states.shape[1], capacity, key_states.shape[3])
+        self.values = value_states.new_empty(rows, value_states.shape[1], capacity, value_states.shape[3])
         self.is_initialized = True
 
     def update(
@@ -146,9 +156,11 @@ class _Layer(CacheLayerMixin):
         """Write prompts that end before column `end`. A sliding layer may give their last tokens alone."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
-        columns = slice(end - keys.shape[2], end)
-        self.keys[rows, :, columns] = keys
-        self.values[rows, :, columns] = values
+        start = end - keys.shape[2]
+        for memory, new in ((self.keys, keys), (self.values, values)):
+            # What was there before is masked; but fresh memory may hold NaN, which no mask hides.
+            memory[rows, :, :start] = 0.0
+            memory[rows, :, start:end] = new
 
     def move(self, holes: torch.Tensor, movers: torch.Tensor, columns: slice) -> None:
         """Copy rows to other places."""
@@ -182,11 +194,12 @@ def layer_windows(config: Any) -> list[int | None]:
     Raises `CheckpointError` for layers that are not attention over keys and values.
     """
     windows: list[int | None] = []
-    for layer in DynamicCache(config=config.get_text_config(decoder=True)).layers:
+    layers: list[Any] = DynamicCache(config=config.get_text_config(decoder=True)).layers
+    for layer in layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise CheckpointError(
-                f"The model has a {type(layer).__name__}; expected layers of plain attention, full or sliding.",
-                hint="Use the model behind a server: ThinkingEmbedder.from_parts(OpenAIThinker(...), encoder).",
+                f"The model has a {type(layer).__name__}; expected plain attention, full or sliding.",
+                hint="Use it behind a server: ThinkingEmbedder.from_parts(OpenAIThinker(...), encoder).",
             )
         windows.append(getattr(layer, "sliding_window", None) if layer.is_sliding else None)
     return windows

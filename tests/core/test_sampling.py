@@ -74,7 +74,11 @@ def test_a_draw_follows_the_nucleus(temperature: float, top_p: float, expected: 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.integers(2, 700), st.integers(0, 2**31), st.floats(0.05, 3.0), st.floats(0.01, 0.999), st.integers(1, 6)
+    st.integers(2, 700),
+    st.integers(0, 2**31),
+    st.floats(0.05, 3.0),
+    st.floats(0.01, 0.999),
+    st.integers(1, 6),
 )
 def test_every_draw_is_in_the_sorted_nucleus(
     vocabulary: int, seed: int, temperature: float, top_p: float, rows: int
