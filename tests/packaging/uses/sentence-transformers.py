@@ -1,0 +1,12 @@
+"""Extra `sentence-transformers`: one of its models embeds, and our checkpoint is one of its models."""
+
+import sys
+
+from sentence_transformers import SentenceTransformer
+
+from o1_retriever import ThinkingEmbedder
+
+parts = ThinkingEmbedder.from_parts(
+    lambda queries, k: [["a thought"] * k] * len(queries), sys.argv[1], cache=False
+)
+print(parts.encode_queries(["why?"]).shape, SentenceTransformer(sys.argv[1]).encode_document(["a"]).shape)
