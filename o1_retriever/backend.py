@@ -60,20 +60,28 @@ class Backend(Protocol):
         ...
 
     def think(
-        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int, batch_size: int
+        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int, batch_size: int | None
     ) -> Iterator[Thinking]:
-        """Thoughts `start` to `k - 1` of each query, handed over as each batch is done."""
+        """Thoughts `start` to `k - 1` of each query, handed over as they are done.
+
+        `batch_size` queries at once at most; None: as many as suit the backend. The same below.
+        """
         ...
 
     def embed_queries(
-        self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int
+        self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int | None
     ) -> Iterator[tuple[int, Vector]]:
         """(place, raw vector) of each query with one thought, or without (None), in any order."""
         ...
 
-    def embed_documents(self, texts: Sequence[str], *, batch_size: int) -> Iterator[tuple[int, Vector]]:
+    def embed_documents(
+        self, texts: Sequence[str], *, batch_size: int | None
+    ) -> Iterator[tuple[int, Vector]]:
         """(place, raw vector) of each document, in any order."""
         ...
+
+
+_AT_ONCE = 32  # what sentence-transformers takes when nothing is said
 
 
 class PairBackend:
@@ -109,11 +117,12 @@ class PairBackend:
         return f"pair:{self.space.to_dict()}:{self.precision.to_dict()}"
 
     def think(
-        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int, batch_size: int
+        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int, batch_size: int | None
     ) -> Iterator[Thinking]:
         """Ask the thinker, batch by batch."""
-        for first in range(0, len(queries), batch_size):
-            chunk = list(queries[first : first + batch_size])
+        size = batch_size or _AT_ONCE
+        for first in range(0, len(queries), size):
+            chunk = list(queries[first : first + size])
             rows = self.thinker.think(chunk, k, settings=settings, start=start)
             if len(rows) != len(chunk) or any(len(row) != k - start for row in rows):
                 raise ThinkerError(
@@ -124,21 +133,25 @@ class PairBackend:
                 yield Thinking(place=place, start=start, thoughts=row)
 
     def embed_queries(
-        self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int
+        self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int | None
     ) -> Iterator[tuple[int, Vector]]:
         """Embed each query with its thought behind it."""
         texts = [query if thought is None else f"{query} {thought.text}" for query, thought in pairs]
-        for first in range(0, len(texts), batch_size):
-            part = texts[first : first + batch_size]
-            rows = self.encoder.embed_queries(part, batch_size=batch_size)
+        size = batch_size or _AT_ONCE
+        for first in range(0, len(texts), size):
+            part = texts[first : first + size]
+            rows = self.encoder.embed_queries(part, batch_size=size)
             yield from enumerate(check_vectors(rows, len(part), self._said), first)
 
-    def embed_documents(self, texts: Sequence[str], *, batch_size: int) -> Iterator[tuple[int, Vector]]:
+    def embed_documents(
+        self, texts: Sequence[str], *, batch_size: int | None
+    ) -> Iterator[tuple[int, Vector]]:
         """Embed the documents, longest first so that a batch holds texts of similar length."""
+        size = batch_size or _AT_ONCE
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]), reverse=True)
-        for first in range(0, len(order), batch_size):
-            places = order[first : first + batch_size]
-            rows = self.encoder.embed_documents([texts[i] for i in places], batch_size=batch_size)
+        for first in range(0, len(order), size):
+            places = order[first : first + size]
+            rows = self.encoder.embed_documents([texts[i] for i in places], batch_size=size)
             yield from zip(places, check_vectors(rows, len(places), self._said), strict=True)
 
     @property

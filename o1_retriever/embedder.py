@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from o1_retriever.backend import Backend, PairBackend
 from o1_retriever.errors import CheckpointError, SettingsError
-from o1_retriever.inputs import check_text, check_texts
+from o1_retriever.inputs import check_text, check_texts, text_blocks
 from o1_retriever.pooling import pool, unit
 from o1_retriever.progress import progress
 from o1_retriever.query_cache import QueryCache
 from o1_retriever.road import Road
 from o1_retriever.space import Precision, VectorSpace
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings, Vector
+from o1_retriever.vectors import delivered
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +144,7 @@ class ThinkingEmbedder:
         """Write `k` thoughts about each query, without embedding them by themselves."""
         chosen = (settings or self.settings).with_changes(k=k, mode="always")
         texts = check_texts(queries, what="query")
-        return [list(row) for row in self._road.think(texts, chosen, batch_size=32, show=False).thoughts]
+        return [list(row) for row in self._road.think(texts, chosen, batch_size=None, show=False).thoughts]
 
     def embed_query(self, query: str, *, settings: ThoughtSettings | None = None) -> QueryEmbedding:
         """One query with its thoughts, their vectors and the vector to search with."""
@@ -154,7 +155,7 @@ class ThinkingEmbedder:
         queries: Sequence[str],
         *,
         settings: ThoughtSettings | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool | None = None,
         normalize_embeddings: bool = True,
         truncate_dim: int | None = None,
@@ -164,7 +165,8 @@ class ThinkingEmbedder:
         Vectors are truncated to `truncate_dim`, normalised, averaged, and the mean is normalised again
         unless `normalize_embeddings=False` (the reference implementation leaves the plain mean). A
         query none of whose thoughts could be had is embedded without, with a warning, and its thoughts
-        say why. Equal queries of a batch are computed once.
+        say why. Equal queries are computed once. `batch_size` is how many queries are in flight at most; None
+        sizes batches by tokens.
         """
         chosen = settings or self.settings
         texts = check_texts(queries, what="query")
@@ -189,7 +191,7 @@ class ThinkingEmbedder:
         self,
         queries: str | Sequence[str],
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool | None = None,
         normalize_embeddings: bool = True,
         truncate_dim: int | None = None,
@@ -212,13 +214,13 @@ class ThinkingEmbedder:
         rows = np.zeros((0, truncate_dim or self.dimension), np.float32)
         if embedded:
             rows = np.stack([item.vector for item in embedded])
-        return _delivered(rows, single=single, convert_to_tensor=convert_to_tensor)
+        return delivered(rows, single=single, convert_to_tensor=convert_to_tensor)
 
     def encode_documents(
         self,
-        documents: str | Sequence[str],
+        documents: str | Iterable[str],
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool | None = None,
         normalize_embeddings: bool = True,
         truncate_dim: int | None = None,
@@ -227,19 +229,49 @@ class ThinkingEmbedder:
         """Embed documents, never thinking about them, as float32 (documents, dimension).
 
         A single string gives one vector of shape (dimension,). `normalize_embeddings=False` returns the
-        encoder's raw vectors.
+        encoder's raw vectors. For more documents than vectors fit into memory take `stream_documents`.
         """
         single = isinstance(documents, str)
-        texts = check_texts([documents] if isinstance(documents, str) else documents, what="document")
+        texts = [documents] if isinstance(documents, str) else documents
+        if isinstance(texts, list | tuple):
+            check_texts(texts, what="document")  # before any model runs
+        blocks = self.stream_documents(
+            texts,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+        )
+        found = list(blocks) or [np.zeros((0, truncate_dim or self.dimension), np.float32)]
+        rows = np.concatenate(found)
+        return delivered(rows, single=single, convert_to_tensor=convert_to_tensor)
+
+    def stream_documents(
+        self,
+        documents: Iterable[str],
+        *,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+    ) -> Iterator[Vector]:
+        """Embed documents of any number in constant memory: blocks of float32 (n, dimension), in order.
+
+        Any iterable will do; a few thousand documents are read at a time. Equal ones of a block are embedded
+        once. A document that cannot be used raises `InputError` when its block is reached.
+        """
         self._check_dim(truncate_dim)
-        rows = np.zeros((len(texts), truncate_dim or self.dimension), np.float32)
-        with progress("Embedding", len(texts), show=show_progress_bar) as advance:
-            for place, vector in self.backend.embed_documents(texts, batch_size=batch_size):
-                rows[place] = vector[:truncate_dim]
-                advance(1)
-        if normalize_embeddings and texts:
-            rows = unit(rows)
-        return _delivered(rows, single=single, convert_to_tensor=convert_to_tensor)
+        total = len(documents) if isinstance(documents, Sized) else None
+        with progress("Embedding", total, show=show_progress_bar) as advance:
+            for texts in text_blocks(documents, what="document"):
+                place_of = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+                rows = np.zeros((len(place_of), truncate_dim or self.dimension), np.float32)
+                for place, vector in self.backend.embed_documents(list(place_of), batch_size=batch_size):
+                    rows[place] = vector[:truncate_dim]
+                    advance(1)
+                advance(len(texts) - len(place_of))
+                rows = unit(rows) if normalize_embeddings else rows
+                yield rows[[place_of[text] for text in texts]]
 
     def _check_dim(self, truncate_dim: int | None) -> None:
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
@@ -253,12 +285,3 @@ def _settings_of(backend: Backend) -> ThoughtSettings:
         return ThoughtSettings().with_changes(**backend.default_settings)
     except SettingsError as error:
         raise CheckpointError(f"The checkpoint's own thought settings cannot be used: {error}") from error
-
-
-def _delivered(rows: Vector, *, single: bool, convert_to_tensor: bool) -> Vector | torch.Tensor:
-    chosen = rows[0] if single else rows
-    if not convert_to_tensor:
-        return chosen
-    import torch
-
-    return torch.from_numpy(chosen)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from o1_retriever.errors import InputError
+
+# Texts read at a time: enough to put those of similar length together.
+_BLOCK = 4096
 
 
 def check_text(text: Any, *, what: str, position: int | None = None) -> str:
@@ -28,8 +32,11 @@ def check_text(text: Any, *, what: str, position: int | None = None) -> str:
     return text
 
 
-def check_texts(texts: Sequence[str] | Iterable[str], *, what: str) -> list[str]:
-    """Return the texts as a list after checking each; a lone string is refused, not split into letters."""
+def check_texts(texts: Sequence[str] | Iterable[str], *, what: str, first: int = 0) -> list[str]:
+    """Return the texts as a list after checking each; a lone string is refused, not split into letters.
+
+    `first` is the position of the first of them in what the user gave.
+    """
     if isinstance(texts, str | bytes):
         raise InputError(
             f"Found one {type(texts).__name__}; expected a list of strings.", hint=f"Pass [{what}] instead."
@@ -38,4 +45,14 @@ def check_texts(texts: Sequence[str] | Iterable[str], *, what: str) -> list[str]
         items = list(texts)
     except TypeError:
         raise InputError(f"Found {type(texts).__name__}; expected a list of strings.") from None
-    return [check_text(item, what=what, position=place) for place, item in enumerate(items)]
+    return [check_text(item, what=what, position=place) for place, item in enumerate(items, first)]
+
+
+def text_blocks(texts: Iterable[str], *, what: str) -> Iterator[list[str]]:
+    """The texts in checked blocks, each read when it is asked for."""
+    if isinstance(texts, str):
+        check_texts(texts, what=what)
+    left, first = iter(texts), 0
+    while block := check_texts(islice(left, _BLOCK), what=what, first=first):
+        yield block
+        first += len(block)

@@ -63,7 +63,12 @@ class QueryCache:
         who, encoder = self._backend.thinker_identity, self._backend.encoder_identity
         if who is not None:
             key = _thought_key(who, settings, query)
-            store.put_thoughts((key, new.start + i, thought) for i, thought in enumerate(new.thoughts))
+            # Where the time ran out says nothing about the model: another day it would get further.
+            store.put_thoughts(
+                (key, new.start + i, thought)
+                for i, thought in enumerate(new.thoughts)
+                if thought.finish != "budget"
+            )
         if encoder is not None:
             rows = list(zip(new.thoughts, new.vectors or (), strict=False))
             items = [(_vector_key(encoder, query, thought), row) for thought, row in rows]
@@ -76,7 +81,7 @@ class QueryCache:
         pairs: Sequence[tuple[str, Thought | None]],
         known: Sequence[Vector | None],
         *,
-        batch_size: int,
+        batch_size: int | None,
     ) -> list[Vector]:
         """Raw vectors of all pairs: those known, those in the cache, and the rest embedded once each."""
         encoder, store = self._backend.encoder_identity, self.store
@@ -94,7 +99,7 @@ class QueryCache:
         return [rows[key] for key in keys]
 
     def _embedded(
-        self, keys: Sequence[bytes], pairs: Sequence[tuple[str, Thought | None]], batch_size: int
+        self, keys: Sequence[bytes], pairs: Sequence[tuple[str, Thought | None]], batch_size: int | None
     ) -> dict[bytes, Vector]:
         keep = self.store if self._backend.encoder_identity is not None else None
         done: dict[bytes, Vector] = {}

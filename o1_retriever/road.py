@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from o1_retriever.backend import Backend
+from o1_retriever.backend import Backend, Thinking
 from o1_retriever.progress import progress
 from o1_retriever.query_cache import QueryCache
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
+from o1_retriever.under_way import UnderWay
 
 logger = logging.getLogger(__name__)
 
@@ -22,46 +23,87 @@ class Thoughts:
 
     queries: Sequence[str]
     thoughts: list[list[Thought]]
-    free: dict[tuple[int, tuple[int, ...], str], Vector] = field(default_factory=dict)
+    free: dict[tuple[str, tuple[int, ...], str], Vector] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Written:
+    """All thoughts about one query, with the vectors of the new ones."""
+
+    thoughts: list[Thought]
+    new: Thinking | None = None
 
 
 class Road:
-    """Joins a backend and its cache; what the cache has is neither thought nor embedded again."""
+    """Joins a backend and its cache; what the cache has is neither thought nor embedded again.
+
+    A query that is asked several times, by one caller or by several at once, is thought about once.
+    """
 
     def __init__(self, backend: Backend, cache: QueryCache) -> None:
         self.backend = backend
         self.cache = cache
+        self._under_way: UnderWay[_Written] = UnderWay()
 
     def think(
-        self, queries: Sequence[str], settings: ThoughtSettings, *, batch_size: int, show: bool | None
+        self, queries: Sequence[str], settings: ThoughtSettings, *, batch_size: int | None, show: bool | None
     ) -> Thoughts:
         """`settings.k` thoughts about each query; none where the settings say not to think."""
-        result = Thoughts(queries=queries, thoughts=[[] for _ in queries])
         if not settings.thinks:
-            return result
-        missing: dict[int, list[int]] = {}
-        for place, found in enumerate(self.cache.thoughts(queries, settings)):
+            return Thoughts(queries=queries, thoughts=[[] for _ in queries])
+        unique = list(dict.fromkeys(queries))
+        known: dict[str, list[Thought]] = {}
+        for query, found in zip(unique, self.cache.thoughts(unique, settings), strict=True):
             start = next((i for i in range(settings.k) if i not in found), settings.k)
-            result.thoughts[place] = [found[i] for i in range(start)]
-            if start < settings.k:
-                missing.setdefault(start, []).append(place)
-        total = sum(map(len, missing.values()))
-        with progress("Thinking", total, show=show if total else False) as advance:
-            for start, places in missing.items():
-                asked = [queries[place] for place in places]
-                for new in self.backend.think(
-                    asked, settings.k, settings=settings, start=start, batch_size=batch_size
-                ):
-                    place = places[new.place]
-                    result.thoughts[place].extend(new.thoughts)
-                    # Kept at once: an interrupted batch loses only the queries that were under way.
-                    self.cache.keep(queries[place], new, settings)
-                    for thought, vector in zip(new.thoughts, new.vectors or (), strict=False):
-                        result.free[place, thought.token_ids, thought.text] = vector
-                    advance(1)
+            known[query] = [found[i] for i in range(start)]
+        done = {query: thoughts for query, thoughts in known.items() if len(thoughts) == settings.k}
+        missing = {query: thoughts for query, thoughts in known.items() if query not in done}
+        result = Thoughts(queries=queries, thoughts=[])
+        with progress("Thinking", len(missing), show=show if missing else False) as advance:
+            for query, written in self._written(missing, settings, batch_size):
+                done[query] = written.thoughts
+                if written.new is not None:
+                    for thought, vector in zip(written.new.thoughts, written.new.vectors or (), strict=False):
+                        result.free[query, thought.token_ids, thought.text] = vector
+                advance(1)
+        result.thoughts = [list(done[query]) for query in queries]
         return result
 
-    def vectors(self, thinking: Thoughts, *, batch_size: int) -> list[Vector]:
+    def _written(
+        self, missing: dict[str, list[Thought]], settings: ThoughtSettings, batch_size: int | None
+    ) -> Iterator[tuple[str, _Written]]:
+        """What is missing, each query written here or taken from a caller who is writing it already."""
+        left = dict(missing)
+        while left:
+            keys = {(settings, query): query for query in left}
+            with self._under_way.claim(keys) as (mine, theirs):
+                own = {query: left.pop(query) for key, query in keys.items() if key in mine}
+                for query, written in self._new(own, settings, batch_size):
+                    self._under_way.settle((settings, query), written)
+                    yield query, written
+            for key, future in theirs.items():
+                try:
+                    yield keys[key], future.result()
+                    del left[keys[key]]
+                except LookupError:
+                    logger.debug("Another caller gave up thinking about %.60r", keys[key])
+
+    def _new(
+        self, missing: dict[str, list[Thought]], settings: ThoughtSettings, batch_size: int | None
+    ) -> Iterator[tuple[str, _Written]]:
+        by_start: dict[int, list[str]] = {}
+        for query, thoughts in missing.items():
+            by_start.setdefault(len(thoughts), []).append(query)
+        for start, asked in by_start.items():
+            for new in self.backend.think(
+                asked, settings.k, settings=settings, start=start, batch_size=batch_size
+            ):
+                query = asked[new.place]
+                # Kept at once: an interrupted batch loses only the queries that were under way.
+                self.cache.keep(query, new, settings)
+                yield query, _Written(thoughts=[*missing[query], *new.thoughts], new=new)
+
+    def vectors(self, thinking: Thoughts, *, batch_size: int | None) -> list[Vector]:
         """Raw vectors (n, dimension) of each query: one per usable thought, or its fast vector alone."""
         pairs: list[tuple[str, Thought | None]] = []
         owners: list[int] = []
@@ -73,8 +115,8 @@ class Road:
                 pairs.append((query, thought))
                 owners.append(place)
         rows: list[Vector | None] = [
-            None if thought is None else thinking.free.get((place, thought.token_ids, thought.text))
-            for place, (_, thought) in zip(owners, pairs, strict=True)
+            None if thought is None else thinking.free.get((query, thought.token_ids, thought.text))
+            for query, thought in pairs
         ]
         grouped: list[list[Vector]] = [[] for _ in thinking.queries]
         filled = self.cache.filled(pairs, rows, batch_size=batch_size)

@@ -23,9 +23,9 @@ class ThoughtSettings:
     `k` thoughts per query, each of at most `max_new_tokens` tokens, sampled with `temperature` (0 takes
     the likeliest token) and nucleus `top_p`. `seed` together with the query and the thought's index
     fixes the draw, so that a thought does not depend on the other queries of a batch nor on `k`.
-    `mode="never"` takes the fast path: the query is embedded without thoughts. `budget_ms` is how long the local
-    engine may write about one query, in wall-clock milliseconds from its first token on (None: as long as it
-    takes); what has been thought by then is embedded, and its `finish` is "budget".
+    `mode="never"` takes the fast path: the query is embedded without thoughts. `budget_ms` is how long the
+    local engine may write about one query, in wall-clock milliseconds from its first token on (None: as long
+    as it takes); what has been thought by then is embedded, and its `finish` is "budget".
 
     Raises `SettingsError` for a value out of range.
     """
@@ -46,6 +46,11 @@ class ThoughtSettings:
         _check("seed", self.seed, int, 0, 2**63 - 1)
         if self.budget_ms is not None:
             _check("budget_ms", self.budget_ms, (int, float), 1e-3, 1e9)
+        if str(self.mode) == "auto":
+            raise SettingsError(
+                "mode is 'auto', which needs a search without thoughts first; expected 'always' or 'never'.",
+                hint="Type: Retriever(embedder, index, thinking='auto')",
+            )
         if self.mode not in ("always", "never"):
             raise SettingsError(f"mode is {self.mode!r}; expected 'always' or 'never'.")
 
@@ -90,8 +95,9 @@ class Thought:
     """One thought about one query.
 
     `token_ids` are the model's own tokens without the final eos (empty when the thinker gave text only).
-    `finish` says why it ended: the model stopped (`eos`), the length limit (`length`), its time was up (`budget`), it was read from a
-    record (`recorded`), or it could not be had (`failed`; then `text` is empty and `error` says why).
+    `finish` says why it ended: the model stopped (`eos`), the length limit (`length`), its time was up
+    (`budget`), it was read from a record (`recorded`), or it could not be had (`failed`; then `text` is empty
+    and `error` says why).
     `prompt_tokens` and `completion_tokens` are what it cost, 0 where the thinker does not count.
     `cached` is True when no model ran for it.
     """

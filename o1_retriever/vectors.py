@@ -1,13 +1,16 @@
-"""What the vectors that came from somewhere else have to be."""
+"""What vectors have to be when they come in, and how they are handed out."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from o1_retriever.errors import EncoderError
 from o1_retriever.thought import Vector
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_vectors(
@@ -42,3 +45,13 @@ def _vector(row: Any, said: str) -> Vector:
         bad = int(np.argmin(np.isfinite(vector)))
         raise EncoderError(f"{said} {vector[bad]} at place {bad}; expected finite numbers.")
     return vector
+
+
+def delivered(rows: Vector, *, single: bool, convert_to_tensor: bool) -> Vector | torch.Tensor:
+    """Rows as they were asked for: the only one for a single text, a torch tensor if wanted."""
+    chosen = rows[0] if single else rows
+    if not convert_to_tensor:
+        return chosen
+    import torch
+
+    return torch.from_numpy(chosen)
