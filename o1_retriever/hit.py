@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,17 +11,23 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from o1_retriever.documents.structure import Scalar
-from o1_retriever.errors import InputError
+from o1_retriever.errors import InputError, SettingsError
 from o1_retriever.space import Precision, VectorSpace
 from o1_retriever.thought import Vector
 
 if TYPE_CHECKING:
+    from o1_retriever.storage.blend import Found
     from o1_retriever.storage.rows import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """A document that a search found. `score` is the cosine with the query vector, `rank` counts from 1."""
+    """A document that a search found. `score` is the cosine with the query vector, `rank` counts from 1.
+
+    With pooling by the best thought, `score` is the cosine with the nearest of the thoughts' vectors. After a
+    hybrid search the order is that of `fused_score`; `dense_rank` and `lexical_rank`, from 1, are the
+    document's ranks in the two rankings, None where it is not in one. All three are None otherwise.
+    """
 
     id: str
     text: str
@@ -29,6 +35,9 @@ class Hit:
     rank: int
     source: str = ""
     metadata: dict[str, Scalar] = field(default_factory=dict)
+    fused_score: float | None = None
+    dense_rank: int | None = None
+    lexical_rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +75,29 @@ def check_queries(vectors: ArrayLike, dimension: int) -> Vector:
                 f"Query vector {position} is zero or not finite; expected a direction.", position=position
             )
     return queries
+
+
+def check_group(vectors: ArrayLike, dimension: int) -> Vector:
+    """Return the vectors of one query as float32 (n, dimension), n from 1. Raises `InputError`."""
+    group = check_queries(vectors, dimension)
+    if not len(group):
+        raise InputError("Found a group without vectors; expected at least one for each query.")
+    return group
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise `SettingsError` for what is no whole number from 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise SettingsError(f"{name} is {value!r}; expected a whole number from 1.")
+
+
+def fused_hits(ranking: Sequence[Found], rows: dict[str, Row]) -> list[Hit]:
+    """A fused ranking with the documents in it."""
+    plain = hits([(one.id, one.cosine) for one in ranking], rows)
+    return [
+        replace(hit, fused_score=one.fused, dense_rank=one.dense_rank, lexical_rank=one.lexical_rank)
+        for hit, one in zip(plain, ranking, strict=True)
+    ]
 
 
 def hits(ranking: Sequence[tuple[str, float]], rows: dict[str, Row]) -> list[Hit]:

@@ -15,11 +15,13 @@ from numpy.typing import ArrayLike
 
 from o1_retriever.documents import Document
 from o1_retriever.errors import FingerprintError, IndexNotFoundError, InputError, SettingsError, StoreError
-from o1_retriever.hit import Hit, IndexInfo, check_queries, hits
+from o1_retriever.hit import Hit, IndexInfo, check_count, check_group, check_queries, fused_hits, hits
 from o1_retriever.progress import progress
 from o1_retriever.space import Precision, VectorSpace
 from o1_retriever.storage.batches import DocumentEmbedder, batches, embed_rows, new_documents
+from o1_retriever.storage.blend import FUSION_DEPTH, Fusion, fused, nearest_to_any
 from o1_retriever.storage.graph import Graph, check_where
+from o1_retriever.storage.lexicon import LexiconKeeper
 from o1_retriever.storage.ranking import nearest
 from o1_retriever.storage.rows import Session, State
 from o1_retriever.storage.store import Store
@@ -63,6 +65,7 @@ class Index:
         self.collection = collection
         self._embedder = embedder
         self._store = Store(self.path / collection, collection)
+        self._lexicon = LexiconKeeper(self.path / collection)
         if not self._store.ledger.exists():
             self._store.check_vacant()
             if embedder is None or not create:
@@ -145,8 +148,7 @@ class Index:
 
         Raises `InputError` for vectors or a filter that cannot be used.
         """
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise SettingsError(f"k is {k!r}; expected a whole number from 1.")
+        check_count("k", k)
         check_where(where)
 
         def work(session: Session, graph: Graph) -> list[list[Hit]]:
@@ -154,6 +156,42 @@ class Index:
             rankings = nearest(session, graph, queries, int(k), where)
             rows = session.rows(list({identity for ranking in rankings for identity, _ in ranking}))
             return [hits(ranking, rows) for ranking in rankings]
+
+        return self._store.read(work)
+
+    def search_groups(
+        self,
+        groups: Sequence[ArrayLike],
+        *,
+        k: int = 10,
+        where: dict[str, Any] | None = None,
+        texts: Sequence[str] | None = None,
+        depth: int = FUSION_DEPTH,
+    ) -> list[list[Hit]]:
+        """The `k` documents nearest to any vector of each group, best first: the score is the best cosine.
+
+        A group has the shape (n, dimension). With `texts`, one per group, the ranking is fused by reciprocal
+        ranks with that of BM25 over the text. The first `depth` documents of each ranking take part (`k` if
+        that is more), all of an index that has no more. BM25's index is made at the first such search after
+        a change and kept beside the documents; `MissingExtraError` when bm25s is not installed.
+        """
+        check_count("k", k)
+        check_count("depth", depth)
+        check_where(where)
+        if texts is not None and len(texts) != len(groups):
+            raise InputError(f"Found {len(texts)} texts for {len(groups)} groups; expected one for each.")
+
+        def work(session: Session, graph: Graph) -> list[list[Hit]]:
+            dimension = int(session.state().space["dimension"])
+            queries = [check_group(group, dimension) for group in groups]
+            if texts is None:
+                near = nearest_to_any(session, graph, queries, int(k), where)
+                rows = session.rows(list({identity for ranking in near for identity, _ in ranking}))
+                return [hits(ranking, rows) for ranking in near]
+            fusion = Fusion(lexicon=self._lexicon.current(session), texts=texts, depth=depth)
+            found = fused(session, graph, queries, int(k), where, fusion)
+            rows = session.rows(list({one.id for ranking in found for one in ranking}))
+            return [fused_hits(ranking, rows) for ranking in found]
 
         return self._store.read(work)
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Unpack
 
 import numpy as np
 
-from o1_retriever.errors import FingerprintError, SettingsError
-from o1_retriever.hit import Hit
+from o1_retriever.adaptive import LOOKED_AT, Decision
+from o1_retriever.errors import FingerprintError
+from o1_retriever.hit import Hit, check_count
 from o1_retriever.index import Index
 from o1_retriever.inputs import check_text, check_texts
+from o1_retriever.lexical import Bm25, lexical_query
+from o1_retriever.search_settings import SearchOptions, SearchSettings, Thinking
 from o1_retriever.space import VectorSpace
 from o1_retriever.storage.graph import check_where
-from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings
+from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings
 
-__all__ = ["Hit", "QueryEmbedder", "Retriever", "SearchResult", "thought_record"]
+__all__ = ["Hit", "QueryEmbedder", "Retriever", "SearchResult", "SearchSettings", "thought_record"]
 
 
 class QueryEmbedder(Protocol):
@@ -44,12 +47,15 @@ class SearchResult:
     """What a question found, best hit first, and what was thought on the way. Iterating it gives the hits.
 
     `search_ms` are the wall-clock milliseconds of the index, divided by the questions of one call; those of
-    thinking and embedding are in `embedding.timings`.
+    thinking and embedding are in `embedding.timings`. `how` are the settings of the search and `decision`
+    says whether the question was to be thought about and why; `embedding.thought_about` whether it was.
     """
 
     embedding: QueryEmbedding
     hits: tuple[Hit, ...]
     search_ms: float = 0.0
+    how: SearchSettings = field(default_factory=SearchSettings)
+    decision: Decision = field(default_factory=lambda: Decision(think=True, reason="thinking='always'"))
 
     @property
     def query(self) -> str:
@@ -89,18 +95,25 @@ class SearchResult:
                 "embed_ms": round(timings.embed_ms, 3),
                 "search_ms": round(self.search_ms, 3),
             },
-            "hits": [
-                {
-                    "rank": hit.rank,
-                    "score": hit.score,
-                    "id": hit.id,
-                    "source": hit.source,
-                    "text": hit.text,
-                    "metadata": dict(hit.metadata),
-                }
-                for hit in self.hits
-            ],
+            "search": {"hybrid": self.how.hybrid, "pooling": self.how.pooling, **self.decision.to_dict()},
+            "hits": [_hit_record(hit) for hit in self.hits],
         }
+
+
+def _hit_record(hit: Hit) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "rank": hit.rank,
+        "score": hit.score,
+        "id": hit.id,
+        "source": hit.source,
+        "text": hit.text,
+        "metadata": dict(hit.metadata),
+    }
+    if hit.fused_score is not None:
+        record["fused_score"] = hit.fused_score
+        record["dense_rank"] = hit.dense_rank
+        record["lexical_rank"] = hit.lexical_rank
+    return record
 
 
 def thought_record(thought: Thought) -> dict[str, Any]:
@@ -117,10 +130,13 @@ def thought_record(thought: Thought) -> dict[str, Any]:
 class Retriever:
     """Answers questions from an index: thinks about each, embeds it with its thoughts, finds the nearest.
 
-    The index must be of the embedder's own document space; `FingerprintError` otherwise.
+    `options` are the fields of `SearchSettings`: `hybrid=True` fuses with BM25, `pooling="best"` searches for
+    each thought, `thinking="auto"` thinks only where the query alone does not find something clear. Every
+    search may pass others. The index must be of the embedder's own document space; `FingerprintError`
+    otherwise.
     """
 
-    def __init__(self, embedder: QueryEmbedder, index: Index) -> None:
+    def __init__(self, embedder: QueryEmbedder, index: Index, **options: Unpack[SearchOptions]) -> None:
         found, expected = index.info().space, embedder.space
         if found != expected:
             raise FingerprintError(
@@ -130,6 +146,7 @@ class Retriever:
             )
         self.embedder = embedder
         self.index = index
+        self.search_settings = SearchSettings().with_changes(**options)
 
     def search(
         self,
@@ -138,10 +155,11 @@ class Retriever:
         k: int = 10,
         where: dict[str, Any] | None = None,
         settings: ThoughtSettings | None = None,
+        **options: Unpack[SearchOptions],
     ) -> SearchResult:
-        """The `k` passages nearest to one question. `where` and the errors are those of `search_many`."""
+        """The `k` passages nearest to one question. All else is as in `search_many`."""
         check_text(query, what="query")
-        return self.search_many([query], k=k, where=where, settings=settings)[0]
+        return self.search_many([query], k=k, where=where, settings=settings, **options)[0]
 
     def search_many(
         self,
@@ -151,27 +169,115 @@ class Retriever:
         where: dict[str, Any] | None = None,
         settings: ThoughtSettings | None = None,
         show_progress_bar: bool | None = None,
+        **options: Unpack[SearchOptions],
     ) -> list[SearchResult]:
         """The `k` passages nearest to each question, in the order of the questions.
 
         They are thought about together and looked up together. `where` filters by metadata as in
-        `Index.search`; `settings` None takes the embedder's own. Everything is checked before any model
-        runs: `InputError` with the position of a question that cannot be used or for a filter,
-        `SettingsError` for `k`.
+        `Index.search`; `settings` None takes the embedder's own; `options` are those of the class, for this
+        search. Where `settings` say `mode="never"` and no `thinking` is passed here, nothing is thought.
+        Everything is checked before any model runs: `InputError` with the position of a question that cannot
+        be used or for a filter, `SettingsError` for `k` and options, `MissingExtraError` without bm25s.
         """
         texts = check_texts(queries, what="query")
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise SettingsError(f"k is {k!r}; expected a whole number from 1.")
+        check_count("k", k)
         check_where(where)
+        how = self.search_settings.with_changes(**options)
+        if "thinking" not in options and settings is not None and not settings.thinks:
+            how = how.with_changes(thinking=None)
+        if how.hybrid:
+            Bm25.identity()  # says which extra is missing
         if not texts:
             return []
-        embeddings = self.embedder.embed_queries(
-            texts, settings=settings, show_progress_bar=show_progress_bar
-        )
-        started = time.perf_counter()
-        found = self.index.search(np.stack([item.vector for item in embeddings]), k=k, where=where)
-        search_ms = (time.perf_counter() - started) * 1000 / len(texts)
+        search = _Search(retriever=self, how=how, k=k, where=where, settings=settings, show=show_progress_bar)
+        return search.adaptive(texts) if how.thinking == "auto" else search.plain(texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """One call of a retriever."""
+
+    retriever: Retriever
+    how: SearchSettings
+    k: int
+    where: dict[str, Any] | None
+    settings: ThoughtSettings | None
+    show: bool | None
+
+    def plain(self, texts: Sequence[str]) -> list[SearchResult]:
+        """Think about all of them, or about none."""
+        embeddings = self._embedded(texts, self.how.thinking)
+        found, milliseconds = self._found(embeddings)
         return [
-            SearchResult(embedding=embedding, hits=tuple(hits), search_ms=search_ms)
+            self._result(embedding, hits, milliseconds, self._decided(embedding))
             for embedding, hits in zip(embeddings, found, strict=True)
         ]
+
+    def adaptive(self, texts: Sequence[str]) -> list[SearchResult]:
+        """Look at the fast ranking of all of them first, and think where the gate says so."""
+        unique = list(dict.fromkeys(texts))
+        fast = self._embedded(unique, "never")
+        started = time.perf_counter()
+        first = self.retriever.index.search(
+            np.stack([item.vector for item in fast]), k=max(self.k, LOOKED_AT), where=self.where
+        )
+        first_ms = _share_ms(started, unique)
+        decisions = [self.how.gate.decide([hit.score for hit in hits]) for hits in first]
+        results: dict[str, SearchResult] = {}
+        for think in (True, False):
+            places = [place for place, decision in enumerate(decisions) if decision.think == think]
+            if not places:
+                continue
+            chosen = [fast[place] for place in places]
+            if think:
+                embeddings = self._embedded([unique[place] for place in places], "always")
+                chosen = [_with_fast(one, before) for one, before in zip(embeddings, chosen, strict=True)]
+            again = think or self.how.hybrid
+            found, spent = self._found(chosen) if again else ([first[at][: self.k] for at in places], 0.0)
+            for place, embedding, hits in zip(places, chosen, found, strict=True):
+                results[unique[place]] = self._result(embedding, hits, first_ms + spent, decisions[place])
+        return [results[text] for text in texts]
+
+    def _embedded(self, texts: Sequence[str], thinking: Thinking | None) -> list[QueryEmbedding]:
+        embedder = self.retriever.embedder
+        settings = self.settings
+        if thinking is not None:
+            base = settings or getattr(embedder, "settings", None) or ThoughtSettings()
+            settings = base.with_changes(mode=thinking)
+        show = False if thinking == "never" and self.how.thinking == "auto" else self.show
+        return embedder.embed_queries(texts, settings=settings, show_progress_bar=show)
+
+    def _found(self, embeddings: Sequence[QueryEmbedding]) -> tuple[list[list[Hit]], float]:
+        """The hits of each, and the milliseconds for each."""
+        started = time.perf_counter()
+        how = self.how
+        groups = [item.vectors if how.pooling == "best" else item.vector[None] for item in embeddings]
+        texts = [lexical_query(item.query, item.thoughts) for item in embeddings] if how.hybrid else None
+        found = self.retriever.index.search_groups(
+            groups, k=self.k, where=self.where, texts=texts, depth=how.depth
+        )
+        return found, _share_ms(started, embeddings)
+
+    def _decided(self, embedding: QueryEmbedding) -> Decision:
+        if self.how.thinking is not None:
+            return Decision(think=self.how.thinking == "always", reason=f"thinking={self.how.thinking!r}")
+        mode = "always" if embedding.thoughts else "never"
+        return Decision(think=bool(embedding.thoughts), reason=f"the thought settings say {mode!r}")
+
+    def _result(
+        self, embedding: QueryEmbedding, hits: Sequence[Hit], search_ms: float, decision: Decision
+    ) -> SearchResult:
+        return SearchResult(
+            embedding=embedding, hits=tuple(hits), search_ms=search_ms, how=self.how, decision=decision
+        )
+
+
+def _share_ms(started: float, questions: Sequence[object]) -> float:
+    return (time.perf_counter() - started) * 1000 / len(questions)
+
+
+def _with_fast(embedding: QueryEmbedding, fast: QueryEmbedding) -> QueryEmbedding:
+    """The embedding with the milliseconds that embedding the query alone took before."""
+    timings = embedding.timings
+    spent = Timings(think_ms=timings.think_ms, embed_ms=timings.embed_ms + fast.timings.total_ms)
+    return replace(embedding, timings=spent)

@@ -92,7 +92,8 @@ class Graph:
         """Make sure that what this process sees is that generation. Raises `DamagedGraphError`."""
         number = state.graph
         with self._lock:
-            if self._opened == (number, state.generation):
+            # A writer that died may have changed the ledger of a generation that is open here.
+            if not state.dirty and self._opened == (number, state.generation):
                 return
             self._close()
             if state.dirty:

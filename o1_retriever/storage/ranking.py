@@ -7,7 +7,7 @@ found are looked up in the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def exact(pages: Iterable[tuple[list[str], Vector]], vectors: Vector, k: int) ->
             # All that can be among the first k, equal ones included.
             least = np.partition(row, -k)[-k] - _EQUAL if k < len(row) else -2.0
             best = [(ids[at], float(row[at])) for at in np.flatnonzero(row >= least)]
-            rankings[place] = _sorted([*rankings[place], *best])[:k]
+            rankings[place] = by_score([*rankings[place], *best])[:k]
     return rankings
 
 
@@ -71,10 +71,20 @@ def _with_copies(session: Session, graph: Graph, found: Ranking, k: int, where: 
     if unseen and where is not None:
         allowed = set(graph.matching(where, ids=list(unseen)))
         unseen = {copy: score for copy, score in unseen.items() if copy in allowed}
-    return _sorted([*found, *unseen.items()])[:k]
+    return by_score([*found, *unseen.items()])[:k]
 
 
-def _sorted(ranking: Ranking) -> Ranking:
+def cosines(session: Session, ids: Sequence[str], vectors: Vector) -> dict[str, float]:
+    """The best cosine of each of these documents with any of the vectors."""
+    found = session.vectors(ids)
+    if not found:
+        return {}
+    best = (_unit(vectors) @ _unit(np.stack(list(found.values()))).T).max(axis=0)
+    return dict(zip(found, np.clip(best, -1.0, 1.0).tolist(), strict=True))
+
+
+def by_score(ranking: Iterable[tuple[str, float]]) -> Ranking:
+    """Best first; equal scores (to `_DIGITS`) by id."""
     best_first = sorted(ranking, key=lambda item: (-_shown(item[1]), item[0]))
     return [(identity, min(1.0, max(-1.0, score))) for identity, score in best_first]
 

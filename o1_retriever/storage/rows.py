@@ -234,6 +234,11 @@ class Session:
         """All ids in the order of their addition."""
         return [row[0] for row in self._connection.execute("SELECT id FROM documents ORDER BY number")]
 
+    def texts(self) -> tuple[list[str], list[str]]:
+        """All ids in ascending order, and the text of each."""
+        found = self._connection.execute("SELECT id, text FROM documents ORDER BY id").fetchall()
+        return [identity for identity, _ in found], [text for _, text in found]
+
     def in_order(self, ids: Sequence[str]) -> list[str]:
         """Those of the ids that are there, in the order of their addition."""
         found = [

@@ -1,0 +1,82 @@
+"""BM25 over texts, and what it reads of a query and its thoughts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from o1_retriever.extras import require
+from o1_retriever.thought import Thought, Vector
+
+# How often the query is read before its thoughts, so that they do not drown it.
+QUERY_REPEATS = 3
+_SETTINGS: dict[str, Any] = {"method": "lucene", "k1": 1.5, "b": 0.75}
+_LANGUAGE = "english"
+
+
+def lexical_query(query: str, thoughts: Iterable[Thought] = ()) -> str:
+    """What BM25 reads: the query three times and each thought once; the query alone where there is none."""
+    said = [thought.text for thought in thoughts if thought.text.strip()]
+    return " ".join([query] * QUERY_REPEATS + said) if said else query
+
+
+class Bm25:
+    """Scores texts by the words they share with a query: bm25s, Lucene's variant, k1 1.5, b 0.75.
+
+    English stop words are left out and words are reduced to their stems (Snowball). Raises
+    `MissingExtraError` when bm25s or PyStemmer is not installed.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._count = len(texts)
+        tokens = _tokens(texts, ids=True)
+        self._index = _package().BM25(**_SETTINGS) if tokens.vocab else None
+        if self._index is not None:
+            self._index.index(tokens, show_progress=False)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def scores(self, text: str) -> Vector:
+        """BM25 of every text, float32, 0 without a common word; a repeated word counts as often."""
+        words = _tokens([text], ids=False)[0]
+        if self._index is None or not words:
+            return np.zeros(self._count, np.float32)
+        return np.asarray(self._index.get_scores(words), dtype=np.float32)
+
+    @staticmethod
+    def identity() -> dict[str, Any]:
+        """What decides about the scores, the versions of the packages included."""
+        stemmer = require("Stemmer", extra="index", purpose="BM25")
+        versions = {"bm25s": _package().__version__, "snowball": stemmer.version()}
+        return {**_SETTINGS, "language": _LANGUAGE, **versions}
+
+    def save(self, folder: Path) -> None:
+        """Write the index into a folder, in bm25s' own format; nothing for texts without any word."""
+        if self._index is not None:
+            self._index.save(str(folder), show_progress=False)
+
+    @classmethod
+    def load(cls, folder: Path, count: int) -> Bm25:
+        """Read what `save` has written about `count` texts. Raises whatever reading damaged files raises."""
+        found = cls.__new__(cls)
+        found._count = count
+        has_words = any(folder.glob("*.npy"))
+        found._index = _package().BM25.load(str(folder), show_progress=False) if has_words else None
+        if found._index is not None and found._index.scores["num_docs"] != count:
+            raise ValueError(f"{folder} is about {found._index.scores['num_docs']} texts; expected {count}")
+        return found
+
+
+def _package() -> Any:
+    return require("bm25s", extra="index", purpose="BM25")
+
+
+def _tokens(texts: Sequence[str], *, ids: bool) -> Any:
+    stemmer = require("Stemmer", extra="index", purpose="BM25").Stemmer(_LANGUAGE)
+    return _package().tokenize(
+        list(texts), stopwords="en", stemmer=stemmer, return_ids=ids, show_progress=False
+    )

@@ -1,0 +1,140 @@
+"""The words of an index's documents, for BM25: made from the ledger when first needed, and kept beside it.
+
+What is kept belongs to one generation. It is read and made while the ledger's lock is held, so that no
+document can come or go meanwhile; it appears under its name only when it is whole. Whoever finds none of its
+generation, or a damaged one, makes it again from the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from o1_retriever.lexical import Bm25
+from o1_retriever.storage.rows import Session, State
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_IDS, _MANIFEST = "ids.json", "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lexicon:
+    """BM25 over the documents of one generation. `ids` are in ascending order, the order of equal scores."""
+
+    ids: list[str]
+    bm25: Bm25
+
+    def places(self, ids: Iterable[str]) -> NDArray[np.int64]:
+        """Where those documents stand among `ids`."""
+        wanted = set(ids)
+        return np.array([place for place, name in enumerate(self.ids) if name in wanted], dtype=np.int64)
+
+    def best(self, text: str, depth: int, among: NDArray[np.int64] | None = None) -> list[str]:
+        """The ids of the `depth` best that share a word with the text; `among` are the places allowed."""
+        scores = self.bm25.scores(text)
+        found = np.flatnonzero(scores > 0) if among is None else among[scores[among] > 0]
+        if len(found) > depth:
+            # All that equal the last one stay, so that the cut falls in the order of ids.
+            least = np.partition(scores[found], len(found) - depth)[len(found) - depth]
+            found = found[scores[found] >= least]
+        order = np.lexsort((found, -scores[found]))[:depth]
+        return [self.ids[place] for place in found[order]]
+
+
+class LexiconKeeper:
+    """Hands out the lexicon of the generation that is current; safe for several threads and processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._known: tuple[tuple[int, int], Lexicon] | None = None
+
+    def current(self, session: Session) -> Lexicon:
+        """The lexicon of what is in the ledger now. The lock must be held, and the state must be clean."""
+        state, count = session.state(), session.count()
+        key = state.graph, state.generation
+        with self._lock:
+            if self._known is None or self._known[0] != key:
+                found = self._load(state, count)
+                self._known = key, self._make(session, state) if found is None else found
+            return self._known[1]
+
+    def _path(self, state: State) -> Path:
+        return self._folder / f"bm25-{state.graph}-{state.generation}"
+
+    def _load(self, state: State, count: int) -> Lexicon | None:
+        path = self._path(state)
+        if not path.is_dir():
+            return None
+        try:
+            if json.loads((path / _MANIFEST).read_text(encoding="utf-8")) != _manifest(path, count):
+                raise ValueError("files have been changed, or another version wrote them")
+            ids = json.loads((path / _IDS).read_text(encoding="utf-8"))
+            return Lexicon(ids, Bm25.load(path, count))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("Making the word index of %s anew: %s.", self._folder, error)
+            shutil.rmtree(path, ignore_errors=True)
+            return None
+
+    def _make(self, session: Session, state: State) -> Lexicon:
+        ids, texts = session.texts()
+        lexicon = Lexicon(ids, Bm25(texts))
+        try:
+            self._keep(lexicon, state)
+        except OSError as error:
+            logger.warning("The word index of %s cannot be kept, only used: %s.", self._folder, error)
+        return lexicon
+
+    def _keep(self, lexicon: Lexicon, state: State) -> None:
+        path = self._path(state)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.new")
+        try:
+            fresh.mkdir()
+            lexicon.bm25.save(fresh)
+            (fresh / _IDS).write_text(json.dumps(lexicon.ids), encoding="utf-8")
+            manifest = json.dumps(_manifest(fresh, len(lexicon.ids)))
+            (fresh / _MANIFEST).write_text(manifest, encoding="utf-8")
+            for file in fresh.iterdir():
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
+            # Another process may have been first; what it made is the same.
+            with contextlib.suppress(FileExistsError):
+                _rename(fresh, path)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        for old in self._folder.glob("bm25-*"):
+            # Nobody reads or makes those of another generation: they would hold the lock.
+            if old.name.split(".")[0] != path.name:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _rename(folder: Path, path: Path) -> None:
+    try:
+        folder.rename(path)
+    except OSError as error:
+        if path.is_dir():
+            raise FileExistsError(str(path)) from error
+        raise
+
+
+def _manifest(folder: Path, count: int) -> dict[str, Any]:
+    digests = {
+        file.name: hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+        for file in sorted(folder.iterdir())
+        if file.name != _MANIFEST
+    }
+    return {"format": _FORMAT, "count": count, **Bm25.identity(), "files": digests}
