@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from langchain_core.callbacks import (
-    AsyncCallbackManagerForRetrieverRun,
-    CallbackManagerForRetrieverRun,
-    adispatch_custom_event,
-    dispatch_custom_event,
-)
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import run_in_executor
@@ -20,14 +15,14 @@ from pydantic import Field, field_validator, model_validator
 
 from langchain_o1_retriever.embeddings import O1Embeddings
 from langchain_o1_retriever.stores import Request, ScoredDocument, StoreSearch
+from langchain_o1_retriever.tracing import athinking, records, thinking
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.inputs import check_text
-from o1_retriever.retriever import Retriever, SearchResult, thought_record
+from o1_retriever.retriever import Retriever, SearchResult
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings
 
-THOUGHTS_EVENT = "o1_retriever_thoughts"
-"""Name of the custom event that shows callbacks, and `astream_events`, what was thought."""
+_PER_CALL = ("k", "score_threshold", "filter", "settings", "pooling")
 
 
 class O1Retriever(BaseRetriever):
@@ -40,10 +35,11 @@ class O1Retriever(BaseRetriever):
     Each document's metadata gains `thoughts`, a list of dicts with `text`, `finish`, `error`, `tokens` and
     `cached` (a thought that could not be had has `finish="failed"` and its reason), and `relevance_score`
     (cosine for our index, the store's relevance for a store, absent when it gives none). Callbacks receive
-    the thoughts as the custom event `THOUGHTS_EVENT` too, even when nothing is found.
+    the thoughts as the custom event `THOUGHTS_EVENT` too, even when nothing is found, and tracers such as
+    LangSmith show the thinking as a run `think` of its own.
 
-    `k`, `score_threshold`, `filter` and `settings` may also be passed to `invoke`; what else is passed
-    there goes with `search_kwargs` to the store's search by vector, or to `Retriever.search`.
+    `k`, `score_threshold`, `filter`, `settings` and `pooling` may also be passed to `invoke`; what else is
+    passed there goes with `search_kwargs` to the store's search by vector, or to `Retriever.search`.
     """
 
     retriever: Retriever | None = None
@@ -66,6 +62,11 @@ class O1Retriever(BaseRetriever):
 
     settings: ThoughtSettings | None = None
     """How to think; None: as the embedder does by itself."""
+
+    pooling: Literal["mean", "best"] | None = None
+    """"mean" searches with the mean of the thoughts, "best" with each: a document's score is its best.
+
+    None: the mean for a store, for our index what its `retriever` is set to."""
 
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
     """What else the store, or `Retriever.search`, is passed."""
@@ -98,7 +99,7 @@ class O1Retriever(BaseRetriever):
         return embeddings
 
     def _request(self, changes: dict[str, Any]) -> Request:
-        own = {name: getattr(self, name) for name in ("k", "score_threshold", "filter", "settings")}
+        own = {name: getattr(self, name) for name in _PER_CALL}
         every = {**own, **self.search_kwargs, **changes}
         known = {name: every.pop(name) for name in own}
         return Request(**known, extra=every)
@@ -107,37 +108,39 @@ class O1Retriever(BaseRetriever):
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
         request = self._request(kwargs)
-        config = {"callbacks": run_manager.get_child()}
         if self.vectorstore is None:
-            result = self._search_index(query, request)
-            dispatch_custom_event(THOUGHTS_EVENT, _event(result.embedding), config=config)  # type: ignore[arg-type]
+            with thinking(run_manager, query) as tell:
+                result = self._search_index(query, request)
+                tell(result.embedding)
             return _documents(result.embedding, request.kept(_scored(result)))
-        embeddings = self._thinking_embeddings(self.vectorstore)
-        embedding = embeddings.think(query, settings=request.settings)
-        dispatch_custom_event(THOUGHTS_EVENT, _event(embedding), config=config)  # type: ignore[arg-type]
+        with thinking(run_manager, query) as tell:
+            embedding = self._thinking_embeddings(self.vectorstore).think(query, settings=request.settings)
+            tell(embedding)
         search = StoreSearch(self.vectorstore, self.relevance_score_fn)
-        return _documents(embedding, search.search(embedding.vector, request))
+        return _documents(embedding, search.search(request.vectors(embedding), request))
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
         request = self._request(kwargs)
-        config = {"callbacks": run_manager.get_child()}
         if self.vectorstore is None:
-            result = await run_in_executor(None, self._search_index, query, request)
-            await adispatch_custom_event(THOUGHTS_EVENT, _event(result.embedding), config=config)  # type: ignore[arg-type]
+            async with athinking(run_manager, query) as tell:
+                result = await run_in_executor(None, self._search_index, query, request)
+                tell(result.embedding)
             return _documents(result.embedding, request.kept(_scored(result)))
-        embeddings = self._thinking_embeddings(self.vectorstore)
-        embedding = await embeddings.athink(query, settings=request.settings)
-        await adispatch_custom_event(THOUGHTS_EVENT, _event(embedding), config=config)  # type: ignore[arg-type]
+        async with athinking(run_manager, query) as tell:
+            embeddings = self._thinking_embeddings(self.vectorstore)
+            embedding = await embeddings.athink(query, settings=request.settings)
+            tell(embedding)
         search = StoreSearch(self.vectorstore, self.relevance_score_fn)
-        return _documents(embedding, await search.asearch(embedding.vector, request))
+        return _documents(embedding, await search.asearch(request.vectors(embedding), request))
 
     def _search_index(self, query: str, request: Request) -> SearchResult:
         assert self.retriever is not None
         check_text(query, what="query")
+        pooling = {} if request.pooling is None else {"pooling": request.pooling}
         return self.retriever.search(
-            query, k=request.k, where=request.filter, settings=request.settings, **request.extra
+            query, k=request.k, where=request.filter, settings=request.settings, **pooling, **request.extra
         )
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
@@ -163,7 +166,7 @@ def _scored(result: SearchResult) -> list[ScoredDocument]:
 
 def _documents(embedding: QueryEmbedding, found: Sequence[ScoredDocument]) -> list[Document]:
     """The documents with what we know about them; copies, as a store may hand out its own objects."""
-    thoughts = _records(embedding)
+    thoughts = records(embedding)
     return [
         document.model_copy(
             update={
@@ -176,17 +179,3 @@ def _documents(embedding: QueryEmbedding, found: Sequence[ScoredDocument]) -> li
         )
         for document, score in found
     ]
-
-
-def _records(embedding: QueryEmbedding) -> list[dict[str, Any]]:
-    return [thought_record(thought) for thought in embedding.thoughts]
-
-
-def _event(embedding: QueryEmbedding) -> dict[str, Any]:
-    timings = embedding.timings
-    return {
-        "query": embedding.query,
-        "thoughts": _records(embedding),
-        "think_ms": round(timings.think_ms, 3),
-        "embed_ms": round(timings.embed_ms, 3),
-    }

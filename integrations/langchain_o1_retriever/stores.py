@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.documents import Document
 from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore
 
 from o1_retriever.errors import SettingsError
-from o1_retriever.thought import ThoughtSettings, Vector
+from o1_retriever.fusion import best_of
+from o1_retriever.thought import QueryEmbedding, ThoughtSettings, Vector
 
 ScoredDocument = tuple[Document, float | None]
 
@@ -32,14 +34,21 @@ class Request:
     score_threshold: float | None = None
     filter: Any = None
     settings: ThoughtSettings | None = None
+    pooling: Literal["mean", "best"] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.pooling not in (None, "mean", "best"):
+            raise SettingsError(f"pooling is {self.pooling!r}; expected 'mean' or 'best'.")
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise SettingsError(f"k is {self.k!r}; expected a whole number from 1.")
         threshold = self.score_threshold
         if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
             raise SettingsError(f"score_threshold is {threshold!r}; expected a number or None.")
+
+    def vectors(self, embedding: QueryEmbedding) -> Vector:
+        """What a store is searched with, (n, dimension): the mean of the thoughts, or each of them."""
+        return embedding.vectors if self.pooling == "best" else embedding.vector[None]
 
     def kept(self, found: list[ScoredDocument]) -> list[ScoredDocument]:
         """Those that reach the threshold."""
@@ -60,21 +69,35 @@ class StoreSearch:
         self._store = store
         self._score_fn = score_fn
 
-    def search(self, vector: Vector, request: Request) -> list[ScoredDocument]:
-        """The documents nearest to `vector`, best first; scores are None when the store gives none."""
-        name = self._method(request)
-        found = getattr(self._store, name)(vector.tolist(), **_arguments(request))
-        return request.kept(self._scored(name, found))
+    def search(self, vectors: Vector, request: Request) -> list[ScoredDocument]:
+        """The documents nearest to any of the vectors (n, dimension), best first.
 
-    async def asearch(self, vector: Vector, request: Request) -> list[ScoredDocument]:
+        A document's score is its best; scores are None when the store gives none, and several vectors then
+        raise `SettingsError`.
+        """
+        name = self._method(request, several=len(vectors) > 1)
+        method = getattr(self._store, name)
+        found = [method(vector.tolist(), **_arguments(request)) for vector in vectors]
+        return self._merged(name, found, request)
+
+    async def asearch(self, vectors: Vector, request: Request) -> list[ScoredDocument]:
         """The same without blocking: by the store's own async method, or else in a thread."""
-        name = self._method(request)
-        if self._has(f"a{name}"):
-            found = await getattr(self._store, f"a{name}")(vector.tolist(), **_arguments(request))
-            return request.kept(self._scored(name, found))
-        return await run_in_executor(None, self.search, vector, request)
+        name = self._method(request, several=len(vectors) > 1)
+        if not self._has(f"a{name}"):
+            return await run_in_executor(None, self.search, vectors, request)
+        method = getattr(self._store, f"a{name}")
+        found = await asyncio.gather(*(method(vector.tolist(), **_arguments(request)) for vector in vectors))
+        return self._merged(name, found, request)
 
-    def _method(self, request: Request) -> str:
+    def _merged(self, name: str, found: list[list[Any]], request: Request) -> list[ScoredDocument]:
+        rankings = [self._scored(name, one) for one in found]
+        if len(rankings) == 1:
+            return request.kept(rankings[0])
+        documents = {_key(document): document for ranking in rankings for document, _ in ranking}
+        scores = [[(_key(document), score or 0.0) for document, score in ranking] for ranking in rankings]
+        return request.kept([(documents[key], score) for key, score in best_of(scores, request.k)])
+
+    def _method(self, request: Request, *, several: bool) -> str:
         name = next((each for each in (*_WITH_SCORES, _WITHOUT) if self._has(each)), None)
         kind = type(self._store).__name__
         if name is None:
@@ -85,6 +108,11 @@ class StoreSearch:
         if name == _WITHOUT and request.score_threshold is not None:
             raise SettingsError(
                 f"{kind} gives no scores for a search by vector; a score_threshold cannot be applied."
+            )
+        if name == _WITHOUT and several:
+            raise SettingsError(
+                f"{kind} gives no scores for a search by vector; which thought is best cannot be told.",
+                hint="Use pooling='mean'.",
             )
         return name
 
@@ -104,6 +132,13 @@ class StoreSearch:
             return self._store._select_relevance_score_fn()
         except NotImplementedError:
             return float
+
+
+def _key(document: Document) -> Hashable:
+    """What makes two documents of one store the same: the id, or all of it where the store gives none."""
+    if document.id is not None:
+        return document.id
+    return document.page_content, repr(sorted(document.metadata.items(), key=repr))
 
 
 def _arguments(request: Request) -> dict[str, Any]:

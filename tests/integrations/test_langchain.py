@@ -1,4 +1,4 @@
-"""What LangChain's own suites do not ask: thoughts, scores, filters, callbacks, agents, threads."""
+"""What LangChain's own suites do not ask: thoughts, scores, filters, settings, threads."""
 
 from __future__ import annotations
 
@@ -10,20 +10,14 @@ import pytest
 
 pytest.importorskip("langchain_core", reason="needs the extra `langchain`")
 
-from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
-from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
-from langchain_core.messages import AIMessage
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda, RunnablePassthrough
-from langchain_core.tools import create_retriever_tool
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from langchain_o1_retriever import THOUGHTS_EVENT, O1Embeddings, O1Retriever
+from langchain_o1_retriever import O1Embeddings, O1Retriever
 from o1_retriever import Retriever, ThoughtSettings
 from o1_retriever.errors import InputError, SettingsError
 from tests.support.adapters import (
+    FAST,
     METADATA,
     QUERY,
     TEXTS,
@@ -33,32 +27,12 @@ from tests.support.adapters import (
     beats_during,
     small_embedder,
 )
-
-FAST = ThoughtSettings(mode="never")
-
-
-def in_memory(embeddings: O1Embeddings) -> InMemoryVectorStore:
-    store = InMemoryVectorStore(embeddings)
-    store.add_documents(
-        [Document(id=name, page_content=text, metadata=METADATA[name]) for name, text in TEXTS.items()]
-    )
-    return store
+from tests.support.langchain import ids, in_memory, over
 
 
 @pytest.fixture
-def store() -> InMemoryVectorStore:
-    return in_memory(O1Embeddings(small_embedder()))
-
-
-@pytest.fixture(params=["our index", "a store"])
-def both(request: pytest.FixtureRequest, small_retriever: Retriever, store: InMemoryVectorStore) -> Any:
-    """Makes a retriever over our index, or over a store with the same documents."""
-    over = {"retriever": small_retriever} if request.param == "our index" else {"vectorstore": store}
-    return lambda **options: O1Retriever(**over, **options)
-
-
-def ids(documents: list[Document]) -> list[str | None]:
-    return [document.id for document in documents]
+def both(ours: Retriever | None) -> Any:
+    return over(ours)
 
 
 def test_queries_are_thought_about_and_documents_are_not() -> None:
@@ -159,50 +133,6 @@ def test_a_stores_documents_are_not_changed(store: InMemoryVectorStore) -> None:
     assert store.get_by_ids(["vapour"])[0].metadata == METADATA["vapour"]
 
 
-class Listener(BaseCallbackHandler):
-    def __init__(self) -> None:
-        self.events: list[tuple[str, Any]] = []
-        self.started: dict[str, Any] = {}
-        self.ended: Any = None
-
-    def on_retriever_start(self, serialized: Any, query: str, *, metadata: Any, **_: Any) -> None:
-        self.started = metadata
-
-    def on_custom_event(self, name: str, data: Any, **_: Any) -> None:
-        self.events.append((name, data))
-
-    def on_retriever_end(self, documents: Any, **_: Any) -> None:
-        self.ended = documents
-
-
-def test_callbacks_see_thoughts_documents_and_langsmith_parameters(both: Any) -> None:
-    listener = Listener()
-    found = both(score_threshold=2.0).invoke(QUERY, {"callbacks": [listener]})
-    assert found == listener.ended == []
-    [(name, data)] = listener.events
-    assert (name, data["query"]) == (THOUGHTS_EVENT, QUERY)
-    assert [record["text"] for record in data["thoughts"]] == [THOUGHT, THOUGHT]
-    assert listener.started["ls_retriever_name"] == "o1"
-    assert listener.started["ls_embedding_provider"] == "o1-retriever"
-    assert listener.started["ls_embedding_model"] == small_embedder().space.fingerprint
-    assert listener.started["ls_vector_store_provider"] in ("o1-retriever", "InMemoryVectorStore")
-
-
-async def test_async_callbacks_and_event_streams_see_the_thoughts(both: Any) -> None:
-    class Async(AsyncCallbackHandler):
-        seen: Any = None
-
-        async def on_custom_event(self, name: str, data: Any, **_: Any) -> None:
-            self.seen = data
-
-    listener = Async()
-    await both().ainvoke(QUERY, {"callbacks": [listener]})
-    assert listener.seen["thoughts"][0]["text"] == THOUGHT
-    events = [event async for event in both().astream_events(QUERY, version="v2")]
-    custom = [event for event in events if event["event"] == "on_custom_event"]
-    assert custom[0]["data"]["thoughts"][0]["text"] == THOUGHT
-
-
 def test_a_thought_that_could_not_be_had_is_said_so(both: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         found = both(k=1).invoke("unthinkable moon")
@@ -210,34 +140,6 @@ def test_a_thought_that_could_not_be_had_is_said_so(both: Any, caplog: pytest.Lo
     assert {record["finish"] for record in found[0].metadata["thoughts"]} == {"failed"}
     assert found[0].metadata["thoughts"][0]["error"]
     assert "No thought could be had" in caplog.text
-
-
-def test_as_a_tool_of_an_agent(both: Any) -> None:
-    tool = create_retriever_tool(both(k=1), "search_home", "Searches household facts.")
-    assert tool.invoke({"query": QUERY}) == TEXTS["vapour"]
-    call = {"name": "search_home", "args": {"query": QUERY}, "id": "1", "type": "tool_call"}
-    assert tool.invoke(call).content == TEXTS["vapour"]
-
-
-def test_in_a_chain(both: Any) -> None:
-    prompt = ChatPromptTemplate.from_template("{context}\n\n{question}")
-    seen = []
-
-    def answer(messages: Any) -> AIMessage:
-        seen.append(messages.to_string())
-        return AIMessage("It is vapour.")
-
-    def join(documents: list[Document]) -> str:
-        return "\n".join(each.page_content for each in documents)
-
-    chain = (
-        {"context": both(k=1) | join, "question": RunnablePassthrough()}
-        | prompt
-        | RunnableLambda(answer)
-        | StrOutputParser()
-    )
-    assert chain.invoke(QUERY) == "It is vapour."
-    assert TEXTS["vapour"] in seen[0]
 
 
 def test_what_cannot_work_is_refused_when_it_is_made(

@@ -16,10 +16,7 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from langchain_o1_retriever import O1Embeddings, O1Retriever
 from o1_retriever.errors import SettingsError
 from tests.support.adapters import METADATA, QUERY, TEXTS, THOUGHT, small_embedder
-
-
-def ids(documents: list[Document]) -> list[str | None]:
-    return [document.id for document in documents]
+from tests.support.langchain import ids
 
 
 def test_over_chroma_with_filters_scores_and_another_dimension(tmp_path: Path) -> None:

@@ -15,15 +15,13 @@ from langchain_core.runnables import RunnableLambda
 
 from langchain_o1_retriever import ChatModelThinker
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
-from o1_retriever.endpoint import RequestPolicy
 from o1_retriever.errors import SettingsError
-from tests.support.adapters import QUERY, THOUGHT, bag_of_words
+from tests.support.adapters import PATIENCE, QUERY, THOUGHT, bag_of_words
 
 
 def thinking_with(model: Any, **options: Any) -> ThinkingEmbedder:
-    policy = RequestPolicy(retries=1, backoff=0.0, timeout=5, deadline=5)
     return ThinkingEmbedder.from_parts(
-        ChatModelThinker(model, policy=policy, **options), bag_of_words, settings=ThoughtSettings(k=2)
+        ChatModelThinker(model, policy=PATIENCE, **options), bag_of_words, settings=ThoughtSettings(k=2)
     )
 
 

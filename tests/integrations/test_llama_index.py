@@ -16,11 +16,10 @@ from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever, QueryFusionRetriever
-from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 
@@ -28,6 +27,7 @@ from llama_index_o1_retriever import O1Embedding, O1Retriever, O1ThoughtsEvent
 from o1_retriever import Retriever, ThoughtSettings
 from o1_retriever.errors import InputError, SettingsError
 from tests.support.adapters import (
+    FAST,
     METADATA,
     QUERY,
     TEXTS,
@@ -37,44 +37,12 @@ from tests.support.adapters import (
     beats_during,
     small_embedder,
 )
-
-FAST = ThoughtSettings(mode="never")
-
-
-def nodes() -> list[TextNode]:
-    # The metadata is not to be embedded with the text, so that both indexes hold the same vectors.
-    return [
-        TextNode(
-            id_=name,
-            text=text,
-            metadata=METADATA[name],
-            excluded_embed_metadata_keys=["topic", "page"],
-        )
-        for name, text in TEXTS.items()
-    ]
+from tests.support.llama_index import Events, ids, nodes, over, vector_index
 
 
-def vector_index(mind: Mind | None = None, **options: Any) -> VectorStoreIndex:
-    return VectorStoreIndex(nodes(), embed_model=O1Embedding(small_embedder(mind)), **options)
-
-
-@pytest.fixture(params=["our index", "a VectorStoreIndex"])
-def both(request: pytest.FixtureRequest, small_retriever: Retriever) -> Any:
-    """Makes a retriever over our index, or over a VectorStoreIndex with the same nodes."""
-    source = small_retriever if request.param == "our index" else vector_index()
-    return lambda **options: O1Retriever(source, **options)
-
-
-class Events(BaseEventHandler):
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: list[Any] = []
-
-    def handle(self, event: Any, **_: Any) -> None:
-        self._seen.append(event)
-
-    def named(self, name: str) -> list[Any]:
-        return [event for event in self._seen if event.class_name() == name]
+@pytest.fixture
+def both(ours: Retriever | None) -> Any:
+    return over(ours)
 
 
 @pytest.fixture
@@ -83,10 +51,6 @@ def events() -> Iterator[Events]:
     dispatcher.add_event_handler(handler)
     yield handler
     dispatcher.event_handlers.remove(handler)
-
-
-def ids(found: list[NodeWithScore]) -> list[str]:
-    return [each.node.node_id for each in found]
 
 
 def test_classes_are_where_llama_index_looks_for_them() -> None:

@@ -15,11 +15,8 @@ from llama_index.core.llms import MockLLM
 
 from llama_index_o1_retriever import LLMThinker
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
-from o1_retriever.endpoint import RequestPolicy
 from o1_retriever.errors import SettingsError
-from tests.support.adapters import QUERY, THOUGHT, bag_of_words
-
-POLICY = RequestPolicy(retries=1, backoff=0.0, timeout=5, deadline=5)
+from tests.support.adapters import PATIENCE, QUERY, THOUGHT, bag_of_words
 
 
 class Scripted(MockLLM):
@@ -74,15 +71,15 @@ def test_an_llm_of_llama_index_thinks_for_an_embedder() -> None:
 
 def test_failures_are_tried_again_and_recorded(caplog: pytest.LogCaptureFixture) -> None:
     settings = ThoughtSettings(k=1)
-    flaky = LLMThinker(scripted(ValueError("overloaded"), said(THOUGHT)), policy=POLICY)
+    flaky = LLMThinker(scripted(ValueError("overloaded"), said(THOUGHT)), policy=PATIENCE)
     assert flaky.think([QUERY], 1, settings=settings)[0][0].text == THOUGHT
-    broken = LLMThinker(scripted(RuntimeError("no"), RuntimeError("out of order")), policy=POLICY)
+    broken = LLMThinker(scripted(RuntimeError("no"), RuntimeError("out of order")), policy=PATIENCE)
     with caplog.at_level(logging.WARNING):
         [[thought]] = broken.think([QUERY], 1, settings=settings)
     assert thought.failed
     assert "the model failed (RuntimeError: out of order) (tried 2 times)" in str(thought.error)
     assert "LLMThinker('Scripted')" in caplog.text
-    empty = LLMThinker(scripted(said(None), said("")), policy=POLICY)
+    empty = LLMThinker(scripted(said(None), said("")), policy=PATIENCE)
     assert "reply is empty" in str(empty.think([QUERY], 1, settings=settings)[0][0].error)
 
 

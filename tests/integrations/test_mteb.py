@@ -17,11 +17,8 @@ from mteb.models import EncoderProtocol
 from mteb.types import PromptType
 
 from mteb_o1_retriever import O1Model
-from o1_retriever import ThoughtSettings
 from o1_retriever.errors import SettingsError
-from tests.support.adapters import QUERY, TEXTS, THOUGHT, Mind, bag_of_words, small_embedder
-
-FAST = ThoughtSettings(mode="never")
+from tests.support.adapters import FAST, QUERY, TEXTS, THOUGHT, Mind, bag_of_words, small_embedder
 
 
 class Everyday(AbsTaskRetrieval):

@@ -13,6 +13,7 @@ import numpy as np
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.encoders import CallableEncoder
+from o1_retriever.endpoint import RequestPolicy
 
 DIMENSION = 256
 QUERY = "Why does my bathroom mirror go blank?"
@@ -30,6 +31,9 @@ METADATA: dict[str, dict[str, Any]] = {
     "bread": {"topic": "home", "page": 3},
     "moon": {"topic": "physics", "page": 4},
 }
+FAST = ThoughtSettings(mode="never")
+# For models that fail on purpose: tried twice, without waiting.
+PATIENCE = RequestPolicy(retries=1, backoff=0.0, timeout=5, deadline=5)
 Result = TypeVar("Result")
 
 

@@ -65,15 +65,16 @@ class Base:
     def environment(self, folder: Path, extra: str) -> Iterator[Environment]:
         """A fresh environment with the wheel, and what one extra asks for ("": none); gone afterwards."""
         venv.create(folder / "env", with_pip=False)
-        python = folder / "env" / "bin" / "python"
         site = next((folder / "env" / "lib").glob("python*/site-packages"))
         # pip sees the shared layer as installed, and puts into the environment what is missing there.
         (site / "zz_base.pth").write_text(f"{self.site}\n")
-        environment = Environment(self, folder, python)
-        environment.install(f"{self.wheel}[{extra}]" if extra else str(self.wheel))
-        yield environment
-        # pytest keeps the folders of three runs, and these have a gigabyte each.
-        shutil.rmtree(folder / "env")
+        environment = Environment(self, folder, folder / "env" / "bin" / "python")
+        try:
+            environment.install(f"{self.wheel}[{extra}]" if extra else str(self.wheel))
+            yield environment
+        finally:
+            # pytest keeps the folders of three runs, and these have up to a gigabyte each.
+            shutil.rmtree(folder / "env")
 
     def install(self, python: Path, *names: str) -> None:
         """Install packages into an environment."""
