@@ -49,6 +49,12 @@ class SystemOptions:
         str,
         typer.Option("--thinking", help="Numbers of thoughts, such as never,1,3.", rich_help_panel="Systems"),
     ] = "never,1,3"
+    pooling: Annotated[
+        str,
+        typer.Option(
+            "--pooling", help="Over several thoughts: mean, best, or mean,best.", rich_help_panel="Systems"
+        ),
+    ] = "mean"
     hybrid: Annotated[
         bool, typer.Option("--hybrid", help="Also fused with BM25.", rich_help_panel="Systems")
     ] = False
@@ -123,11 +129,12 @@ def evaluate(
 
 
 def _plan(systems: SystemOptions, results: ResultOptions) -> Plan:
-    from o1_retriever.evaluation.plan import Plan, parse_dimensions, parse_thoughts
+    from o1_retriever.evaluation.plan import Plan, parse_dimensions, parse_pooling, parse_thoughts
 
     return Plan(
         thoughts=parse_thoughts(systems.thinking),
         dimensions=parse_dimensions(systems.dim),
+        pooling=parse_pooling(systems.pooling),
         hybrid=systems.hybrid,
         bm25=systems.bm25,
         hyde=systems.hyde,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Corpus
 from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.systems import Bm25Index, Dense, Hybrid, Hyde, Lexical, Scorer, System
+from o1_retriever.search_settings import Pooling
 from o1_retriever.thought import ThoughtSettings
 
 
@@ -21,6 +22,7 @@ class Plan:
 
     `thoughts` has 0 for the fast path. `dimensions` has None for all. `hybrid` fuses every dense system
     with BM25 that reads the same thoughts. `hyde` and `bm25` add these with every number of thoughts.
+    `pooling` "best" adds a system whose documents score by the best thought, where there are several.
     `work` keeps encoded corpora (None: in the library's cache folder).
     """
 
@@ -30,6 +32,7 @@ class Plan:
     bm25: bool = False
     hyde: bool = False
     hnsw: bool = False
+    pooling: Sequence[Pooling] = ("mean",)
     batch_size: int = 32
     work: Path | None = None
 
@@ -56,6 +59,12 @@ class Plan:
             systems += lexical.values()
         return systems
 
+    def _pooled(self) -> Iterator[tuple[int, Pooling]]:
+        """Numbers of thoughts with each way to pool them; below two there is nothing to pool."""
+        for k in self.thoughts:
+            for pooling in self.pooling if k > 1 else ("mean",):
+                yield k, pooling
+
     def _of_embedder(
         self,
         corpus: Corpus,
@@ -72,21 +81,23 @@ class Plan:
                 embedder, corpus, work, batch_size=self.batch_size, truncate_dim=dimension
             )
             label = name if dimension is None else f"{name} dim={dimension}"
-            for k in self.thoughts:
+            for k, pooling in self._pooled():
+                said = _thinking(k) if pooling == "mean" else f"{_thinking(k)} {pooling}"
                 system: Scorer = Dense(
-                    name=f"{label} {_thinking(k)}",
+                    name=f"{label} {said}",
                     embedder=embedder,
                     corpus=corpus,
                     encoded=encoded,
                     settings=_settings(settings, k),
                     hnsw=self.hnsw,
+                    pooling=pooling,
                     batch_size=self.batch_size,
                 )
                 dense.append(system)
                 if self.hybrid:
-                    both = f"{label} + BM25 {_thinking(k)}"
+                    both = f"{label} + BM25 {said}"
                     fused.append(Hybrid(name=both, corpus=corpus, parts=[system, lexical[k]]))
-                if self.hyde and k:
+                if self.hyde and k and pooling == self.pooling[0]:
                     fused.append(
                         Hyde(
                             name=f"HyDE {label} k={k}",
@@ -104,6 +115,15 @@ def parse_thoughts(text: str) -> tuple[int, ...]:
     return tuple(
         0 if part == "never" else _whole(part, "never or a number of thoughts") for part in _parts(text)
     )
+
+
+def parse_pooling(text: str) -> tuple[Pooling, ...]:
+    """Ways to pool from text such as "mean,best". Raises `SettingsError`."""
+    known: dict[str, Pooling] = {"mean": "mean", "best": "best"}
+    for part in _parts(text):
+        if part not in known:
+            raise SettingsError(f"Found {part!r}; expected mean or best, or both separated by a comma.")
+    return tuple(known[part] for part in _parts(text))
 
 
 def parse_dimensions(text: str) -> tuple[int | None, ...]:

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from o1_retriever.fusion import Places, reciprocal_scores
 from o1_retriever.thought import Vector
-
-Places = NDArray[np.int64]
-RRF_CONSTANT = 60
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +47,21 @@ def best(scores: Vector, ties: Places, depth: int, *, places: Places | None = No
     return Ranking(where[picked], np.asarray(scores[picked], dtype=np.float32))
 
 
+def best_of_groups(found: Sequence[Ranking], sizes: Sequence[int], ties: Places, depth: int) -> list[Ranking]:
+    """One ranking for each group of so many that follow each other: a document's score is its best."""
+    result = []
+    for end, size in zip(np.cumsum(sizes), sizes, strict=True):
+        group = found[end - size : end]
+        if size > 1:
+            places = np.concatenate([ranking.places for ranking in group])
+            scores = np.concatenate([ranking.scores for ranking in group])
+            order = np.lexsort((-scores, places))
+            kept, first = np.unique(places[order], return_index=True)
+            group = [best(scores[order][first], ties, depth, places=kept)]
+        result.append(group[0])
+    return result
+
+
 def ranks(scores: Vector, ties: Places) -> Places:
     """The rank of every document, from 0, in the complete ranking of one query."""
     result = np.empty(len(scores), dtype=np.int64)
@@ -62,5 +74,4 @@ def fuse(complete: Sequence[Vector], ties: Places, depth: int) -> Ranking:
 
     A document's score is the sum of 1 / (60 + rank), rank from 0, over the rankings.
     """
-    total = sum(1.0 / (RRF_CONSTANT + ranks(scores, ties)) for scores in complete)
-    return best(np.asarray(total), ties, depth)
+    return best(reciprocal_scores([ranks(scores, ties) for scores in complete]), ties, depth)

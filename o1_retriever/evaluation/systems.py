@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -12,13 +12,13 @@ from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Corpus
 from o1_retriever.evaluation.corpus import EncodedCorpus
-from o1_retriever.evaluation.ranking import Places, Ranking, best, fuse, tie_order
+from o1_retriever.evaluation.ranking import Places, Ranking, best, best_of_groups, fuse, tie_order
 from o1_retriever.evaluation.search import RecallLost, all_scores, recall_lost, search_exactly, search_hnsw
-from o1_retriever.extras import require
+from o1_retriever.lexical import Bm25, lexical_query
 from o1_retriever.pooling import unit
+from o1_retriever.search_settings import Pooling
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
 
-QUERY_REPEATS = 3  # how often BM25 reads the query before its thoughts, so that they do not drown it
 NEVER = ThoughtSettings(mode="never")
 
 
@@ -61,7 +61,8 @@ class Scorer(System, Protocol):
 class Dense:
     """Inner product with the vectors of an encoded corpus; thinks as `settings` say.
 
-    `hnsw` searches through Chroma's graph and reports the recall that this loses.
+    `hnsw` searches through Chroma's graph and reports the recall that this loses. `pooling="best"` searches
+    for each thought: a document's score is its best; "mean" searches once for their mean.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Dense:
     encoded: EncodedCorpus
     settings: ThoughtSettings = NEVER
     hnsw: bool = False
+    pooling: Pooling = "mean"
     batch_size: int = 32
     _ties: Places = field(init=False)
 
@@ -78,11 +80,15 @@ class Dense:
 
     def search(self, queries: Sequence[str], depth: int) -> Answer:
         """Exactly, or through the graph when `hnsw` is set."""
-        vectors, thoughts = self._embedded(queries)
-        rankings = search_exactly(vectors, self.encoded.matrix, depth, ties=self._ties)
+        groups, thoughts = self._embedded(queries)
+        vectors, sizes = np.concatenate(groups), [len(group) for group in groups]
+        found = search_exactly(vectors, self.encoded.matrix, depth, ties=self._ties)
+        rankings = best_of_groups(found, sizes, self._ties, depth)
         lost = None
         if self.hnsw:
-            exact, rankings = rankings, search_hnsw(vectors, self.encoded.matrix, depth)
+            exact = rankings
+            found = search_hnsw(vectors, self.encoded.matrix, depth)
+            rankings = best_of_groups(found, sizes, self._ties, depth)
             lost = recall_lost(exact, rankings, depth)
         return Answer(
             rankings=rankings,
@@ -93,15 +99,18 @@ class Dense:
 
     def scores(self, queries: Sequence[str]) -> tuple[Iterator[Vector], Sequence[Sequence[Thought]]]:
         """Inner products with all documents."""
-        vectors, thoughts = self._embedded(queries)
-        return all_scores(vectors, self.encoded.matrix), thoughts
+        groups, thoughts = self._embedded(queries)
+        rows = all_scores(np.concatenate(groups), self.encoded.matrix)
+        return (np.max([next(rows) for _ in group], axis=0) for group in groups), thoughts
 
-    def _embedded(self, queries: Sequence[str]) -> tuple[Vector, Sequence[Sequence[Thought]]]:
+    def _embedded(self, queries: Sequence[str]) -> tuple[list[Vector], Sequence[Sequence[Thought]]]:
         dimension = self.encoded.matrix.shape[1]
         embedded = self.embedder.embed_queries(
             queries, settings=self.settings, batch_size=self.batch_size, truncate_dim=dimension
         )
-        return np.stack([item.vector for item in embedded]), [item.thoughts for item in embedded]
+        best = self.pooling == "best"
+        groups = [item.vectors if best else item.vector[None] for item in embedded]
+        return groups, [item.thoughts for item in embedded]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -179,10 +188,7 @@ class Lexical:
         texts = list(queries)
         if self.settings.thinks and self.embedder is not None:
             thoughts = self.embedder.think(queries, settings=self.settings)
-            texts = [
-                " ".join([*[query] * QUERY_REPEATS, *(thought.text for thought in row if not thought.failed)])
-                for query, row in zip(queries, thoughts, strict=True)
-            ]
+            texts = [lexical_query(query, row) for query, row in zip(queries, thoughts, strict=True)]
         return (self.index.scores(text) for text in texts), thoughts
 
 
@@ -203,21 +209,8 @@ class Hybrid:
         return Answer(rankings=rankings, thoughts=thoughts)
 
 
-class Bm25Index:
-    """A corpus for BM25: bm25s, Lucene's variant, k1 1.5, b 0.75, Snowball English, English stop words."""
+class Bm25Index(Bm25):
+    """A corpus for BM25."""
 
     def __init__(self, corpus: Corpus) -> None:
-        self._bm25s = require("bm25s", extra="index", purpose="BM25")
-        self._stemmer = require("Stemmer", extra="index", purpose="BM25").Stemmer("english")
-        self._index = self._bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-        self._index.index(self._tokens(corpus.texts(0, len(corpus.ids))), show_progress=False)
-
-    def scores(self, text: str) -> Vector:
-        """BM25 of every document, float32; a word that the text repeats counts as often."""
-        words = self._tokens([text], ids=False)[0]
-        return np.asarray(self._index.get_scores(words), dtype=np.float32)
-
-    def _tokens(self, texts: Sequence[str], *, ids: bool = True) -> Any:
-        return self._bm25s.tokenize(
-            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=ids, show_progress=False
-        )
+        super().__init__(corpus.texts(0, len(corpus.ids)))

@@ -154,6 +154,33 @@ def test_bm25_reads_the_query_three_times_and_finds_only_what_shares_a_word(
         Lexical(name="b", corpus=collection.corpus, index=index, settings=ThoughtSettings())
 
 
+def test_a_plan_pools_in_each_way_and_the_best_thought_is_that_of_all_scores(
+    collection: Collection, embedder: ThinkingEmbedder, tmp_path: Path
+) -> None:
+    plan = Plan(thoughts=(0, 1, 2), pooling=("mean", "best"), hybrid=True, work=tmp_path)
+    systems = plan.systems(collection.corpus, {"words": embedder}, ThoughtSettings())
+    assert [system.name for system in systems[:4]] == [
+        "words never",
+        "words k=1",
+        "words k=2",
+        "words k=2 best",
+    ]
+    assert systems[-1].name == "words + BM25 k=2 best"
+    best = systems[3]
+    assert isinstance(best, Dense)
+    queries = list(QUERIES.values())
+    answer = best.search(queries, 6)
+    rows, _ = best.scores(queries)
+    for query, row, ranking in zip(queries, rows, answer.rankings, strict=True):
+        vectors = embedder.embed_query(query, settings=ThoughtSettings(k=2)).vectors
+        brute = (best.encoded.matrix @ vectors.T).max(axis=1)
+        assert row == pytest.approx(brute, abs=1e-5)
+        assert ranking.scores == pytest.approx(np.sort(brute)[::-1], abs=1e-5)
+        assert brute[ranking.places] == pytest.approx(ranking.scores, abs=1e-5)
+        (few,) = best.search([query], 2).rankings
+        assert list(few.places) == list(ranking.places[:2])
+
+
 def test_hybrid_fuses_complete_rankings(
     collection: Collection, embedder: ThinkingEmbedder, evaluation: Evaluation, tmp_path: Path
 ) -> None:
