@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -15,14 +15,20 @@ from pydantic import Field, field_validator, model_validator
 
 from langchain_o1_retriever.embeddings import O1Embeddings
 from langchain_o1_retriever.stores import Request, ScoredDocument, StoreSearch
-from langchain_o1_retriever.tracing import athinking, records, thinking
+from langchain_o1_retriever.thinking import ThinkingStore
+from langchain_o1_retriever.tracing import athink_run, records, think_run
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
+from o1_retriever.hit import Hit
 from o1_retriever.inputs import check_text
 from o1_retriever.retriever import Retriever, SearchResult
+from o1_retriever.search_settings import Pooling, Thinking
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings
 
-_PER_CALL = ("k", "score_threshold", "filter", "settings", "pooling")
+_PER_CALL = ("k", "score_threshold", "filter", "settings")
+# Options of our own search; None: as the retriever of our index is set, or else as `SearchSettings`.
+_HOW = ("pooling", "thinking", "hybrid")
+_HOW_PER_CALL = (*_HOW, "depth", "gate")
 
 
 class O1Retriever(BaseRetriever):
@@ -34,12 +40,14 @@ class O1Retriever(BaseRetriever):
 
     Each document's metadata gains `thoughts`, a list of dicts with `text`, `finish`, `error`, `tokens` and
     `cached` (a thought that could not be had has `finish="failed"` and its reason), and `relevance_score`
-    (cosine for our index, the store's relevance for a store, absent when it gives none). Callbacks receive
-    the thoughts as the custom event `THOUGHTS_EVENT` too, even when nothing is found, and tracers such as
-    LangSmith show the thinking as a run `think` of its own.
+    (cosine for our index, the store's relevance for a store, absent when it gives none); after a hybrid
+    search also `fused_score`, by which they are ordered. Callbacks receive the thoughts as the custom event
+    `THOUGHTS_EVENT` too, even when nothing is found, and tracers such as LangSmith show the thinking as a run
+    of its own, `THINKING_RUN`.
 
-    `k`, `score_threshold`, `filter`, `settings` and `pooling` may also be passed to `invoke`; what else is
-    passed there goes with `search_kwargs` to the store's search by vector, or to `Retriever.search`.
+    All from `k` to `hybrid` may also be passed to `invoke`, and so may the other fields of `SearchSettings`;
+    what else is passed there goes with `search_kwargs` to the store's search by vector, or to
+    `Retriever.search`.
     """
 
     retriever: Retriever | None = None
@@ -63,10 +71,14 @@ class O1Retriever(BaseRetriever):
     settings: ThoughtSettings | None = None
     """How to think; None: as the embedder does by itself."""
 
-    pooling: Literal["mean", "best"] | None = None
-    """"mean" searches with the mean of the thoughts, "best" with each: a document's score is its best.
+    pooling: Pooling | None = None
+    """"mean" searches with the mean of the thoughts, "best" with each: a document's score is its best."""
 
-    None: the mean for a store, for our index what its `retriever` is set to."""
+    thinking: Thinking | None = None
+    """"always", "never", or "auto": only where the query alone does not find something clear."""
+
+    hybrid: bool | None = None
+    """Whether to fuse with BM25, which reads the thoughts too; our index alone can."""
 
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
     """What else the store, or `Retriever.search`, is passed."""
@@ -100,47 +112,52 @@ class O1Retriever(BaseRetriever):
 
     def _request(self, changes: dict[str, Any]) -> Request:
         own = {name: getattr(self, name) for name in _PER_CALL}
-        every = {**own, **self.search_kwargs, **changes}
+        every = {**own, **{name: getattr(self, name) for name in _HOW}, **self.search_kwargs, **changes}
         known = {name: every.pop(name) for name in own}
-        return Request(**known, extra=every)
+        asked = {name: every.pop(name) for name in _HOW_PER_CALL if name in every}
+        how = {name: value for name, value in asked.items() if value is not None}
+        return Request(**known, how=how, extra=every)
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
         request = self._request(kwargs)
         if self.vectorstore is None:
-            with thinking(run_manager, query) as tell:
+            with think_run(run_manager, query) as tell:
                 result = self._search_index(query, request)
-                tell(result.embedding)
+                tell(result.embedding, result.decision)
             return _documents(result.embedding, request.kept(_scored(result)))
-        with thinking(run_manager, query) as tell:
-            embedding = self._thinking_embeddings(self.vectorstore).think(query, settings=request.settings)
-            tell(embedding)
-        search = StoreSearch(self.vectorstore, self.relevance_score_fn)
-        return _documents(embedding, search.search(request.vectors(embedding), request))
+        store = self._thinking_store(self.vectorstore, request)
+        with think_run(run_manager, query) as tell:
+            thinking = store.think(query)
+            tell(thinking.embedding, thinking.decision)
+        return _documents(thinking.embedding, store.find(thinking))
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
         request = self._request(kwargs)
         if self.vectorstore is None:
-            async with athinking(run_manager, query) as tell:
+            async with athink_run(run_manager, query) as tell:
                 result = await run_in_executor(None, self._search_index, query, request)
-                tell(result.embedding)
+                tell(result.embedding, result.decision)
             return _documents(result.embedding, request.kept(_scored(result)))
-        async with athinking(run_manager, query) as tell:
-            embeddings = self._thinking_embeddings(self.vectorstore)
-            embedding = await embeddings.athink(query, settings=request.settings)
-            tell(embedding)
-        search = StoreSearch(self.vectorstore, self.relevance_score_fn)
-        return _documents(embedding, await search.asearch(request.vectors(embedding), request))
+        store = self._thinking_store(self.vectorstore, request)
+        async with athink_run(run_manager, query) as tell:
+            thinking = await store.athink(query)
+            tell(thinking.embedding, thinking.decision)
+        return _documents(thinking.embedding, await store.afind(thinking))
+
+    def _thinking_store(self, store: VectorStore, request: Request) -> ThinkingStore:
+        search = StoreSearch(store, self.relevance_score_fn)
+        return ThinkingStore(self._thinking_embeddings(store), search, request)
 
     def _search_index(self, query: str, request: Request) -> SearchResult:
         assert self.retriever is not None
         check_text(query, what="query")
-        pooling = {} if request.pooling is None else {"pooling": request.pooling}
+        every = {**request.how, **request.extra}
         return self.retriever.search(
-            query, k=request.k, where=request.filter, settings=request.settings, **pooling, **request.extra
+            query, k=request.k, where=request.filter, settings=request.settings, **every
         )
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
@@ -159,9 +176,14 @@ class O1Retriever(BaseRetriever):
 
 def _scored(result: SearchResult) -> list[ScoredDocument]:
     return [
-        (Document(id=hit.id, page_content=hit.text, metadata=dict(hit.metadata)), hit.score)
+        (Document(id=hit.id, page_content=hit.text, metadata=_metadata(hit)), hit.score)
         for hit in result.hits
     ]
+
+
+def _metadata(hit: Hit) -> dict[str, Any]:
+    fused = {} if hit.fused_score is None else {"fused_score": hit.fused_score}
+    return {**hit.metadata, **fused}
 
 
 def _documents(embedding: QueryEmbedding, found: Sequence[ScoredDocument]) -> list[Document]:

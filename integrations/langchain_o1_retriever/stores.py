@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.runnables import run_in_executor
@@ -13,7 +13,8 @@ from langchain_core.vectorstores import VectorStore
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.fusion import best_of
-from o1_retriever.thought import QueryEmbedding, ThoughtSettings, Vector
+from o1_retriever.search_settings import SearchSettings
+from o1_retriever.thought import ThoughtSettings, Vector
 
 ScoredDocument = tuple[Document, float | None]
 
@@ -28,27 +29,26 @@ _WITHOUT = "similarity_search_by_vector"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What one call of the retriever asks for; `extra` goes to the store, or to our index, as it is."""
+    """What one call of the retriever asks for.
+
+    `how` has those options of our own search that were asked for; `extra` goes to the store, or to our
+    index, as it is.
+    """
 
     k: int
     score_threshold: float | None = None
     filter: Any = None
     settings: ThoughtSettings | None = None
-    pooling: Literal["mean", "best"] | None = None
+    how: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.pooling not in (None, "mean", "best"):
-            raise SettingsError(f"pooling is {self.pooling!r}; expected 'mean' or 'best'.")
+        SearchSettings().with_changes(**self.how)
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise SettingsError(f"k is {self.k!r}; expected a whole number from 1.")
         threshold = self.score_threshold
         if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
             raise SettingsError(f"score_threshold is {threshold!r}; expected a number or None.")
-
-    def vectors(self, embedding: QueryEmbedding) -> Vector:
-        """What a store is searched with, (n, dimension): the mean of the thoughts, or each of them."""
-        return embedding.vectors if self.pooling == "best" else embedding.vector[None]
 
     def kept(self, found: list[ScoredDocument]) -> list[ScoredDocument]:
         """Those that reach the threshold."""

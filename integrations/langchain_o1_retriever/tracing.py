@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from langchain_core.callbacks import (
     dispatch_custom_event,
 )
 
+from o1_retriever.adaptive import Decision
 from o1_retriever.retriever import thought_record
 from o1_retriever.thought import QueryEmbedding
 
@@ -22,48 +23,51 @@ THOUGHTS_EVENT = "o1_retriever_thoughts"
 THINKING_RUN = "think"
 """Name of the run, a child of the retriever's, in which tracers such as LangSmith show the thinking."""
 
-Tell = Callable[[QueryEmbedding], None]
+
+class Tell:
+    """What a block that thinks calls with what was thought, and with why or why not where it was decided."""
+
+    def __init__(self) -> None:
+        self.record: dict[str, Any] = {}
+
+    def __call__(self, embedding: QueryEmbedding, decision: Decision | None = None) -> None:
+        """Keep it, as plain JSON values."""
+        timings = embedding.timings
+        self.record = {
+            "query": embedding.query,
+            "thoughts": records(embedding),
+            "think_ms": round(timings.think_ms, 3),
+            "embed_ms": round(timings.embed_ms, 3),
+            "decision": None if decision is None else decision.to_dict(),
+        }
 
 
 @contextmanager
-def thinking(run_manager: CallbackManagerForRetrieverRun, query: str) -> Iterator[Tell]:
+def think_run(run_manager: CallbackManagerForRetrieverRun, query: str) -> Iterator[Tell]:
     """A run in which a query is thought about; the block tells what was thought."""
-    told: list[QueryEmbedding] = []
+    tell = Tell()
     run = run_manager.get_child().on_chain_start({}, {"query": query}, name=THINKING_RUN)
     try:
-        yield told.append
+        yield tell
     except BaseException as error:
         run.on_chain_error(error)
         raise
-    record = event(told[0])
-    run.on_chain_end(record)
-    dispatch_custom_event(THOUGHTS_EVENT, record, config={"callbacks": run_manager.get_child()})
+    run.on_chain_end(tell.record)
+    dispatch_custom_event(THOUGHTS_EVENT, tell.record, config={"callbacks": run_manager.get_child()})
 
 
 @asynccontextmanager
-async def athinking(run_manager: AsyncCallbackManagerForRetrieverRun, query: str) -> AsyncIterator[Tell]:
+async def athink_run(run_manager: AsyncCallbackManagerForRetrieverRun, query: str) -> AsyncIterator[Tell]:
     """The same for async callbacks."""
-    told: list[QueryEmbedding] = []
+    tell = Tell()
     run = await run_manager.get_child().on_chain_start({}, {"query": query}, name=THINKING_RUN)
     try:
-        yield told.append
+        yield tell
     except BaseException as error:
         await run.on_chain_error(error)
         raise
-    record = event(told[0])
-    await run.on_chain_end(record)
-    await adispatch_custom_event(THOUGHTS_EVENT, record, config={"callbacks": run_manager.get_child()})
-
-
-def event(embedding: QueryEmbedding) -> dict[str, Any]:
-    """What is shown of a query: its thoughts, and the milliseconds of thinking and embedding."""
-    timings = embedding.timings
-    return {
-        "query": embedding.query,
-        "thoughts": records(embedding),
-        "think_ms": round(timings.think_ms, 3),
-        "embed_ms": round(timings.embed_ms, 3),
-    }
+    await run.on_chain_end(tell.record)
+    await adispatch_custom_event(THOUGHTS_EVENT, tell.record, config={"callbacks": run_manager.get_child()})
 
 
 def records(embedding: QueryEmbedding) -> list[dict[str, Any]]:

@@ -77,30 +77,38 @@ class O1Embedding(BaseEmbedding):
         """The embedder behind it."""
         return self._embedder
 
+    @property
+    def settings(self) -> ThoughtSettings:
+        """How it thinks when a call does not say."""
+        return self._settings or self._embedder.settings
+
     def to_payload(self) -> dict[str, Any]:
         """What events show of this model."""
         return {**super().to_payload(), "fingerprint": self.fingerprint, "truncate_dim": self.truncate_dim}
 
     def think(
-        self, queries: Sequence[str], *, settings: ThoughtSettings | None = None
+        self, queries: Sequence[str], *, settings: ThoughtSettings | None = None, tell: bool = True
     ) -> list[QueryEmbedding]:
-        """Think about queries in one batch, with the events of one query and one of thoughts for each."""
+        """Think about queries in one batch, with the events of one query and one of thoughts for each.
+
+        `tell=False` leaves the events of thoughts to the caller.
+        """
         payload = self.to_payload()
         _dispatcher.event(EmbeddingStartEvent(model_dict=payload))
         with self.callback_manager.event(
             CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
         ) as event:
-            found = self._think(queries, settings)
+            found = self._think(queries, settings, tell=tell)
             vectors = [item.vector.tolist() for item in found]
             event.on_end(payload={EventPayload.CHUNKS: list(queries), EventPayload.EMBEDDINGS: vectors})
         _dispatcher.event(EmbeddingEndEvent(chunks=list(queries), embeddings=vectors))
         return found
 
     async def athink(
-        self, queries: Sequence[str], *, settings: ThoughtSettings | None = None
+        self, queries: Sequence[str], *, settings: ThoughtSettings | None = None, tell: bool = True
     ) -> list[QueryEmbedding]:
         """`think`, in a thread."""
-        return await asyncio.to_thread(self.think, queries, settings=settings)
+        return await asyncio.to_thread(self.think, queries, settings=settings, tell=tell)
 
     def get_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
@@ -114,7 +122,9 @@ class O1Embedding(BaseEmbedding):
         """The same, in a thread."""
         return (agg_fn or mean_agg)([item.vector.tolist() for item in await self.athink(queries)])
 
-    def _think(self, queries: Sequence[str], settings: ThoughtSettings | None = None) -> list[QueryEmbedding]:
+    def _think(
+        self, queries: Sequence[str], settings: ThoughtSettings | None = None, *, tell: bool = True
+    ) -> list[QueryEmbedding]:
         found = self._embedder.embed_queries(
             queries,
             settings=settings or self._settings,
@@ -122,7 +132,7 @@ class O1Embedding(BaseEmbedding):
             show_progress_bar=False,
             truncate_dim=self.truncate_dim,
         )
-        for embedding in found:
+        for embedding in found if tell else ():
             announce(embedding)
         return found
 

@@ -7,6 +7,7 @@ from typing import Any
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.base import BaseEvent  # type: ignore[attr-defined]
 
+from o1_retriever.adaptive import Decision
 from o1_retriever.retriever import thought_record
 from o1_retriever.thought import QueryEmbedding
 
@@ -17,13 +18,15 @@ class O1ThoughtsEvent(BaseEvent):
     """A query has been thought about and embedded.
 
     `thoughts` are dicts with `text`, `finish`, `error`, `tokens` and `cached`; a thought that could not be
-    had has `finish="failed"` and its reason. The list is empty where the settings say not to think.
+    had has `finish="failed"` and its reason. The list is empty where there was no thinking; `decision` says
+    why or why not (`think`, `reason`, `worth`, `threshold`) where a search decided it.
     """
 
     query: str
     thoughts: list[dict[str, Any]]
     think_ms: float
     embed_ms: float
+    decision: dict[str, Any] | None = None
 
     @classmethod
     def class_name(cls) -> str:
@@ -31,7 +34,7 @@ class O1ThoughtsEvent(BaseEvent):
         return "O1ThoughtsEvent"
 
 
-def announce(embedding: QueryEmbedding) -> None:
+def announce(embedding: QueryEmbedding, decision: Decision | None = None) -> None:
     """Tell the handlers what was thought about one query."""
     _dispatcher.event(
         O1ThoughtsEvent(
@@ -39,5 +42,6 @@ def announce(embedding: QueryEmbedding) -> None:
             thoughts=[thought_record(thought) for thought in embedding.thoughts],
             think_ms=embedding.timings.think_ms,
             embed_ms=embedding.timings.embed_ms,
+            decision=None if decision is None else decision.to_dict(),
         )
     )

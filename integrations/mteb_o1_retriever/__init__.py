@@ -8,6 +8,8 @@ from o1_retriever import ThinkingEmbedder
 model = O1Model(ThinkingEmbedder.from_pretrained("models/o1-mini"), name="o1/mini")
 print(mteb.evaluate(model, mteb.get_tasks(tasks=["NFCorpus"])))
 ```
+
+`as_task` makes a task of a collection of your own.
 """
 
 from o1_retriever.extras import require
@@ -15,5 +17,6 @@ from o1_retriever.extras import require
 require("mteb", extra="eval", purpose="The MTEB model")
 
 from mteb_o1_retriever.model import O1Model  # noqa: E402 - after the check above
+from mteb_o1_retriever.task import as_task  # noqa: E402
 
-__all__ = ["O1Model"]
+__all__ = ["O1Model", "as_task"]

@@ -8,7 +8,7 @@ import pytest
 
 from o1_retriever import Index, Retriever
 from o1_retriever.documents import Document
-from tests.support.adapters import METADATA, TEXTS, small_embedder
+from tests.support.adapters import METADATA, TEXTS, many_documents, small_embedder
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +16,14 @@ def small_index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     pytest.importorskip("chromadb", reason="needs the extra `index`")
     index = Index(tmp_path_factory.mktemp("index"), small_embedder())
     index.add([Document(id=name, text=text, metadata=METADATA[name]) for name, text in TEXTS.items()])
+    return index
+
+
+@pytest.fixture(scope="session")
+def many_index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    pytest.importorskip("chromadb", reason="needs the extra `index`")
+    index = Index(tmp_path_factory.mktemp("many"), small_embedder())
+    index.add(many_documents())
     return index
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("langchain_core", reason="needs the extra `langchain`")
 
-from langchain_core.documents import Document
-from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
+from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_o1_retriever import O1Embeddings, O1Retriever
 from o1_retriever.errors import SettingsError
 from tests.support.adapters import METADATA, QUERY, TEXTS, THOUGHT, small_embedder
-from tests.support.langchain import ids
+from tests.support.langchain import ByVector, TextOnly, ids
 
 
 def test_over_chroma_with_filters_scores_and_another_dimension(tmp_path: Path) -> None:
@@ -42,36 +40,6 @@ def test_over_chroma_with_filters_scores_and_another_dimension(tmp_path: Path) -
     short = O1Retriever(vectorstore=store, embeddings=O1Embeddings(small_embedder(), truncate_dim=8))
     with pytest.raises(Exception, match=r"dimension of 256, got 8"):
         short.invoke(QUERY)
-
-
-class TextOnly(VectorStore):
-    """A store that searches by text alone."""
-
-    def __init__(self, embeddings: Any) -> None:
-        self._embeddings = embeddings
-
-    @property
-    def embeddings(self) -> Any:
-        return self._embeddings
-
-    @classmethod
-    def from_texts(cls, texts: Any, embedding: Any, metadatas: Any = None, **_: Any) -> TextOnly:
-        return cls(embedding)
-
-    def similarity_search(self, query: str, k: int = 4, **_: Any) -> list[Document]:
-        return [Document(query)] * k
-
-
-class ByVector(TextOnly):
-    """A store that searches by vector, without scores, and natively async."""
-
-    def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **_: Any) -> list[Document]:
-        return [Document(str(len(embedding)))] * k
-
-    async def asimilarity_search_by_vector(
-        self, embedding: list[float], k: int = 4, **_: Any
-    ) -> list[Document]:
-        return [Document("async")] * k
 
 
 async def test_stores_with_less_to_offer() -> None:

@@ -15,7 +15,6 @@ pytest.importorskip("llama_index.core", reason="needs the extra `llama-index`")
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.embeddings import MockEmbedding
-from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.llms import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever, QueryFusionRetriever
@@ -37,7 +36,7 @@ from tests.support.adapters import (
     beats_during,
     small_embedder,
 )
-from tests.support.llama_index import Events, ids, nodes, over, vector_index
+from tests.support.llama_index import Events, hearing, ids, nodes, over, vector_index
 
 
 @pytest.fixture
@@ -47,10 +46,7 @@ def both(ours: Retriever | None) -> Any:
 
 @pytest.fixture
 def events() -> Iterator[Events]:
-    dispatcher, handler = get_dispatcher(), Events()
-    dispatcher.add_event_handler(handler)
-    yield handler
-    dispatcher.event_handlers.remove(handler)
+    yield from hearing()
 
 
 def test_classes_are_where_llama_index_looks_for_them() -> None:

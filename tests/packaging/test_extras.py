@@ -22,6 +22,8 @@ ADAPTERS = {
     "chroma_o1_retriever": "index",
     "mteb_o1_retriever": "eval",
 }
+# Of the extra `index`, for the tests that search our own index by words too.
+BM25 = ("bm25s>=0.2.14", "PyStemmer>=2.2")
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,14 @@ CASES = {
         "Yeast makes dough rise. 2",
         tests=tuple(
             f"tests/integrations/test_langchain{name}.py"
-            for name in ("", "_runs", "_standard", "_stores", "_thinker")
+            for name in ("", "_runs", "_search", "_standard", "_stores", "_thinker")
         ),
-        needs=("langchain-tests>=1.1,<2", "langchain-chroma>=1.1,<2", "langchain>=1.1,<2"),
+        needs=("langchain-tests>=1.1,<2", "langchain-chroma>=1.1,<2", "langchain>=1.1,<2", *BM25),
     ),
     "llama-index": Case(
         "Yeast makes dough rise.",
-        tests=tuple(f"tests/integrations/test_llama_index{name}.py" for name in ("", "_thinker")),
-        needs=("llama-index-vector-stores-chroma>=0.6",),
+        tests=tuple(f"tests/integrations/test_llama_index{name}.py" for name in ("", "_search", "_thinker")),
+        needs=("llama-index-vector-stores-chroma>=0.6", *BM25),
     ),
 }
 ELSEWHERE = {

@@ -12,12 +12,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever.adaptive import Gate
+from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.endpoint import RequestPolicy
+from o1_retriever.thinkers import RecordedThinker
 
 DIMENSION = 256
 QUERY = "Why does my bathroom mirror go blank?"
 THOUGHT = "Water vapour condenses on cold glass."
+OTHER = "Yeast makes dough."
 # Without thinking QUERY shares words with "mirror" alone; with it, with "vapour".
 TEXTS = {
     "vapour": "Warm water vapour condenses on cold glass as droplets.",
@@ -32,6 +36,7 @@ METADATA: dict[str, dict[str, Any]] = {
     "moon": {"topic": "physics", "page": 4},
 }
 FAST = ThoughtSettings(mode="never")
+NEVER_WORTH_IT, ALWAYS_WORTH_IT = Gate(bias=-9.0), Gate(bias=9.0)
 # For models that fail on purpose: tried twice, without waiting.
 PATIENCE = RequestPolicy(retries=1, backoff=0.0, timeout=5, deadline=5)
 Result = TypeVar("Result")
@@ -62,6 +67,26 @@ class Mind:
         if "unthinkable" in query:
             return None
         return THOUGHT if "mirror" in query else query
+
+
+def best_cosines(texts: list[str]) -> list[float]:
+    """The best cosine of each text with QUERY and one of the thoughts of `of_two_minds`."""
+    rows = bag_of_words([f"{QUERY} {THOUGHT}", f"{QUERY} {OTHER}", *texts])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return list((rows[2:] @ rows[:2].T).max(axis=1).tolist())
+
+
+def of_two_minds() -> ThinkingEmbedder:
+    """Thinks THOUGHT and OTHER about QUERY, and embeds as `small_embedder` does."""
+    encoder = CallableEncoder(bag_of_words, name="bag of words")
+    thinker = RecordedThinker({QUERY: [THOUGHT, OTHER]})
+    return ThinkingEmbedder.from_parts(thinker, encoder, settings=ThoughtSettings(k=2), cache=False)
+
+
+def many_documents() -> list[Document]:
+    """The four documents and others that have no word of theirs: enough for the gate of adaptive thinking."""
+    others = {f"other-{number}": f"lorem{number} ipsum{number} dolor{number}" for number in range(10)}
+    return [Document(id=name, text=text) for name, text in {**TEXTS, **others}.items()]
 
 
 def small_embedder(mind: Mind | None = None, *, k: int = 2) -> ThinkingEmbedder:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llama_index.core import VectorStoreIndex
+from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.schema import NodeWithScore, TextNode
 
@@ -51,3 +52,11 @@ class Events(BaseEventHandler):
 
 def ids(found: list[NodeWithScore]) -> list[str]:
     return [each.node.node_id for each in found]
+
+
+def hearing() -> Iterator[Events]:
+    """What event handlers are told, for the time of one test."""
+    dispatcher, handler = get_dispatcher(), Events()
+    dispatcher.add_event_handler(handler)
+    yield handler
+    dispatcher.event_handlers.remove(handler)

@@ -1,0 +1,114 @@
+"""Pooling by the best thought, adaptive thinking and BM25 through the LangChain retriever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain_core", reason="needs the extra `langchain`")
+
+from langchain_core.documents import Document
+from langchain_core.vectorstores import InMemoryVectorStore
+
+from langchain_o1_retriever import O1Embeddings, O1Retriever
+from o1_retriever import Index, Retriever
+from o1_retriever.errors import SettingsError
+from tests.support.adapters import (
+    ALWAYS_WORTH_IT,
+    NEVER_WORTH_IT,
+    QUERY,
+    TEXTS,
+    THOUGHT,
+    Mind,
+    best_cosines,
+    many_documents,
+    of_two_minds,
+    small_embedder,
+)
+from tests.support.langchain import ByVector, Heard, ids, in_memory, over
+
+
+@pytest.fixture
+def both(ours: Retriever | None) -> Any:
+    return over(ours)
+
+
+@pytest.fixture(params=["our index", "a store"])
+def many(request: pytest.FixtureRequest, many_index: Index) -> Any:
+    """Makes retrievers over enough documents for the gate, and the mind that thinks."""
+    mind = Mind()
+    embedder = small_embedder(mind)
+    if request.param == "our index":
+        return lambda **options: O1Retriever(retriever=Retriever(embedder, many_index), **options), mind
+    store = InMemoryVectorStore(O1Embeddings(embedder))
+    store.add_documents([Document(id=each.id, page_content=each.text) for each in many_documents()])
+    return lambda **options: O1Retriever(vectorstore=store, **options), mind
+
+
+async def test_the_best_thought_counts(small_index: Index) -> None:
+    embedder = of_two_minds()
+    for retriever in (
+        O1Retriever(retriever=Retriever(embedder, small_index), pooling="best"),
+        O1Retriever(vectorstore=in_memory(O1Embeddings(embedder)), pooling="best"),
+    ):
+        found = retriever.invoke(QUERY)
+        assert ids(await retriever.ainvoke(QUERY)) == ids(found)
+        scores = [document.metadata["relevance_score"] for document in found]
+        assert scores == pytest.approx(best_cosines([each.page_content for each in found]), abs=1e-5)
+        assert scores == sorted(scores, reverse=True)
+        assert sorted(map(str, ids(found))) == sorted(TEXTS)
+        assert len(found[0].metadata["thoughts"]) == 2
+        mean = retriever.invoke(QUERY, pooling="mean")
+        assert mean[0].metadata["relevance_score"] != pytest.approx(scores[0], abs=1e-3)
+        assert len(retriever.invoke(QUERY, k=2)) == 2
+        assert len(retriever.invoke(QUERY, score_threshold=scores[1])) == 2
+
+
+async def test_thinking_is_decided_by_the_fast_ranking(many: Any) -> None:
+    make, mind = many
+    retriever = make(thinking="auto", k=1, search_kwargs={"gate": NEVER_WORTH_IT})
+    for found in (retriever.invoke(QUERY), await retriever.ainvoke(QUERY)):
+        assert (ids(found), found[0].metadata["thoughts"]) == (["mirror"], [])
+    assert mind.asked == []
+    heard = Heard()
+    for found in (
+        retriever.invoke(QUERY, {"callbacks": [heard]}, gate=ALWAYS_WORTH_IT),
+        await retriever.ainvoke(QUERY, gate=ALWAYS_WORTH_IT),
+    ):
+        assert ids(found) == ["vapour"]
+        assert found[0].metadata["thoughts"][0]["text"] == THOUGHT
+    assert mind.asked == [QUERY, QUERY]
+    [told] = heard.told
+    assert told["decision"]["think"] is True
+    assert "leaves room" in told["decision"]["reason"]
+
+
+def test_thinking_always_and_never(both: Any) -> None:
+    assert ids(both(k=1, thinking="never").invoke(QUERY)) == ["mirror"]
+    assert ids(both(k=1, thinking="never").invoke(QUERY, thinking="always")) == ["vapour"]
+    with pytest.raises(SettingsError, match="thinking is 'sometimes'"):
+        both().invoke(QUERY, thinking="sometimes")
+    with pytest.raises(SettingsError, match="pooling is 'median'"):
+        both().invoke(QUERY, pooling="median")
+
+
+def test_our_index_is_fused_with_bm25_and_a_store_cannot_be(many_index: Index) -> None:
+    hybrid = O1Retriever(retriever=Retriever(small_embedder(), many_index), hybrid=True, k=3)
+    store = O1Retriever(vectorstore=in_memory(O1Embeddings(small_embedder())), hybrid=True)
+    with pytest.raises(SettingsError, match="no ranking by words"):
+        store.invoke(QUERY)
+    pytest.importorskip("bm25s", reason="needs the extra `index`")
+    found = hybrid.invoke(QUERY)
+    assert ids(found)[:2] == ["vapour", "mirror"]
+    fused = [document.metadata["fused_score"] for document in found]
+    assert fused == sorted(fused, reverse=True)
+
+
+@pytest.mark.parametrize("option", [{"pooling": "best"}, {"thinking": "auto"}])
+async def test_a_store_without_scores_says_so(option: dict[str, Any]) -> None:
+    retriever = O1Retriever(vectorstore=ByVector(O1Embeddings(of_two_minds())), **option)
+    with pytest.raises(SettingsError, match="gives no scores for a search by vector"):
+        retriever.invoke(QUERY)
+    with pytest.raises(SettingsError, match="gives no scores for a search by vector"):
+        await retriever.ainvoke(QUERY)
