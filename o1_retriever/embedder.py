@@ -62,7 +62,8 @@ class ThinkingEmbedder:
         """Load a checkpoint that thinks and embeds, from a folder or by its Hub id (safetensors only).
 
         `device` None takes CUDA when there is one. `dtype` is "auto" (float32 on a CPU), "float32",
-        "bfloat16" or "float16". `load_in_4bit` quantises to NF4 (extra `4bit`). `options` are the rarer
+        "bfloat16", "float16", or for a CPU "int8" or "fastest" (bfloat16 or int8 where faster here).
+        `load_in_4bit` quantises to NF4 (extra `4bit`). `options` are the rarer
         fields of `engine.load.LoadOptions`: `revision`, `instruction`, `trust_remote_code`.
 
         Raises `ModelNotFoundError` or `CheckpointError`, both `ModelError`.

@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from o1_retriever.engine.load import LocalModel, assemble
-from o1_retriever.engine.packing import can_pack, pack
+from o1_retriever.engine.packing import pack
 from o1_retriever.template import MARKERS
 
 
@@ -69,7 +69,12 @@ def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def random_model(
-    name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, packed: bool = True
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    packed: bool = True,
+    quantization: str | None = None,
 ) -> LocalModel:
     """A model of a named shape that never ends a thought by itself, so that every thought has full length.
 
@@ -79,8 +84,8 @@ def random_model(
     torch.manual_seed(0)
     with torch.device(device):
         model: Any = AutoModelForCausalLM.from_config(shape.config(), dtype=dtype).eval()
-    if packed and can_pack(model):
-        pack(model)
+    if packed:
+        pack(model, int8=quantization == "int8")
     local = assemble(name, model, word_tokenizer(shape.vocabulary))
     return replace(local, stop_ids=())
 

@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from o1_retriever.engine.checkpoint import find_folder, first_line
+from o1_retriever.engine.precision import (
+    device_named,
+    dtype_named,
+    keep_float32,
+    precision_of,
+)
 from o1_retriever.engine.weights import hash_files, hash_signs
 from o1_retriever.errors import CheckpointError, SettingsError
 from o1_retriever.extras import require
@@ -29,8 +35,9 @@ class LoadOptions:
     """How a checkpoint is loaded.
 
     `device` None takes CUDA when there is one, else the CPU. `dtype` "auto" is float32 on a CPU and bfloat16
-    (or float16, where that is all the card has) on a GPU. `load_in_4bit` quantises to NF4 with double
-    quantisation (extra `4bit`). `trust_remote_code` runs Python that comes with a checkpoint: leave it False
+    (or float16, where that is all the card has) on a GPU; "int8" quantises the linear layers for a processor,
+    and "fastest" takes bfloat16 or int8 where this processor is faster with it. `load_in_4bit` quantises to
+    NF4 with double quantisation (extra `4bit`). `trust_remote_code` runs Python that comes with a checkpoint: leave it False
     for what you have not read. `instruction` follows `<query>` in every query.
     """
 
@@ -151,7 +158,7 @@ def assemble(
         model=model,
         template=template,
         weights=weights or hash_signs(model),
-        precision=_precision(model),
+        precision=precision_of(model),
         stop_ids=_stop_ids(model, template),
         settings=config.settings,
     )
@@ -174,10 +181,12 @@ def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    from o1_retriever.engine.packing import can_pack, pack
+    from o1_retriever.engine.packing import pack
 
-    device = _device(options.device)
-    dtype = _dtype(options.dtype, device)
+    device = device_named(options.device)
+    dtype, int8 = dtype_named(options.dtype, device)
+    if options.load_in_4bit and options.dtype in ("int8", "fastest"):
+        raise SettingsError(f"Found load_in_4bit=True and dtype={options.dtype!r}; expected one of the two.")
     arguments: dict[str, Any] = {"dtype": dtype, "config": config}
     if options.load_in_4bit:
         require("bitsandbytes", extra="4bit", purpose="Loading in 4 bits")
@@ -211,62 +220,12 @@ def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
             hint="Save the whole model, language-model head included, with model.save_pretrained(folder).",
         )
     quantized = getattr(config, "quantization_config", None) is not None or options.load_in_4bit
-    if not quantized:
-        model = model.to(device)
-        if can_pack(model):
-            pack(model)
+    if quantized:
+        keep_float32(model)
         return model
-    if model.device.type == "cpu" and dtype == torch.float32:
-        _keep_float32(model)
+    model = model.to(device)
+    pack(model, int8=int8)
     return model
-
-
-def _keep_float32(model: Any) -> None:
-    # On processors with AVX512-BF16, bitsandbytes computes 4-bit layers in bfloat16 whatever was asked for;
-    # the vectors of one checkpoint would then differ from machine to machine by a hundredth.
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise SettingsError(f"device is {name!r}; expected cpu, cuda or cuda:N.") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(f"device is {name!r} and there is no CUDA device here; expected cpu.")
-    return name
-
-
-def _dtype(name: str, device: str) -> Any:
-    import torch
-
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name == "auto":
-        if not device.startswith("cuda"):
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if name not in known:
-        raise SettingsError(f"dtype is {name!r}; expected one of {['auto', *known]}.")
-    return known[name]
-
-
-def _precision(model: Any) -> Precision:
-    config = getattr(model.config, "quantization_config", None)
-    quantization = None
-    if config is not None:
-        values = config if isinstance(config, dict) else config.to_dict()
-        quantization = str(
-            values.get("bnb_4bit_quant_type" if values.get("load_in_4bit") else "quant_method")
-        )
-    return Precision(
-        dtype=str(model.dtype).removeprefix("torch."), quantization=quantization, device=model.device.type
-    )
 
 
 def _stop_ids(model: Any, template: Template) -> tuple[int, ...]:
