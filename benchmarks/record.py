@@ -30,12 +30,15 @@ class Figure:
     better: Literal["higher", "lower"] = "higher"
 
 
-def record(path: Path, figures: Iterable[Figure]) -> None:
-    """Add figures to a file of results, replacing those of the same name."""
+def record(path: Path, figures: Iterable[Figure], *, used: str = "") -> None:
+    """Add figures to a file of results, replacing those of the same name.
+
+    `used` is written beside the machine: what of it was used, such as threads and number format.
+    """
     kept = {row["name"]: row for row in read(path)}
     stamp = {
         "commit": commit(),
-        "machine": machine(),
+        "machine": f"{machine()}; {used}" if used else machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     for figure in figures:

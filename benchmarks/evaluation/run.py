@@ -125,41 +125,10 @@ def beside_mteb(data: Path) -> list[Figure]:
 
 def _mteb(model: Any, collection: Collection) -> float:
     import mteb
-    from datasets import Dataset  # type: ignore[import-untyped]
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
 
-    ids = list(collection.corpus.ids)
-    texts = collection.corpus.texts(0, len(ids))
-    data: Any = {
-        "corpus": Dataset.from_dict({"id": ids, "title": [""] * len(ids), "text": texts}),
-        "queries": Dataset.from_dict(
-            {"id": list(collection.queries), "text": list(collection.queries.values())}
-        ),
-        "relevant_docs": {query: dict(judged) for query, judged in collection.qrels.items()},
-        "top_ranked": None,
-    }
+    from mteb_o1_retriever import as_task
 
-    class Local(AbsTaskRetrieval):
-        """The collection as a task."""
-
-        metadata = mteb.TaskMetadata(
-            name="LocalTask",
-            description="A collection on this disk.",
-            dataset={"path": "local", "revision": "1"},
-            type="Retrieval",
-            category="t2t",
-            modalities=["text"],
-            eval_splits=["test"],
-            eval_langs=["eng-Latn"],
-            main_score="ndcg_at_10",
-        )
-
-        def load_data(self, num_proc: int | None = None, **_: Any) -> None:
-            """Take the data that is here."""
-            self.dataset = {"default": {"test": data}}
-            self.data_loaded = True
-
-    done = mteb.evaluate(model, Local(), cache=None, encode_kwargs={"batch_size": 32})
+    done = mteb.evaluate(model, as_task(collection), cache=None, encode_kwargs={"batch_size": 32})
     return float(done.task_results[0].scores["test"][0]["ndcg_at_10"])
 
 

@@ -1,4 +1,4 @@
-"""Curves on dev and train splits: nDCG@10 by number and length of the thoughts, and under other wordings.
+"""Curves on dev and train splits: nDCG@10 by the number and by the length of the thoughts.
 
 Run from the repository's root:
 
@@ -10,19 +10,14 @@ recorded thoughts take part. No test split is read, so that defaults may follow 
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from benchmarks.quality.run import MEASURE, Bench, load_bench, options_of
-from benchmarks.record import Figure, record
+from benchmarks.quality.bench import MEASURE, Bench, open_bench
+from benchmarks.record import Figure
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
-from o1_retriever.evaluation.collection import Collection, load_collection
+from o1_retriever.evaluation.collection import Collection
 from o1_retriever.evaluation.comparison import evaluate
 from o1_retriever.evaluation.corpus import EncodedCorpus, encode_corpus
-from o1_retriever.evaluation.robustness import follow_wording, variants
 from o1_retriever.evaluation.systems import NEVER, Dense
 from o1_retriever.thinkers import RecordedThinker
 
@@ -35,15 +30,10 @@ TOKENS = (8, 16, 32, 64)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the figures and print them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.curves", description=__doc__)
-    options = options_of(parser, arguments, sets=SETS, results="curves.jsonl")
-    if not (options.data / "eval").is_dir():
-        print(f"There is no folder {options.data / 'eval'}: nothing is measured.", file=sys.stderr)
-        return 1
-    bench = load_bench(options)
-    for name in options.sets:
+    bench = open_bench("benchmarks.quality.curves", __doc__, arguments, sets=SETS, results="curves.jsonl")
+    for name in bench.sets:
         figures = list(measure(bench, name))
-        record(options.results, figures)
+        bench.record(figures)
         for figure in figures:
             print(f"{figure.name}: {figure.value:.4f}")
     return 0
@@ -51,27 +41,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(bench: Bench, name: str) -> Iterator[Figure]:
     """All points of one set, written `SET/SPLIT`."""
-    folder, split = name.split("/")
-    path = bench.data / "expert_thoughts" / f"{folder}.{split}.jsonl"
-    thoughts = recorded(path)
-    whole = load_collection(bench.data / "eval" / folder, split=split)
-    known = {key: text for key, text in whole.queries.items() if text in thoughts}
-    collection = whole.with_queries(known)
-    encoder = ThinkingEmbedder.from_parts(path, bench.minilm, cache=False)
-    encoded = encode_corpus(encoder, collection.corpus, bench.work / "corpora")
-    yield Figure(name=f"{name}/minilm/never", value=_ndcg(collection, encoder, encoded, NEVER), unit=MEASURE)
+    collection, thoughts = bench.with_thoughts(name)
+    if name.endswith("/test"):
+        raise SystemExit(f"{name} is a test split: nothing is chosen there.")
+    yield from _recorded(bench, name, collection, thoughts)
+    if bench.model is not None:
+        own = encode_corpus(bench.model, collection.corpus, bench.work / "corpora")
+        yield from _own(name, collection, bench.model, own)
+
+
+def _recorded(
+    bench: Bench, name: str, collection: Collection, thoughts: dict[str, list[str]]
+) -> Iterator[Figure]:
+    embedder = ThinkingEmbedder.from_parts(RecordedThinker(thoughts), bench.minilm, cache=False)
+    encoded = encode_corpus(embedder, collection.corpus, bench.work / "corpora")
+    yield Figure(name=f"{name}/minilm/never", value=_ndcg(collection, embedder, encoded, NEVER), unit=MEASURE)
     for k in RECORDED_K:
-        value = _ndcg(collection, encoder, encoded, ThoughtSettings(k=k))
+        value = _ndcg(collection, embedder, encoded, ThoughtSettings(k=k))
         yield Figure(name=f"{name}/minilm/k={k}", value=value, unit=MEASURE)
     for words in WORDS:
         cut = {query: [_first(words, thought) for thought in said] for query, said in thoughts.items()}
         shorter = ThinkingEmbedder.from_parts(RecordedThinker(cut), bench.minilm, cache=False)
         value = _ndcg(collection, shorter, encoded, ThoughtSettings(k=3))
         yield Figure(name=f"{name}/minilm/k=3/words={words}", value=value, unit=MEASURE)
-    yield from _wordings(name, collection, encoder, encoded)
-    if bench.model is not None:
-        own = encode_corpus(bench.model, collection.corpus, bench.work / "corpora")
-        yield from _own(name, collection, bench.model, own)
 
 
 def _own(
@@ -85,26 +77,6 @@ def _own(
         settings = model.settings.with_changes(k=3, max_new_tokens=tokens, mode="always")
         value = _ndcg(collection, model, encoded, settings)
         yield Figure(name=f"{name}/o1_mini/k=3/tokens={tokens}", value=value, unit=MEASURE)
-
-
-def _wordings(
-    name: str, collection: Collection, embedder: ThinkingEmbedder, encoded: EncodedCorpus
-) -> Iterator[Figure]:
-    """The gain of thinking under each other wording of the queries, thoughts kept as they are."""
-    for variant in variants(collection)[1:]:
-        wording = variant.name.partition(" (")[2].rstrip(")").replace(" ", "_")
-        follower = follow_wording(embedder, collection, variant)
-        plain = _ndcg(variant, follower, encoded, NEVER)
-        thinking = _ndcg(variant, follower, encoded, ThoughtSettings(k=3))
-        where = f"{name}/{wording}/minilm"
-        yield Figure(name=f"{where}/never", value=plain, unit=MEASURE)
-        yield Figure(name=f"{where}/gain_of_k=3", value=round(thinking - plain, 4), unit=MEASURE)
-
-
-def recorded(path: Path) -> dict[str, list[str]]:
-    """Recorded thoughts by the text of their query."""
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return {row["text"].strip(): row["thoughts"] for row in rows}
 
 
 def _first(words: int, thought: str) -> str:

