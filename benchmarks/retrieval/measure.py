@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import Document
-from o1_retriever.evaluation.collection import Collection, load_collection
+from o1_retriever.evaluation.collection import Collection, Corpus, load_collection
+from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.metrics import per_query
 from o1_retriever.retriever import SearchResult
 from o1_retriever.search_settings import SearchOptions
@@ -55,6 +56,23 @@ class Bench:
         return np.array([measured[key] for key in self.collection.queries], dtype=np.float64)
 
 
+class Filed:
+    """Documents' vectors from the file that the evaluation package keeps, made there when missing."""
+
+    def __init__(self, embedder: ThinkingEmbedder, corpus: Corpus, folder: Path) -> None:
+        self.space = embedder.space
+        self.precision = embedder.precision
+        self._matrix = encode_corpus(embedder, corpus, folder).matrix
+        texts = corpus.texts(0, len(corpus.ids))
+        self._place = {text: place for place, text in enumerate(texts)}
+
+    def encode_documents(
+        self, documents: Sequence[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
+    ) -> NDArray[np.float32]:
+        """The vectors of texts of the corpus."""
+        return np.asarray(self._matrix[[self._place[text] for text in documents]])
+
+
 @contextmanager
 def opened(data: Path, name: str, work: Path, encoder: Any, *, first: int | None = None) -> Iterator[Bench]:
     """The split `SET/SPLIT` with its index below `work`, made when missing; the `first` recorded queries."""
@@ -67,8 +85,8 @@ def opened(data: Path, name: str, work: Path, encoder: Any, *, first: int | None
         {key: text for key, text in whole.queries.items() if text.strip() in recorded}
     )
     embedder = ThinkingEmbedder.from_parts(path, encoder, cache=work / "thoughts")
-    with Index(work / folder, embedder) as index:
-        corpus = judged.corpus
+    corpus = judged.corpus
+    with Index(work / folder, Filed(embedder, corpus, work / "corpora")) as index:
         texts = corpus.texts(0, len(corpus.ids))
         # Documents without any text, of which some collections have a few, cannot be embedded.
         index.add(

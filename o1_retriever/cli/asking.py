@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from o1_retriever.cli.options import IndexOptions, ModelOptions, ThoughtOptions, with_options
+from o1_retriever.cli.options import IndexOptions, ModelOptions, SearchModes, ThoughtOptions, with_options
 from o1_retriever.cli.terminal import fail, output, working, write_json
 from o1_retriever.cli.where import parse_where
 from o1_retriever.errors import IndexNotFoundError, InputError, O1RetrieverError
@@ -33,7 +33,6 @@ Question = Annotated[
         show_default=False,
     ),
 ]
-Fast = Annotated[bool, typer.Option("--fast", help="Do not think: search with the question alone.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a question on standard output.")]
 
 
@@ -54,12 +53,10 @@ def search(
     question: Question = None,
     *,
     shown: HitOptions,
+    modes: SearchModes,
     target: IndexOptions,
     model: ModelOptions,
     thoughts: ThoughtOptions,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Do not think: search with the question alone.")
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """Ask a QUESTION: think about it, then show the thoughts and the passages they led to."""
@@ -68,15 +65,16 @@ def search(
     asked = _Questions(question)
     where = parse_where(shown.where or [])
     thoughts.settings(ThoughtSettings())  # refuses a bad value before anything is loaded
+    how = modes.options()
     _check_index(target.index)
     from o1_retriever.cli.models import load_embedder
     from o1_retriever.index import Index
     from o1_retriever.retriever import Retriever
 
     embedder = load_embedder(model)
-    settings = thoughts.settings(embedder.settings, fast=fast)
+    settings = thoughts.settings(embedder.settings, fast=how.get("thinking") == "never")
     with Index(target.index, embedder) as index:
-        retriever = Retriever(embedder, index)
+        retriever = Retriever(embedder, index, **how)
 
         def answer(questions: list[str]) -> None:
             with _thinking(questions, settings) as show:
@@ -142,6 +140,9 @@ def _show(result: SearchResult, *, full: bool, as_json: bool, spaced: bool) -> N
     if as_json:
         write_json(result.to_dict())
     else:
+        if result.how.thinking == "auto":
+            verb = "Thought about" if result.decision.think else "Not thought about"
+            output().print(f"{verb}: {result.decision.reason}.", style="dim", markup=False)
         output().print(explain(result, full=full), end="\n\n" if spaced else "\n")
 
 

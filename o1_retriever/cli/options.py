@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
+    from o1_retriever.search_settings import SearchOptions
     from o1_retriever.thought import ThoughtSettings
 
 DEBUG = "o1_retriever.debug"
@@ -95,6 +96,51 @@ class ThoughtOptions:
             seed=self.seed,
             mode="never" if fast else None,
         )
+
+
+class Pooling(StrEnum):
+    """What several thoughts become."""
+
+    mean = "mean"
+    best = "best"
+
+
+class Thinking(StrEnum):
+    """When to think."""
+
+    always = "always"
+    never = "never"
+    auto = "auto"
+
+
+_search = functools.partial(_option, panel="Search")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchModes:
+    """How to search."""
+
+    hybrid: Annotated[bool, _search("--hybrid", help="Fuse with BM25, which reads the thoughts too.")] = False
+    pooling: Annotated[
+        Pooling,
+        _search("--pooling", help="Search for the mean of the thoughts, or for each: the best counts."),
+    ] = Pooling.mean
+    thinking: Annotated[
+        Thinking | None,
+        _search("--thinking", help="auto thinks only where the question alone finds nothing clear."),
+    ] = None
+    fast: Annotated[bool, _search("--fast", help="Do not think: the same as --thinking never.")] = False
+
+    def options(self) -> SearchOptions:
+        """The options of a `Retriever`. Raises `SettingsError` where two contradict each other."""
+        from o1_retriever.errors import SettingsError
+
+        if self.fast and self.thinking not in (None, Thinking.never):
+            raise SettingsError(f"Found --fast and --thinking {self.thinking}; expected one of them.")
+        chosen: SearchOptions = {"hybrid": self.hybrid, "pooling": self.pooling.value}
+        if self.fast or self.thinking is not None:
+            chosen["thinking"] = "never" if self.fast or self.thinking is None else self.thinking.value
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)

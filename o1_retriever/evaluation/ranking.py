@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from o1_retriever.fusion import Places, reciprocal_scores
 from o1_retriever.thought import Vector
@@ -30,7 +31,9 @@ def tie_order(ids: Sequence[str]) -> Places:
     return order
 
 
-def best(scores: Vector, ties: Places, depth: int, *, places: Places | None = None) -> Ranking:
+def best(
+    scores: Vector | NDArray[np.float64], ties: Places, depth: int, *, places: Places | None = None
+) -> Ranking:
     """The `depth` best of one query's scores; equal scores in the order of `ties`.
 
     `places` says which documents the scores belong to (None: all, in order).
@@ -74,4 +77,5 @@ def fuse(complete: Sequence[Vector], ties: Places, depth: int) -> Ranking:
 
     A document's score is the sum of 1 / (60 + rank), rank from 0, over the rankings.
     """
-    return best(reciprocal_scores([ranks(scores, ties) for scores in complete]), ties, depth)
+    fused = reciprocal_scores([ranks(scores, ties) for scores in complete])
+    return best(fused, ties, depth)

@@ -81,7 +81,15 @@ def test_search_as_json_is_one_object_on_one_line(indexed):
     assert result.stdout.count("\n") == 1
     found = json.loads(result.stdout)
     assert "beschlägt" in result.stdout
-    assert list(found) == ["query", "thoughts", "prompt_tokens", "thought_tokens", "timings", "hits"]
+    assert list(found) == [
+        "query",
+        "thoughts",
+        "prompt_tokens",
+        "thought_tokens",
+        "timings",
+        "search",
+        "hits",
+    ]
     (thought,) = found["thoughts"]
     assert thought["finish"] in ("eos", "length")
     assert thought["tokens"] == found["thought_tokens"] > 0
@@ -115,6 +123,21 @@ def test_search_keeps_to_its_filters(indexed, filters, sources):
     assert {hit["source"] for hit in found["hits"]} == sources
     if not sources:
         assert "none: no passage matches" in ok("search", "mirror", "--fast", *options)
+
+
+def test_search_fuses_pools_and_thinks_as_it_is_told(indexed):
+    options = ("--hybrid", "--pooling", "best", "--thinking", "auto")
+    found = json.loads(ok("search", "mirror", *options, "--json"))
+    assert (found["search"]["hybrid"], found["search"]["pooling"]) == (True, "best")
+    assert found["search"]["reason"].startswith("the fast ranking")
+    assert found["hits"][0]["lexical_rank"] == 1
+    assert "hought about: the fast ranking" in ok("search", "mirror", *options)
+    never = json.loads(ok("search", "mirror", "--thinking", "never", "--json"))
+    assert never == json.loads(ok("search", "mirror", "--fast", "--json")) | {"timings": never["timings"]}
+    assert "thoughts" in never
+    assert not never["thoughts"]
+    assert "expected one of them" in refused("search", "mirror", "--fast", "--thinking", "auto")
+    assert run("search", "mirror", "--thinking", "sometimes").exit_code == 2
 
 
 def test_full_shows_passages_whole(here):
