@@ -98,7 +98,7 @@ def opened(data: Path, name: str, work: Path, encoder: Any, *, first: int | None
             total=len(corpus.ids),
         )
         yield Bench(
-            name=name,
+            name=name if first is None else f"{name}:{first}",
             collection=judged,
             retriever=Retriever(embedder, index),
             index_folder=index.path,
