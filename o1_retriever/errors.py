@@ -7,6 +7,7 @@ O1RetrieverError
 │   └── CollectionError              an evaluation collection, or a run, cannot be used
 ├── SettingsError (ValueError)       a setting is out of its range
 ├── MissingExtraError (ImportError)  an optional dependency is not installed
+│   └── WrongVersionError            it is installed in a version that does not fit
 ├── ModelError
 │   ├── ModelNotFoundError           no such folder or hub id, or a folder without weights
 │   └── CheckpointError              weights, tokenizer or config that do not make a thinking embedder
@@ -70,6 +71,14 @@ class MissingExtraError(O1RetrieverError, ImportError):
             hint=f"Type: pip install 'o1-retriever[{extra}]'",
         )
         self.extra = extra
+
+
+class WrongVersionError(MissingExtraError):
+    """An optional dependency is installed in a version that `extra` does not allow."""
+
+    def __init__(self, package: str, extra: str, purpose: str, *, found: str, expected: str) -> None:
+        super().__init__(package, extra, purpose)
+        self.message = f"{purpose} needs {package} {expected}; found version {found}."
 
 
 class ModelError(O1RetrieverError):

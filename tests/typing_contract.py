@@ -14,7 +14,9 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.llms import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.vector_stores import MetadataFilters
 from numpy.typing import NDArray
 
 from chroma_o1_retriever import O1EmbeddingFunction, open_collection
@@ -66,6 +68,9 @@ async def langchain(embedder: ThinkingEmbedder, ours: Retriever) -> None:
     assert_type(await retriever.ainvoke("why?"), list[LangChainDocument])
     LangChainRetriever(vectorstore=store, embeddings=embeddings)
     LangChainRetriever(retriever=ours, filter={"source": "a.md"}, settings=ThoughtSettings(mode="never"))
+    LangChainRetriever(retriever=ours, pooling="best", thinking="auto", hybrid=True)
+    retriever.invoke("why?", pooling="best", thinking="never", filter={"page": 1})
+    retriever.batch(["why?", "how?"])
     create_retriever_tool(retriever, "search", "Searches.")
     chain = {"context": retriever, "question": RunnablePassthrough[str]()} | FakeListChatModel(
         responses=["a"]
@@ -79,11 +84,18 @@ async def llama_index(embedder: ThinkingEmbedder, ours: Retriever) -> None:
     retriever = LlamaIndexRetriever(VectorStoreIndex([]), similarity_top_k=3, similarity_cutoff=0.1)
     assert_type(retriever.retrieve("why?"), list[NodeWithScore])
     await LlamaIndexRetriever(ours, settings=ThoughtSettings(k=1)).aretrieve(QueryBundle("why?"))
+    LlamaIndexRetriever(ours, pooling="best", thinking="auto", hybrid=True, verbose=True)
+    LlamaIndexRetriever(
+        VectorStoreIndex([]), embed_model=embedder, pooling="best", filters=MetadataFilters(filters=[])
+    )
+    assert_type(O1Embedding(embedder).think(["why?"]), list[QueryEmbedding])
     RetrieverQueryEngine.from_args(retriever, llm=MockLLM())
+    QueryFusionRetriever([retriever], llm=MockLLM(), num_queries=1)
     ThinkingEmbedder.from_parts(LLMThinker(MockLLM(), prompt="Answer: {query}"), encode)
 
 
 def others(embedder: ThinkingEmbedder) -> Any:
     collection = open_collection(chromadb.EphemeralClient(), "facts", O1EmbeddingFunction(embedder))
-    collection.query(query_texts=["why?"], n_results=1)
+    collection.query(query_texts=["why?"], n_results=1, where={"page": 1})
+    assert_type(O1EmbeddingFunction("models/o1-mini", truncate_dim=128).think(["why?"]), list[QueryEmbedding])
     return O1Model(embedder, name="o1/mini", settings=ThoughtSettings(k=1)).mteb_model_meta.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,10 @@ ADAPTERS = {
 }
 
 
-def run(code: str, root: Path) -> str:
-    path = {"PYTHONPATH": f"{root}:{root / 'integrations'}", "PATH": "/usr/bin:/bin"}
+def run(code: str, root: Path, *first: Path) -> str:
+    """What a script says in an environment of which the folders `first` are a part."""
+    places = ":".join(map(str, [*first, root, root / "integrations"]))
+    path = {"PYTHONPATH": places, "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=path, cwd=root)
     return done.stdout + done.stderr
 
@@ -48,3 +51,21 @@ def test_an_adapter_needs_its_own_framework_alone(package: str, root: Path) -> N
     others += ["langchain", "langchain_chroma", "openai"]
     code = REFUSING.format(names=others) + f"import {package}; print(sorted({package}.__all__))"
     assert run(code, root).strip().startswith("['"), run(code, root)
+
+
+@pytest.mark.parametrize("package", ADAPTERS)
+def test_a_framework_of_another_version_is_named_with_the_versions_that_fit(
+    package: str, root: Path, tmp_path: Path
+) -> None:
+    framework, extra = ADAPTERS[package]
+    pytest.importorskip(framework)
+    name = {"llama_index": "llama-index-core"}.get(framework, framework.replace("_", "-"))
+    # An installation of this library that asks for a version that nobody has.
+    info = tmp_path / "o1_retriever-1.dist-info"
+    info.mkdir()
+    asked = f'Requires-Dist: {name}<99.1,>=99; extra == "{extra}"'
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: o1-retriever\nVersion: 1\n{asked}\n")
+    said = run(f"import {package}", root, tmp_path)
+    assert "WrongVersionError" in said
+    assert f"needs {name} <99.1,>=99; found version {version(name)}." in said
+    assert f"pip install 'o1-retriever[{extra}]'" in said

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from langchain_core.runnables import RunnableLambda
 
 from langchain_o1_retriever import ChatModelThinker
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever.endpoint import RequestPolicy
 from o1_retriever.errors import SettingsError
 from tests.support.adapters import PATIENCE, QUERY, THOUGHT, bag_of_words
 
@@ -67,6 +70,18 @@ def test_a_chat_model_that_fails_is_recorded_and_tried_again(caplog: pytest.LogC
     assert "the model failed (ValueError: out of order)" in str(embedding.thoughts[0].error)
     assert "ChatModelThinker('RunnableLambda')" in caplog.text
     assert "tried 2 times" in caplog.text
+
+
+def test_a_chat_model_that_does_not_answer_is_given_up() -> None:
+    answered = threading.Event()
+    hasty = RequestPolicy(retries=0, timeout=0.1, deadline=0.2)
+    thinker = ChatModelThinker(RunnableLambda(lambda _: str(answered.wait(20))), policy=hasty)
+    began = time.monotonic()
+    [[thought]] = thinker.think([QUERY], 1, settings=ThoughtSettings())
+    assert time.monotonic() - began < 5
+    answered.set()
+    assert thought.failed
+    assert "no complete answer within 0.2 s" in str(thought.error)
 
 
 def test_a_named_chat_model_is_cached_and_a_nameless_one_is_not() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from llama_index.core.llms import MockLLM
 
 from llama_index_o1_retriever import LLMThinker
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever.endpoint import RequestPolicy
 from o1_retriever.errors import SettingsError
 from tests.support.adapters import PATIENCE, QUERY, THOUGHT, bag_of_words
 
@@ -81,6 +84,21 @@ def test_failures_are_tried_again_and_recorded(caplog: pytest.LogCaptureFixture)
     assert "LLMThinker('Scripted')" in caplog.text
     empty = LLMThinker(scripted(said(None), said("")), policy=PATIENCE)
     assert "reply is empty" in str(empty.think([QUERY], 1, settings=settings)[0][0].error)
+
+
+def test_an_llm_that_does_not_answer_is_given_up() -> None:
+    answered = threading.Event()
+
+    class Silent(MockLLM):
+        def chat(self, messages: Any, **_: Any) -> Any:
+            return said(str(answered.wait(20)))
+
+    hasty = RequestPolicy(retries=0, timeout=0.1, deadline=0.2)
+    began = time.monotonic()
+    [[thought]] = LLMThinker(Silent(), policy=hasty).think([QUERY], 1, settings=ThoughtSettings())
+    assert time.monotonic() - began < 5
+    answered.set()
+    assert "no complete answer within 0.2 s" in str(thought.error)
 
 
 def test_names_and_what_is_refused() -> None:
