@@ -19,10 +19,9 @@ import torch
 
 from o1_retriever.engine.batching import by_tokens, forward_tokens, free_memory, held_tokens, is_out_of_memory
 from o1_retriever.engine.load import LocalModel
-from o1_retriever.engine.prefill import Prefilled, forward, prefill
+from o1_retriever.engine.prefill import Prefilled, prefill
 from o1_retriever.engine.rows import Draft, NewRow, Rows
 from o1_retriever.engine.sampling import stream_key
-from o1_retriever.engine.slots import Slots
 from o1_retriever.engine.threads import SparingThreads
 from o1_retriever.thought import ThoughtSettings, Vector
 
@@ -108,9 +107,9 @@ class _Flight:
         window = max(_window(jobs[place], settings) for place in waiting)
         # Rows that are done are fed until somebody looks, and those that come later end later.
         spare = self.look_every + (max(64, window // 2) if rows < self._rows_wanted(waiting) else 0)
-        self.slots = Slots(local.model, rows, window, spare=spare)
+        self.slots, self.step = local.shared.borrow(local, rows, window, spare=spare)
         longest = max(min(jobs[place].room, settings.max_new_tokens) for place in waiting)
-        self.rows = Rows(local, settings, rows, longest)
+        self.rows = Rows(local, settings, self.slots.rows, longest)
         self.fast: dict[int, Vector | None] = {}
         self.drafts: dict[int, dict[int, Draft]] = {}
 
@@ -129,6 +128,7 @@ class _Flight:
             threads.look()
             if steps % self.look_every == 0:
                 yield from self._harvest()
+        self.local.shared.give_back(self.slots, self.step)
 
     def _rows_wanted(self, places: Sequence[int] | deque[int]) -> int:
         return sum(len(self.jobs[place].indices) for place in places)
@@ -178,10 +178,9 @@ class _Flight:
         slots, rows = self.slots, self.rows
         fed = rows.next_tokens(slots.live, time.perf_counter())
         slots.open_column()
-        positions = rows.position[: slots.live, None]
-        logits, hidden = forward(self.local, fed[:, None], slots.masks(), positions, slots.cache)
+        logits, hidden = self.step(fed, rows.position[: slots.live])
         slots.close_column()
-        rows.after_step(slots.live, logits, hidden[:, -1])
+        rows.after_step(slots.live, logits, hidden)
 
     @torch.inference_mode()
     def _harvest(self) -> list[tuple[int, Drafts]]:

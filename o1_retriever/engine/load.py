@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from o1_retriever.engine.prefill import Prefix
+    from o1_retriever.engine.steps import Shared
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,8 @@ class LoadOptions:
     `device` None takes CUDA when there is one, else the CPU. `dtype` "auto" is float32 on a CPU and bfloat16
     (or float16, where that is all the card has) on a GPU; "int8" quantises the linear layers for a processor,
     and "fastest" takes bfloat16 or int8 where this processor is faster with it. `load_in_4bit` quantises to
-    NF4 with double quantisation (extra `4bit`). `trust_remote_code` runs Python that comes with a checkpoint: leave it False
-    for what you have not read. `instruction` follows `<query>` in every query.
+    NF4 with double quantisation (extra `4bit`). `trust_remote_code` runs Python that comes with a checkpoint:
+    leave it False for what you have not read. `instruction` follows `<query>` in every query.
     """
 
     device: str | None = None
@@ -69,6 +70,13 @@ class LocalModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device  # type: ignore[no-any-return]
+
+    @cached_property
+    def shared(self) -> Shared:
+        """What calls on a GPU leave for the next."""
+        from o1_retriever.engine.steps import Shared
+
+        return Shared()
 
     @property
     def vocabulary(self) -> int:

@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 class Slots:
     """Room for `rows` sequences of at most `window` tokens, which end at the same column.
 
+    `spare` columns are written before everything is moved back to the left. `clear` empties the memory for steps
+    that read all of it (see `fix`): what a mask hides must still be a number, and fresh memory may hold NaN.
     The living rows are the first `live` ones. `column` is where the next token is written, `first` the first
     column that a living row needs.
     """
 
-    def __init__(self, model: Any, rows: int, window: int, *, spare: int) -> None:
+    def __init__(self, model: Any, rows: int, window: int, *, spare: int, clear: bool = False) -> None:
         import torch
 
+        self.clear = clear
         self.rows, self.capacity = rows, window + spare
         self.windows = layer_windows(model.config)
         self.layers = [_Layer(self) for _ in self.windows]
@@ -43,6 +46,8 @@ class Slots:
         self._bias = torch.full((rows, self.capacity), self._hidden, dtype=model.dtype, device=model.device)
         self._starts = torch.zeros(rows, dtype=torch.long, device=model.device)
         self.live = self.column = self.first = 0
+        self.fixed: int | None = None
+        self.column_at = torch.zeros(1, dtype=torch.long, device=model.device)
 
     @property
     def free(self) -> int:
@@ -72,6 +77,14 @@ class Slots:
         if self.column == self.capacity:
             self._shift()
         self._bias[: self.live, self.column] = 0.0
+        self.column_at.fill_(self.column)
+
+    def fix(self, rows: int | None) -> None:
+        """Let steps feed so many rows over all columns, in tensors that keep their place (None: as needed).
+
+        Rows beyond the living ones compute what nobody reads.
+        """
+        self.fixed = rows
 
     def close_column(self) -> None:
         """The step is done."""
@@ -79,6 +92,8 @@ class Slots:
 
     def masks(self) -> Any:
         """The mask of a step, (live, 1, 1, columns): one tensor, or one for each kind of layer."""
+        if self.fixed is not None:
+            return self._bias[: self.fixed, None, None]
         full = self._bias[: self.live, None, None, self.first : self.column + 1]
         window = next((size for size in self.windows if size is not None), None)
         if window is None:
@@ -138,8 +153,13 @@ class _Layer(_CacheLayer):  # type: ignore[misc]
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Take the memory, once the shapes are known."""
         rows, capacity = self.slots.rows, self.slots.capacity
-        self.keys = key_states.new_empty(rows, key_states.shape[1], capacity, key_states.shape[3])
-        self.values = value_states.new_empty(rows, value_states.shape[1], capacity, value_states.shape[3])
+        # What a mask hides must still be a number: fresh memory may hold NaN. On a processor it is cleared where
+        # it is about to be read; a GPU clears all of it in no time, and reads all of it.
+        make = "new_zeros" if key_states.is_cuda or self.slots.fixed else "new_empty"
+        self.keys = getattr(key_states, make)(rows, key_states.shape[1], capacity, key_states.shape[3])
+        self.values = getattr(value_states, make)(
+            rows, value_states.shape[1], capacity, value_states.shape[3]
+        )
         self.is_initialized = True
 
     def update(
@@ -147,6 +167,11 @@ class _Layer(_CacheLayer):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write one token of every living row; all that the attention needs comes back."""
         slots = self.slots
+        if slots.fixed is not None:
+            keys, values = self.keys[: slots.fixed], self.values[: slots.fixed]
+            keys.index_copy_(2, slots.column_at, key_states)
+            values.index_copy_(2, slots.column_at, value_states)
+            return keys, values
         self.keys[: slots.live, :, slots.column] = key_states[:, :, 0]
         self.values[: slots.live, :, slots.column] = value_states[:, :, 0]
         columns = slice(slots.first, slots.column + 1)

@@ -14,6 +14,8 @@ from o1_retriever.engine.decode import Drafts, Job
 from o1_retriever.engine.decode import write_thoughts as stream_thoughts
 from o1_retriever.engine.encode import embed_sequences
 from o1_retriever.engine.load import LocalModel, assemble
+from o1_retriever.engine.slots import Slots
+from o1_retriever.engine.steps import Shared, StaticSteps, Step
 from o1_retriever.thought import ThoughtSettings
 from tests.support.tiny import CONFIGS, POSITIONS, tiny_model
 
@@ -178,6 +180,27 @@ def test_thoughts_keep_within_the_positions_and_without_markers(architecture: st
             assert special.isdisjoint(draft.token_ids)
             assert np.isfinite(draft.state).all()
     assert any(draft.finish == "length" for drafts in written for draft in drafts.drafts)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "bert"])
+def test_steps_over_fixed_tensors_equal_steps_as_needed(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU replays as a graph, launched kernel by kernel here: the same arithmetic over fixed tensors."""
+    local = build(architecture)
+    jobs = jobs_for(local, [*QUERIES, "b", "another question", "y" * 40])
+    short = WARM.with_changes(max_new_tokens=16)
+    usual = write_thoughts(local, jobs, short)
+
+    def borrow(_: Shared, local: LocalModel, rows: int, window: int, *, spare: int) -> tuple[Slots, Step]:
+        slots = Slots(local.model, rows, window, spare=spare, clear=True)
+        return slots, StaticSteps(local, slots, capture=False)
+
+    monkeypatch.setattr(Shared, "borrow", borrow)
+    for one, other in zip(usual, write_thoughts(local, jobs, short, most=2), strict=True):
+        assert [d.token_ids for d in one.drafts] == [d.token_ids for d in other.drafts]
+        states = [np.stack([d.state for d in drafts.drafts]) for drafts in (one, other)]
+        assert cosine_gap(*states) < 1e-4
 
 
 @settings(deadline=None, max_examples=25)
