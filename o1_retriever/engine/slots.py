@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 class Slots:
     """Room for `rows` sequences of at most `window` tokens, which end at the same column.
 
-    `spare` columns are written before everything is moved back to the left. `clear` empties the memory for steps
-    that read all of it (see `fix`): what a mask hides must still be a number, and fresh memory may hold NaN.
-    The living rows are the first `live` ones. `column` is where the next token is written, `first` the first
+    `spare` columns are written before everything is moved back to the left. `clear` empties the memory for
+    steps that read all of it (see `fix`): what a mask hides must still be a number, and fresh memory may hold
+    NaN. The living rows are the first `live` ones. `column` is where the next token is written, `first` the first
     column that a living row needs.
     """
 
@@ -153,13 +153,11 @@ class _Layer(_CacheLayer):  # type: ignore[misc]
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Take the memory, once the shapes are known."""
         rows, capacity = self.slots.rows, self.slots.capacity
-        # What a mask hides must still be a number: fresh memory may hold NaN. On a processor it is cleared where
-        # it is about to be read; a GPU clears all of it in no time, and reads all of it.
-        make = "new_zeros" if key_states.is_cuda or self.slots.fixed else "new_empty"
-        self.keys = getattr(key_states, make)(rows, key_states.shape[1], capacity, key_states.shape[3])
-        self.values = getattr(value_states, make)(
-            rows, value_states.shape[1], capacity, value_states.shape[3]
-        )
+        self.keys = key_states.new_empty(rows, key_states.shape[1], capacity, key_states.shape[3])
+        self.values = value_states.new_empty(rows, value_states.shape[1], capacity, value_states.shape[3])
+        if self.slots.clear:
+            self.keys.zero_()
+            self.values.zero_()
         self.is_initialized = True
 
     def update(

@@ -186,7 +186,7 @@ def test_thoughts_keep_within_the_positions_and_without_markers(architecture: st
 def test_steps_over_fixed_tensors_equal_steps_as_needed(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a GPU replays as a graph, launched kernel by kernel here: the same arithmetic over fixed tensors."""
+    """What a GPU replays as a graph, launched kernel by kernel: the same over fixed tensors."""
     local = build(architecture)
     jobs = jobs_for(local, [*QUERIES, "b", "another question", "y" * 40])
     short = WARM.with_changes(max_new_tokens=16)
