@@ -73,9 +73,9 @@ class Gate:
     threshold where 95 % of the gain is kept. `calibrate` makes a gate for another encoder or thinker.
     """
 
-    weights: tuple[float, float, float, float] = (-0.5, 0.0, 0.0, 0.0)
-    bias: float = 0.2
-    threshold: float = 0.0
+    weights: tuple[float, float, float, float] = (-0.3942, -0.0290, -0.0260, -0.2357)
+    bias: float = 0.5167
+    threshold: float = 0.0597
 
     def worth(self, scores: Sequence[float] | Vector) -> float:
         """The gain in nDCG@10 that thinking promises after these best scores of the fast ranking."""
