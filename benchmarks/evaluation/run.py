@@ -2,7 +2,7 @@
 
 Run from the repository's root:
 
-    python -m benchmarks.evaluation.run [--data ../shared/data] [--documents 1000000] [--skip-mteb]
+    python -m benchmarks.evaluation.run [--data ../shared/data] [--documents 1000000 | 0] [--skip-mteb]
 
 The million documents are random unit vectors of 384 dimensions in a memory-mapped file; search runs in a
 process of its own, whose peak memory is taken. The second part encodes and evaluates SciFact, test split,
@@ -41,7 +41,7 @@ def main() -> None:
     if options.search is not None:
         print(json.dumps(_search(options.search, options.documents)))
         return
-    figures = million(options.documents)
+    figures = million(options.documents) if options.documents else []
     data = options.data / "eval" / "scifact"
     if options.skip_mteb or not data.is_dir():
         print("mteb is not compared with.", file=sys.stderr)
@@ -135,7 +135,7 @@ def _mteb(model: Any, collection: Collection) -> float:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation.run", description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--documents", type=int, default=1_000_000)
+    parser.add_argument("--documents", type=int, default=1_000_000, help="0: that part is left out.")
     parser.add_argument("--skip-mteb", action="store_true")
     parser.add_argument("--search", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -46,18 +46,18 @@ class Plan:
         if not embedders or not self.thoughts:
             raise SettingsError("Nothing is compared; expected an embedder and a number of thoughts.")
         index = Bm25Index(corpus) if self.bm25 or self.hybrid else None
-        first = next(iter(embedders.values()))
-        lexical = {
-            k: _lexical(corpus, index, first, _settings(settings, k))
-            for k in self.thoughts
-            if index is not None
-        }
         systems: list[System] = []
+        baselines: list[System] = []
         for name, embedder in embedders.items():
+            lexical = {
+                k: _lexical(corpus, index, embedder, _settings(settings, k))
+                for k in self.thoughts
+                if index is not None
+            }
             systems += self._of_embedder(corpus, name, embedder, settings, lexical)
-        if self.bm25:
-            systems += lexical.values()
-        return systems
+            # As baselines those with the first one's thoughts.
+            baselines = baselines or list(lexical.values())
+        return systems + baselines if self.bm25 else systems
 
     def _pooled(self) -> Iterator[tuple[int, Pooling]]:
         """Numbers of thoughts with each way to pool them; below two there is nothing to pool."""

@@ -57,8 +57,8 @@ def plots(evaluation: Evaluation, *, measure: str) -> list[Plot]:
 
 
 def _gain(axes: Any, evaluation: Evaluation, measure: str) -> None:
-    first, *others = evaluation.results
-    for result in others:
+    first = evaluation.results[0]
+    for result in _compared(evaluation):
         gains = sorted(
             (result.values[measure][key] - first.values[measure][key] for key in evaluation.collection.qrels),
             reverse=True,
@@ -68,32 +68,47 @@ def _gain(axes: Any, evaluation: Evaluation, measure: str) -> None:
     axes.set(xlabel="queries", ylabel=f"gain in {measure}")
 
 
+def _compared(evaluation: Evaluation) -> list[SystemResult]:
+    """The first system with thoughts, as often as it was measured; where there are none, all others."""
+    first, *others = evaluation.results
+    return [result for result in others if _family(result) == _family(first)] or others
+
+
 def _tokens(axes: Any, evaluation: Evaluation, measure: str) -> None:
-    for result in evaluation.results:
-        low, high = evaluation.interval(result.name, measure)
-        mean = result.means[measure]
+    for family, results in _families(evaluation).items():
+        results.sort(key=lambda result: result.cost.thought_tokens)
+        means = np.array([result.means[measure] for result in results])
+        ends = np.array([evaluation.interval(result.name, measure) for result in results])
         axes.errorbar(
-            result.cost.thought_tokens,
-            mean,
-            yerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]],
-            fmt="o",
+            [result.cost.thought_tokens for result in results],
+            means,
+            yerr=[np.maximum(0, means - ends[:, 0]), np.maximum(0, ends[:, 1] - means)],
+            fmt="o-",
             capsize=3,
-            label=result.name,
+            linewidth=1.2,
+            label=family,
         )
-    axes.set(xlabel="tokens thought per query", ylabel=measure)
+    axes.set(xlabel="tokens thought per query (bars: 95 %)", ylabel=measure)
 
 
 def _curve(axes: Any, evaluation: Evaluation, measure: str) -> None:
-    families: dict[str, list[tuple[float, float]]] = {}
+    for family, results in _families(evaluation).items():
+        points = sorted((_thoughts_per_query(result), result.means[measure]) for result in results)
+        axes.plot(*zip(*points, strict=True), marker="o", linewidth=1.2, label=family)
+    axes.set(xlabel="thoughts per query (0: the query alone)", ylabel=measure)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _families(evaluation: Evaluation) -> dict[str, list[SystemResult]]:
+    """Systems that differ in their number of thoughts alone, by what they have in common."""
+    families: dict[str, list[SystemResult]] = {}
     for result in evaluation.results:
-        family = (
-            result.name.rsplit(" ", 1)[0] if result.name.endswith("never") else result.name.split(" k=")[0]
-        )
-        families.setdefault(family, []).append((_thoughts_per_query(result), result.means[measure]))
-    for family, points in families.items():
-        points.sort()
-        axes.plot(*zip(*points, strict=True), marker="o", label=family)
-    axes.set(xlabel="thoughts per query", ylabel=measure)
+        families.setdefault(_family(result), []).append(result)
+    return families
+
+
+def _family(result: SystemResult) -> str:
+    return " ".join(part for part in result.name.split(" ") if part != "never" and not part.startswith("k="))
 
 
 def _thoughts_per_query(result: SystemResult) -> float:
@@ -109,12 +124,12 @@ def _drawn(draw: Callable[[Any], None]) -> str:
 
     # A fixed salt and no date: the same evaluation gives the same file.
     with mpl.rc_context({"svg.hashsalt": "o1-retriever", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7.5, 4), layout="constrained")
+        figure = Figure(figsize=(7.5, 4.4), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
         draw(axes)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
         target = io.StringIO()
         figure.savefig(target, format="svg", metadata={"Date": None})
     text = target.getvalue()
