@@ -95,6 +95,7 @@ def opened(data: Path, name: str, work: Path, encoder: Any, *, first: int | None
                 for key, text in zip(corpus.ids, texts, strict=True)
                 if text.strip()
             ),
+            batch_size=1024,
             total=len(corpus.ids),
         )
         yield Bench(
