@@ -1,0 +1,17 @@
+"""Training data from pairs of query and document: thoughts of an expert, chosen by a committee.
+
+```
+folder of documents ── queries ──┐            (make_data: the whole road in one command)
+                                 v
+pairs ──────────────────────> synthesize ──> vote ──> negatives ──> training file
+(query, pos)                  all_thought    thought  neg           quality_page shows any of them
+                                             model2scores
+```
+
+Every stage reads a file of rows and writes one (`rows` has the fields, `reading` the formats), can be
+stopped anywhere and goes on where it was (`ledger`). `recipe` says what is asked of whom, `prompts` words it,
+`experts` answer, `pacing` keeps to a server's limits. `committee` has the members that score candidates,
+`vote` counts their votes, `agreement` says how far they agree.
+
+Nothing is imported here: take `o1_retriever_training.synthesize.synthesize` and its neighbours.
+"""

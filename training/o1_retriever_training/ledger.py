@@ -1,0 +1,266 @@
+"""An output file that a kill at any moment cannot spoil: one line per finished row, and exact resumption.
+
+Beside `out.jsonl` stand `out.jsonl.manifest.json` (what made it, and counts) and, while somebody writes,
+`out.jsonl.lock`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from o1_retriever_training.errors import LedgerError
+from o1_retriever_training.keys import KeyIndex
+
+logger = logging.getLogger(__name__)
+
+_FLUSH_EVERY_S = 1.0  # a power failure costs what the last second brought, a killed process nothing
+_KEY = '{"key": "'
+_FULL = "Free some space, then type the same command: it goes on where it was."
+
+
+class Ledger:
+    """The output of a stage, opened to go on with it: `with Ledger(path, stage=..., recipe=...) as ledger`.
+
+    `recipe` is all that decides what a row of the output says; an output of another recipe is refused.
+    Raises `LedgerError` then, when another process writes the same file, when the file is damaged, and
+    when a row cannot be written; what was written before stays, and the file ends with a whole line.
+    """
+
+    def __init__(self, path: str | Path, *, stage: str, recipe: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = {"stage": stage, "recipe": json.loads(json.dumps(recipe))}
+        self.index = KeyIndex()
+        self.repaired = False
+        self._lock: sqlite3.Connection | None = None
+        self._file: IO[bytes] | None = None
+        self._end = 0
+        self._flushed = time.monotonic()
+
+    @property
+    def manifest_path(self) -> Path:
+        """The file that says what made the output."""
+        return self.path.with_name(f"{self.path.name}.manifest.json")
+
+    def __enter__(self) -> Ledger:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.path)
+            self._check_manifest()
+            self._file = self.path.open("ab", buffering=0)
+            self._end = self._read_index()
+            return self
+        except OSError as error:
+            self.close()
+            raise _refused(self.path, error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def append(self, key: str, line: str) -> None:
+        """Write a finished row, whole or not at all; one that is there already is left alone."""
+        data = line.encode()
+        if not self.index.add(key, self._end, len(data)):
+            return
+        self._write(data)
+        if time.monotonic() - self._flushed > _FLUSH_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Have the system put on disk what was written."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+        self._flushed = time.monotonic()
+
+    def finish(self, counts: Mapping[str, Any], *, finished: bool = True) -> None:
+        """Write the manifest; when all is done, put the lines into the order of the input first."""
+        try:
+            self.flush()
+            if finished:
+                self._put_in_order()
+            self.manifest |= {"finished": finished, "rows": len(self), "counts": dict(counts)}
+            write_whole(self.manifest_path, json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise _refused(self.path, error) from error
+
+    def forget(self, keep: Callable[[dict[str, Any]], bool]) -> int:
+        """Take out the rows for which `keep` is false, so that they count as not done; how many those were.
+
+        They go to the end of `<output>.retry` first, whose lines hold what is known about them.
+        """
+        aside = self.path.with_name(f"{self.path.name}.retry")
+        with aside.open("ab") as other:
+            dropped = 0
+            for line in self._lines():
+                if not keep(json.loads(line)):
+                    other.write(line)
+                    dropped += 1
+            other.flush()
+            os.fsync(other.fileno())
+        if dropped:
+            self._replace(line for line in self._lines() if keep(json.loads(line)))
+        return dropped
+
+    def close(self) -> None:
+        """Let others write; called at the end of the `with` block."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self.flush()
+            self._file.close()
+            self._file = None
+        self.index.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _check_manifest(self) -> None:
+        if not self.manifest_path.is_file():
+            if self.path.is_file() and self.path.stat().st_size:
+                raise LedgerError(
+                    f"{self.path} exists and was not written by this command (it has no manifest).",
+                    hint="Choose another --out, or move that file away.",
+                )
+            write_whole(self.manifest_path, json.dumps({**self.manifest, "finished": False}) + "\n")
+            return
+        try:
+            found = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise LedgerError(
+                f"{self.manifest_path} is damaged ({error}).", hint="Choose another --out."
+            ) from None
+        other = _differences(found, self.manifest)
+        if other:
+            raise LedgerError(
+                f"{self.path} was begun with another recipe: {'; '.join(other)}.",
+                hint="Type the old options to go on with it, or another --out to begin anew.",
+            )
+
+    def _read_index(self) -> int:
+        """Index the lines, and cut off a last one that was not written to its end; the file's length."""
+        end = 0
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                key = _key_of(line)
+                if key is None:
+                    if lines.read(1):
+                        raise LedgerError(
+                            f"{self.path}, line {number}, is none that this command has written.",
+                            hint="Remove that line, or choose another --out.",
+                        )
+                    logger.warning("%s: the last line was not finished and is cut off.", self.path)
+                    os.truncate(self.path, end)
+                    self.repaired = True
+                    break
+                self.index.add(key, end, len(line))
+                end += len(line)
+        return end
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None, "the ledger is not open"
+        written = 0
+        try:
+            while written < len(data):
+                written += self._file.write(data[written:])
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, self._end)
+            raise _refused(self.path, error) from error
+        self._end += len(data)
+
+    def _lines(self, *, ordered: bool = False) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            for offset, length in self.index.spans(ordered=ordered):
+                file.seek(offset)
+                yield file.read(length)
+
+    def _put_in_order(self) -> None:
+        strangers = self.index.strangers()
+        if strangers:
+            logger.warning(
+                "%d rows of %s are not in the input any more; they stay at the end.", strangers, self.path
+            )
+        if not self.index.in_order():
+            self._replace(self._lines(ordered=True))
+
+    def _replace(self, lines: Iterator[bytes]) -> None:
+        """Exchange the file for one with these lines, in one step, and index it again."""
+        assert self._file is not None, "the ledger is not open"
+        new = self.path.with_name(f"{self.path.name}.new")
+        with new.open("wb") as target:
+            target.writelines(lines)
+            target.flush()
+            os.fsync(target.fileno())
+        self._file.close()
+        new.replace(self.path)
+        self._file = self.path.open("ab", buffering=0)
+        self.index.close()
+        self.index = KeyIndex()
+        self._end = self._read_index()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that readers see the old content or all of the new."""
+    new = path.with_name(f"{path.name}.new")
+    with new.open("w", encoding="utf-8") as target:
+        target.write(text)
+        target.flush()
+        os.fsync(target.fileno())
+    new.replace(path)
+
+
+def _locked(path: Path) -> sqlite3.Connection:
+    """A lock that ends with the process, on every system."""
+    lock = sqlite3.connect(
+        path.with_name(f"{path.name}.lock"), timeout=0, isolation_level=None, check_same_thread=False
+    )
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        lock.close()
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            raise LedgerError(
+                f"Another process is writing {path}.", hint="Wait for it, or choose another --out."
+            ) from None
+        raise LedgerError(f"{path} cannot be written ({error}).", hint=_FULL) from error
+    return lock
+
+
+def _key_of(line: bytes) -> str | None:
+    """The key at the beginning of a line that ends with a newline; None for anything else."""
+    start = len(_KEY)
+    if not (line.startswith(_KEY.encode()) and line.endswith(b"}\n")):
+        return None
+    key = line[start : start + 16].decode("ascii", "replace")
+    return key if all(letter in "0123456789abcdef" for letter in key) and len(key) == 16 else None
+
+
+def _differences(found: Any, wanted: dict[str, Any]) -> list[str]:
+    if not isinstance(found, dict) or found.get("stage") != wanted["stage"]:
+        stage = found.get("stage") if isinstance(found, dict) else found
+        return [f"it is of the stage {stage!r}, not {wanted['stage']!r}"]
+    old, new = found.get("recipe") or {}, wanted["recipe"]
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"{name} was {old.get(name)!r:.80}, is {new.get(name)!r:.80}" for name in names]
+
+
+def _refused(path: Path, error: OSError) -> LedgerError:
+    return LedgerError(f"{error.filename or path} cannot be written ({error.strerror or error}).", hint=_FULL)

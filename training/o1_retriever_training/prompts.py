@@ -1,0 +1,92 @@
+"""What an expert is asked: an instruction for the kind of task, examples, and the query."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from o1_retriever.endpoint import ChatPrompt
+from o1_retriever_training.rows import Row
+
+if TYPE_CHECKING:
+    from o1_retriever_training.recipe import Recipe
+
+_RULES = (
+    " Write it as one plain paragraph: the facts, names and terms that a document with the answer contains."
+    " If you are unsure, write your best guess. Do not repeat the query or mention these instructions."
+)
+# By the rows' `type`; "default" is for a row without one, or of a type that nobody has worded.
+INSTRUCTIONS = {
+    "default": "Think about a plausible response that addresses the query." + _RULES,
+    "question": "Think about a plausible answer to the question, with the steps that lead to it." + _RULES,
+    "claim": "Think about what evidence would support or refute the claim." + _RULES,
+    "keywords": "Think about what somebody who types these words wants to read." + _RULES,
+    "duplicate": "Think about other ways of asking the same, and about what it is about." + _RULES,
+    "code": "Think about a plausible solution: the functions, commands and concepts that it would use."
+    + _RULES,
+}
+_TRIES = 20  # draws per example that is wanted, before a small pool counts as used up
+
+
+class Examples:
+    """Rows to draw in-context examples from: other queries, each with its first positive as the response."""
+
+    def __init__(self, pool: Sequence[Row]) -> None:
+        self._pool = [(row.query, row.pos[0]) for row in pool if row.pos]
+
+    def __len__(self) -> int:
+        return len(self._pool)
+
+    @property
+    def content(self) -> list[tuple[str, str]]:
+        """What may be drawn, in order."""
+        return list(self._pool)
+
+    def draw(self, row: Row, recipe: Recipe) -> list[tuple[str, str]]:
+        """Examples for a row: never its query, never a passage that is or contains one of its documents.
+
+        What is drawn depends on the row, the seed and the pool alone.
+        """
+        if not self._pool or not recipe.examples:
+            return []
+        forbidden = {_plain(document) for document in row.pos}
+        queries = {_plain(row.query)}
+        generator = random.Random(f"{recipe.seed}:{row.identity}")
+        chosen: list[tuple[str, str]] = []
+        for _ in range(_TRIES * recipe.examples):
+            query, passage = generator.choice(self._pool)
+            if _plain(query) in queries or _overlaps(_plain(passage), forbidden):
+                continue
+            queries.add(_plain(query))
+            chosen.append((query, _cut(passage, recipe.example_characters)))
+            if len(chosen) == recipe.examples:
+                break
+        return chosen
+
+
+def prompt_for(row: Row, recipe: Recipe, examples: Examples, instruction: str | None = None) -> ChatPrompt:
+    """The chat that asks for a thought about a row; its `{query}` is to be filled in.
+
+    The examples stand in the one message of the user, which servers without roles understand too.
+    """
+    known = INSTRUCTIONS | recipe.instructions
+    said = instruction or row.prompt or known.get(row.type or "default", known["default"])
+    shown = [f"Query: {query}\nResponse: {passage}" for query, passage in examples.draw(row, recipe)]
+    # A `{query}` inside an example would be filled in as well.
+    parts = [part.replace("{query}", "{ query }") for part in shown]
+    return ChatPrompt("\n\n".join([*parts, "Query: {query}\nResponse:" if shown else "{query}"]), system=said)
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def _overlaps(passage: str, documents: set[str]) -> bool:
+    return any(document in passage or passage in document for document in documents)
+
+
+def _cut(text: str, most: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 2].rsplit(" ", 1)[0] + " …"

@@ -1,0 +1,161 @@
+"""Rows from JSON lines (plain, gzip, Zstandard), Parquet, or a data set of the Hub, one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+from o1_retriever.errors import O1RetrieverError
+from o1_retriever.extras import require
+from o1_retriever_training.errors import DataError
+from o1_retriever_training.problems import Problems
+from o1_retriever_training.rows import Row, parse_row
+
+HUB = "hub:"
+_WIDE = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16: line ends are no single bytes there
+_HINT = "Pass .jsonl, .jsonl.gz, .jsonl.zst, .parquet, or hub:OWNER/NAME[:SPLIT]."
+
+
+def read_rows(source: str | Path, problems: Problems) -> Iterator[Row]:
+    """The usable rows of a source in order; what is not usable is noted in `problems` with its line.
+
+    A source is the path of a file, or `hub:owner/name` with an optional `:split` (default: train). It is
+    read as a stream, so that its size does not matter. Raises `DataError` for what cannot be read at all.
+    """
+    for place, value in _values(str(source), problems):
+        if isinstance(value, dict):
+            query = value.get("query", value.get("text"))
+            if isinstance(query, str) and not query.strip():
+                problems.add("empty query", place, "expected some text")
+                continue
+        try:
+            row = parse_row(value)
+        except ValueError as error:
+            problems.add("wrong fields", place, str(error))
+            continue
+        yield row
+
+
+def count_rows(source: str | Path) -> int | None:
+    """How many rows a file has at most, for a progress bar; None where nobody knows before reading."""
+    name = str(source)
+    if name.startswith(HUB):
+        return None
+    if name.endswith(".parquet"):
+        return int(_parquet(name).metadata.num_rows)
+    with _opened(name) as lines:
+        blocks = iter(lambda: lines.read(1 << 20), b"")
+        return sum(block.count(b"\n") for block in blocks)
+
+
+def _values(source: str, problems: Problems) -> Iterator[tuple[str, Any]]:
+    if source.startswith(HUB):
+        yield from _hub_values(source)
+    elif source.endswith(".parquet"):
+        yield from _parquet_values(source)
+    else:
+        yield from _json_values(source, problems)
+
+
+def _json_values(path: str, problems: Problems) -> Iterator[tuple[str, Any]]:
+    number = 0
+    try:
+        with _opened(path) as stream:
+            for number, line in enumerate(_lines(stream), start=1):
+                place = f"line {number}"
+                if not line.strip():
+                    continue
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    found = f"byte {line[error.start]:#04x} at offset {error.start} is not UTF-8"
+                    problems.add("not text", place, found)
+                    continue
+                try:
+                    value = json.loads(text)
+                except (ValueError, RecursionError) as error:
+                    problems.add("not JSON", place, str(error))
+                    continue
+                yield place, value
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{path} cannot be read after line {number}: {reason}.", hint=_HINT) from error
+
+
+def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+    first = stream.readline()
+    if not first.startswith(_WIDE):
+        yield first
+        yield from stream
+        return
+    data = first + stream.read()
+    with contextlib.suppress(UnicodeDecodeError):
+        for line in data.decode("utf-16").splitlines(keepends=True):
+            yield line.encode("utf-8", "surrogatepass")
+        return
+    yield data
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    if not Path(path).is_file():
+        raise DataError(f"There is no file {path}; expected rows.", hint=_HINT)
+    if path.endswith(".gz"):
+        with gzip.open(path, "rb") as zipped:
+            yield cast(IO[bytes], zipped)
+    elif path.endswith(".zst"):
+        zstandard = require("zstandard", extra="train", purpose="Reading .zst files")
+        with Path(path).open("rb") as raw:
+            try:
+                yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
+            except zstandard.ZstdError as error:
+                raise OSError(f"it is no Zstandard file ({error})") from error
+    elif path.endswith((".jsonl", ".json", ".ndjson")):
+        with Path(path).open("rb") as plain:
+            yield plain
+    else:
+        raise DataError(f"The suffix of {path} is unknown.", hint=_HINT)
+
+
+def _parquet(path: str) -> Any:
+    parquet = require("pyarrow.parquet", extra="train", purpose="Reading Parquet")
+    try:
+        return parquet.ParquetFile(path)
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}; expected rows.", hint=_HINT) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no Parquet file: {error}.", hint=_HINT) from error
+
+
+def _parquet_values(path: str) -> Iterator[tuple[str, Any]]:
+    number = 0
+    for batch in _parquet(path).iter_batches(batch_size=1024):
+        for value in batch.to_pylist():
+            number += 1
+            yield f"row {number}", _without_nulls(value)
+
+
+def _hub_values(source: str) -> Iterator[tuple[str, Any]]:
+    datasets = require("datasets", extra="train", purpose="Reading a data set of the Hub")
+    name, _, split = source.removeprefix(HUB).partition(":")
+    try:
+        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
+        for number, value in enumerate(rows, start=1):
+            yield f"row {number}", _without_nulls(dict(value))
+    except O1RetrieverError:
+        raise
+    except Exception as error:  # the library raises what its many back ends raise
+        raise DataError(
+            f"{source} cannot be read: {type(error).__name__}: {error}.",
+            hint="Check the name, and that this machine reaches the Hub.",
+        ) from error
+
+
+def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
+    """A table has a column for every row, and None where a JSON line would not have the field."""
+    return {name: each for name, each in value.items() if each is not None}

@@ -1,0 +1,108 @@
+"""What is asked of whom: all that decides what the synthesised thoughts say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from o1_retriever.errors import SettingsError
+from o1_retriever.thought import ThoughtSettings
+from o1_retriever_training.prompts import INSTRUCTIONS
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Contributor(_Frozen):
+    """One voice of an ensemble: `n` candidates by `expert` (a name; None: the first one).
+
+    `instruction` None takes the row's own `prompt`, else the one of its task type.
+    """
+
+    expert: str | None = None
+    n: int = Field(default=3, ge=1, le=1024)
+    instruction: str | None = None
+
+
+class Recipe(_Frozen):
+    """How thoughts are asked for.
+
+    Three candidates of at most 512 tokens are the paper's; the temperature is ours, chosen so that they
+    differ. `examples` other queries, each with its passage cut at `example_characters`, are shown before
+    every query; they are drawn with `seed` from the first `example_pool` rows of the input. `instructions`
+    (by task type) add to those of `prompts.INSTRUCTIONS`.
+    """
+
+    contributors: tuple[Contributor, ...] = Field(default=(Contributor(),), min_length=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    temperature: float = Field(default=0.7, ge=0, le=100)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_tokens: int = Field(default=512, ge=1, le=1_000_000)
+    examples: int = Field(default=3, ge=0, le=64)
+    example_characters: int = Field(default=800, ge=20)
+    example_pool: int = Field(default=1000, ge=0)
+    instructions: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("instructions")
+    @classmethod
+    def _named(cls, value: dict[str, str]) -> dict[str, str]:
+        if any(not text.strip() for text in value.values()):
+            raise ValueError("an instruction is empty")
+        return value
+
+    @property
+    def candidates(self) -> int:
+        """Thoughts per query, of all contributors together."""
+        return sum(each.n for each in self.contributors)
+
+    @property
+    def sampling(self) -> ThoughtSettings:
+        """How every candidate is sampled; its index makes its draw another one."""
+        return ThoughtSettings(
+            k=self.candidates,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_new_tokens=self.max_tokens,
+            seed=self.seed,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON values, with the wording of every instruction that it may use."""
+        return self.model_dump(mode="json") | {"instructions": INSTRUCTIONS | self.instructions}
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for the recipe."""
+        content = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """A recipe from a YAML or JSON file. Raises `SettingsError` naming the first field that is wrong."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"There is no file {path}; expected a recipe.") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"The recipe {path} cannot be read: {error}.") from error
+    return as_recipe({} if value is None else value, where=str(path))
+
+
+def as_recipe(value: Any, *, where: str = "The recipe") -> Recipe:
+    """A recipe from its fields. Raises `SettingsError` naming the first one that is wrong."""
+    try:
+        return Recipe.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise SettingsError(
+            f"{where}: {field} is {first['input']!r:.80}: {first['msg']}.",
+            hint=f"Known fields: {', '.join(Recipe.model_fields)}.",
+        ) from None

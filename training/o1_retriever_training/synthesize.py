@@ -1,0 +1,265 @@
+"""Exploration: an expert writes several thoughts about every query, and none is lost or paid for twice."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from o1_retriever.endpoint.problem import Problem
+from o1_retriever.errors import SettingsError
+from o1_retriever.progress import Advance, progress
+from o1_retriever_training.experts import Answer, Ask, Expert, as_expert, spent
+from o1_retriever_training.inputs import Input
+from o1_retriever_training.ledger import Ledger
+from o1_retriever_training.problems import Problems
+from o1_retriever_training.prompts import Examples, prompt_for
+from o1_retriever_training.reading import count_rows, read_rows
+from o1_retriever_training.recipe import Recipe
+from o1_retriever_training.rows import Failure, Row
+from o1_retriever_training.tally import Tally, summarise
+
+logger = logging.getLogger(__name__)
+
+Experts = Mapping[str, Any] | Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a stage is run, none of which changes a row: what to retry, to refuse and to show.
+
+    `retry_failed` asks again for what could not be had before. `strict` raises the first problem of the
+    input. `show` is the progress bar (None: only on a terminal), with the cost at `prices`: dollars per
+    million tokens of the prompt and of the completion.
+    """
+
+    retry_failed: bool = False
+    strict: bool = False
+    show: bool | None = None
+    prices: tuple[float, float] | None = None
+
+
+def synthesize(
+    pairs: str | Path,
+    out: str | Path,
+    *,
+    experts: Experts,
+    recipe: Recipe | None = None,
+    options: Options | None = None,
+) -> tuple[Tally, Problems]:
+    """Write `recipe.candidates` thoughts about every row of `pairs` into `out`, or go on with that.
+
+    `experts` is one, or several by the names that the recipe's contributors have for them; each is what
+    `as_expert` takes. The rows of a finished `out` are in the order of `pairs`.
+
+    Raises `DataError`, `LedgerError`, `SettingsError`, and `ThinkerError` when no expert can go on; what was
+    written stays, and the same call goes on.
+    """
+    recipe, options = recipe or Recipe(), options or Options()
+    voices = _voices(recipe, _named(experts))
+    examples = Examples(list(_pool(pairs, recipe)) if recipe.examples else [])
+    with Ledger(out, stage="synthesize", recipe=_manifest(recipe, voices, examples)) as ledger:
+        run = _Run(pairs, ledger, recipe, options)
+        run.voices, run.examples = voices, examples
+        return asyncio.run(run.work())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Voice:
+    """One candidate of a row: who writes it, which of that expert's it is, and what it is told."""
+
+    expert: Expert
+    index: int
+    instruction: str | None
+
+
+class _Run:
+    """One call of `synthesize`."""
+
+    voices: Sequence[_Voice]
+    examples: Examples
+
+    def __init__(self, pairs: str | Path, ledger: Ledger, recipe: Recipe, options: Options) -> None:
+        self.ledger, self.recipe, self.options = ledger, recipe, options
+        self.problems = Problems(str(pairs), strict=options.strict)
+        self.input = Input(pairs, ledger, self.problems)
+        self.tally = Tally()
+        self.aside = ledger.path.with_name(f"{ledger.path.name}.retry")
+        self.known: dict[str, Row] = {}
+
+    async def work(self) -> tuple[Tally, Problems]:
+        """Write all rows that are not there yet."""
+        if self.options.retry_failed:
+            self.ledger.forget(lambda row: not row.get("failures"))
+        self.known = {row.identity: row for row in _put_aside(self.aside)}
+        finished = False
+        try:
+            with progress("Thinking", count_rows(self.input.source), show=self.options.show) as advance:
+                await self._all(advance)
+            finished = True
+        finally:
+            for expert in self._experts():
+                await expert.close()
+            counts = summarise(self.ledger.path) if finished else self.tally.to_dict()
+            self.ledger.finish(counts, finished=finished)
+        self.aside.unlink(missing_ok=True)
+        return self.tally, self.problems
+
+    def _experts(self) -> list[Expert]:
+        return list({id(voice.expert): voice.expert for voice in self.voices}.values())
+
+    async def _all(self, advance: Advance) -> None:
+        """Keep as many batches of rows going as the experts take, and stop at the first error."""
+        experts = self._experts()
+        size, most = max(one.batch for one in experts), max(one.at_once for one in experts)
+        rows = self.input.fresh(lambda: self._kept(advance))
+        going: set[asyncio.Task[None]] = set()
+        try:
+            while batch := list(islice(rows, size)):
+                going.add(asyncio.create_task(self._finish(batch, advance)))
+                if len(going) >= most:
+                    going = await _some_done(going)
+            while going:
+                going = await _some_done(going)
+        finally:
+            for task in going:
+                task.cancel()
+            await asyncio.gather(*going, return_exceptions=True)
+        self.tally.rows = self.input.rows
+
+    def _kept(self, advance: Advance) -> None:
+        self.tally.kept += 1
+        advance(1)
+
+    async def _finish(self, batch: list[tuple[int, Row]], advance: Advance) -> None:
+        rows = [row for _, row in batch]
+        answers = await self._ask(rows)
+        for (number, row), own in zip(batch, answers, strict=True):
+            done = self._with_thoughts(row, own)
+            self.ledger.append(done.identity, done.line())
+            self.ledger.index.place(done.identity, number)
+            self.tally.written += 1
+            self.tally.without += not done.usable
+            self.tally.failures += len(done.failures)
+            advance(1, self.tally.note(self.options.prices))
+
+    async def _ask(self, rows: Sequence[Row]) -> list[dict[int, Answer]]:
+        """For each row the answers of this run by candidate; what is known from before is not asked."""
+        found: list[dict[int, Answer]] = [{} for _ in rows]
+        wanted: dict[int, list[tuple[int, int, Ask]]] = {}
+        for place, row in enumerate(rows):
+            for candidate, ask in self._asks(row):
+                voice = self.voices[candidate]
+                wanted.setdefault(id(voice.expert), []).append((place, candidate, ask))
+        experts = {id(expert): expert for expert in self._experts()}
+        calls = [experts[key].write([ask for _, _, ask in asked]) for key, asked in wanted.items()]
+        for asked, answers in zip(wanted.values(), await asyncio.gather(*calls), strict=True):
+            for (place, candidate, _), answer in zip(asked, answers, strict=True):
+                found[place][candidate] = answer
+                self._spend(answer)
+        return found
+
+    def _asks(self, row: Row) -> Iterator[tuple[int, Ask]]:
+        known = self.known.get(row.identity)
+        prompts: dict[str | None, Any] = {}
+        for candidate, voice in enumerate(self.voices):
+            if known is not None and known.all_thought[candidate] is not None:
+                continue
+            if voice.instruction not in prompts:
+                prompts[voice.instruction] = prompt_for(row, self.recipe, self.examples, voice.instruction)
+            yield (
+                candidate,
+                Ask(
+                    query=row.query,
+                    prompt=prompts[voice.instruction],
+                    index=voice.index,
+                    settings=self.recipe.sampling,
+                ),
+            )
+
+    def _spend(self, answer: Answer) -> None:
+        prompt, completion = spent(answer)
+        self.tally.prompt_tokens += prompt
+        self.tally.completion_tokens += completion
+
+    def _with_thoughts(self, row: Row, answers: Mapping[int, Answer]) -> Row:
+        """The row with its candidates; the tokens are those of the thoughts that it holds."""
+        known = self.known.get(row.identity)
+        thoughts: list[str | None] = list(known.all_thought) if known else [None] * len(self.voices)
+        prompt, completion = (known and known.tokens) or (0, 0)
+        failures = []
+        for candidate, answer in sorted(answers.items()):
+            if isinstance(answer, Problem):
+                failures.append(Failure(candidate=candidate, reason=answer.reason))
+                continue
+            thoughts[candidate] = answer.text
+            prompt, completion = prompt + answer.prompt_tokens, completion + answer.completion_tokens
+        return row.model_copy(
+            update={
+                "key": row.identity,
+                "all_thought": thoughts,
+                "thought": None,
+                "writers": [voice.expert.identity for voice in self.voices],
+                "failures": failures,
+                "tokens": (prompt, completion),
+            }
+        )
+
+
+async def _some_done(going: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    done, rest = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    return rest
+
+
+def _named(experts: Experts) -> dict[str, Expert]:
+    several = isinstance(experts, Mapping) and not all(
+        isinstance(value, list | tuple) for value in experts.values()
+    )
+    if not several:
+        return {"expert": as_expert(experts)}
+    return {name: as_expert(value) for name, value in experts.items()}
+
+
+def _voices(recipe: Recipe, experts: Mapping[str, Expert]) -> list[_Voice]:
+    voices: list[_Voice] = []
+    for contributor in recipe.contributors:
+        name = contributor.expert or next(iter(experts))
+        if name not in experts:
+            raise SettingsError(f"The recipe asks the expert {name!r}; expected one of {sorted(experts)}.")
+        first = sum(voice.expert is experts[name] for voice in voices)
+        voice = _Voice(expert=experts[name], index=first, instruction=contributor.instruction)
+        voices += [replace(voice, index=first + number) for number in range(contributor.n)]
+    return voices
+
+
+def _pool(pairs: str | Path, recipe: Recipe) -> Iterator[Row]:
+    # Problems are told when the rows themselves are read.
+    yield from islice(read_rows(pairs, Problems(str(pairs))), recipe.example_pool)
+
+
+def _manifest(recipe: Recipe, voices: Sequence[_Voice], examples: Examples) -> dict[str, Any]:
+    pool = json.dumps(examples.content).encode()
+    return {
+        **recipe.to_dict(),
+        "experts": [voice.expert.identity for voice in voices],
+        "examples drawn from": hashlib.blake2b(pool, digest_size=8).hexdigest(),
+        "hash": recipe.fingerprint,
+    }
+
+
+def _put_aside(path: Path) -> Iterator[Row]:
+    """The rows that `Ledger.forget` has put aside; a last line that was cut short is left out."""
+    if not path.is_file():
+        return
+    with path.open("rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                yield Row.model_validate(json.loads(line))
