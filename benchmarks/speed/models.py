@@ -52,18 +52,22 @@ SHAPES = {
 }
 
 
+# What transformers calls the padding of whatever it loads as a Qwen2 tokenizer.
+_PAD = "<|endoftext|>"
+
+
 def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """One token a word: what is decoded to text is tokenised to the same ids again.
 
     So both roads of a comparison work on sequences of the same length.
     """
-    markers = ["</s>", "<pad>", *MARKERS["paper"]]
+    markers = ["</s>", _PAD, *MARKERS["paper"]]
     words = {marker: place for place, marker in enumerate(markers)}
     words.update({f"w{place}": place for place in range(len(markers), vocabulary)})
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    tokenizer = Tokenizer(WordLevel(words, unk_token=_PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.Sequence([])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token=_PAD)
     fast.add_special_tokens({"extra_special_tokens": list(MARKERS["paper"])})
     return fast
 

@@ -29,8 +29,8 @@ class Slots:
 
     `spare` columns are written before everything is moved back to the left. `clear` empties the memory for
     steps that read all of it (see `fix`): what a mask hides must still be a number, and fresh memory may hold
-    NaN. The living rows are the first `live` ones. `column` is where the next token is written, `first` the first
-    column that a living row needs.
+    NaN. The living rows are the first `live` ones. `column` is where the next token is written, `first` the
+    first column that a living row needs.
     """
 
     def __init__(self, model: Any, rows: int, window: int, *, spare: int, clear: bool = False) -> None:
