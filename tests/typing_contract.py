@@ -51,6 +51,9 @@ def core() -> Retriever:
     with Index("index", embedder) as index:
         index.add([Document(id="a", text="b", metadata={"page": 1})])
         result = Retriever(embedder, index).search("why?", k=3, where={"page": 1})
+    fused = Retriever(embedder, index, hybrid=True, pooling="best").search("why?", thinking="auto")
+    assert_type(fused.decision.think, bool)
+    assert_type(fused.hits[0].dense_rank, int | None)
     for hit in result:
         assert_type(hit.score, float)
         assert_type(hit.text, str)
