@@ -39,6 +39,7 @@ class Ledger:
         self.path = Path(path)
         self.manifest: dict[str, Any] = {"stage": stage, "recipe": json.loads(json.dumps(recipe))}
         self.index = KeyIndex()
+        self.known: dict[str, Any] = {}  # the manifest as it was found
         self.repaired = False
         self._lock: sqlite3.Connection | None = None
         self._file: IO[bytes] | None = None
@@ -120,6 +121,10 @@ class Ledger:
             self._replace(line for line in self._lines() if keep(json.loads(line)))
         return dropped
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """What is written, row by row."""
+        return (json.loads(line) for line in self._lines())
+
     def close(self) -> None:
         """Let others write; called at the end of the `with` block."""
         if self._file is not None:
@@ -148,6 +153,7 @@ class Ledger:
                 f"{self.manifest_path} is damaged ({error}).", hint="Choose another --out."
             ) from None
         other = _differences(found, self.manifest)
+        self.known = found if isinstance(found, dict) else {}
         if other:
             raise LedgerError(
                 f"{self.path} was begun with another recipe: {'; '.join(other)}.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ def read_rows(source: str | Path, problems: Problems) -> Iterator[Row]:
     A source is the path of a file, or `hub:owner/name` with an optional `:split` (default: train). It is
     read as a stream, so that its size does not matter. Raises `DataError` for what cannot be read at all.
     """
-    for place, value in _values(str(source), problems):
+    for place, value in read_values(source, problems):
         if isinstance(value, dict):
             query = value.get("query", value.get("text"))
             if isinstance(query, str) and not query.strip():
@@ -53,7 +54,24 @@ def count_rows(source: str | Path) -> int | None:
         return sum(block.count(b"\n") for block in blocks)
 
 
-def _values(source: str, problems: Problems) -> Iterator[tuple[str, Any]]:
+def digest(source: str | Path) -> str:
+    """16 hexadecimal digits that stand for a file's content, or for the name of a data set of the Hub."""
+    found = hashlib.blake2b(digest_size=8)
+    if str(source).startswith(HUB):
+        found.update(str(source).encode())
+        return found.hexdigest()
+    try:
+        with Path(source).open("rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    except OSError as error:
+        raise DataError(f"{source} cannot be read: {error.strerror or error}.", hint=_HINT) from error
+    return found.hexdigest()
+
+
+def read_values(path: str | Path, problems: Problems) -> Iterator[tuple[str, Any]]:
+    """(place, JSON value) of everything in a source, for what has another shape than rows."""
+    source = str(path)
     if source.startswith(HUB):
         yield from _hub_values(source)
     elif source.endswith(".parquet"):

