@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,3 +57,16 @@ def delivered(rows: Vector, *, single: bool, convert_to_tensor: bool) -> Vector 
     import torch
 
     return torch.from_numpy(chosen)
+
+
+@contextmanager
+def searching(store: str, dimension: int) -> Iterator[None]:
+    """Add to what a foreign store raises with what it was searched; the type stays, for those who retry."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            f"{store} was searched with a vector of {dimension} numbers. If it holds others, its documents "
+            "were embedded by another model or with another truncate_dim."
+        )
+        raise

@@ -15,6 +15,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.fusion import best_of
 from o1_retriever.search_settings import SearchSettings
 from o1_retriever.thought import ThoughtSettings, Vector
+from o1_retriever.vectors import searching
 
 ScoredDocument = tuple[Document, float | None]
 
@@ -77,7 +78,8 @@ class StoreSearch:
         """
         name = self._method(request, several=len(vectors) > 1)
         method = getattr(self._store, name)
-        found = [method(vector.tolist(), **_arguments(request)) for vector in vectors]
+        with searching(type(self._store).__name__, vectors.shape[1]):
+            found = [method(vector.tolist(), **_arguments(request)) for vector in vectors]
         return self._merged(name, found, request)
 
     async def asearch(self, vectors: Vector, request: Request) -> list[ScoredDocument]:
@@ -86,7 +88,9 @@ class StoreSearch:
         if not self._has(f"a{name}"):
             return await run_in_executor(None, self.search, vectors, request)
         method = getattr(self._store, f"a{name}")
-        found = await asyncio.gather(*(method(vector.tolist(), **_arguments(request)) for vector in vectors))
+        asked = [method(vector.tolist(), **_arguments(request)) for vector in vectors]
+        with searching(type(self._store).__name__, vectors.shape[1]):
+            found = await asyncio.gather(*asked)
         return self._merged(name, found, request)
 
     def _merged(self, name: str, found: list[list[Any]], request: Request) -> list[ScoredDocument]:

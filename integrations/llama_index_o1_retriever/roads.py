@@ -23,6 +23,7 @@ from o1_retriever.pooling import unit
 from o1_retriever.retriever import Retriever
 from o1_retriever.search_settings import SearchSettings
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings, Vector
+from o1_retriever.vectors import searching
 
 _HOW = ("hybrid", "pooling", "thinking", "depth", "gate")
 
@@ -125,7 +126,8 @@ class StoreRoad:
             return await asyncio.to_thread(self.retrieve, bundle, k, settings)
         thinking = await asyncio.to_thread(self._think, bundle, k, settings)
         asked = [_with_embedding(bundle, vector) for vector in thinking.vectors]
-        found = await asyncio.gather(*map(self._inner._aretrieve, asked))
+        with searching(type(self._store).__name__, thinking.vectors.shape[1]):
+            found = await asyncio.gather(*map(self._inner._aretrieve, asked))
         return self._best([self._scored(nodes) for nodes in found], k)
 
     def _think(self, bundle: QueryBundle, k: int, settings: ThoughtSettings | None) -> _Thinking:
@@ -148,7 +150,8 @@ class StoreRoad:
         return _Thinking(vectors=_pooled(embedded, self._how))
 
     def _find(self, retriever: Any, bundle: QueryBundle, vector: Vector) -> list[NodeWithScore]:
-        return self._scored(retriever._retrieve(_with_embedding(bundle, vector)))
+        with searching(type(self._store).__name__, len(vector)):
+            return self._scored(retriever._retrieve(_with_embedding(bundle, vector)))
 
     def _scored(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
         return with_cosines(nodes, self._store, self._mode)

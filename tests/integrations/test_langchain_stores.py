@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,11 @@ import pytest
 
 pytest.importorskip("langchain_core", reason="needs the extra `langchain`")
 
-from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_o1_retriever import O1Embeddings, O1Retriever
 from o1_retriever.errors import SettingsError
 from tests.support.adapters import METADATA, QUERY, TEXTS, THOUGHT, small_embedder
-from tests.support.langchain import ByVector, TextOnly, ids
+from tests.support.langchain import ByVector, TextOnly, ids, in_memory
 
 
 def test_over_chroma_with_filters_scores_and_another_dimension(tmp_path: Path) -> None:
@@ -27,9 +27,7 @@ def test_over_chroma_with_filters_scores_and_another_dimension(tmp_path: Path) -
     store.add_texts(list(TEXTS.values()), metadatas=list(METADATA.values()), ids=list(TEXTS))
     retriever = O1Retriever(vectorstore=store, k=2)
     found = retriever.invoke(QUERY)
-    in_memory = InMemoryVectorStore(embeddings)
-    in_memory.add_texts(list(TEXTS.values()), ids=list(TEXTS))
-    memory = O1Retriever(vectorstore=in_memory, k=2).invoke(QUERY)
+    memory = O1Retriever(vectorstore=in_memory(embeddings), k=2).invoke(QUERY)
     assert ids(found) == ids(memory)
     scores = [[each.metadata["relevance_score"] for each in each_found] for each_found in (found, memory)]
     assert np.allclose(scores[0], scores[1], atol=1e-5)
@@ -54,3 +52,12 @@ async def test_stores_with_less_to_offer() -> None:
         plain.invoke(QUERY, score_threshold=0.5)
     with pytest.raises(SettingsError, match="TextOnly cannot search by vector"):
         O1Retriever(vectorstore=TextOnly(embeddings)).invoke(QUERY)
+
+
+async def test_a_store_of_another_dimension_says_what_it_was_searched_with() -> None:
+    store = in_memory(O1Embeddings(small_embedder()))
+    short = O1Retriever(vectorstore=store, embeddings=O1Embeddings(small_embedder(), truncate_dim=8))
+    for found in (lambda: short.invoke(QUERY), lambda: asyncio.run(short.ainvoke(QUERY))):
+        with pytest.raises(ValueError, match="must be the same") as raised:
+            await asyncio.to_thread(found)
+        assert "InMemoryVectorStore was searched with a vector of 8 numbers" in raised.value.__notes__[0]

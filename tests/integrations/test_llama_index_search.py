@@ -111,3 +111,13 @@ def test_our_index_is_fused_with_bm25_and_a_store_cannot_be(many_index: Index) -
     # First by its cosine and second by its words: the fused score, by which the nodes are ordered.
     assert found[0].score == pytest.approx(1 / 60 + 1 / 61)
     assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
+
+
+async def test_a_store_of_another_dimension_says_what_it_was_searched_with() -> None:
+    short = O1Retriever(vector_index(), embed_model=O1Embedding(small_embedder(), truncate_dim=8))
+    with pytest.raises(ValueError, match="not aligned") as raised:
+        short.retrieve(QUERY)
+    assert "SimpleVectorStore was searched with a vector of 8 numbers" in raised.value.__notes__[0]
+    with pytest.raises(ValueError, match="not aligned") as raised:
+        await short.aretrieve(QUERY)
+    assert "SimpleVectorStore was searched with a vector of 8 numbers" in raised.value.__notes__[0]
