@@ -28,9 +28,10 @@ def draw(rows: Sequence[Mapping[str, object]], path: Path) -> None:
             _line(left, _by_number(values, f"{name}/{model}"), {**look, "label": label})
             _line(right, _by_length(values, f"{name}/{model}", _LENGTHS[model]), look)
     left.set(xlabel="thoughts per query (0: the query alone)", ylabel="nDCG@10")
-    right.set(xlabel="longest length of a thought at k = 3: words (recorded), tokens (o1-mini)")
+    right.set(xlabel="words (recorded) or tokens (o1-mini) of a thought, k = 3")
     right.set_xscale("log", base=2)
     right.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+    left.xaxis.get_major_locator().set_params(integer=True)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
