@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from statistics import median
 
 import torch
 
@@ -18,32 +19,37 @@ from benchmarks.speed.queries import SETTINGS
 from o1_retriever import ThinkingEmbedder
 from o1_retriever.engine.backend import LocalBackend
 from o1_retriever.engine.packing import PackedLinear
+from o1_retriever.engine.sampling import Sampler
 
 _RUNS = 5
 
 
 def measure(*, full: bool = False) -> list[Figure]:
-    """`roofline/<model>/q32`: the floor over the time taken, at best 1."""
-    return [share(name) for name in (["16M", "110M"] if full else ["16M"])]
+    """`roofline/<model>/q32`: the floor over the time taken, at best 1; and what drawing tokens takes of it."""
+    return [figure for name in (["16M", "110M"] if full else ["16M"]) for figure in shares(name)]
 
 
-def share(name: str, *, count: int = 32, runs: int = _RUNS) -> Figure:
-    """The best share of the floor in some runs, each with its own floor."""
+def shares(name: str, *, count: int = 32, runs: int = _RUNS) -> list[Figure]:
+    """The median over some runs, each with its own floor."""
     local, shape = random_model(name), SHAPES[name]
     embedder = ThinkingEmbedder(LocalBackend(local), settings=SETTINGS, cache=False)
     queries = random_queries(count, shape.vocabulary)
     embedder.encode_queries(queries, show_progress_bar=False)
     prompts = [len(local.template.prompt(ids)) for ids in local.template.text_ids(queries)]
-    shares = []
+    floors, draws = [], []
     for _ in range(runs):
         before = floor(shape, prompts)
         started = time.perf_counter()
         embedder.encode_queries(queries, show_progress_bar=False)
         taken = time.perf_counter() - started
         lowest = min(before, floor(shape, prompts))
-        shares.append(lowest / taken)
-        print(f"{name}, {count} queries: floor {lowest:.2f} s of {taken:.2f} s = {shares[-1]:.2f}")
-    return Figure(name=f"roofline/{name}/q{count}", value=round(sorted(shares)[runs // 2], 2), unit="share")
+        floors.append(lowest / taken)
+        draws.append(SETTINGS.max_new_tokens * _draw(count * SETTINGS.k, shape.vocabulary) / taken)
+        print(f"{name}, {count} queries: floor {lowest:.2f} s of {taken:.2f} s = {floors[-1]:.2f}")
+    return [
+        Figure(name=f"roofline/{name}/q{count}", value=round(median(floors), 2), unit="share"),
+        Figure(name=f"sampling/{name}/q{count}", value=round(median(draws), 3), unit="share", better="lower"),
+    ]
 
 
 def floor(shape: Shape, prompts: list[int]) -> float:
@@ -87,6 +93,15 @@ def _product(rows: int, inputs: int, outputs: int) -> float:
     plain = torch.nn.Linear(inputs, outputs, bias=False)
     packed = PackedLinear(plain)
     return min(_best(lambda: plain(states)), _best(lambda: packed(states)))
+
+
+@torch.inference_mode()
+def _draw(rows: int, vocabulary: int) -> float:
+    """Seconds of drawing one token for each row."""
+    sampler = Sampler(SETTINGS.temperature, SETTINGS.top_p)
+    logits = 0.4 * torch.randn(rows, vocabulary)
+    keys, steps = torch.randint(1 << 62, (rows,)), torch.arange(rows)
+    return _best(lambda: sampler.draw(logits.clone(), keys, steps))
 
 
 def _read_rate() -> float:
