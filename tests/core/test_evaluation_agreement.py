@@ -90,27 +90,34 @@ def test_a_name_of_ir_datasets_becomes_a_collection(tmp_path: Path, monkeypatch:
     ]
 
 
-def test_a_data_set_in_the_hubs_layout_becomes_a_collection(tmp_path: Path) -> None:
+@pytest.mark.parametrize("judgments", ["beside", "in a data set of their own"])
+def test_a_data_set_in_the_hubs_layout_becomes_a_collection(judgments: str, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     from o1_retriever.evaluation.sources import _from_hub
 
-    root = tmp_path / "hub"
-    root.mkdir()
-    tables = {
+    rows = [{"query-id": query, "corpus-id": doc, "score": grade} for query, doc, grade in QRELS]
+    texts = {
         "corpus": [{"_id": key, "title": "", "text": text} for key, text in DOCUMENTS.items()],
         "queries": [{"_id": key, "text": text} for key, text in QUERIES.items()],
-        "test": [{"query-id": query, "corpus-id": doc, "score": grade} for query, doc, grade in QRELS],
     }
-    for name, rows in tables.items():
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (root / "README.md").write_text(
-        "---\nconfigs:\n"
-        "- config_name: corpus\n  data_files:\n  - split: corpus\n    path: corpus.jsonl\n"
-        "- config_name: queries\n  data_files:\n  - split: queries\n    path: queries.jsonl\n"
-        "- config_name: default\n  data_files:\n  - split: test\n    path: test.jsonl\n---\n"
-    )
-    _from_hub(str(root), "test", tmp_path / "out")
+    if judgments == "beside":
+        texts["test"] = rows
+    else:
+        hub_data_set(tmp_path / "hub-qrels", {"test": rows})
+    hub_data_set(tmp_path / "hub", texts)
+    _from_hub(str(tmp_path / "hub"), "test", tmp_path / "out")
     collection = load_collection(tmp_path / "out", strict=True)
     assert collection.queries == QUERIES
     assert len(collection.corpus.ids) == len(DOCUMENTS)
     assert collection.qrels["q3"] == {"yeast": 1}
+
+
+def hub_data_set(root: Path, tables: dict[str, list[dict[str, object]]]) -> None:
+    """A folder as the Hub serves it: a configuration for each table, judgments being the default one."""
+    root.mkdir()
+    head = "---\nconfigs:\n"
+    for name, rows in tables.items():
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = "default" if name == "test" else name
+        head += f"- config_name: {config}\n  data_files:\n  - split: {name}\n    path: {name}.jsonl\n"
+    (root / "README.md").write_text(f"{head}---\n")
