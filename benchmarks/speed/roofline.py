@@ -25,7 +25,7 @@ _RUNS = 5
 
 
 def measure(*, full: bool = False) -> list[Figure]:
-    """`roofline/<model>/q32`: the floor over the time taken, at best 1; and what drawing tokens takes of it."""
+    """`roofline/<model>/q32`: the floor over the time taken; `sampling/...`: what drawing takes of it."""
     return [figure for name in (["16M", "110M"] if full else ["16M"]) for figure in shares(name)]
 
 
