@@ -91,11 +91,11 @@ def mine_negatives(
                     ledger.append(row.identity, row.line())
                     ledger.index.place(row.identity, number)
                     advance(1)
-        for row in ledger.rows():
+        for written in ledger.rows():
             counts["rows"] += 1
-            counts["negatives"] += len(row["neg"])
-            counts["without_positive"] += not row["pos"]
-            counts["fewer_than_wanted"] += bool(row["pos"]) and len(row["neg"]) < rules.count
+            counts["negatives"] += len(written["neg"])
+            counts["without_positive"] += not written["pos"]
+            counts["fewer_than_wanted"] += bool(written["pos"]) and len(written["neg"]) < rules.count
         figures = counts | {"problems": str(problems) if problems else ""}
         ledger.finish(figures)
     return figures
