@@ -56,6 +56,7 @@ class SentenceTransformerEncoder:
             )
         self.model = model
         self._name = name
+        self._said: set[str] = set()
 
     @functools.cached_property
     def _weights(self) -> str:
@@ -88,7 +89,7 @@ class SentenceTransformerEncoder:
     def embed_queries(self, texts: Sequence[str], *, batch_size: int = 32) -> Vector:
         """One vector per query; raises `InputError` or `EncoderError` with the position of a bad one.
 
-        One warning counts the texts that are longer than the model reads.
+        The first call with texts that are longer than the model reads says so.
         """
         return self._embed(texts, "query", self.model.encode_query, self._prompt("query"), batch_size)
 
@@ -108,10 +109,12 @@ class SentenceTransformerEncoder:
         found = check_texts(texts, what=what)
         if not found:
             return np.empty((0, self.space.dimension), dtype=np.float32)
-        long = self._count_long(found, prompt)
+        # Said once for each kind of text: a collection comes in many calls, and counting is not free.
+        long = 0 if what in self._said else self._count_long(found, prompt)
         if long:
+            self._said.add(what)
             logger.warning(
-                "%d of %d texts are longer than %s tokens: the rest of each is not embedded.",
+                "%d of %d texts are longer than %s tokens: the rest of each is not embedded (said once).",
                 long,
                 len(found),
                 self._max_tokens,

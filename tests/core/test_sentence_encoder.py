@@ -119,8 +119,12 @@ def test_texts_that_are_cut_are_counted_once(minilm, caplog):
         vectors = encoder.embed_documents(["short", fits, cut, cut + " and more", "x" * 100_000])
     assert vectors.shape == (5, 384)
     assert truncations(caplog) == [
-        "2 of 5 texts are longer than 256 tokens: the rest of each is not embedded."
+        "2 of 5 texts are longer than 256 tokens: the rest of each is not embedded (said once)."
     ]
+    encoder.embed_documents([cut])
+    assert len(truncations(caplog)) == 1
+    encoder.embed_queries([cut])
+    assert len(truncations(caplog)) == 2, "queries are another kind of text"
     np.testing.assert_allclose(vectors[1], vectors[2], atol=1e-5)
 
 
