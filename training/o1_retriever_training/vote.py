@@ -83,10 +83,10 @@ def vote(
 ) -> dict[str, Any]:
     """Elect a thought for every row of `thoughts` and write the rows, in the same order, into `out`.
 
-    Members come one after the other: each is loaded, scores all rows into a file beside `out`, and is let go,
-    so that memory is one member's. A row is judged by its first positive; one without a positive, or without a
-    usable candidate, is kept without a thought and counted. A call that was stopped goes on. Counts, agreement
-    and the problems of the input are returned.
+    Members come one after the other: each is loaded, scores all rows into a file beside `out`, and is let
+    go, so that memory is one member's. A row is judged by its first positive; one without a positive, or
+    without a usable candidate, is kept without a thought and counted. A call that was stopped goes on.
+    Counts, agreement and the problems of the input are returned.
 
     Raises `DataError`, `LedgerError`, `SettingsError` and what members raise.
     """
