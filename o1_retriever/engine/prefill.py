@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +48,30 @@ def prefill(local: LocalModel, prompts: Sequence[Sequence[int]]) -> Prefilled:
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, len(prefix.ids) :]
     logits, hidden = forward(local, ids, mask, positions, cache)
     offset = local.template.fast_offset
+    layers = [(layer.keys, layer.values) for layer in cache.layers]
+    if prefix.ids and len({len(prompt) for prompt in prompts}) > 1:
+        mask, layers = _behind_padding(mask, layers)
     return Prefilled(
-        layers=[(layer.keys, layer.values) for layer in cache.layers],
+        layers=layers,
         real=mask,
         logits=logits,
         fast=None if offset is None else hidden[:, offset].float(),
     )
+
+
+def _behind_padding(
+    real: torch.Tensor, layers: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Bring each row's tokens together: the shared beginning stands before the padding of the rest.
+
+    A gap would make a row longer than its tokens, and its first column wrong.
+    """
+    order = real.argsort(1, stable=True)
+
+    def moved(states: torch.Tensor) -> torch.Tensor:
+        return states.gather(2, order[:, None, :, None].expand_as(states))
+
+    return real.gather(1, order), [(moved(keys), moved(values)) for keys, values in layers]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,15 +99,22 @@ def common_prefix(local: LocalModel, *, sliding: bool) -> Prefix:
 
 
 def forward(
-    local: LocalModel, ids: torch.Tensor, mask: Any, positions: torch.Tensor, cache: Any
+    local: LocalModel,
+    ids: torch.Tensor,
+    mask: Any,
+    positions: torch.Tensor,
+    cache: Any,
+    *,
+    attention: AbstractContextManager[None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the last token (rows, vocabulary) and last hidden states (rows, width, dimension).
 
-    Threads take turns here, one pass at a time.
+    Threads take turns here, one pass at a time. `attention` is entered for the pass.
     """
     import torch
 
-    with local.lock, torch.inference_mode(), _hidden_states(local.model) as seen:
+    passing = attention or nullcontext()
+    with local.lock, passing, torch.inference_mode(), _hidden_states(local.model) as seen:
         output = local.model(
             input_ids=ids,
             attention_mask=mask,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from o1_retriever.engine.attention import step_attention
 from o1_retriever.engine.batching import is_out_of_memory
 from o1_retriever.engine.prefill import forward
 from o1_retriever.engine.slots import Slots, layer_windows
@@ -52,8 +53,11 @@ class EagerSteps:
 
     def __call__(self, fed: torch.Tensor, positions: torch.Tensor) -> Result:
         """Feed the tokens (live,) at their positions (live,): logits and hidden states, one row each."""
-        slots = self.slots
-        logits, hidden = forward(self.local, fed[:, None], slots.masks(), positions[:, None], slots.cache)
+        local, slots = self.local, self.slots
+        attention = step_attention(local.model)
+        logits, hidden = forward(
+            local, fed[:, None], slots.masks(), positions[:, None], slots.cache, attention=attention
+        )
         return logits, hidden[:, -1]
 
 

