@@ -66,7 +66,7 @@ def _behind_padding(
 
     A gap would make a row longer than its tokens, and its first column wrong.
     """
-    order = real.argsort(1, stable=True)
+    order = real.argsort(dim=1, stable=True)
 
     def moved(states: torch.Tensor) -> torch.Tensor:
         return states.gather(2, order[:, None, :, None].expand_as(states))
