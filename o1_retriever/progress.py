@@ -16,10 +16,15 @@ class Advance(Protocol):
         ...
 
 
+def is_shown(show: bool | None) -> bool:
+    """Whether there is a bar: as it was said, and where nothing was said (None), on a terminal."""
+    return sys.stderr.isatty() if show is None else show
+
+
 @contextmanager
 def progress(description: str, total: int | None, *, show: bool | None) -> Iterator[Advance]:
     """Yield a function that advances the bar. `show` None: only where standard error is a terminal."""
-    if not (sys.stderr.isatty() if show is None else show):
+    if not is_shown(show):
         yield _nowhere
         return
     from rich.console import Console

@@ -4,7 +4,8 @@
 
 For every train and dev file of recorded thoughts, BM25 and MiniLM vote over the three thoughts of each
 query, seeing its first relevant document, and all-MiniLM-L6-v2 searches with `query + " " + thought`.
-Recorded are the mean of the elected thoughts, of each place, of all three, and of the best choice there is.
+Recorded are the mean over the queries of the elected thought, of each place, of all three on average, of
+the three searching together (the mean of their vectors), and of the best choice there is.
 Document vectors are kept in the work folder. No test split is touched.
 """
 
@@ -15,6 +16,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.metrics import per_query
 from o1_retriever.evaluation.ranking import tie_order
 from o1_retriever.evaluation.search import search_exactly
+from o1_retriever.pooling import unit
 from o1_retriever_training.committee import DenseMember
 from o1_retriever_training.vote import vote
 
@@ -38,6 +41,7 @@ SETS = (
     "scifact.train",
 )
 Qrels = dict[str, dict[str, int]]
+Vectors = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 def main() -> None:
@@ -70,32 +74,34 @@ def _measure(data: Path, name: str, model: object, work: Path) -> dict[str, tupl
         lambda queries, k: [["x"] * k for _ in queries], model, cache=False
     )
     matrix = encode_corpus(embedder, corpus, work / "corpora").matrix
-    places = [
-        _ndcg(
-            embedder,
-            matrix,
-            corpus,
-            qrels,
-            {key: f"{row['text']} {row['thoughts'][place]}" for key, row in said.items()},
-        )
-        for place in range(3)
+
+    def search(vectors: Vectors) -> Vectors:
+        return _ndcg(vectors, matrix, corpus, qrels, list(said))
+
+    def encode(texts: list[str]) -> Vectors:
+        return np.asarray(embedder.encode_documents(texts, show_progress_bar=False))
+
+    bare = search(encode([row["text"] for row in said.values()]))
+    vectors = [
+        encode([f"{row['text']} {row['thoughts'][place]}" for row in said.values()]) for place in range(3)
     ]
-    bare = _ndcg(embedder, matrix, corpus, qrels, {key: row["text"] for key, row in said.items()})
-    table = np.array([[values[key] for key in said] for values in places])
+    table = np.array([search(each) for each in vectors])
+    together = search(unit(np.mean(vectors, axis=0)))
     winners, voted = _elected(said, corpus, qrels, model)
     chosen = np.array([table[winners[key], number] for number, key in enumerate(said)])
     return {
         "queries": (len(said), "queries"),
-        "query alone": (_rounded(np.array(list(bare.values()))), MEASURE),
+        "query alone": (_rounded(bare), MEASURE),
         "elected": (_rounded(chosen), MEASURE),
         **{f"thought {place + 1}": (_rounded(row), MEASURE) for place, row in enumerate(table)},
         "mean of the three": (_rounded(table), MEASURE),
+        "mean vector of the three": (_rounded(together), MEASURE),
         "best possible": (_rounded(table.max(axis=0)), MEASURE),
         "unanimous": (round(float(voted["unanimous"]), 4), "share"),  # type: ignore[arg-type]
     }
 
 
-def _rounded(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+def _rounded(values: Vectors) -> float:
     return round(float(values.mean()), 4)
 
 
@@ -119,14 +125,12 @@ def _texts(corpus: Corpus) -> dict[str, str]:
     return dict(zip(corpus.ids, (text.strip() for text in corpus.texts(0, len(corpus.ids))), strict=True))
 
 
-def _ndcg(
-    embedder: ThinkingEmbedder, matrix: np.ndarray[tuple[int, ...], np.dtype[np.float32]], corpus: Corpus,
-    qrels: Qrels, queries: Mapping[str, str],
-) -> Mapping[str, float]:  # fmt: skip
-    vectors = np.asarray(embedder.encode_documents(list(queries.values()), show_progress_bar=False))
+def _ndcg(vectors: Vectors, matrix: Vectors, corpus: Corpus, qrels: Qrels, keys: list[str]) -> Vectors:
+    """nDCG@10 of each query, in the order of the keys."""
     rankings = search_exactly(vectors, matrix, 100, ties=tie_order(corpus.ids))
-    run = {key: ranking.by_id(corpus.ids) for key, ranking in zip(queries, rankings, strict=True)}
-    return per_query({key: qrels[key] for key in queries}, run, measures=[MEASURE])[MEASURE]
+    run = {key: ranking.by_id(corpus.ids) for key, ranking in zip(keys, rankings, strict=True)}
+    values = per_query({key: qrels[key] for key in keys}, run, measures=[MEASURE])[MEASURE]
+    return np.array([values[key] for key in keys])
 
 
 def _elected(

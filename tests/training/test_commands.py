@@ -12,20 +12,9 @@ from typer.testing import CliRunner
 
 from o1_retriever.errors import O1RetrieverError
 from o1_retriever_training import commands
-from o1_retriever_training.negatives import MiningRules, mine_negatives
 from o1_retriever_training.quality_page import examine, write_page
-from tests.support.chat_server import chat_server, completion
-
-FACTS = {
-    "kitchen": "Warm, damp air gives up its water as tiny drops where it meets a cold surface.",
-    "lake": "Pumped storage lifts water into a high lake when power is cheap and drops it later.",
-    "kettle": "Bubbles of steam collapse in the colder water above them, which is why kettles sing.",
-    "bread": "Yeast eats the sugar in dough and gives off carbon dioxide, whose bubbles make bread rise.",
-    "moon": "The moon always shows the same face because it turns once for every orbit.",
-    "rust": "Iron turns to rust where oxygen and water reach it, and salt makes that go faster.",
-    "bees": "Bees tell each other the way to flowers by a dance whose angle stands for the sun.",
-    "glass": "Glass is sand that was melted with soda and lime and cooled before crystals grew.",
-}
+from tests.support.chat_server import chat_server, completion, refusal
+from tests.support.facts import FACTS
 
 
 def run(name: str, *arguments: str):
@@ -45,13 +34,6 @@ def pairs(tmp_path: Path) -> Path:
     path.write_text(
         "".join(json.dumps({"query": f"what about {k}?", "pos": [v]}) + "\n" for k, v in FACTS.items())
     )
-    return path
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"_id": k, "text": v}) + "\n" for k, v in FACTS.items()))
     return path
 
 
@@ -99,46 +81,6 @@ def test_another_n_is_refused_with_the_way_out(tmp_path: Path, pairs: Path, serv
     assert "another --out" in str(again.exception)
 
 
-def test_negatives_are_no_positives_and_no_twins_of_them(tmp_path: Path, corpus: Path) -> None:
-    extra = [
-        {"_id": "twin", "text": FACTS["rust"].upper() + " Always."},
-        {
-            "_id": "other",
-            "text": "Salt in sea water makes a ship's iron hull rust, which paint prevents for a while.",
-        },
-    ]
-    with corpus.open("a") as file:
-        file.write("".join(json.dumps(one) + "\n" for one in extra))
-    rows = tmp_path / "rows.jsonl"
-    row = {"query": "why does iron rust in salt water", "pos": [FACTS["rust"]], "all_thought": ["x"]}
-    rows.write_text(json.dumps(row) + "\n" + json.dumps({"query": "nothing", "pos": []}) + "\n")
-    rules = MiningRules(count=3, skip=0)
-    out = tmp_path / "out.jsonl"
-    found = mine_negatives(rows, out, corpus=corpus, rules=rules, teacher=lengths)
-    one, two = rows_of(out)
-    assert FACTS["rust"] not in one["neg"]
-    assert not any("ALWAYS" in text.upper() for text in one["neg"])
-    assert one["neg"][0] == extra[1]["text"]
-    assert one["neg_scores"] == [float(len(text)) for text in one["neg"]]
-    assert one["pos_scores"] == [float(len(FACTS["rust"]))]
-    assert two["neg"] == []
-    assert found["without_positive"] == 1
-    skipped = tmp_path / "skipped.jsonl"
-    mine_negatives(rows, skipped, corpus=corpus, rules=MiningRules(count=3, skip=2))
-    assert extra[1]["text"] not in rows_of(skipped)[0]["neg"]
-
-
-def lengths(texts: list[str], queries: list[str]) -> list[float]:
-    return [float(len(text)) for text in texts]
-
-
-def test_what_scores_above_the_positive_is_no_negative(tmp_path: Path, corpus: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(json.dumps({"query": "why does bread rise with yeast", "pos": [FACTS["moon"]]}) + "\n")
-    mine_negatives(rows, tmp_path / "a.jsonl", corpus=corpus, rules=MiningRules(count=8, skip=0))
-    assert FACTS["bread"] not in rows_of(tmp_path / "a.jsonl")[0]["neg"]
-
-
 def test_a_folder_becomes_a_training_file(tmp_path: Path, server) -> None:
     folder, out = tmp_path / "notes", tmp_path / "data"
     folder.mkdir()
@@ -160,6 +102,75 @@ def test_a_folder_becomes_a_training_file(tmp_path: Path, server) -> None:
     assert run("make-data", *arguments, "--committee", "bm25", "-n", "2").exit_code == 0
     assert len(server.bodies) == asked
     assert (out / "train.jsonl").read_bytes() == before
+
+
+def test_retried_failures_of_a_folder_reach_the_training_file(tmp_path: Path, server) -> None:
+    folder, out = tmp_path / "notes", tmp_path / "data"
+    folder.mkdir()
+    for name, text in FACTS.items():
+        (folder / f"{name}.md").write_text(f"# About {name}\n\n{text}\n")
+    (folder / "broken.pdf").write_bytes(b"no pdf")
+    good = server.answer
+
+    def partly(body, number: int):
+        asked = body["messages"][-1]["content"]
+        thinks = "You are given" not in body["messages"][0]["content"]
+        return refusal(400, "I will not") if thinks and "Iron turns" in asked[-60:] else good(body, number)
+
+    server.answer = partly
+    arguments = [str(folder), "--out", str(out), "--expert", server.url, "--expert-model", "m"]
+    arguments += ["--committee", "bm25", "-n", "2", "--queries", "1"]
+    done = run("make-data", *arguments)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "1 file could not be read: " in done.output
+    assert "broken.pdf" in done.output
+    assert [row["query"] for row in rows_of(out / "train.jsonl") if row["thought"] is None]
+    server.answer = good
+    asked = len(server.bodies)
+    done = run("make-data", *arguments, "--retry-failed")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert len(server.bodies) == asked + 2
+    assert all(row["thought"] and row["neg"] for row in rows_of(out / "train.jsonl"))
+
+
+def test_examples_show_what_questions_people_ask(tmp_path: Path, pairs: Path, server) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "new.md").write_text("# Clouds\n\n" + "Clouds are drops of water that hang in rising air. " * 3)
+    arguments = [str(folder), "--out", str(tmp_path / "data"), "--expert", server.url, "--expert-model", "m"]
+    done = run("make-data", *arguments, "--committee", "bm25", "--query-examples", str(pairs))
+    assert "Try --within 3" in str(done.exception), (
+        "there is one passage, and these are no questions about it"
+    )
+    shown = server.bodies[0]["messages"][-1]["content"]
+    assert shown.count("\nQuestion: what about ") == 3
+    assert shown.rpartition("Passage: ")[2].endswith("\nQuestion:")
+
+
+def test_an_ensemble_is_typed_with_names(tmp_path: Path, pairs: Path, server) -> None:
+    recipe, book, out = (tmp_path / name for name in ("recipe.yaml", "book.jsonl", "out.jsonl"))
+    recipe.write_text("contributors: [{expert: big, n: 1}, {expert: book, n: 1}]\n")
+    book.write_text("".join(json.dumps({"query": f"what about {k}?", "thoughts": [k]}) + "\n" for k in FACTS))
+    arguments = ["--pairs", str(pairs), "--out", str(out), "--recipe", str(recipe)]
+    experts = ["--expert", f"big={server.url}", "--expert-model", "big=m", "--expert", f"book={book}"]
+    done = run("synthesize", *arguments, *experts, "--report", str(tmp_path / "page.html"))
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert [row["all_thought"][1] for row in rows_of(out)] == list(FACTS)
+    assert {row["writers"][0] for row in rows_of(out)} == {"m"}
+    assert (tmp_path / "page.html").is_file()
+    refused = run("synthesize", *arguments, "--expert", server.url, "--expert", str(book))
+    assert "a name of its own" in str(refused.exception)
+
+
+def test_weights_are_typed_as_member_and_number(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"query": "q", "pos": ["a b"], "all_thought": ["a", "b"]}) + "\n")
+    arguments = ["--in", str(rows), "--out", str(tmp_path / "out.jsonl"), "--committee", "bm25"]
+    assert run("vote", *arguments, "--rule", "soft", "--weight", "bm25=2.5").exit_code == 0
+    manifest = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())
+    assert manifest["recipe"]["weights"] == {"bm25": 2.5}
+    assert run("vote", *arguments, "--weight", "bm25").exit_code == 2
+    assert "weight for ['other']" in str(run("vote", *arguments, "--weight", "other=1").exception)
 
 
 def test_a_report_shows_twenty_rows_whatever_is_in_them(tmp_path: Path) -> None:

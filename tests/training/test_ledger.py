@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -134,36 +131,3 @@ def test_a_full_disk_stops_cleanly_and_the_rest_follows(tmp_path: Path, root: Pa
     assert out.read_bytes().endswith(b"\n")
     write(out, range(200))
     assert queries(out) == [f"question {number}" for number in range(200)]
-
-
-def worker(root: Path, pairs: Path, out: Path, pause: float) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.support.synthesis_worker", str(pairs), str(out), str(pause)]
-    return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE)
-
-
-def test_twenty_kills_change_nothing(tmp_path: Path, root: Path) -> None:
-    pairs = tmp_path / "pairs.jsonl"
-    rows = [{"query": f"question {number}", "pos": [f"answer {number}"]} for number in range(600)]
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plain, killed = tmp_path / "plain.jsonl", tmp_path / "killed.jsonl"
-    assert worker(root, pairs, plain, 0).wait(60) == 0
-    generator = random.Random(0)
-    sizes, kills = [], 0
-    while kills < 20:
-        process = worker(root, pairs, killed, 0.02)
-        size = killed.stat().st_size if killed.exists() else 0
-        while process.poll() is None and (not killed.exists() or killed.stat().st_size == size):
-            time.sleep(0.002)
-        time.sleep(generator.uniform(0, 0.1))
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-        sizes.append(killed.stat().st_size)
-    assert kills == 20
-    assert sizes == sorted(sizes)
-    assert sizes[-1] < plain.stat().st_size, "the last kill came after the end"
-    assert worker(root, pairs, killed, 0).wait(60) == 0
-    assert killed.read_bytes() == plain.read_bytes()
-    assert plain.read_text().count("\n") == 600

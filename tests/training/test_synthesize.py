@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,8 @@ from o1_retriever_training.local_expert import LocalExpert
 from o1_retriever_training.pacing import RateLimit
 from o1_retriever_training.recipe import Contributor, Recipe, as_recipe
 from o1_retriever_training.synthesize import Options, synthesize
-from tests.support.chat_server import Answer, ChatServer, as_json, chat_server, completion, refusal
+from tests.support.chat_server import Answer, ChatServer, chat_server, refusal
+from tests.support.faults import answers_with_faults, honest
 from tests.support.tiny import tiny_model
 
 QUICK = RequestPolicy(concurrency=8, retries=8, backoff=0.001, timeout=0.4, deadline=20)
@@ -30,11 +30,6 @@ def server():
     with chat_server() as running:
         running.answer = honest
         yield running
-
-
-def honest(body, number: int) -> Answer:
-    """What depends on the request alone, not on when it comes."""
-    return completion(f"seed {body['seed']}: {body['messages'][-1]['content'][-60:]}")
 
 
 def pairs_file(folder: Path, count: int = 40) -> Path:
@@ -80,29 +75,10 @@ def test_an_expert_sees_other_queries_never_its_own_documents(server: ChatServer
         assert f"answer {number}\n" not in shown
 
 
-FAULTS = [
-    lambda: Answer(drop=True),
-    lambda: refusal(429, "slow down", retry_after="0"),
-    lambda: refusal(500, "oops"),
-    lambda: refusal(503, "busy"),
-    lambda: Answer(b'{"choices": [{"mess', headers={"Content-Type": "application/json"}),
-    lambda: Answer(b'{"choices": []}', headers={"Content-Type": "application/json"}, missing=40),
-    lambda: completion(""),
-    lambda: completion("   \n"),
-    lambda: as_json({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}),
-    lambda: completion("late", finish="stop").__class__(b"{}", delay=0.6),
-]
-
-
 def test_faults_change_no_row(server: ChatServer, tmp_path: Path) -> None:
     pairs = pairs_file(tmp_path)
     synthesize(pairs, tmp_path / "plain.jsonl", experts=expert(server), options=QUIET)
-    generator = random.Random(1)
-
-    def faulty(body, number: int) -> Answer:
-        return generator.choice(FAULTS)() if generator.random() < 0.3 else honest(body, number)
-
-    server.answer = faulty
+    server.answer = answers_with_faults(seed=1, share=0.3)
     tally, _ = synthesize(pairs, tmp_path / "faulty.jsonl", experts=expert(server), options=QUIET)
     assert tally.failures == 0
     assert (tmp_path / "faulty.jsonl").read_bytes() == (tmp_path / "plain.jsonl").read_bytes()

@@ -17,8 +17,9 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.lexical import Bm25
 from o1_retriever_training.agreement import Agreement
 from o1_retriever_training.ballots import elect
-from o1_retriever_training.committee import Bm25Member, CallableMember, Case, DenseMember, as_member
-from o1_retriever_training.errors import LedgerError
+from o1_retriever_training.cases import Case
+from o1_retriever_training.committee import Bm25Member, CallableMember, DenseMember, as_member
+from o1_retriever_training.errors import DataError, LedgerError
 from o1_retriever_training.vote import VoteRules, vote
 
 TEXTS = ["the cat sat on the mat", "a dog chased the cat up a tree", "trees are tall", "cats, cats and cats"]
@@ -185,6 +186,47 @@ def test_other_thoughts_under_the_same_name_are_refused(tmp_path: Path) -> None:
     write(source, [{"query": "q", "pos": ["a"], "all_thought": ["b"]}])
     with pytest.raises(LedgerError, match="input was"):
         vote(source, tmp_path / "out.jsonl", committee=[words])
+
+
+def test_another_member_under_a_known_name_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"query": "q", "pos": ["a"], "all_thought": ["a", "b"]}])
+    vote(source, tmp_path / "out.jsonl", committee=[Bm25Member(["a b", "c"])])
+    with pytest.raises(LedgerError, match="committee was"):
+        vote(source, tmp_path / "out.jsonl", committee=[Bm25Member(["a b", "d"])])
+    vote(source, tmp_path / "out.jsonl", committee=[Bm25Member(["a b", "c"])])
+
+
+def test_an_output_that_was_deleted_is_made_again(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"query": "q", "pos": ["a"], "all_thought": ["a", "b"]}])
+    out = tmp_path / "out.jsonl"
+    vote(source, out, committee=[words])
+    before = out.read_bytes()
+    out.unlink()
+    assert vote(source, out, committee=[words])["voted"] == 1
+    assert out.read_bytes() == before
+
+
+def test_a_score_that_is_no_number_is_refused_with_the_row(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"query": "q", "pos": ["a"], "all_thought": ["a", "b"]}])
+
+    def overflowing(texts: list[str], positives: list[str]) -> list[float]:
+        return [float("nan") for _ in texts]
+
+    with pytest.raises(SettingsError, match=r"overflowing scored the candidates of 'q'"):
+        vote(source, tmp_path / "out.jsonl", committee=[words, overflowing])
+
+
+def test_strict_names_the_first_bad_line_before_anybody_scores(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"query": "q", "pos": ["a"], "all_thought": ["a"]}\n{"query"\n')
+    with pytest.raises(DataError, match="line 2: not JSON"):
+        vote(source, tmp_path / "out.jsonl", committee=[words], strict=True)
+    assert "line 2" in vote(source, tmp_path / "other.jsonl", committee=[words])["problems"]
+
+
+def test_names_are_those_of_the_released_data() -> None:
+    assert DenseMember("BAAI/bge-large-en-v1.5").name == "BAAI/bge-large-en-v1.5"
+    assert as_member("minilm").name == "minilm"
 
 
 def test_fleiss_kappa_is_that_of_the_definition() -> None:

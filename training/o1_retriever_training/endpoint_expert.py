@@ -111,31 +111,41 @@ class EndpointExpert:
         tried, wasted = 0, (0, 0)
         while True:
             tried += 1
-            answer = await self._attempt(ask, min(self.policy.timeout, max(0.001, ends - time.monotonic())))
+            left = max(0.001, ends - time.monotonic())
+            answer, paced = await self._attempt(ask, min(self.policy.timeout, left))
             if isinstance(answer, Thought):
                 return answer
             wasted = (wasted[0] + answer.cost[0], wasted[1] + answer.cost[1])
             wait = self.policy.wait(tried, answer.wait)
+            # What a request has waited for its turn by our own limits is not the server's fault.
+            ends += paced
             late = time.monotonic() + wait >= ends or (answer.wait or 0) > self.policy.longest_wait
             if not answer.retry or tried > self.policy.retries or late:
                 times = f" (tried {tried} times)" if tried > 1 else ""
                 return replace(answer, reason=answer.reason + times, cost=wasted)
             await asyncio.sleep(wait)
 
-    async def _attempt(self, ask: Ask, timeout: float) -> Answer:
+    async def _attempt(self, ask: Ask, timeout: float) -> tuple[Answer, float]:
+        """One answer, and how many seconds the pace has kept the request back."""
         messages = ask.prompt.messages(ask.query)
         settings = ask.settings
         guess = (
             sum(len(each["content"]) for each in messages) / CHARACTERS_PER_TOKEN + settings.max_new_tokens
         )
+        waiting = time.monotonic()
         await self._pacer.enter(guess)
+        paced = time.monotonic() - waiting
         try:
             answer = await self._exchange(ask, messages, timeout)
         except BaseException:
             self._pacer.settle(guess, 0)
             raise
         self._pacer.settle(guess, sum(spent(answer)))
-        return answer if isinstance(answer, Thought) else presentable(answer, secret=self._secret)
+        if isinstance(answer, Thought):
+            return answer, paced
+        if answer.wait:
+            self._pacer.rest(min(answer.wait, self.policy.longest_wait))
+        return presentable(answer, secret=self._secret), paced
 
     async def _exchange(self, ask: Ask, messages: list[dict[str, str]], timeout: float) -> Answer:
         """One request, and at once another where the server refuses a parameter that can be left out."""
@@ -172,7 +182,7 @@ class EndpointExpert:
         if self._down >= max(4, self.policy.concurrency) and isinstance(answer, Problem):
             return ThinkerError(
                 f"{self} has failed {self._down} times in a row; the last time: {answer.reason}.",
-                hint="Look after the server, then type the same command: it goes on where it was.",
+                hint="Look after the server, then type the same command with --retry-failed: it goes on.",
             )
         return None
 

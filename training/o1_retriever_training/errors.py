@@ -11,3 +11,7 @@ class DataError(InputError):
 
 class LedgerError(O1RetrieverError):
     """An output cannot be begun, gone on with or written; what was written stays."""
+
+
+class OtherRecipeError(LedgerError):
+    """An output was begun with another recipe than the one that is to go on with it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -112,11 +112,23 @@ def _as_answer(thought: Thought) -> Answer:
     return Problem(reason=thought.error or "it could not be had", cost=cost)
 
 
-def as_expert(value: Any, *, model: str | None = None) -> Expert:
+def as_experts(value: Any) -> dict[str, Expert]:
+    """Experts by name: of a mapping from names to what `as_expert` takes, or one, which is then "expert"."""
+    # Lists of texts are recorded thoughts by query, which are one expert.
+    recorded = isinstance(value, Mapping) and all(isinstance(each, list | tuple) for each in value.values())
+    if not isinstance(value, Mapping) or recorded:
+        return {"expert": as_expert(value)}
+    return {name: as_expert(each) for name, each in value.items()}
+
+
+def as_expert(
+    value: Any, *, model: str | None = None, device: str | None = None, load_in_4bit: bool = False
+) -> Expert:
     """An expert from what users have: an expert, an endpoint's URL with its `model`, a file, a function.
 
     A text is the URL of an OpenAI-compatible endpoint, the path of a file of recorded thoughts (.jsonl), or
-    the folder or Hub id of a causal language model. Raises `SettingsError` for anything else.
+    the folder or Hub id of a causal language model, which runs on `device`. Raises `SettingsError` for
+    anything else.
     """
     if not isinstance(value, str | os.PathLike):
         return value if isinstance(value, Expert) else ThinkerExpert(value)
@@ -141,4 +153,4 @@ def as_expert(value: Any, *, model: str | None = None) -> Expert:
         return ThinkerExpert(name, batch=256)
     from o1_retriever_training.local_expert import LocalExpert
 
-    return LocalExpert.from_pretrained(name)
+    return LocalExpert.from_pretrained(name, device=device, load_in_4bit=load_in_4bit)

@@ -7,6 +7,7 @@ Beside `out.jsonl` stand `out.jsonl.manifest.json` (what made it, and counts) an
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -17,13 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from o1_retriever_training.errors import LedgerError
+from o1_retriever_training.errors import LedgerError, OtherRecipeError
 from o1_retriever_training.keys import KeyIndex
 
 logger = logging.getLogger(__name__)
 
 _FLUSH_EVERY_S = 1.0  # a power failure costs what the last second brought, a killed process nothing
 _KEY = '{"key": "'
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL = "Free some space, then type the same command: it goes on where it was."
 
 
@@ -155,7 +157,7 @@ class Ledger:
         other = _differences(found, self.manifest)
         self.known = found if isinstance(found, dict) else {}
         if other:
-            raise LedgerError(
+            raise OtherRecipeError(
                 f"{self.path} was begun with another recipe: {'; '.join(other)}.",
                 hint="Type the old options to go on with it, or another --out to begin anew.",
             )
@@ -225,12 +227,24 @@ class Ledger:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that readers see the old content or all of the new."""
-    new = path.with_name(f"{path.name}.new")
-    with new.open("w", encoding="utf-8") as target:
+    with writing_whole(path) as target:
         target.write(text)
-        target.flush()
-        os.fsync(target.fileno())
-    new.replace(path)
+
+
+@contextlib.contextmanager
+def writing_whole(path: Path) -> Iterator[IO[str]]:
+    """A file that takes the place of `path` when it is written. Raises `LedgerError` on a full disk."""
+    new = path.with_name(f"{path.name}.new")
+    try:
+        with new.open("w", encoding="utf-8") as target:
+            yield target
+            target.flush()
+            os.fsync(target.fileno())
+        new.replace(path)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise _refused(path, error) from error
 
 
 def _locked(path: Path) -> sqlite3.Connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 _ROOM_AFTER = 2  # the engine feeds an end and `<emb>` behind every thought
 _LEAST_ROOM = 8  # tokens for a thought, below which a prompt counts as too long
+# Stands for a message while its chat template is rendered: characters that mean nothing to anybody.
+_MARK = re.compile("\ue000([0-9]+)\ue001")
+
+
+def _mark(place: int) -> str:
+    return f"\ue000{place}\ue001"
 
 
 class LocalExpert:
@@ -136,12 +143,24 @@ class LocalExpert:
             opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
             return (*opening, *template.text_ids([text + "\n"])[0])
         try:
-            encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            return self._chat(messages)
         except Exception:  # a template may refuse a system message, each with an exception of its own
             merged = "\n\n".join(message["content"] for message in messages)
-            one = [{"role": "user", "content": merged}]
-            encoded = tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=True)
-        return tuple(encoded["input_ids"])
+            return self._chat([{"role": "user", "content": merged}])
+
+    def _chat(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
+        """The ids of a chat, in which the template alone has special tokens, whatever the messages spell."""
+        template = self.local.template
+        tokenizer = template.tokenizer
+        empty = [{**message, "content": _mark(place)} for place, message in enumerate(messages)]
+        rendered = tokenizer.apply_chat_template(empty, add_generation_prompt=True, tokenize=False)
+        ids: list[int] = []
+        for number, piece in enumerate(_MARK.split(rendered)):
+            if number % 2:
+                ids += template.text_ids([messages[int(piece)]["content"]])[0]
+            elif piece:
+                ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+        return tuple(ids)
 
     def _room(self, prompt: Sequence[int]) -> int:
         positions = getattr(self.local.model.config.get_text_config(), "max_position_embeddings", None)

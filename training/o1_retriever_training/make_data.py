@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,16 +14,18 @@ from o1_retriever.documents import Chunking, read_documents
 from o1_retriever.documents.files import find_files
 from o1_retriever.errors import DocumentError
 from o1_retriever_training.corpus import read_corpus
-from o1_retriever_training.errors import DataError
-from o1_retriever_training.experts import as_expert
-from o1_retriever_training.ledger import write_whole
+from o1_retriever_training.errors import DataError, OtherRecipeError
+from o1_retriever_training.experts import Expert, as_experts
+from o1_retriever_training.keys import KeyIndex
+from o1_retriever_training.ledger import writing_whole
 from o1_retriever_training.negatives import MiningRules, mine_negatives
 from o1_retriever_training.quality_page import write_page
-from o1_retriever_training.queries import query_recipe, round_trip
+from o1_retriever_training.queries import example_questions, query_recipe, round_trip
 from o1_retriever_training.recipe import Recipe
 from o1_retriever_training.synthesize import Options, synthesize
 from o1_retriever_training.vote import VoteRules, vote
 
+EXAMPLE_QUESTIONS = 3
 FEWEST_CHARACTERS = 80  # a passage shorter than that is a heading or a page number
 
 
@@ -31,6 +34,8 @@ class DataPlan:
     """What a folder becomes: queries per passage, who searches, who votes, and which negatives.
 
     `within` is how high a query must find its passage again. `most` bounds the passages (None: all).
+    `examples` are pairs of query and document in a file, three of which show the expert at a time what kind
+    of questions is wanted (None: it is told in words alone).
     """
 
     queries_per_passage: int = 2
@@ -40,6 +45,7 @@ class DataPlan:
     rules: VoteRules = field(default_factory=VoteRules)
     mining: MiningRules = field(default_factory=lambda: MiningRules(count=7))
     most: int | None = None
+    examples: str | Path | None = None
 
 
 def make_data(
@@ -54,83 +60,123 @@ def make_data(
 ) -> dict[str, Any]:
     """Write `train.jsonl` and `report.html` into the folder `out`, beside what every stage has written.
 
-    The same call goes on where it was stopped. `say` is told what each stage has done. Raises `DataError`
-    when the folder holds nothing to read, and what the stages raise.
+    Of several experts, the first writes the queries. The same call goes on where it was stopped; what is
+    made of other rows or rules than before, and costs nothing but time, is made again. `say` is told what
+    each stage has done. Raises `DataError` when the folder holds nothing to read, and what the stages raise.
     """
     plan, options = plan or DataPlan(), options or Options()
     work = Path(out)
     work.mkdir(parents=True, exist_ok=True)
-    writer = as_expert(expert)
-    counts: dict[str, Any] = {"passages": _passages(Path(folder), work, plan.most)}
+    experts = as_experts(expert)
+    writer = next(iter(experts.values()))
+    if getattr(writer, "thinks", False):
+        say(
+            f"Warning: {writer.identity} was trained to think and takes no instructions: its queries will be "
+            "thoughts. A chat model writes better ones."
+        )
+    counts: dict[str, Any] = {"passages": _passages(Path(folder), work, plan.most, say)}
     say(f"{counts['passages']} passages")
-    corpus = read_corpus(work / "passages.jsonl")
-    synthesize(
-        work / "passages.jsonl",
-        work / "queries.jsonl",
-        experts=writer,
-        recipe=query_recipe(plan.queries_per_passage, seed=(recipe or Recipe()).seed),
-        options=options,
-    )
-    trip = round_trip(
-        work / "queries.jsonl",
-        work / "pairs.jsonl",
-        corpus,
-        by=plan.by,
-        within=plan.within,
-        show=options.show,
-    )
-    counts["queries"] = trip
-    say(f"{trip['written']} queries, of which {trip['kept']} find their passage")
-    if not trip["kept"]:
-        raise DataError(f"None of {trip['written']} queries finds its passage again.", hint="Try --within 3")
+    counts["queries"] = _pairs(work, writer, recipe or Recipe(), plan, options, say)
     tally, _ = synthesize(
-        work / "pairs.jsonl", work / "thoughts.jsonl", experts=writer, recipe=recipe, options=options
+        work / "pairs.jsonl", work / "thoughts.jsonl", experts=experts, recipe=recipe, options=options
     )
     say(f"thoughts: {tally.note(options.prices)}")
-    counts["vote"] = vote(
-        work / "thoughts.jsonl",
+    counts["vote"] = _afresh(
         work / "voted.jsonl",
-        committee=plan.committee,
-        rules=plan.rules,
-        show=options.show,
+        lambda out: vote(
+            work / "thoughts.jsonl", out, committee=plan.committee, rules=plan.rules, show=options.show
+        ),
     )
     say(f"{counts['vote']['voted']} rows voted, {counts['vote']['unanimous']:.0%} unanimous")
-    counts["negatives"] = mine_negatives(
-        work / "voted.jsonl",
+    counts["negatives"] = _afresh(
         work / "train.jsonl",
-        corpus=work / "passages.jsonl",
-        by=plan.by,
-        rules=plan.mining,
-        options=options,
+        lambda out: mine_negatives(
+            work / "voted.jsonl",
+            out,
+            corpus=work / "passages.jsonl",
+            by=plan.by,
+            rules=plan.mining,
+            options=options,
+        ),
     )
     write_page(work / "train.jsonl", work / "report.html")
     return counts
 
 
-def _passages(folder: Path, work: Path, most: int | None) -> int:
+def _pairs(
+    work: Path, writer: Expert, recipe: Recipe, plan: DataPlan, options: Options, say: Callable[[str], None]
+) -> dict[str, int]:
+    """Have queries written for the passages, and keep those that find them."""
+    shown = [] if plan.examples is None else example_questions(plan.examples)
+    asking = query_recipe(
+        plan.queries_per_passage, seed=recipe.seed, examples=min(len(shown), EXAMPLE_QUESTIONS)
+    )
+    queries = work / "queries.jsonl"
+    tally, _ = synthesize(
+        work / "passages.jsonl", queries, experts=writer, recipe=asking, options=options, examples=shown
+    )
+    trip = round_trip(
+        queries,
+        work / "pairs.jsonl",
+        read_corpus(work / "passages.jsonl"),
+        by=plan.by,
+        within=plan.within,
+        show=options.show,
+    )
+    say(f"{trip['written']} queries, of which {trip['kept']} find their passage; {tally.failures} failed")
+    if not trip["written"]:
+        raise DataError(
+            f"No query could be had; {queries} says why of each.", hint="Type the command with --retry-failed"
+        )
+    if not trip["kept"]:
+        raise DataError(f"None of {trip['written']} queries finds its passage again.", hint="Try --within 3")
+    return trip
+
+
+def _afresh(out: Path, stage: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Run a stage, after deleting what it has made under another recipe."""
+    try:
+        return stage(out)
+    except OtherRecipeError:
+        for stale in out.parent.glob(f"{out.name}*"):
+            stale.unlink()
+        return stage(out)
+
+
+def _passages(folder: Path, work: Path, most: int | None, say: Callable[[str], None]) -> int:
     """Cut the folder's files into passages; how many there are."""
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}; expected documents.")
-    lines: list[str] = []
-    seen: set[str] = set()
     skipped: list[str] = []
-    for name in find_files(folder, leave_out=work.resolve()).files:
-        try:
-            for document in islice(read_documents(folder / name, source=name, chunking=Chunking()), most):
-                text = document.text.strip()
-                title = document.metadata.get("title")
-                if len(text) < FEWEST_CHARACTERS or text in seen:
-                    continue
-                seen.add(text)
-                row = {"_id": document.id, "query": text, "source": name, "title_of_section": title}
-                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-        except DocumentError as error:
-            skipped.append(str(error))
-    if not lines:
-        why = f" ({skipped[0]})" if skipped else ""
+    count = 0
+    with writing_whole(work / "passages.jsonl") as target:
+        for row in islice(_cut(folder, work, skipped), most):
+            target.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    if skipped:
+        first = "1 file could not be read"
+        several = first if len(skipped) == 1 else f"{len(skipped)} files could not be read, the first"
+        say(f"Warning: {several}: {skipped[0]}")
+    if not count:
         raise DataError(
-            f"{folder} holds no passage of at least {FEWEST_CHARACTERS} characters{why}.",
+            f"{folder} holds no passage of at least {FEWEST_CHARACTERS} characters.",
             hint="Pass a folder with txt, md, html, pdf, py or jsonl files.",
         )
-    write_whole(work / "passages.jsonl", "".join(lines[:most]))
-    return len(lines[:most])
+    return count
+
+
+def _cut(folder: Path, work: Path, skipped: list[str]) -> Iterator[dict[str, Any]]:
+    """The passages of all files, each once; a file that cannot be read is noted in `skipped`."""
+    seen = KeyIndex()
+    for name in find_files(folder, leave_out=work.resolve()).files:
+        try:
+            for document in read_documents(folder / name, source=name, chunking=Chunking()):
+                text = document.text.strip()
+                key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+                if len(text) < FEWEST_CHARACTERS or not seen.see(key):
+                    continue
+                title = document.metadata.get("title")
+                yield {"_id": document.id, "query": text, "source": name, "title_of_section": title}
+        except DocumentError as error:
+            skipped.append(str(error))
+    seen.close()

@@ -14,7 +14,6 @@ import numpy as np
 from o1_retriever.errors import SettingsError
 from o1_retriever.progress import progress
 from o1_retriever.thought import Vector
-from o1_retriever_training.committee import Case, Member, as_member
 from o1_retriever_training.corpus import Corpus, read_corpus
 from o1_retriever_training.inputs import Input
 from o1_retriever_training.ledger import Ledger
@@ -22,8 +21,10 @@ from o1_retriever_training.problems import Problems
 from o1_retriever_training.reading import count_rows, digest
 from o1_retriever_training.rows import Row
 from o1_retriever_training.searching import Searcher, as_searcher
+from o1_retriever_training.teaching import Teacher, as_teacher
 
 CHUNK = 256
+_SENTENCE = 4  # different words; a shorter positive stands in many documents that are not about it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +33,8 @@ class MiningRules:
 
     Of the `depth` best that are not its positives, the first `skip` are passed over (unjudged positives
     mostly), and so is whatever scores above the positive by more than the share `margin` of its score. A
-    document with at least the share `duplicate` of its words in common with a positive is taken for the
-    same. 15 negatives are the paper's group of 16.
+    document that contains a positive, or has at least the share `duplicate` of its words in common with one,
+    is taken for the same. 15 negatives are the paper's group of 16.
     """
 
     count: int = 15
@@ -62,26 +63,28 @@ def mine_negatives(
     rules: MiningRules | None = None,
     options: Any = None,
 ) -> dict[str, Any]:
-    """Add negatives from `corpus` to every row of `rows`, and write the rows into `out`.
+    """Put negatives from `corpus` into every row of `rows`, in the place of any it had, and write the rows.
 
     `by` searches: "bm25", "minilm", a sentence-transformers model, or one of ours. `teacher` (None: nobody)
-    is a committee member whose scores of query and document become `pos_scores` and `neg_scores`. `options`
-    are those of `synthesize`. Returned are counts. Rows without a positive are written as they are.
+    is what `as_teacher` takes; its scores become `pos_scores` and `neg_scores`. Positives are known by their
+    text, and by the ids that a row may have in a field `pos_ids`. `options` are those of `synthesize`.
+    Returned are counts. Rows without a positive are written as they are.
     """
     from o1_retriever_training.synthesize import Options
 
     rules, options = rules or MiningRules(), options or Options()
-    judge = None if teacher is None else as_member(teacher)
+    judge = None if teacher is None else as_teacher(teacher)
     recipe = {
         **asdict(rules),
         "by": by if isinstance(by, str) else type(by).__name__,
         "teacher": judge and judge.name,
         "corpus": digest(corpus),
+        "input": digest(rows),
     }
     with Ledger(out, stage="negatives", recipe=recipe) as ledger:
         problems = Problems(str(rows), strict=options.strict)
         counts = {"rows": 0, "negatives": 0, "without_positive": 0, "fewer_than_wanted": 0}
-        with progress("Mining", count_rows(rows), show=options.show) as advance:
+        with progress("Mining", count_rows(rows, show=options.show), show=options.show) as advance:
             source = Input(rows, ledger, problems)
             fresh = source.fresh(lambda: advance(1))
             miner: _Miner | None = None
@@ -102,30 +105,35 @@ def mine_negatives(
 
 
 class _Miner:
-    def __init__(self, corpus: Corpus, by: Any, judge: Member | None, rules: MiningRules) -> None:
-        self.corpus, self.by, self.judge, self.rules = corpus, by, judge, rules
+    def __init__(self, corpus: Corpus, by: Any, judge: Teacher | None, rules: MiningRules) -> None:
+        self.corpus, self.judge, self.rules = corpus, judge, rules
         self.searcher: Searcher = as_searcher(by, corpus.texts)
         self.by_text: dict[str, list[int]] = {}
         for place, text in enumerate(corpus.texts):
             self.by_text.setdefault(_plain(text), []).append(place)
-        if judge is not None:
-            judge.open()
 
     def mine(self, chunk: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
-        with_positive = [place for place, (_, row) in enumerate(chunk) if row.pos]
-        found = dict(
-            zip(
-                with_positive,
-                self.searcher.scores([chunk[place][1].query for place in with_positive]),
-                strict=True,
-            )
-        )
-        for place, (number, row) in enumerate(chunk):
-            if place not in found:
-                yield number, row.model_copy(update={"key": row.identity})
-                continue
-            negatives = [self.corpus.texts[one] for one in self._chosen(row, found[place])]
-            yield number, self._taught(row.model_copy(update={"key": row.identity, "neg": negatives}))
+        """The rows with their negatives, and with the teacher's scores where there is one."""
+        asked = [row for _, row in chunk if row.pos]
+        found = self.searcher.scores([row.query for row in asked])
+        chosen = [
+            [self.corpus.texts[one] for one in self._chosen(row, scores)]
+            for row, scores in zip(asked, found, strict=True)
+        ]
+        taught = iter(self._taught(asked, chosen))
+        for number, row in chunk:
+            yield number, row.model_copy(update={"key": row.identity, **(next(taught) if row.pos else {})})
+
+    def _taught(self, rows: Sequence[Row], chosen: Sequence[list[str]]) -> Iterator[dict[str, Any]]:
+        """What changes in each row; scores of negatives that it had before go with them."""
+        if self.judge is None:
+            yield from ({"neg": negatives, "neg_scores": None} for negatives in chosen)
+            return
+        documents = [[*row.pos, *negatives] for row, negatives in zip(rows, chosen, strict=True)]
+        asked = [(row.query, texts) for row, texts in zip(rows, documents, strict=True)]
+        for row, negatives, scores in zip(rows, chosen, self.judge.scores(asked), strict=True):
+            count = len(row.pos)
+            yield {"neg": negatives, "pos_scores": scores[:count], "neg_scores": scores[count:]}
 
     def _chosen(self, row: Row, scores: Vector) -> list[int]:
         positives = {place for text in row.pos for place in self.by_text.get(_plain(text), [])}
@@ -134,7 +142,7 @@ class _Miner:
         # Where no positive is in the corpus, nothing says how high a score is too high.
         best = max((float(scores[place]) for place in positives), default=np.inf)
         ceiling = best + self.rules.margin * abs(best)
-        words = [set(_plain(text).split()) for text in row.pos]
+        positive_texts = [_plain(text) for text in row.pos]
         depth = min(len(scores), self.rules.depth + len(positives))
         top = np.argpartition(-scores, depth - 1)[:depth] if depth else np.empty(0, dtype=np.int64)
         order = [int(place) for place in top[np.lexsort((top, -scores[top]))] if int(place) not in positives]
@@ -142,7 +150,7 @@ class _Miner:
         seen = set()
         for place in order[self.rules.skip :]:
             text = _plain(self.corpus.texts[place])
-            if scores[place] > ceiling or text in seen or self._same(set(text.split()), words):
+            if scores[place] > ceiling or text in seen or self._same(text, positive_texts):
                 continue
             seen.add(text)
             chosen.append(place)
@@ -150,20 +158,16 @@ class _Miner:
                 break
         return chosen
 
-    def _same(self, words: set[str], positives: Sequence[set[str]]) -> bool:
-        """Whether the words are those of a positive, nearly."""
-        return any(
-            len(words & other) >= self.rules.duplicate * max(1, len(words | other)) for other in positives
-        )
-
-    def _taught(self, row: Row) -> Row:
-        if self.judge is None:
-            return row
-        # The judged "positive" is the query here: what is scored are the documents against it.
-        case = Case(query=row.query, candidates=(*row.pos, *row.neg), positive=row.query)
-        scores = list(self.judge.score([case])[0].scores)
-        count = len(row.pos)
-        return row.model_copy(update={"pos_scores": scores[:count], "neg_scores": scores[count:]})
+    def _same(self, text: str, positives: Sequence[str]) -> bool:
+        """Whether a text holds a positive, or says nearly the same."""
+        words = set(text.split())
+        for positive in positives:
+            other = set(positive.split())
+            if len(other) >= _SENTENCE and f" {positive} " in f" {text} ":
+                return True
+            if len(words & other) >= self.rules.duplicate * max(1, len(words | other)):
+                return True
+        return False
 
 
 def _plain(text: str) -> str:

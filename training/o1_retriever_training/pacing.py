@@ -53,10 +53,15 @@ class Pacer:
         share = burst_s / 60
         self._requests = _bucket(limit.requests, share)
         self._tokens = _bucket(limit.tokens, share)
+        self._closed_until = 0.0
+
+    def rest(self, seconds: float) -> None:
+        """Let nothing through for some seconds: the server has asked one request to wait, and means all."""
+        self._closed_until = max(self._closed_until, time.monotonic() + seconds)
 
     async def enter(self, tokens: float) -> None:
         """Wait until a request of about so many tokens may be sent."""
-        if self._requests is None and self._tokens is None:
+        if self._requests is None and self._tokens is None and time.monotonic() >= self._closed_until:
             return
         async with self._turn:
             while (wait := self._wait()) > 0:
@@ -73,7 +78,8 @@ class Pacer:
 
     def _wait(self) -> float:
         now = time.monotonic()
-        return max((bucket.wait(now) for bucket in (self._requests, self._tokens) if bucket), default=0.0)
+        waits = [bucket.wait(now) for bucket in (self._requests, self._tokens) if bucket]
+        return max(self._closed_until - now, *waits, 0.0)
 
 
 def _bucket(per_minute: float | None, share: float) -> _Bucket | None:

@@ -35,6 +35,7 @@ class Examples:
 
     def __init__(self, pool: Sequence[Row]) -> None:
         self._pool = [(row.query, row.pos[0]) for row in pool if row.pos]
+        self._plain = [(_plain(query), _plain(passage)) for query, passage in self._pool]
 
     def __len__(self) -> int:
         return len(self._pool)
@@ -56,10 +57,12 @@ class Examples:
         generator = random.Random(f"{recipe.seed}:{row.identity}")
         chosen: list[tuple[str, str]] = []
         for _ in range(_TRIES * recipe.examples):
-            query, passage = generator.choice(self._pool)
-            if _plain(query) in queries or _overlaps(_plain(passage), forbidden):
+            place = generator.randrange(len(self._pool))
+            plain_query, plain_passage = self._plain[place]
+            if plain_query in queries or _overlaps(plain_passage, forbidden):
                 continue
-            queries.add(_plain(query))
+            queries.add(plain_query)
+            query, passage = self._pool[place]
             chosen.append((query, _cut(passage, recipe.example_characters)))
             if len(chosen) == recipe.examples:
                 break
@@ -73,10 +76,12 @@ def prompt_for(row: Row, recipe: Recipe, examples: Examples, instruction: str | 
     """
     known = INSTRUCTIONS | recipe.instructions
     said = instruction or row.prompt or known.get(row.type or "default", known["default"])
-    shown = [f"Query: {query}\nResponse: {passage}" for query, passage in examples.draw(row, recipe)]
+    asked, answered = recipe.labels
+    shown = [f"{asked}: {query}\n{answered}: {passage}" for query, passage in examples.draw(row, recipe)]
     # A `{query}` inside an example would be filled in as well.
     parts = [part.replace("{query}", "{ query }") for part in shown]
-    return ChatPrompt("\n\n".join([*parts, "Query: {query}\nResponse:" if shown else "{query}"]), system=said)
+    last = f"{asked}: {{query}}\n{answered}:" if shown else "{query}"
+    return ChatPrompt("\n\n".join([*parts, last]), system=said)
 
 
 def _plain(text: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import html
 import io
+import math
 import random
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def _count_votes(found: Quality, row: Row, usable: list[str]) -> None:
         bare, own = row.bare_scores.get(name), scores[winner]
         if bare is not None and own is not None:
             found.agreement.gain(name, own, bare)
-            found.gains.setdefault(name, Counter())[round(own - bare)] += 1
+            found.gains.setdefault(name, Counter())[math.floor(own - bare)] += 1
 
 
 def write_page(rows: str | Path, page: str | Path, *, seed: int = 0) -> Path:
@@ -93,10 +93,10 @@ def write_page(rows: str | Path, page: str | Path, *, seed: int = 0) -> Path:
     found = examine(rows, seed=seed)
     title = f"Training data: {Path(rows).name}"
     parts = [f"<h1>{html.escape(title)}</h1>", _table(_figures(found))]
-    parts += ["<h2>Length in words</h2>", _drawn(lambda axes: _histograms(axes, found.lengths, "words"))]
+    parts += ["<h2>Length in words</h2>", _drawn(found.lengths, _STEP, "words")]
     if found.gains:
         parts.append("<h2>Score of the elected thought less that of the bare query</h2>")
-        parts.append(_drawn(lambda axes: _histograms(axes, found.gains, "gain")))
+        parts.append(_drawn(found.gains, 1, "gain"))
     parts.append(f"<h2>{len(found.sample)} random rows</h2>")
     parts += [_row(row) for row in found.sample]
     body = "\n".join(parts)
@@ -149,26 +149,48 @@ def _row(row: Row) -> str:
         why = next((each.reason for each in row.failures if each.candidate == place), "not recorded")
         shown = html.escape(text) if text is not None else f"<em>failed: {html.escape(why)}</em>"
         cells.append(f"<td{won}>{shown}<br><small>{html.escape(scores)}</small></td>")
+    bare = ", ".join(f"{name} {score:.1f}" for name, score in row.bare_scores.items() if score is not None)
+    query = f"<p><small>the query alone: {html.escape(bare)}</small></p>" if bare else ""
     documents = "".join(f"<li>{html.escape(text[:600])}</li>" for text in row.pos)
     negatives = ""
     if row.neg:
         shown = html.escape(row.neg[0][:300])
         negatives = f"<p><small>{len(row.neg)} negatives, such as: {shown}</small></p>"
     return (
-        f'<div class="row"><h3>{html.escape(row.query)}</h3><ul>{documents}</ul>'
+        f'<div class="row"><h3>{html.escape(row.query)}</h3>{query}<ul>{documents}</ul>'
         f"<table><tr>{''.join(cells)}</tr></table>{negatives}</div>"
     )
 
 
-def _histograms(axes: Any, counts: dict[str, Counter[int]], label: str) -> None:
-    for name, bars in counts.items():
-        edges = sorted(bars)
-        axes.step(edges, [bars[edge] for edge in edges], where="mid", label=name)
-    axes.set(xlabel=label, ylabel="rows")
-    axes.legend(fontsize="small")
+def _histograms(figure: Any, counts: dict[str, Counter[int]], step: int, label: str) -> None:
+    """One panel each; what lies far out is counted in the last bar."""
+    for axes, (name, bars) in zip(
+        figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True
+    ):
+        low, high = min(bars), _most(bars)
+        places = list(range(low, high + step, step))
+        shown = [bars[place] for place in places[:-1]]
+        shown.append(sum(count for place, count in bars.items() if place >= places[-1]))
+        axes.bar(places, shown, width=0.9 * step, align="edge", color="#4878a8")
+        axes.set(title=name, xlabel=f"{label} (last bar: and more)" if high < max(bars) else label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        if low < 0 < high:
+            axes.axvline(0, color="#222", linewidth=0.8)
+    figure.axes[0].set_ylabel("rows")
 
 
-def _drawn(draw: Callable[[Any], None]) -> str:
+def _most(bars: Counter[int]) -> int:
+    """The bar above which there is half a percent of all."""
+    left = sum(bars.values()) / 200
+    for place in sorted(bars, reverse=True):
+        left -= bars[place]
+        if left < 0:
+            return place
+    return max(bars)
+
+
+def _drawn(counts: dict[str, Counter[int]], step: int, label: str) -> str:
     require("matplotlib", extra="train", purpose="Drawing the plots of a report")
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -176,9 +198,9 @@ def _drawn(draw: Callable[[Any], None]) -> str:
 
     # A fixed salt and no date: the same rows give the same page.
     with mpl.rc_context({"svg.hashsalt": "o1-retriever", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7.5, 3.5), layout="constrained")
+        figure = Figure(figsize=(3.6 * max(2, len(counts)), 2.8), layout="constrained")
         FigureCanvasSVG(figure)
-        draw(figure.subplots())
+        _histograms(figure, counts, step, label)
         target = io.StringIO()
         figure.savefig(target, format="svg", metadata={"Date": None})
     text = target.getvalue()

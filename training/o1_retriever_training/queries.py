@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -12,7 +13,8 @@ import numpy as np
 
 from o1_retriever.progress import progress
 from o1_retriever_training.corpus import Corpus
-from o1_retriever_training.ledger import write_whole
+from o1_retriever_training.keys import KeyIndex
+from o1_retriever_training.ledger import writing_whole
 from o1_retriever_training.problems import Problems
 from o1_retriever_training.reading import count_rows, read_rows
 from o1_retriever_training.recipe import Contributor, Recipe
@@ -27,10 +29,23 @@ INSTRUCTION = (
 _LONGEST = 300  # characters: what is longer is no query, but talk
 
 
-def query_recipe(per_passage: int, *, seed: int = 0) -> Recipe:
-    """How queries are asked for: passages stand in the place of queries, and no examples are shown."""
+def query_recipe(per_passage: int, *, seed: int = 0, examples: int = 0) -> Recipe:
+    """How queries are asked for: passages stand in the place of queries, questions in that of responses."""
     voice = Contributor(n=per_passage, instruction=INSTRUCTION)
-    return Recipe(contributors=(voice,), seed=seed, examples=0, max_tokens=64, temperature=0.9)
+    return Recipe(
+        contributors=(voice,),
+        seed=seed,
+        examples=examples,
+        labels=("Passage", "Question"),
+        max_tokens=64,
+        temperature=0.9,
+    )
+
+
+def example_questions(pairs: str | Path, *, most: int = 1000) -> list[Row]:
+    """Pairs of query and document, turned round, to show an expert what kind of questions people ask."""
+    rows = islice(read_rows(pairs, Problems(str(pairs))), most)
+    return [Row(query=row.pos[0], pos=[row.query]) for row in rows if row.pos]
 
 
 def round_trip(
@@ -50,24 +65,25 @@ def round_trip(
     places = {text: place for place, text in enumerate(corpus.texts)}
     searcher = as_searcher(by, corpus.texts)
     counts = {"written": 0, "kept": 0, "not found": 0, "repeated": 0}
-    seen: set[str] = set()
-    lines: list[str] = []
+    seen = KeyIndex()
     rows = read_rows(written, Problems(str(written)))
-    with progress("Round trip", count_rows(written), show=show) as advance:
+    with (
+        progress("Round trip", count_rows(written, show=show), show=show) as advance,
+        writing_whole(Path(out)) as target,
+    ):
         while chunk := list(islice(rows, 256)):
             for row, query, found in _searched(chunk, searcher, places, within):
                 counts["written"] += 1
-                if query.casefold() in seen:
-                    counts["repeated"] += 1
-                elif not found:
+                if not found:
                     counts["not found"] += 1
+                elif not seen.see(hashlib.blake2b(query.casefold().encode(), digest_size=8).hexdigest()):
+                    counts["repeated"] += 1
                 else:
-                    seen.add(query.casefold())
                     counts["kept"] += 1
                     pair = {"query": query, "pos": [row.query], "type": "question"}
-                    lines.append(json.dumps(pair, ensure_ascii=False) + "\n")
+                    target.write(json.dumps(pair, ensure_ascii=False) + "\n")
             advance(len(chunk))
-    write_whole(Path(out), "".join(lines))
+    seen.close()
     return counts
 
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from o1_retriever.errors import O1RetrieverError
 from o1_retriever.extras import require
+from o1_retriever.progress import is_shown
 from o1_retriever_training.errors import DataError
+from o1_retriever_training.opening import DAMAGE, HINT, count_lines, lines_of, opened, unreadable
 from o1_retriever_training.problems import Problems
 from o1_retriever_training.rows import Row, parse_row
 
 HUB = "hub:"
-_WIDE = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16: line ends are no single bytes there
-_HINT = "Pass .jsonl, .jsonl.gz, .jsonl.zst, .parquet, or hub:OWNER/NAME[:SPLIT]."
 
 
 def read_rows(source: str | Path, problems: Problems) -> Iterator[Row]:
@@ -42,16 +39,12 @@ def read_rows(source: str | Path, problems: Problems) -> Iterator[Row]:
         yield row
 
 
-def count_rows(source: str | Path) -> int | None:
-    """How many rows a file has at most, for a progress bar; None where nobody knows before reading."""
+def count_rows(source: str | Path, *, show: bool | None) -> int | None:
+    """How many rows a file has at most, for a progress bar; None where none is shown, or nobody knows."""
     name = str(source)
-    if name.startswith(HUB):
+    if name.startswith(HUB) or not is_shown(show):
         return None
-    if name.endswith(".parquet"):
-        return int(_parquet(name).metadata.num_rows)
-    with _opened(name) as lines:
-        blocks = iter(lambda: lines.read(1 << 20), b"")
-        return sum(block.count(b"\n") for block in blocks)
+    return int(_parquet(name).metadata.num_rows) if name.endswith(".parquet") else count_lines(name)
 
 
 def digest(source: str | Path) -> str:
@@ -65,7 +58,7 @@ def digest(source: str | Path) -> str:
             while block := file.read(1 << 20):
                 found.update(block)
     except OSError as error:
-        raise DataError(f"{source} cannot be read: {error.strerror or error}.", hint=_HINT) from error
+        raise DataError(f"{source} cannot be read: {error.strerror or error}.", hint=HINT) from error
     return found.hexdigest()
 
 
@@ -83,8 +76,8 @@ def read_values(path: str | Path, problems: Problems) -> Iterator[tuple[str, Any
 def _json_values(path: str, problems: Problems) -> Iterator[tuple[str, Any]]:
     number = 0
     try:
-        with _opened(path) as stream:
-            for number, line in enumerate(_lines(stream), start=1):
+        with opened(path) as stream:
+            for number, line in enumerate(lines_of(stream), start=1):
                 place = f"line {number}"
                 if not line.strip():
                     continue
@@ -100,44 +93,8 @@ def _json_values(path: str, problems: Problems) -> Iterator[tuple[str, Any]]:
                     problems.add("not JSON", place, str(error))
                     continue
                 yield place, value
-    except (OSError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{path} cannot be read after line {number}: {reason}.", hint=_HINT) from error
-
-
-def _lines(stream: IO[bytes]) -> Iterator[bytes]:
-    first = stream.readline()
-    if not first.startswith(_WIDE):
-        yield first
-        yield from stream
-        return
-    data = first + stream.read()
-    with contextlib.suppress(UnicodeDecodeError):
-        for line in data.decode("utf-16").splitlines(keepends=True):
-            yield line.encode("utf-8", "surrogatepass")
-        return
-    yield data
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
-    if not Path(path).is_file():
-        raise DataError(f"There is no file {path}; expected rows.", hint=_HINT)
-    if path.endswith(".gz"):
-        with gzip.open(path, "rb") as zipped:
-            yield cast(IO[bytes], zipped)
-    elif path.endswith(".zst"):
-        zstandard = require("zstandard", extra="train", purpose="Reading .zst files")
-        with Path(path).open("rb") as raw:
-            try:
-                yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
-            except zstandard.ZstdError as error:
-                raise OSError(f"it is no Zstandard file ({error})") from error
-    elif path.endswith((".jsonl", ".json", ".ndjson")):
-        with Path(path).open("rb") as plain:
-            yield plain
-    else:
-        raise DataError(f"The suffix of {path} is unknown.", hint=_HINT)
+    except DAMAGE as error:
+        raise unreadable(path, error, f"after line {number}") from error
 
 
 def _parquet(path: str) -> Any:
@@ -145,14 +102,21 @@ def _parquet(path: str) -> Any:
     try:
         return parquet.ParquetFile(path)
     except FileNotFoundError:
-        raise DataError(f"There is no file {path}; expected rows.", hint=_HINT) from None
+        raise DataError(f"There is no file {path}; expected rows.", hint=HINT) from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no Parquet file: {error}.", hint=_HINT) from error
+        raise DataError(f"{path} is no Parquet file: {error}.", hint=HINT) from error
 
 
 def _parquet_values(path: str) -> Iterator[tuple[str, Any]]:
     number = 0
-    for batch in _parquet(path).iter_batches(batch_size=1024):
+    batches = _parquet(path).iter_batches(batch_size=1024)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error, f"after row {number}") from error
+        if batch is None:
+            return
         for value in batch.to_pylist():
             number += 1
             yield f"row {number}", _without_nulls(value)

@@ -34,8 +34,9 @@ class Recipe(_Frozen):
 
     Three candidates of at most 512 tokens are the paper's; the temperature is ours, chosen so that they
     differ. `examples` other queries, each with its passage cut at `example_characters`, are shown before
-    every query; they are drawn with `seed` from the first `example_pool` rows of the input. `instructions`
-    (by task type) add to those of `prompts.INSTRUCTIONS`.
+    every query; they are drawn with `seed` from the first `example_pool` rows of the input. `labels` stand
+    before a query and its response there. `instructions` (by task type) add to those of
+    `prompts.INSTRUCTIONS`.
     """
 
     contributors: tuple[Contributor, ...] = Field(default=(Contributor(),), min_length=1)
@@ -46,6 +47,7 @@ class Recipe(_Frozen):
     examples: int = Field(default=3, ge=0, le=64)
     example_characters: int = Field(default=800, ge=20)
     example_pool: int = Field(default=1000, ge=0)
+    labels: tuple[str, str] = ("Query", "Response")
     instructions: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("instructions")

@@ -30,6 +30,16 @@ def _one_or_several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _candidates(value: Any) -> Any:
+    """Several texts; an empty one is how other tools write down a generation that failed."""
+    value = _one_or_several(value)
+    return [_or_none(each) for each in value] if isinstance(value, list) else value
+
+
+def _or_none(value: Any) -> Any:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
 def _as_id(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -67,10 +77,10 @@ class Row(BaseModel):
     neg_scores: list[float] | None = None
     prompt: str | None = None
     type: str | None = None
-    all_thought: list[Text | None] = Field(
+    all_thought: Annotated[list[Text | None], BeforeValidator(_candidates)] = Field(
         default_factory=list, validation_alias=AliasChoices("all_thought", "thoughts")
     )
-    thought: str | None = None
+    thought: Annotated[str | None, BeforeValidator(_or_none)] = None
     writers: list[str] = Field(default_factory=list)
     failures: list[Failure] = Field(default_factory=list)
     tokens: tuple[int, int] | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from o1_retriever_training.committee import Verdict
+from o1_retriever_training.cases import Verdict
 from o1_retriever_training.errors import LedgerError
 
 Entry = tuple[str, Verdict | None]

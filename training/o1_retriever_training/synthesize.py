@@ -15,7 +15,7 @@ from typing import Any
 from o1_retriever.endpoint.problem import Problem
 from o1_retriever.errors import SettingsError
 from o1_retriever.progress import Advance, progress
-from o1_retriever_training.experts import Answer, Ask, Expert, as_expert, spent
+from o1_retriever_training.experts import Answer, Ask, Expert, as_experts, spent
 from o1_retriever_training.inputs import Input
 from o1_retriever_training.ledger import Ledger
 from o1_retriever_training.problems import Problems
@@ -52,21 +52,23 @@ def synthesize(
     experts: Experts,
     recipe: Recipe | None = None,
     options: Options | None = None,
+    examples: str | Path | Sequence[Row] | None = None,
 ) -> tuple[Tally, Problems]:
     """Write `recipe.candidates` thoughts about every row of `pairs` into `out`, or go on with that.
 
     `experts` is one, or several by the names that the recipe's contributors have for them; each is what
-    `as_expert` takes. The rows of a finished `out` are in the order of `pairs`.
+    `as_expert` takes. `examples` are the rows to draw in-context examples from (None: those of `pairs`).
+    The rows of a finished `out` are in the order of `pairs`.
 
     Raises `DataError`, `LedgerError`, `SettingsError`, and `ThinkerError` when no expert can go on; what was
     written stays, and the same call goes on.
     """
     recipe, options = recipe or Recipe(), options or Options()
-    voices = _voices(recipe, _named(experts))
-    examples = Examples(list(_pool(pairs, recipe)) if recipe.examples else [])
-    with Ledger(out, stage="synthesize", recipe=_manifest(recipe, voices, examples)) as ledger:
+    voices = _voices(recipe, as_experts(experts))
+    pool = Examples(list(_pool(pairs if examples is None else examples, recipe)) if recipe.examples else [])
+    with Ledger(out, stage="synthesize", recipe=_manifest(recipe, voices, pool)) as ledger:
         run = _Run(pairs, ledger, recipe, options)
-        run.voices, run.examples = voices, examples
+        run.voices, run.examples = voices, pool
         return asyncio.run(run.work())
 
 
@@ -100,7 +102,8 @@ class _Run:
         self.known = {row.identity: row for row in _put_aside(self.aside)}
         finished = False
         try:
-            with progress("Thinking", count_rows(self.input.source), show=self.options.show) as advance:
+            total = count_rows(self.input.source, show=self.options.show)
+            with progress("Thinking", total, show=self.options.show) as advance:
                 await self._all(advance)
             finished = True
         finally:
@@ -219,15 +222,6 @@ async def _some_done(going: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
     return rest
 
 
-def _named(experts: Experts) -> dict[str, Expert]:
-    several = isinstance(experts, Mapping) and not all(
-        isinstance(value, list | tuple) for value in experts.values()
-    )
-    if not several:
-        return {"expert": as_expert(experts)}
-    return {name: as_expert(value) for name, value in experts.items()}
-
-
 def _voices(recipe: Recipe, experts: Mapping[str, Expert]) -> list[_Voice]:
     voices: list[_Voice] = []
     for contributor in recipe.contributors:
@@ -240,9 +234,10 @@ def _voices(recipe: Recipe, experts: Mapping[str, Expert]) -> list[_Voice]:
     return voices
 
 
-def _pool(pairs: str | Path, recipe: Recipe) -> Iterator[Row]:
+def _pool(source: str | Path | Sequence[Row], recipe: Recipe) -> Iterator[Row]:
     # Problems are told when the rows themselves are read.
-    yield from islice(read_rows(pairs, Problems(str(pairs))), recipe.example_pool)
+    rows = read_rows(source, Problems(str(source))) if isinstance(source, str | Path) else iter(source)
+    return islice(rows, recipe.example_pool)
 
 
 def _manifest(recipe: Recipe, voices: Sequence[_Voice], examples: Examples) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.progress import progress
 from o1_retriever_training.agreement import Agreement
 from o1_retriever_training.ballots import RULES, Rule, elect, favourite
-from o1_retriever_training.committee import Case, Member, Verdict, as_member
+from o1_retriever_training.cases import Case, Verdict
+from o1_retriever_training.committee import Member, as_member
 from o1_retriever_training.errors import LedgerError
 from o1_retriever_training.inputs import Input
 from o1_retriever_training.ledger import Ledger
@@ -93,14 +94,15 @@ def vote(
     rules = rules or VoteRules()
     members = [as_member(each) for each in committee]
     _check(members, rules)
-    names = [member.name for member in members]
-    recipe = {**rules.to_dict(), "committee": names, "input": digest(thoughts)}
+    identities = [getattr(member, "identity", member.name) for member in members]
+    recipe = {**rules.to_dict(), "committee": identities, "input": digest(thoughts)}
     with Ledger(out, stage="vote", recipe=recipe) as ledger:
-        if ledger.known.get("finished"):
+        if ledger.known.get("finished") and ledger.known.get("rows") == len(ledger):
             return dict(ledger.known["counts"])
         files = [ScoreFile(ledger.path, member.name) for member in members]
         for member, file in zip(members, files, strict=True):
-            _score_all(thoughts, member, file, rules, show)
+            rows = read_rows(thoughts, Problems(str(thoughts), strict=strict))
+            _score_all(rows, member, file, rules=rules, total=count_rows(thoughts, show=show), show=show)
         problems = Problems(str(thoughts), strict=strict)
         report = VoteReport()
         _count_all(Input(thoughts, ledger, problems), ledger, files, rules, report)
@@ -121,15 +123,20 @@ def _check(members: Sequence[Member], rules: VoteRules) -> None:
 
 
 def _score_all(
-    source: str | Path, member: Member, file: ScoreFile, rules: VoteRules, show: bool | None
+    rows: Iterator[Row],
+    member: Member,
+    file: ScoreFile,
+    *,
+    rules: VoteRules,
+    total: int | None,
+    show: bool | None,
 ) -> None:
     """Have a member score the rows that it has not scored yet."""
     # Repetitions are left out when the votes are counted: both passes must see the same rows.
-    rows = _rows(source)
     with ExitStack() as stack:
         done = stack.enter_context(file)
         rows = islice(rows, done, None)
-        advance = stack.enter_context(progress(f"Scoring by {member.name}", count_rows(source), show=show))
+        advance = stack.enter_context(progress(f"Scoring by {member.name}", total, show=show))
         advance(done)
         opened = False
         while chunk := list(islice(rows, CHUNK)):
@@ -139,13 +146,21 @@ def _score_all(
                 member.open()
                 opened = True
             verdicts = member.score([case for _, case in cases]) if cases else []
-            found = dict(zip((place for place, _ in cases), verdicts, strict=True))
+            found = {place: verdict for (place, _), verdict in zip(cases, verdicts, strict=True)}
+            for place, verdict in found.items():
+                _check_verdict(member, chunk[place], verdict)
             file.append([(row.identity, found.get(place)) for place, row in enumerate(chunk)])
             advance(len(chunk))
 
 
-def _rows(source: str | Path) -> Iterator[Row]:
-    yield from read_rows(source, Problems(str(source)))
+def _check_verdict(member: Member, row: Row, verdict: Verdict) -> None:
+    """A model that overflows says nan, which would win every comparison or none."""
+    if not all(map(math.isfinite, (*verdict.scores, verdict.bare))):
+        raise SettingsError(
+            f"{member.name} scored the candidates of {row.query!r:.60} {list(verdict.scores)}, the query "
+            f"{verdict.bare}; expected finite numbers.",
+            hint="Leave that member out, or load it in another number format.",
+        )
 
 
 def _case(row: Row, rules: VoteRules) -> Case | None:

@@ -1,0 +1,51 @@
+"""The pace of requests: what a server allows, and not more."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from o1_retriever.errors import SettingsError
+from o1_retriever_training.pacing import Pacer, RateLimit
+
+
+async def enter_all(pacer: Pacer, count: int, *, guess: float, used: float) -> float:
+    started = time.monotonic()
+
+    async def one() -> None:
+        await pacer.enter(guess)
+        pacer.settle(guess, used)
+
+    await asyncio.gather(*(one() for _ in range(count)))
+    return time.monotonic() - started
+
+
+async def test_tokens_are_counted_as_they_were_used() -> None:
+    # 6000 a minute are 100 a second: 60 requests of 1 token need no wait, 6 of 50 tokens 2 seconds' worth.
+    pacer = Pacer(RateLimit(tokens=6000))
+    assert await enter_all(pacer, 60, guess=50, used=1) < 0.5
+    pacer = Pacer(RateLimit(tokens=6000))
+    assert await enter_all(pacer, 6, guess=1, used=50) > 1.4
+
+
+async def test_an_estimate_holds_back_what_is_in_flight() -> None:
+    pacer = Pacer(RateLimit(tokens=6000))
+    started = time.monotonic()
+    for _ in range(4):
+        await pacer.enter(60)  # nothing is settled: all are still in flight
+    assert time.monotonic() - started > 0.7
+
+
+async def test_all_rest_when_a_server_asks_one_to_wait() -> None:
+    pacer = Pacer(RateLimit())
+    assert await enter_all(pacer, 9, guess=1, used=1) < 0.1
+    pacer.rest(0.3)
+    assert 0.25 < await enter_all(pacer, 9, guess=1, used=1) < 0.6
+
+
+@pytest.mark.parametrize("limit", [{"requests": 0}, {"tokens": -1}, {"requests": float("nan")}])
+def test_a_limit_below_one_is_refused(limit: dict) -> None:
+    with pytest.raises(SettingsError, match="per minute"):
+        RateLimit(**limit)
