@@ -23,20 +23,31 @@ from o1_retriever.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+    from o1_retriever.engine.memory import Memory
+
 
 class Slots:
     """Room for `rows` sequences of at most `window` tokens, which end at the same column.
 
     `spare` columns are written before everything is moved back to the left. `clear` empties the memory for
     steps that read all of it (see `fix`): what a mask hides must still be a number, and fresh memory may hold
-    NaN. The living rows are the first `live` ones. `column` is where the next token is written, `first` the
-    first column that a living row needs.
+    NaN. `memory` is where large blocks come from on a CPU (None: torch's own). The living rows are the first
+    `live` ones. `column` is where the next token is written, `first` the first one that a living row needs.
     """
 
-    def __init__(self, model: Any, rows: int, window: int, *, spare: int, clear: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rows: int,
+        window: int,
+        *,
+        spare: int,
+        clear: bool = False,
+        memory: Memory | None = None,
+    ) -> None:
         import torch
 
-        self.clear = clear
+        self.clear, self.memory = clear, memory
         self.rows, self.capacity = rows, window + spare
         self.windows = layer_windows(model.config)
         self.layers = [_Layer(self) for _ in self.windows]
@@ -48,6 +59,7 @@ class Slots:
         self.live = self.column = self.first = 0
         self.fixed: int | None = None
         self.column_at = torch.zeros(1, dtype=torch.long, device=model.device)
+        self.blocks: list[Any] = []
 
     @property
     def free(self) -> int:
@@ -152,13 +164,20 @@ class _Layer(_CacheLayer):  # type: ignore[misc]
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Take the memory, once the shapes are known."""
-        rows, capacity = self.slots.rows, self.slots.capacity
-        self.keys = key_states.new_empty(rows, key_states.shape[1], capacity, key_states.shape[3])
-        self.values = value_states.new_empty(rows, value_states.shape[1], capacity, value_states.shape[3])
+        self.keys, self.values = self._room(key_states), self._room(value_states)
         if self.slots.clear:
             self.keys.zero_()
             self.values.zero_()
         self.is_initialized = True
+
+    def _room(self, states: torch.Tensor) -> torch.Tensor:
+        slots = self.slots
+        shape = (slots.rows, states.shape[1], slots.capacity, states.shape[3])
+        if slots.memory is None:
+            return states.new_empty(shape)
+        tensor, block = slots.memory.empty(shape, states.dtype)
+        slots.blocks.append(block)
+        return tensor
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any

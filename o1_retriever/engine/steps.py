@@ -17,6 +17,7 @@ import torch
 
 from o1_retriever.engine.attention import step_attention
 from o1_retriever.engine.batching import is_out_of_memory
+from o1_retriever.engine.memory import Memory
 from o1_retriever.engine.prefill import forward
 from o1_retriever.engine.slots import Slots, layer_windows
 
@@ -141,17 +142,19 @@ class FallbackSteps:
 
 
 class Shared:
-    """What flights of one model hand on to the next on a GPU: memory for keys and values, with its graphs."""
+    """What flights of one model hand on to the next: memory for keys and values, on a GPU with its graphs."""
 
     def __init__(self) -> None:
         self.graphs_fail = False
         self._lock = threading.Lock()
         self._idle: dict[tuple[int, int], tuple[Slots, Step]] = {}
+        self._memory = Memory()
 
     def borrow(self, local: LocalModel, rows: int, window: int, *, spare: int) -> tuple[Slots, Step]:
         """Slots for so many rows with steps over them: from an earlier flight where one had the same size."""
         if local.device.type != "cuda" or any(layer_windows(local.model.config)):
-            slots = Slots(local.model, rows, window, spare=spare)
+            memory = self._memory if local.device.type == "cpu" else None
+            slots = Slots(local.model, rows, window, spare=spare, memory=memory)
             return slots, EagerSteps(local, slots)
         rows, columns = _rounded(rows), -(-(window + spare) // 128) * 128
         with self._lock:
@@ -169,3 +172,5 @@ class Shared:
             slots.shrink(0)
             with self._lock:
                 self._idle[slots.rows, slots.capacity] = slots, step
+        elif slots.memory is not None:
+            slots.memory.give_back(slots.blocks)
