@@ -8,6 +8,8 @@ it killed from outside after S seconds.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import io
 import json
@@ -77,6 +79,7 @@ def main() -> None:
     import o1_retriever_training.negatives
     import o1_retriever_training.vote  # noqa: F401
 
+    asyncio.run(_ask_nobody())
     for line in sys.stdin:
         if not line.strip():
             continue
@@ -91,6 +94,14 @@ def main() -> None:
             sys.stdin.readline()
         _, status = os.waitpid(child, 0)
         _tell(os.waitstatus_to_exitcode(status))
+
+
+async def _ask_nobody() -> None:
+    """Clients import the most of what they need with their first request."""
+    import openai
+
+    with contextlib.suppress(openai.OpenAIError):
+        await openai.AsyncOpenAI(base_url="http://127.0.0.1:9/v1", api_key="k", max_retries=0).models.list()
 
 
 def _tell(number: int) -> None:

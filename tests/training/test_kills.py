@@ -65,7 +65,7 @@ def test_kills_and_a_faulty_server_together_change_nothing(tmp_path: Path, nurse
 
 
 def points(nursery: Nursery, folder: Path, count: int, **job: object) -> list[int]:
-    """Calls of a run that change something on disk, to be killed at: the first, the last ones, random ones."""
+    """Calls of a run that change something on disk, to be killed at: first, last and random ones."""
     noted = folder / "calls"
     assert nursery.run(calls=noted, out=folder / "counted.jsonl", **job) == 0
     # Two runs differ by a few calls: what they had to import is not the same.
