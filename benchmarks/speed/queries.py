@@ -6,15 +6,12 @@ full length (no end of text is sampled), so that both do the same work.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from statistics import median
-
 import numpy as np
 
 from benchmarks.record import Figure
 from benchmarks.speed import reference
 from benchmarks.speed.models import SHAPES, random_model, random_queries
+from benchmarks.speed.pairs import ratio
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine.backend import LocalBackend
 
@@ -46,17 +43,6 @@ def compare(name: str, count: int, *, pairs: int = _PAIRS, quantization: str | N
         return reference.encode_queries(plain, queries, SETTINGS).numpy()
 
     assert think().shape == refer().shape  # both warm, and both answer the same question
-    ratios = []
-    for number in range(pairs):
-        first, second = (think, refer) if number % 2 else (refer, think)
-        times = {first: _seconds(first), second: _seconds(second)}
-        ratios.append(times[refer] / times[think])
-        print(f"{name}, {count} queries: {times[refer]:.2f} s / {times[think]:.2f} s = {ratios[-1]:.2f}")
+    found = ratio(think, refer, pairs=pairs, said=f"{name}, {count} queries")
     what = f"{quantization}_ratio" if quantization else "ratio"
-    return Figure(name=f"encode_queries/{name}/q{count}/{what}", value=round(median(ratios), 2), unit="ratio")
-
-
-def _seconds(function: Callable[[], np.ndarray]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
+    return Figure(name=f"encode_queries/{name}/q{count}/{what}", value=found, unit="ratio")

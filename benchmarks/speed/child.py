@@ -1,0 +1,18 @@
+"""Measurements in a process of their own: its memory is its own, and nothing in it was used before."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks.record import ROOT
+
+
+def in_child(module: str, *arguments: object) -> dict[str, Any]:
+    """Run `python -m module arguments...`; return the JSON object of the last line that it prints."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
