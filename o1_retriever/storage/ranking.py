@@ -32,12 +32,13 @@ def nearest(session: Session, graph: Graph, vectors: Vector, k: int, where: Wher
     """The k best ids of each vector with their cosine; of equal ones (to `_DIGITS`), the smaller id first."""
     if not len(vectors):
         return []
-    wanted = min(k, session.count())
+    count = session.count(at_most=max(k, _EXACT + 1))
+    wanted = min(k, count)
     if where is not None:
         matching = graph.matching(where, limit=_EXACT + 1)
         if len(matching) <= _EXACT:
             return exact(session.vector_pages(matching), vectors, k)
-    elif session.count() <= _EXACT:
+    elif count <= _EXACT:
         return exact(session.vector_pages(), vectors, k)
     rankings = []
     for vector, found in zip(vectors, graph.nearest(vectors, wanted + _SPARE, where), strict=True):
