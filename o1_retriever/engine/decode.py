@@ -64,17 +64,21 @@ def write_thoughts(
     waiting = deque(sorted(range(len(jobs)), key=lambda place: len(jobs[place].prompt), reverse=True))
     rows = _row_count(local, jobs, settings, most)
     while waiting:
-        flight = _Flight(local, jobs, settings, waiting, rows)
+        flight: _Flight | None = None
         try:
+            flight = _Flight(local, jobs, settings, waiting, rows)
             with SparingThreads(local.device) as threads:
                 yield from flight.run(threads)
+            return
         except Exception as error:
-            least = max(len(jobs[place].indices) for place in flight.under_way)
+            again = flight.under_way if flight else []
+            least = max((len(jobs[place].indices) for place in [*again, *waiting]), default=rows)
             if not is_out_of_memory(error) or rows <= least:
                 raise
             rows = max(least, rows // 2)
-            logger.warning("Out of memory: going on with %d thoughts at once (%s)", rows, error)
-            waiting.extendleft(sorted(flight.under_way, key=lambda place: len(jobs[place].prompt)))
+            logger.warning("Out of memory: going on with %d thoughts at once (%s)", rows, str(error))
+            waiting.extendleft(sorted(again, key=lambda place: len(jobs[place].prompt)))
+        flight = None
         free_memory(local.device)
 
 
@@ -188,14 +192,7 @@ class _Flight:
         slots, done = self.slots, self.rows.done(self.slots.live)
         if not len(done):
             return []
-        finished = []
-        for (place, order), draft in self.rows.drafts(done):
-            self.drafts[place][order] = draft
-            indices = self.jobs[place].indices
-            if len(self.drafts[place]) == len(indices):
-                parts = self.drafts.pop(place)
-                drafts = tuple(parts[i] for i in range(len(indices)))
-                finished.append((place, Drafts(drafts=drafts, fast=self.fast.pop(place))))
+        drafts = self.rows.drafts(done)
         left = slots.live - len(done)
         last = torch.ones(slots.live, dtype=torch.bool, device=done.device)
         last[done] = False
@@ -204,6 +201,19 @@ class _Flight:
             slots.move(holes, movers)
             self.rows.move(holes, movers)
         slots.shrink(left)
+        # Last, as memory may run out above: what is no longer under way is not begun again.
+        return self._finished(drafts)
+
+    def _finished(self, rows: Sequence[tuple[tuple[int, int], Draft]]) -> list[tuple[int, Drafts]]:
+        """The jobs whose last rows these are."""
+        finished = []
+        for (place, order), draft in rows:
+            self.drafts[place][order] = draft
+            count = len(self.jobs[place].indices)
+            if len(self.drafts[place]) == count:
+                parts = self.drafts.pop(place)
+                drafts = tuple(parts[i] for i in range(count))
+                finished.append((place, Drafts(drafts=drafts, fast=self.fast.pop(place))))
         return finished
 
 

@@ -45,7 +45,7 @@ def embed_sequences(
 def _halved(batches: Sequence[Sequence[int]], error: Exception) -> deque[list[int]]:
     """All batches cut to half the rows of the first, which was too large."""
     most = -(-len(batches[0]) // 2)
-    logger.warning("Out of memory: going on with batches of at most %d texts (%s)", most, error)
+    logger.warning("Out of memory: going on with batches of at most %d texts (%s)", most, str(error))
     return deque(
         list(batch[start : start + most]) for batch in batches for start in range(0, len(batch), most)
     )

@@ -7,6 +7,7 @@ block from the first column that a living row needs to the last, and nothing is 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +161,8 @@ class _Layer(_CacheLayer):  # type: ignore[misc]
 
     def __init__(self, slots: Slots) -> None:
         super().__init__()
-        self.slots = slots
+        # Not owned: in a ring of references the memory would stay until Python looks for rings.
+        self.slots: Slots = weakref.proxy(slots)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Take the memory, once the shapes are known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -126,6 +127,7 @@ class Watch:
     counts: Counter[str] = field(default_factory=Counter)
     flights: list[int] = field(default_factory=list)
     fail: Callable[[str], None] = lambda _: None
+    lent: Callable[[weakref.ref[Slots]], None] = lambda _: None
 
     def note(self, name: str) -> None:
         """Count it; here memory may run out as well."""
@@ -164,10 +166,11 @@ class WatchedShared(Shared):
 
     def borrow(self, local: LocalModel, rows: int, window: int, *, spare: int) -> tuple[Slots, Step]:
         """New ones for each flight."""
-        self.watch.note("borrow")
         self.watch.flights.append(rows)
+        self.watch.note("borrow")
         spare = spare if self.most_spare is None else min(spare, self.most_spare)
         slots = WatchedSlots(self.watch, local.model, rows, window, spare=spare, clear=True)
+        self.watch.lent(weakref.ref(slots))
         return slots, self.steps(local, slots)
 
 
@@ -201,8 +204,3 @@ def before_passes(module: Any, act: Callable[[int], None]) -> Iterator[list[int]
         yield passes
     finally:
         handle.remove()
-
-
-def out_of_memory() -> torch.OutOfMemoryError:
-    """What torch raises when a device is full."""
-    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
