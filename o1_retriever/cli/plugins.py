@@ -24,12 +24,23 @@ def found() -> dict[str, EntryPoint]:
     return {point.name: point for point in points}
 
 
+# What the package itself adds; `--help` of all commands says it without loading them.
+_OWN = {
+    "synthesize": "Have an expert write several thoughts about every query of a file.",
+    "vote": "Have a committee of retrievers elect one thought for every row.",
+    "negatives": "Add hard negatives from a corpus to every row.",
+    "make-data": "Make a training file of a FOLDER: queries, thoughts, votes and negatives.",
+}
+
+
 class PluginCommand(TyperCommand):
-    """Stands for a command of another package until it is used."""
+    """Stands for a command of another package, or of an extra, until it is used."""
 
     def __init__(self, point: EntryPoint) -> None:
-        super().__init__(name=point.name, help=f"Provided by {_package(point)}.")
-        self.rich_help_panel = "Commands of other packages"
+        own = point.module.startswith("o1_retriever")
+        said = _OWN.get(point.name) if own else None
+        super().__init__(name=point.name, help=said or f"Provided by {_package(point)}.")
+        self.rich_help_panel = "Training data (extra train)" if own else "Commands of other packages"
         self.point = point
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:

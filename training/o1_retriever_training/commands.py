@@ -9,7 +9,7 @@ import typer
 
 from o1_retriever.cli.options import with_options
 from o1_retriever.cli.terminal import messages, warn
-from o1_retriever_training.expert_options import ExpertOptions
+from o1_retriever_training.expert_options import ExpertOptions, quiet
 
 _DROP = "Leave out rows whose thought is no better than the query."
 _REPORT = "Write a quality page (HTML)."
@@ -66,6 +66,7 @@ def vote(
     """Have a committee of retrievers elect one thought for every row."""
     from o1_retriever_training import vote as stage
 
+    quiet()
     weights = _weights(weight or [])
     rules = stage.VoteRules(rule=rule, weights=weights, read=read, drop_useless=drop_useless)
     figures = stage.vote(thoughts, out, committee=_members(committee, corpus), rules=rules, strict=strict)
@@ -74,10 +75,15 @@ def vote(
     said = "" if kappa is None else f", Fleiss' kappa {kappa:.2f}"
     _say(f"{out}: {figures['voted']:,} of {figures['rows']:,} rows voted, {figures['unanimous']:.0%} "
          f"unanimous{said}")  # fmt: skip
-    odd = ("without_candidates", "without_positive", "several_positives", "dropped")
-    left = {name: figures[name] for name in odd}
-    if any(left.values()):
-        _say(", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in left.items() if count))
+    odd = {
+        "without_candidates": "without a usable candidate",
+        "without_positive": "without a positive",
+        "several_positives": "with several positives, judged by the first",
+        "dropped": "left out: no better than the query",
+    }
+    for name, said in odd.items():
+        if figures[name]:
+            _say(f"  {figures[name]:,} rows {said}")
     for name, share in figures["win_rate"].items():
         _say(
             f"  {name}: with the winner in {share:.0%}, gain over the query {figures['mean_gain'][name]:+.2f}"
@@ -106,6 +112,7 @@ def negatives(
     from o1_retriever_training.negatives import MiningRules, mine_negatives
     from o1_retriever_training.synthesize import Options
 
+    quiet()
     rules = MiningRules(count=count, skip=skip, margin=margin, depth=max(100, count + skip))
     found = mine_negatives(
         rows, out, corpus=corpus, by=by, teacher=teacher, rules=rules, options=Options(strict=strict)
@@ -138,6 +145,7 @@ def make_data(
     from o1_retriever_training import make_data as stage
     from o1_retriever_training.vote import VoteRules
 
+    quiet()
     plan = stage.DataPlan(
         queries_per_passage=per_passage,
         by=by,

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 from o1_retriever.errors import SettingsError
 from o1_retriever_training.bm25_member import Bm25Member
 from o1_retriever_training.cases import Case, Verdict
-from o1_retriever_training.dense import Dense, minilm
+from o1_retriever_training.dense import Dense
 
 Judge: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
 COSINE_SCALE = 100.0  # dense members score by cosine x 100, as the reference does
@@ -139,7 +139,7 @@ def as_member(value: Any, *, corpus: Iterable[str] | None = None) -> Member:
             )
         return Bm25Member(corpus)
     if value == "minilm":
-        return DenseMember(minilm(), name="minilm")
+        return DenseMember("minilm", name="minilm")
     if isinstance(value, str | os.PathLike):
         return DenseMember(os.fspath(value))
     if all(hasattr(value, name) for name in ("name", "open", "close", "score")):

@@ -88,6 +88,8 @@ class ExpertOptions:
             )
             limit = RateLimit(requests=self.requests, tokens=self.tokens)
             return EndpointExpert(model, base_url=value, policy=policy, limit=limit)
+        if not value.startswith(("http://", "https://")) and not value.endswith((".jsonl", ".jsonl.gz")):
+            quiet()
         return as_expert(value, model=model, device=self.device, load_in_4bit=self.four_bit)
 
     def as_recipe(self) -> Recipe:
@@ -119,6 +121,14 @@ class ExpertOptions:
         except ValueError:
             raise typer.BadParameter(f"--prices is {self.prices!r}; expected two numbers: 0.5,1.5") from None
         return prompt, completion
+
+
+def quiet() -> None:
+    """Keep the model library's bars out of the output: every stage has one of its own."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _by_name(values: list[str]) -> dict[str, str]:

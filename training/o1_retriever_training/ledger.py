@@ -279,7 +279,7 @@ def _differences(found: Any, wanted: dict[str, Any]) -> list[str]:
         return [f"it is of the stage {stage!r}, not {wanted['stage']!r}"]
     old, new = found.get("recipe") or {}, wanted["recipe"]
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return [f"{name} was {old.get(name)!r:.80}, is {new.get(name)!r:.80}" for name in names]
+    return [f"{name} was {old.get(name)!r:.120}, is {new.get(name)!r:.120}" for name in names]
 
 
 def _refused(path: Path, error: OSError) -> LedgerError:

@@ -70,9 +70,10 @@ def make_data(
     experts = as_experts(expert)
     writer = next(iter(experts.values()))
     if getattr(writer, "thinks", False):
+        name = getattr(writer, "name", writer.identity)
         say(
-            f"Warning: {writer.identity} was trained to think and takes no instructions: its queries will be "
-            "thoughts. A chat model writes better ones."
+            f"Warning: {name} was trained to think and takes no instructions: its queries will be thoughts. "
+            "A chat model writes better ones."
         )
     counts: dict[str, Any] = {"passages": _passages(Path(folder), work, plan.most, say)}
     say(f"{counts['passages']} passages")
