@@ -1,0 +1,209 @@
+"""Weights laid out for the processor's kernels multiply as torch's own layers do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import Linear
+
+from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever.engine.encode import last_states
+from o1_retriever.engine.load import LoadOptions, LocalModel, assemble, load_model
+from o1_retriever.engine.packing import Int8Linear, PackedLinear, can_pack, fastest, pack
+from tests.support.caches import EXAMPLES
+from tests.support.engine import TOLERANCE, gap, job_for, written_by
+from tests.support.tiny import tiny_model
+
+TEXTS = ["a", "why is the sky blue?", "z" * 70, "and <emb> in between", "x" * 150]
+SHORT = ThoughtSettings(temperature=1.0, top_p=0.95, max_new_tokens=16)
+packable = pytest.mark.skipif(
+    not can_pack(tiny_model("llama")[0]), reason="this machine has no kernels for packed weights"
+)
+
+
+@st.composite
+def layers(draw: st.DrawFn, *, widest: int = 130) -> tuple[Linear, torch.Tensor]:
+    """A layer of any shape, with or without bias, and states for it, contiguous or not."""
+    inputs, outputs = draw(st.integers(1, widest)), draw(st.integers(1, widest))
+    leading = draw(st.sampled_from([(), (1,), (3,), (1, 5)]))
+    rows = draw(st.integers(1, 200))
+    torch.manual_seed(draw(st.integers(0, 99)))
+    layer = Linear(inputs, outputs, bias=draw(st.booleans()))
+    if draw(st.booleans()):
+        # A view of something larger, as layers are that were cut from one fused matrix.
+        whole = torch.randn(outputs, inputs + 3)
+        layer.weight = torch.nn.Parameter(whole[:, 2:-1])
+        assert layer.weight.is_contiguous() == (outputs == 1)
+    states = torch.randn(*leading, rows, inputs)
+    if draw(st.booleans()):
+        states = torch.randn(*leading, inputs, rows).transpose(-1, -2)
+    return layer, states
+
+
+@packable
+@settings(EXAMPLES)
+@given(layers())
+def test_a_packed_layer_multiplies_as_the_layer(drawn: tuple[Linear, torch.Tensor]) -> None:
+    layer, states = drawn
+    with torch.inference_mode():
+        found, expected = PackedLinear(layer)(states), layer(states)
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert torch.allclose(found, expected, atol=1e-5 * layer.in_features**0.5, rtol=1e-5)
+
+
+@settings(EXAMPLES)
+@given(layers(), st.floats(0.01, 100.0))
+def test_a_layer_in_8_bits_is_within_what_rounding_allows(
+    drawn: tuple[Linear, torch.Tensor], scale: float
+) -> None:
+    layer, states = drawn
+    states = states * scale
+    with torch.inference_mode():
+        found, expected = Int8Linear(layer)(states), layer(states)
+        # Half a step of each factor, times the other, summed over the inputs; without the instructions for
+        # it, inputs have seven bits.
+        reach = states.max().clamp(min=0) - states.min().clamp(max=0)
+        by_input = reach / 127 * layer.weight.abs().sum(1)
+        by_weight = layer.weight.abs().amax(1) / 254 * states.abs().sum(-1, keepdim=True)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().le(1.01 * (by_input + by_weight) + 1e-5).all()
+
+
+def two_of(architecture: str, *, int8: bool = False) -> tuple[LocalModel, LocalModel]:
+    """The same weights as torch lays them out, and packed."""
+    found = []
+    for change in (False, True):
+        model, tokenizer = tiny_model(architecture)
+        if change:
+            pack(model, int8=int8)
+            kind = Int8Linear if int8 else PackedLinear
+            assert any(type(module) is kind for module in model.modules())
+            assert not any(type(module) is Linear for module in model.modules())
+        found.append(assemble(architecture, model, tokenizer, weights="same"))
+    return found[0], found[1]
+
+
+def documents(local: LocalModel) -> np.ndarray:
+    return last_states(local, [local.template.document(ids) for ids in local.template.text_ids(TEXTS)])
+
+
+@packable
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral-window", "gemma2"])
+def test_a_packed_model_thinks_and_embeds_as_the_model(architecture: str) -> None:
+    plain, packed = two_of(architecture)
+    assert gap(documents(packed), documents(plain)) < TOLERANCE
+    jobs = [job_for(plain, text, range(2)) for text in TEXTS]
+    for one, other in zip(
+        written_by(plain, jobs, SHORT), written_by(packed, jobs, SHORT, most=2), strict=True
+    ):
+        for a, b in zip(one.drafts, other.drafts, strict=True):
+            assert a.token_ids == b.token_ids
+            assert gap(a.state, b.state) < TOLERANCE
+
+
+@packable
+def test_a_head_that_shares_the_embedding_is_packed_and_the_embedding_stays() -> None:
+    model, tokenizer = tiny_model("gemma2")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    before = model.get_input_embeddings().weight.clone()
+    rows = torch.arange(5)[None]
+    with torch.inference_mode():
+        expected = model(input_ids=rows).logits
+        pack(model)
+        found = model(input_ids=rows).logits
+    assert type(model.lm_head) is PackedLinear
+    assert torch.equal(model.get_input_embeddings().weight, before)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert assemble("tied", model, tokenizer).vocabulary == found.shape[-1]
+
+
+def test_8_bits_stay_close() -> None:
+    plain, packed = two_of("qwen2", int8=True)
+    a, b = documents(plain), documents(packed)
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosines.min() > 0.97
+    assert gap(a, b) > 1e-3, "quantised weights must be at work"
+    assert packed.precision.quantization == "int8"
+
+
+def test_8_bit_thoughts_are_embedded_as_a_second_pass_would() -> None:
+    """Inputs are scaled by batch, so that a batch moves them by a rounding: near, and not more."""
+    _, packed = two_of("qwen2", int8=True)
+    jobs = [job_for(packed, text, [0]) for text in TEXTS]
+    for job, drafts in zip(jobs, written_by(packed, jobs, SHORT), strict=True):
+        ids = [*job.prompt, *drafts.drafts[0].token_ids, packed.template.eos, packed.template.emb]
+        again = last_states(packed, [ids])[0]
+        state = drafts.drafts[0].state
+        assert float(state @ again / np.linalg.norm(state) / np.linalg.norm(again)) > 0.97
+
+
+def saved(folder: Path) -> Path:
+    model, tokenizer = tiny_model("llama")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "bfloat16"])
+def test_a_checkpoint_is_packed_as_it_is_loaded(tmp_path: Path, dtype: str) -> None:
+    local = load_model(saved(tmp_path), LoadOptions(device="cpu", dtype=dtype))
+    kinds = {type(module) for module in local.model.modules()}
+    if dtype == "int8":
+        assert Int8Linear in kinds
+    elif can_pack(local.model):
+        assert PackedLinear in kinds
+        assert Linear not in kinds
+    assert local.precision.quantization == ("int8" if dtype == "int8" else None)
+    model, tokenizer = tiny_model("llama")
+    expected = documents(assemble("plain", model, tokenizer))
+    bound = {"float32": TOLERANCE, "int8": 0.2, "bfloat16": 0.1}[dtype]
+    assert gap(documents(local), expected) < bound
+
+
+def test_8_bits_are_a_precision_of_their_own_for_the_cache(tmp_path: Path) -> None:
+    """The same document space, and vectors that are not mixed up."""
+    folder = saved(tmp_path)
+    full, small = (
+        ThinkingEmbedder.from_pretrained(folder, device="cpu", dtype=dtype, cache=False)
+        for dtype in ("float32", "int8")
+    )
+    assert full.space == small.space
+    assert full.backend.encoder_identity != small.backend.encoder_identity
+
+
+def test_what_cannot_be_packed_stays_as_it_is() -> None:
+    double, half = tiny_model("llama")[0].double(), tiny_model("llama")[0].half()
+    for model in (double, half):
+        assert not can_pack(model)
+        before = [type(module) for module in model.modules()]
+        pack(model)
+        assert [type(module) for module in model.modules()] == before
+
+
+class Scaled(Linear):
+    """A layer that does more than its product, as adapters do."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Twice the product."""
+        return 2 * super().forward(states)
+
+
+def test_layers_of_another_kind_are_left_alone() -> None:
+    model: Any = tiny_model("llama")[0]
+    layer = model.model.layers[0].mlp
+    layer.up_proj = Scaled(layer.up_proj.in_features, layer.up_proj.out_features)
+    pack(model)
+    assert type(layer.up_proj) is Scaled
+
+
+def test_the_fastest_precision_is_one_that_a_checkpoint_can_be_loaded_in(tmp_path: Path) -> None:
+    assert fastest(width=64, rows=8) in ("float32", "bfloat16", "int8")
+    local = load_model(saved(tmp_path), LoadOptions(device="cpu", dtype="fastest"))
+    assert np.isfinite(documents(local)).all()
