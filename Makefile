@@ -10,7 +10,7 @@ ARGS ?=
 # Two threads of one job and another busy process slow each other down many times over.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test slow lint format wheel notebooks clean
+.PHONY: help install demo test slow lint format wheel notebooks bench bench-full clean
 
 help:
 	@echo "make demo     index the everyday corpus, ask it five questions, show the thoughts"
@@ -18,6 +18,7 @@ help:
 	@echo "make slow     run the long tests too; some need collections that are not in the repository"
 	@echo "make lint     check style and types      make format   put the code into shape"
 	@echo "make wheel    build dist/*.whl           make clean    remove what make made"
+	@echo "make bench    measure speed, under 15 minutes on a quiet machine    make bench-full  hours"
 	@echo "make notebooks  run the notebooks of cookbook/ and keep what they print"
 
 install: $(VENV)/.installed
@@ -53,6 +54,12 @@ wheel: install
 
 notebooks: install
 	$(BIN)/python cookbook/execute.py $(ARGS)
+
+bench: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.speed $(ARGS)
+
+bench-full: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.speed --full $(ARGS)
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

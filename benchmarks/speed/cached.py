@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from benchmarks.record import ROOT, Figure
 from benchmarks.speed.child import in_child
 from benchmarks.speed.data import EVERYDAY
@@ -42,7 +44,7 @@ def questions() -> list[str]:
 def fill(folder: Path, embedder: ThinkingEmbedder, texts: list[str], *, documents: int) -> None:
     """Think about the questions, and index so many synthetic documents near them."""
     embedded = embedder.embed_queries(texts, show_progress_bar=False)
-    base = embedder.encode_queries(texts, show_progress_bar=False)
+    base = np.stack([item.vector for item in embedded])
     synthetic = SyntheticEmbedder(base, space=embedder.space, precision=embedder.precision)
     with Index(folder / "index", synthetic) as index:
         index.add(numbered(0, documents), batch_size=_BATCH, show_progress_bar=False)

@@ -13,6 +13,8 @@ from benchmarks.record import ROOT
 def in_child(module: str, *arguments: object) -> dict[str, Any]:
     """Run `python -m module arguments...`; return the JSON object of the last line that it prints."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{module} failed:\n{done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -6,17 +6,15 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 from tempfile import TemporaryDirectory
-
-import numpy as np
 
 from benchmarks.record import Figure
 from benchmarks.speed.pairs import seconds
 from benchmarks.speed.synthetic import SyntheticEmbedder, mixtures, numbered, random_base
 from o1_retriever import Index
 
-_QUICK = (1_000, 10_000, 30_000)
+_QUICK = (1_000, 10_000, 100_000)
 _FULL = (1_000, 10_000, 100_000, 1_000_000)
 # Documents that the index embeds at once; it writes two such batches in one transaction.
 _BATCH = 500
@@ -54,9 +52,9 @@ def grow(sizes: Sequence[int], *, queries: int = _QUERIES) -> list[Figure]:
 
 def exponent(costs: Mapping[int, float]) -> float:
     """The slope of the line through the logarithms of sizes and costs."""
-    logarithms = [(math.log(size), math.log(cost)) for size, cost in costs.items()]
-    slope, _ = np.polyfit(*zip(*logarithms, strict=True), 1)
-    return round(float(slope), 2)
+    sizes, spent = ([math.log(value) for value in values] for values in (costs.keys(), costs.values()))
+    slope = linear_regression(sizes, spent).slope
+    return round(slope, 2)
 
 
 def _figures(size: int, add_s: float, query_ms: float) -> list[Figure]:

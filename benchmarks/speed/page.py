@@ -1,0 +1,60 @@
+"""The tables of speed for README.md and docs/engine.md, made of the recorded figures and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from o1_retriever.evaluation.table import markdown_table
+
+Rows = Sequence[Mapping[str, object]]
+
+# A pattern of names: what a reader sees of it. Groups of the pattern stand in the text.
+_TITLES = {
+    r"encode_queries/(\w+)/q1/ratio": "think about one query, {0} model, against two passes",
+    r"encode_queries/(\w+)/q(\d+)/ratio": "think about {1} queries, {0} model, against two passes",
+    r"encode_queries/(\w+)/q(\d+)/int8_ratio": "the same with 8-bit weights, {1} queries, {0} model",
+    r"roofline/(\w+)/q(\d+)": "share of the floor reached, {1} queries, {0} model",
+    r"sampling/(\w+)/q(\d+)": "share of the time spent on drawing tokens, {1} queries, {0} model",
+    r"encode_documents/ratio": "embed documents, against sentence-transformers",
+    r"encode_documents/peak_ratio": "peak memory of that, against sentence-transformers",
+    r"encode_documents/memory_growth/(\d+)_to_(\d+)": "growth of memory from {0} to {1} documents",
+    r"cached_query/p50_ms": "a query asked before, from the disk",
+    r"cached_query/search_(\w+)_p50_ms": "a whole search with a query asked before, {0} vectors",
+    r"index_growth/add_exponent": "exponent of the time to add vectors",
+    r"index_growth/query_exponent": "exponent of the time of a query",
+    r"import_time/package_s": "import o1_retriever",
+    r"import_time/cli_help_s": "o1-retriever --help",
+}
+_FORMS = {"ratio": "{:.1f}×", "share": "{:.0%}"}
+_SHORT = ("encode_queries/", "encode_documents/ratio", "cached_query/", "import_time/")
+
+
+def speed_table(rows: Rows) -> str:
+    """What a new reader wants to know."""
+    return _table([row for row in rows if str(row["name"]).startswith(_SHORT)])
+
+
+def full_table(rows: Rows) -> str:
+    """All that was measured, GPU figures included."""
+    return _table(rows)
+
+
+def _table(rows: Rows) -> str:
+    titles = {str(row["name"]): _title(str(row["name"])) for row in rows}
+    body = [[titles[str(row["name"])] or "", _value(row)] for row in rows if titles[str(row["name"])]]
+    machines = sorted({str(row["machine"]) for row in rows if titles[str(row["name"])]})
+    return "\n".join([*markdown_table(["", "measured"], body), "", f"Measured on: {'; '.join(machines)}."])
+
+
+def _title(name: str) -> str | None:
+    for pattern, title in _TITLES.items():
+        match = re.fullmatch(pattern, name)
+        if match:
+            return title.format(*match.groups())
+    return None
+
+
+def _value(row: Mapping[str, object]) -> str:
+    value, unit = float(str(row["value"])), str(row["unit"]).partition(",")[0]
+    return _FORMS.get(unit, f"{{:.3g}} {unit}").format(value)
