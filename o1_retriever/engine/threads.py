@@ -8,6 +8,7 @@ their core (involuntary context switches) tell of it.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,40 @@ _REMEMBER_S = 5.0
 _crowded_until = 0.0
 
 
+class _Overlap:
+    """What calls know of each other that are at work at once: a thread may begin with another's half."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._all = 1
+        self._reduced: set[int] = set()
+
+    def enter(self, found: int) -> int:
+        """How many threads there were before anybody stepped back; the caller has found so many."""
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._all = found
+            return self._all if found in self._reduced else found
+
+    def reduce(self, threads: int) -> None:
+        """Step back to so many threads."""
+        with self._lock:
+            self._reduced.add(threads)
+        torch.set_num_threads(threads)
+
+    def leave(self) -> None:
+        """The caller has its threads back."""
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._reduced.clear()
+
+
+_overlap = _Overlap()
+
+
 class SparingThreads:
     """Within it, `look` halves torch's threads while the cores are wanted elsewhere; in the end all are back.
 
@@ -42,17 +77,20 @@ class SparingThreads:
 
     def __enter__(self) -> SparingThreads:
         if self._on:
-            self._before = torch.get_num_threads()
-            if time.monotonic() < _crowded_until:
-                torch.set_num_threads(max(1, self._before // 2))
+            self._before = _overlap.enter(torch.get_num_threads())
+            if self._before > 1 and time.monotonic() < _crowded_until:
+                _overlap.reduce(self._before // 2)
             self._mark()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._on and torch.get_num_threads() != self._before:
+        if not self._on:
+            return
+        if torch.get_num_threads() != self._before:
             torch.set_num_threads(self._before)
+        _overlap.leave()
 
     def look(self) -> None:
         """Notice whether threads were pushed off their cores since the last look."""
@@ -67,7 +105,7 @@ class SparingThreads:
             _crowded_until = time.monotonic() + _REMEMBER_S
             if threads > 1:
                 logger.info("Other processes want the cores: %d threads instead of %d", threads // 2, threads)
-                torch.set_num_threads(threads // 2)
+                _overlap.reduce(threads // 2)
         elif threads < self._before and time.monotonic() >= _crowded_until:
             torch.set_num_threads(self._before)
         self._mark()
