@@ -12,7 +12,7 @@ from o1_retriever.cli.options import ModelOptions, ThoughtOptions, with_options
 from o1_retriever.cli.terminal import messages, output, warn, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from o1_retriever.embedder import ThinkingEmbedder
     from o1_retriever.evaluation.collection import Collection
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from o1_retriever.thought import ThoughtSettings
 
 _FORMATS = ("none", "nf4")
+# Columns that a narrow terminal does without, the first ones first, once the other measures are left out.
+_COSTS = ("MB", "documents/s", "recall lost", "95 %", "tokens thought")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,10 +203,35 @@ def _show(evaluation: Evaluation, results: ResultOptions) -> None:
         return
     from rich.table import Table
 
+    console = output()
     heads, lines = cells(evaluation)
-    table = Table(caption=caption(evaluation), caption_justify="left")
-    for place, head in enumerate(heads):
-        table.add_column(head, justify="right" if place else "left", overflow="fold")
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    if not console.is_terminal:
+        console.width = max(console.width, _table_width(widths))  # a file has room
+    _, *others = evaluation.results[0].values
+    shown = _fitting(heads, widths, console.width, [*reversed(others), *_COSTS])
+    said = caption(evaluation)
+    if len(shown) < len(heads):
+        left_out = ", ".join(head for place, head in enumerate(heads) if place not in shown)
+        said += f" Left out, as the terminal is narrow: {left_out} (--json and --report have all)."
+    table = Table()
+    for place in shown:
+        table.add_column(heads[place], justify="right" if place else "left", overflow="fold")
     for line in lines:
-        table.add_row(*line)
-    output().print(table)
+        table.add_row(*(line[place] for place in shown))
+    console.print(table)
+    console.print(said, style="italic")
+
+
+def _fitting(heads: Sequence[str], widths: Sequence[int], room: int, spared: Sequence[str]) -> list[int]:
+    """Places of the columns that fit into so many characters; `spared` are left out in that order."""
+    shown = list(range(len(heads)))
+    for head in spared:
+        if _table_width([widths[place] for place in shown]) <= room:
+            break
+        shown = [place for place in shown if heads[place] != head]
+    return shown
+
+
+def _table_width(widths: Sequence[int]) -> int:
+    return sum(widths) + 3 * len(widths) + 1

@@ -143,7 +143,7 @@ def as_html(evaluation: Evaluation, drawn: Sequence[Plot], *, measure: str) -> s
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;display:block;overflow-x:auto}"
+    "table{border-collapse:collapse;display:block;overflow-x:auto;font-size:.85em}"
     "td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
     "td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}ul ul{color:#555}"
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from o1_retriever.cli.evaluate import _fitting
 from tests.support.small_collection import write_small
 
 
@@ -60,3 +61,12 @@ def test_the_command_reports_a_malformed_collection_and_refuses_it_when_strict(
     strict = CliRunner().invoke(app, [*command, "--strict"])
     assert strict.exit_code == 1
     assert "duplicate document id" in strict.stderr
+
+
+def test_a_narrow_terminal_is_spared_the_columns_that_matter_least() -> None:
+    heads, widths = ["system", "nDCG@10", "MAP", "gain", "MB"], [10, 7, 6, 7, 5]
+    everything = sum(widths) + 3 * len(widths) + 1
+    assert _fitting(heads, widths, everything, ["MAP", "MB"]) == [0, 1, 2, 3, 4]
+    assert _fitting(heads, widths, everything - 1, ["MAP", "MB"]) == [0, 1, 3, 4]
+    assert _fitting(heads, widths, everything - 10, ["MAP", "MB"]) == [0, 1, 3]
+    assert _fitting(heads, widths, 5, ["MAP", "MB"]) == [0, 1, 3]
