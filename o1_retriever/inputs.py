@@ -50,7 +50,7 @@ def check_texts(texts: Sequence[str] | Iterable[str], *, what: str, first: int =
 
 def text_blocks(texts: Iterable[str], *, what: str) -> Iterator[list[str]]:
     """The texts in checked blocks, each read when it is asked for."""
-    if isinstance(texts, str):
+    if isinstance(texts, str | bytes):
         check_texts(texts, what=what)
     left, first = iter(texts), 0
     while block := check_texts(islice(left, _BLOCK), what=what, first=first):
