@@ -181,7 +181,7 @@ def test_a_report_shows_twenty_rows_whatever_is_in_them(tmp_path: Path) -> None:
     assert text.count('class="row"') == 20
     assert "<script>" not in text
     found = examine(path)
-    assert found.counts["candidates equal to another of their row"] == 100
+    assert found.counts["candidates that repeat one of their row"] == 100
     assert found.counts["candidates that failed"] == 100
 
 

@@ -22,7 +22,8 @@ from o1_retriever_training.reading import read_rows
 from o1_retriever_training.rows import Row
 
 SHOWN = 20
-_STEP = 10  # words per bar of a histogram
+_STEP = 10  # words per bar of a histogram, at least
+_BARS = 30  # bars of a histogram, about
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,10 +64,10 @@ def _count(found: Quality, row: Row, seen: KeyIndex) -> None:
     found.counts["rows without a thought"] += row.thought is None
     found.counts["rows without a positive"] += not row.pos
     found.counts["rows with negatives"] += bool(row.neg)
-    found.counts["candidates equal to another of their row"] += len(usable) - len(set(usable))
+    found.counts["candidates that repeat one of their row"] += len(usable) - len(set(usable))
     for text in usable:
         key = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).hexdigest()
-        found.counts["candidates seen anywhere before"] += not seen.see(key)
+        found.counts["candidates that repeat an earlier one"] += not seen.see(key)
     named = {"query": [row.query], "thought": [row.thought] if row.thought else [], "positive": row.pos[:1]}
     for name, texts in named.items():
         for text in texts:
@@ -167,17 +168,27 @@ def _histograms(figure: Any, counts: dict[str, Counter[int]], step: int, label: 
     for axes, (name, bars) in zip(
         figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True
     ):
+        bars, width = _coarser(bars, step)
         low, high = min(bars), _most(bars)
-        places = list(range(low, high + step, step))
+        places = list(range(low, high + width, width))
         shown = [bars[place] for place in places[:-1]]
         shown.append(sum(count for place, count in bars.items() if place >= places[-1]))
-        axes.bar(places, shown, width=0.9 * step, align="edge", color="#4878a8")
+        axes.bar(places, shown, width=0.9 * width, align="edge", color="#4878a8")
         axes.set(title=name, xlabel=f"{label} (last bar: and more)" if high < max(bars) else label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.get_major_locator().set_params(integer=True)
         if low < 0 < high:
             axes.axvline(0, color="#222", linewidth=0.8)
     figure.axes[0].set_ylabel("rows")
+
+
+def _coarser(bars: Counter[int], step: int) -> tuple[Counter[int], int]:
+    """So few bars, of so many steps each, that a page has room for them."""
+    width = step * max(1, math.ceil((_most(bars) - min(bars)) / step / _BARS))
+    found: Counter[int] = Counter()
+    for place, count in bars.items():
+        found[place // width * width] += count
+    return found, width
 
 
 def _most(bars: Counter[int]) -> int:
