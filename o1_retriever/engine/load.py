@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -169,7 +170,18 @@ def assemble(
         precision=precision_of(model),
         stop_ids=_stop_ids(model, template),
         settings=config.settings,
+        lock=_lock_of(model),
     )
+
+
+_locks: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+def _lock_of(model: Any) -> threading.Lock:
+    # One for a model, not for each embedder made of it: a pass changes the model's hooks while it runs.
+    with _locks_guard:
+        return _locks.setdefault(model, threading.Lock())
 
 
 _ENCODERS = {"bert", "roberta", "xlm-roberta", "electra", "camembert", "roformer", "rembert"}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from o1_retriever import QueryEmbedding, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine.backend import LocalBackend
+from o1_retriever.engine.load import assemble
 from o1_retriever.under_way import UnderWay
 from tests.support.caches import EXAMPLES, FILE, execute, rows
 from tests.support.engine import TOLERANCE, before_passes, exact_model, gap, watched
@@ -135,6 +136,23 @@ class TestCallersAtOnce:
         with passes(gate), pool(5) as executor:
             asked = [executor.submit(embedder.embed_query, "why?", settings=one) for one in how]
             assert gate.reached.wait(PATIENCE)
+            gate.opened.set()
+            assert_same([future.result(PATIENCE) for future in asked], expected)
+
+    def test_two_embedders_of_one_model_take_turns_on_it(self) -> None:
+        """As with another instruction each: passes at once would read each other's states."""
+        local = exact_model("qwen2")
+        other = assemble("another", local.model, local.template.tokenizer, instruction="find it: ")
+        embedders = [embedder_of(), ThinkingEmbedder(LocalBackend(other), settings=WARM, cache=False)]
+        expected = [embedder.embed_query("why?") for embedder in embedders]
+        assert gap(expected[0].vector, expected[1].vector) > 1e-3
+        gate = Gate()
+        with passes(gate) as seen, pool(2) as executor:
+            asked = [executor.submit(embedders[0].embed_query, "why?")]
+            assert gate.reached.wait(PATIENCE)
+            asked.append(executor.submit(embedders[1].embed_query, "why?"))
+            assert all_wait(asked)
+            assert len(seen) == 1
             gate.opened.set()
             assert_same([future.result(PATIENCE) for future in asked], expected)
 
