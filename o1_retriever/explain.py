@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from o1_retriever.hit import Hit
-from o1_retriever.retriever import SearchResult
+from o1_retriever.search_result import SearchResult
 from o1_retriever.thought import Thought, Timings
 
 # Control characters could repaint a terminal, and direction overrides reorder what it shows.

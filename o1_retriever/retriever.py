@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Unpack
 
 import numpy as np
@@ -15,10 +15,11 @@ from o1_retriever.hit import Hit, check_count
 from o1_retriever.index import Index
 from o1_retriever.inputs import check_text, check_texts
 from o1_retriever.lexical import Bm25, lexical_query
+from o1_retriever.search_result import SearchResult, thought_record
 from o1_retriever.search_settings import SearchOptions, SearchSettings, Thinking
 from o1_retriever.space import VectorSpace
 from o1_retriever.storage.graph import check_where
-from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings
+from o1_retriever.thought import QueryEmbedding, ThoughtSettings, Timings
 
 __all__ = ["Hit", "QueryEmbedder", "Retriever", "SearchResult", "SearchSettings", "thought_record"]
 
@@ -40,91 +41,6 @@ class QueryEmbedder(Protocol):
     ) -> list[QueryEmbedding]:
         """One embedding per question, in order."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SearchResult:
-    """What a question found, best hit first, and what was thought on the way. Iterating it gives the hits.
-
-    `search_ms` are the wall-clock milliseconds of the index, divided by the questions of one call; those of
-    thinking and embedding are in `embedding.timings`. `how` are the settings of the search and `decision`
-    says whether the question was to be thought about and why; `embedding.thought_about` whether it was.
-    """
-
-    embedding: QueryEmbedding
-    hits: tuple[Hit, ...]
-    search_ms: float = 0.0
-    how: SearchSettings = field(default_factory=SearchSettings)
-    decision: Decision = field(default_factory=lambda: Decision(think=True, reason="thinking='always'"))
-
-    @property
-    def query(self) -> str:
-        """The question."""
-        return self.embedding.query
-
-    @property
-    def thoughts(self) -> tuple[Thought, ...]:
-        """What was thought about it."""
-        return self.embedding.thoughts
-
-    @property
-    def total_ms(self) -> float:
-        """Thinking, embedding and searching together."""
-        return self.embedding.timings.total_ms + self.search_ms
-
-    def __iter__(self) -> Iterator[Hit]:
-        return iter(self.hits)
-
-    def __len__(self) -> int:
-        return len(self.hits)
-
-    def __bool__(self) -> bool:
-        """A result is true even when nothing was found."""
-        return True
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain JSON values, without the vectors."""
-        timings = self.embedding.timings
-        return {
-            "query": self.query,
-            "thoughts": [thought_record(thought) for thought in self.thoughts],
-            "prompt_tokens": self.embedding.prompt_tokens,
-            "thought_tokens": self.embedding.thought_tokens,
-            "timings": {
-                "think_ms": round(timings.think_ms, 3),
-                "embed_ms": round(timings.embed_ms, 3),
-                "search_ms": round(self.search_ms, 3),
-            },
-            "search": {"hybrid": self.how.hybrid, "pooling": self.how.pooling, **self.decision.to_dict()},
-            "hits": [_hit_record(hit) for hit in self.hits],
-        }
-
-
-def _hit_record(hit: Hit) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "rank": hit.rank,
-        "score": hit.score,
-        "id": hit.id,
-        "source": hit.source,
-        "text": hit.text,
-        "metadata": dict(hit.metadata),
-    }
-    if hit.fused_score is not None:
-        record["fused_score"] = hit.fused_score
-        record["dense_rank"] = hit.dense_rank
-        record["lexical_rank"] = hit.lexical_rank
-    return record
-
-
-def thought_record(thought: Thought) -> dict[str, Any]:
-    """A thought as plain JSON values: `text`, `finish`, `error`, `tokens` and `cached`."""
-    return {
-        "text": thought.text,
-        "finish": thought.finish,
-        "error": thought.error,
-        "tokens": thought.completion_tokens,
-        "cached": thought.cached,
-    }
 
 
 class Retriever:

@@ -14,7 +14,7 @@ from langchain_core.callbacks import (
 )
 
 from o1_retriever.adaptive import Decision
-from o1_retriever.retriever import thought_record
+from o1_retriever.search_result import thought_record
 from o1_retriever.thought import QueryEmbedding
 
 THOUGHTS_EVENT = "o1_retriever_thoughts"

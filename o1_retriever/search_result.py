@@ -1,0 +1,100 @@
+"""What a question found, with the thoughts that led there, as Python objects and as plain records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from o1_retriever.adaptive import Decision
+from o1_retriever.hit import Hit
+from o1_retriever.search_settings import SearchSettings
+from o1_retriever.thought import QueryEmbedding, Thought
+
+__all__ = ["SearchResult", "hit_record", "thought_record"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SearchResult:
+    """What a question found, best hit first, and what was thought on the way. Iterating it gives the hits.
+
+    `search_ms` are the wall-clock milliseconds of the index, divided by the questions of one call; those of
+    thinking and embedding are in `embedding.timings`. `how` are the settings of the search and `decision`
+    says whether the question was to be thought about and why; `embedding.thought_about` whether it was.
+    """
+
+    embedding: QueryEmbedding
+    hits: tuple[Hit, ...]
+    search_ms: float = 0.0
+    how: SearchSettings = field(default_factory=SearchSettings)
+    decision: Decision = field(default_factory=lambda: Decision(think=True, reason="thinking='always'"))
+
+    @property
+    def query(self) -> str:
+        """The question."""
+        return self.embedding.query
+
+    @property
+    def thoughts(self) -> tuple[Thought, ...]:
+        """What was thought about it."""
+        return self.embedding.thoughts
+
+    @property
+    def total_ms(self) -> float:
+        """Thinking, embedding and searching together."""
+        return self.embedding.timings.total_ms + self.search_ms
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __bool__(self) -> bool:
+        """A result is true even when nothing was found."""
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain JSON values, without the vectors."""
+        timings = self.embedding.timings
+        return {
+            "query": self.query,
+            "thoughts": [thought_record(thought) for thought in self.thoughts],
+            "prompt_tokens": self.embedding.prompt_tokens,
+            "thought_tokens": self.embedding.thought_tokens,
+            "timings": {
+                "think_ms": round(timings.think_ms, 3),
+                "embed_ms": round(timings.embed_ms, 3),
+                "search_ms": round(self.search_ms, 3),
+            },
+            "search": {"hybrid": self.how.hybrid, "pooling": self.how.pooling, **self.decision.to_dict()},
+            "hits": [hit_record(hit) for hit in self.hits],
+        }
+
+
+def hit_record(hit: Hit) -> dict[str, Any]:
+    """A hit as plain JSON values; `fused_score` and the two ranks only after a hybrid search."""
+    record: dict[str, Any] = {
+        "rank": hit.rank,
+        "score": hit.score,
+        "id": hit.id,
+        "source": hit.source,
+        "text": hit.text,
+        "metadata": dict(hit.metadata),
+    }
+    if hit.fused_score is not None:
+        record["fused_score"] = hit.fused_score
+        record["dense_rank"] = hit.dense_rank
+        record["lexical_rank"] = hit.lexical_rank
+    return record
+
+
+def thought_record(thought: Thought) -> dict[str, Any]:
+    """A thought as plain JSON values: `text`, `finish`, `error`, `tokens` and `cached`."""
+    return {
+        "text": thought.text,
+        "finish": thought.finish,
+        "error": thought.error,
+        "tokens": thought.completion_tokens,
+        "cached": thought.cached,
+    }
