@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.serve import served_model as served_model
+
 # Two threads collapse when another process is busy.
 torch.set_num_threads(1)
 
