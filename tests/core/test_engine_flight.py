@@ -29,6 +29,7 @@ from tests.support.engine import (
     watched,
     written_by,
 )
+from tests.support.tiny import POSITIONS
 
 WINDOWLESS = ("llama", "qwen2", "qwen3", "mistral", "bert")
 ARCHITECTURES = (*WINDOWLESS, "mistral-window", "gemma2")
@@ -57,7 +58,7 @@ def mixes(draw: st.DrawFn) -> tuple[LocalModel, list[Job]]:
     return local, jobs
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mix=mixes(), how=sampling, data=st.data())
 def test_any_mix_equals_each_thought_alone(
     mix: tuple[LocalModel, list[Job]],
@@ -126,6 +127,17 @@ def test_looking_every_eighth_step_changes_nothing(monkeypatch: pytest.MonkeyPat
             assert crowded("qwen2", look_every=look_every).counts["refill"]
         passes.append(len(seen))
     assert passes[1] > passes[0], "rows that are done are fed until somebody looks"
+
+
+def test_rows_that_wait_to_be_looked_at_stay_within_the_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BERT has a table of positions, and nothing behind it."""
+    monkeypatch.setattr(decode, "_LOOK_EVERY", {"cpu": 8})
+    local = exact_model("bert", "", stops=0)
+    endless = WARM.with_changes(max_new_tokens=10_000)
+    jobs = [job_for(local, query, [0]) for query in ("y " * 149, "y " * 145, "y " * 142)]
+    assert {len(job.prompt) + job.room + 2 for job in jobs} == {POSITIONS}
+    assert len({job.room for job in jobs}) == 3
+    assert_equal_to_slow(local, jobs, written_by(local, jobs, endless), endless)
 
 
 def test_the_order_of_the_queries_changes_nothing() -> None:
