@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from o1_retriever.errors import ThinkerError
+from o1_retriever.conversation import Conversation, several, takes_histories
+from o1_retriever.errors import CheckpointError, SettingsError, ThinkerError
 from o1_retriever.space import Precision, VectorSpace
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
 from o1_retriever.vectors import check_vectors
@@ -60,11 +61,20 @@ class Backend(Protocol):
         ...
 
     def think(
-        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int, batch_size: int | None
+        self,
+        queries: Sequence[str],
+        k: int,
+        *,
+        settings: ThoughtSettings,
+        start: int,
+        batch_size: int | None,
+        histories: Sequence[Conversation] | None = None,
     ) -> Iterator[Thinking]:
         """Thoughts `start` to `k - 1` of each query, handed over as they are done.
 
-        `batch_size` queries at once at most; None: as many as suit the backend. The same below.
+        `histories` are what was said before each query, None when before none; a vector that comes with a
+        thought must be of the query and the thought alone. `batch_size` queries at once at most; None: as
+        many as suit the backend. The same below.
         """
         ...
 
@@ -117,13 +127,21 @@ class PairBackend:
         return f"pair:{self.space.to_dict()}:{self.precision.to_dict()}"
 
     def think(
-        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int, batch_size: int | None
+        self,
+        queries: Sequence[str],
+        k: int,
+        *,
+        settings: ThoughtSettings,
+        start: int,
+        batch_size: int | None,
+        histories: Sequence[Conversation] | None = None,
     ) -> Iterator[Thinking]:
         """Ask the thinker, batch by batch."""
         size = batch_size or _AT_ONCE
         for first in range(0, len(queries), size):
             chunk = list(queries[first : first + size])
-            rows = self.thinker.think(chunk, k, settings=settings, start=start)
+            said = self._said_before(histories[first : first + size] if histories else ())
+            rows = self.thinker.think(chunk, k, settings=settings, start=start, **said)
             if len(rows) != len(chunk) or any(len(row) != k - start for row in rows):
                 raise ThinkerError(
                     f"{type(self.thinker).__name__}.think returned {[len(row) for row in rows]} thoughts; "
@@ -131,6 +149,16 @@ class PairBackend:
                 )
             for place, row in enumerate(rows, first):
                 yield Thinking(place=place, start=start, thoughts=row)
+
+    def _said_before(self, histories: Sequence[Conversation]) -> dict[str, Any]:
+        """The histories for a thinker; nothing where there are none, as many thinkers know of none."""
+        said = several(histories)
+        if said and not takes_histories(self.thinker.think):
+            raise ThinkerError(
+                f"{type(self.thinker).__name__} was given a conversation, and it takes no histories.",
+                hint="Add a keyword `histories` (one Conversation for each query), or pass no history.",
+            )
+        return said
 
     def embed_queries(
         self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int | None
@@ -157,3 +185,11 @@ class PairBackend:
     @property
     def _said(self) -> str:
         return f"{type(self.encoder).__name__} returned"
+
+
+def settings_of(backend: Backend) -> ThoughtSettings:
+    """The library's thought settings with what the checkpoint prefers."""
+    try:
+        return ThoughtSettings().with_changes(**backend.default_settings)
+    except SettingsError as error:
+        raise CheckpointError(f"The checkpoint's own thought settings cannot be used: {error}") from error

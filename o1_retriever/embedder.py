@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from o1_retriever.backend import Backend, PairBackend
-from o1_retriever.errors import CheckpointError, SettingsError
+from o1_retriever.backend import Backend, PairBackend, settings_of
+from o1_retriever.conversation import Conversation, History, histories_of
+from o1_retriever.errors import SettingsError
 from o1_retriever.inputs import check_text, check_texts, text_blocks
 from o1_retriever.pooling import pool, unit
 from o1_retriever.progress import progress
@@ -18,7 +19,7 @@ from o1_retriever.query_cache import QueryCache
 from o1_retriever.road import Road
 from o1_retriever.space import Precision, VectorSpace
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings, Vector
-from o1_retriever.vectors import delivered
+from o1_retriever.vectors import check_dim, delivered
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ class ThinkingEmbedder:
         cache: bool | str | os.PathLike[str] | ThoughtCache = True,
     ) -> None:
         self.backend = backend
-        self.settings = settings or _settings_of(backend)
+        self.settings = settings or settings_of(backend)
         self._road = Road(backend, QueryCache(backend, cache))
 
     @classmethod
@@ -140,16 +141,29 @@ class ThinkingEmbedder:
         return self._road.cache.store
 
     def think(
-        self, queries: Sequence[str], *, k: int | None = None, settings: ThoughtSettings | None = None
+        self,
+        queries: Sequence[str],
+        *,
+        k: int | None = None,
+        settings: ThoughtSettings | None = None,
+        histories: Sequence[History] | None = None,
     ) -> list[list[Thought]]:
         """Write `k` thoughts about each query, without embedding them by themselves."""
         chosen = (settings or self.settings).with_changes(k=k, mode="always")
         texts = check_texts(queries, what="query")
-        return [list(row) for row in self._road.think(texts, chosen, batch_size=None, show=False).thoughts]
+        said = histories_of(histories, texts)
+        thinking = self._road.think(texts, chosen, batch_size=None, show=False, histories=said)
+        return [list(row) for row in thinking.thoughts]
 
-    def embed_query(self, query: str, *, settings: ThoughtSettings | None = None) -> QueryEmbedding:
-        """One query with its thoughts, their vectors and the vector to search with."""
-        return self.embed_queries([check_text(query, what="query")], settings=settings)[0]
+    def embed_query(
+        self, query: str, *, settings: ThoughtSettings | None = None, history: History = None
+    ) -> QueryEmbedding:
+        """One query with its thoughts, their vectors and the vector to search with.
+
+        `history` is what was said before it: a `Conversation`, or a list of turns as `Conversation.of` reads.
+        """
+        said = [Conversation.of(history)]
+        return self.embed_queries([check_text(query, what="query")], settings=settings, histories=said)[0]
 
     def embed_queries(
         self,
@@ -160,33 +174,44 @@ class ThinkingEmbedder:
         show_progress_bar: bool | None = None,
         normalize_embeddings: bool = True,
         truncate_dim: int | None = None,
+        histories: Sequence[History] | None = None,
     ) -> list[QueryEmbedding]:
         """Queries with their thoughts, the k unit vectors of each, and the vector to search with.
 
         Vectors are truncated to `truncate_dim`, normalised, averaged, and the mean is normalised again
         unless `normalize_embeddings=False` (the reference implementation leaves the plain mean). A
         query none of whose thoughts could be had is embedded without, with a warning, and its thoughts
-        say why. Equal queries are computed once. `batch_size` is how many queries are in flight at most; None
-        sizes batches by tokens.
+        say why. Equal queries are computed once. `batch_size` is how many are in flight at most; None sizes
+        batches by tokens. `histories` are what was said before each query: the thinker alone reads them.
         """
         chosen = settings or self.settings
         texts = check_texts(queries, what="query")
-        self._check_dim(truncate_dim)
+        check_dim(truncate_dim, self.dimension)
         started = time.perf_counter()
-        unique = list(dict.fromkeys(texts))
-        thinking = self._road.think(unique, chosen, batch_size=batch_size, show=show_progress_bar)
+        said = histories_of(histories, texts)
+        asked = list(zip(texts, said if chosen.thinks else histories_of(None, texts), strict=True))
+        unique = list(dict.fromkeys(asked))
+        queries, said = [query for query, _ in unique], [history for _, history in unique]
+        thinking = self._road.think(
+            queries, chosen, batch_size=batch_size, show=show_progress_bar, histories=said
+        )
         thought_at = time.perf_counter()
         raw = self._road.vectors(thinking, batch_size=batch_size)
         ended = time.perf_counter()
         share = 1000 / max(1, len(unique))
         timings = Timings(think_ms=(thought_at - started) * share, embed_ms=(ended - thought_at) * share)
         results = {}
-        for query, thoughts, rows in zip(unique, thinking.thoughts, raw, strict=True):
+        for each, thoughts, rows in zip(unique, thinking.thoughts, raw, strict=True):
             vectors, vector = pool(rows, truncate_dim=truncate_dim, normalize=normalize_embeddings)
-            results[query] = QueryEmbedding(
-                query=query, thoughts=tuple(thoughts), vectors=vectors, vector=vector, timings=timings
+            results[each] = QueryEmbedding(
+                query=each[0],
+                thoughts=tuple(thoughts),
+                vectors=vectors,
+                vector=vector,
+                timings=timings,
+                history=each[1],
             )
-        return [results[text] for text in texts]
+        return [results[each] for each in asked]
 
     def encode_queries(
         self,
@@ -230,7 +255,7 @@ class ThinkingEmbedder:
         """Embed documents, never thinking about them, as float32 (documents, dimension).
 
         A single string gives one vector of shape (dimension,). `normalize_embeddings=False` returns the
-        encoder's raw vectors. For more documents than vectors fit into memory take `stream_documents`.
+        encoder's raw vectors. For more documents than fit into memory take `stream_documents`.
         """
         single = isinstance(documents, str)
         texts = [documents] if isinstance(documents, str) else documents
@@ -261,7 +286,7 @@ class ThinkingEmbedder:
         Any iterable will do; a few thousand documents are read at a time. Equal ones of a block are embedded
         once. A document that cannot be used raises `InputError` when its block is reached.
         """
-        self._check_dim(truncate_dim)
+        check_dim(truncate_dim, self.dimension)
         total = len(documents) if isinstance(documents, Sized) else None
         with progress("Embedding", total, show=show_progress_bar) as advance:
             for texts in text_blocks(documents, what="document"):
@@ -273,16 +298,3 @@ class ThinkingEmbedder:
                 advance(len(texts) - len(place_of))
                 rows = unit(rows) if normalize_embeddings else rows
                 yield rows[[place_of[text] for text in texts]]
-
-    def _check_dim(self, truncate_dim: int | None) -> None:
-        if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
-            raise SettingsError(
-                f"truncate_dim is {truncate_dim!r}; expected None or a number from 1 to {self.dimension}."
-            )
-
-
-def _settings_of(backend: Backend) -> ThoughtSettings:
-    try:
-        return ThoughtSettings().with_changes(**backend.default_settings)
-    except SettingsError as error:
-        raise CheckpointError(f"The checkpoint's own thought settings cannot be used: {error}") from error

@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from o1_retriever.backend import Backend, Thinking
+from o1_retriever.conversation import Conversation
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
 
 if TYPE_CHECKING:
     from o1_retriever.cache import ThoughtCache
+    from o1_retriever.cache.store import JSON
 
 
+# Raised when a thinker is shown a history in another form, so that its thoughts are written anew.
+_HISTORY_FORM = 1
 # Vectors are kept after so many: what an interruption can lose.
 _KEEP_EVERY = 512
 
@@ -47,22 +51,25 @@ class QueryCache:
                 self._store = ThoughtCache(None if self._option is True else self._option)
         return self._store
 
-    def thoughts(self, queries: Sequence[str], settings: ThoughtSettings) -> list[dict[int, Thought]]:
-        """For each query the thoughts 0 to k - 1 that are there, by index."""
+    def thoughts(
+        self, asked: Sequence[tuple[str, Conversation]], settings: ThoughtSettings
+    ) -> list[dict[int, Thought]]:
+        """For each query after its history the thoughts 0 to k - 1 that are there, by index."""
         who = self._backend.thinker_identity
         store = self.store
         if store is None or who is None:
-            return [{} for _ in queries]
-        return store.get_thoughts([_thought_key(who, settings, query) for query in queries], settings.k)
+            return [{} for _ in asked]
+        return store.get_thoughts([_thought_key(who, settings, *each) for each in asked], settings.k)
 
-    def keep(self, query: str, new: Thinking, settings: ThoughtSettings) -> None:
+    def keep(self, asked: tuple[str, Conversation], new: Thinking, settings: ThoughtSettings) -> None:
         """Store new thoughts and the vectors that came with them."""
         store = self.store
         if store is None:
             return
+        query, history = asked
         who, encoder = self._backend.thinker_identity, self._backend.encoder_identity
         if who is not None:
-            key = _thought_key(who, settings, query)
+            key = _thought_key(who, settings, query, history)
             # Where the time ran out says nothing about the model: another day it would get further.
             store.put_thoughts(
                 (key, new.start + i, thought)
@@ -113,10 +120,13 @@ class QueryCache:
         return done
 
 
-def _thought_key(who: str, settings: ThoughtSettings, query: str) -> bytes:
+def _thought_key(who: str, settings: ThoughtSettings, query: str, history: Conversation) -> bytes:
     from o1_retriever.cache import cache_key
 
-    return cache_key(kind="thought", who=who, sampling=settings.sampling(), query=query)
+    parts: dict[str, JSON] = {"who": who, "sampling": settings.sampling(), "query": query}
+    if len(history):  # without one the key is what it was before there were any
+        parts["history"] = [_HISTORY_FORM, [[each.role, each.content] for each in history]]
+    return cache_key(kind="thought", **parts)
 
 
 def _vector_key(encoder: str, query: str, thought: Thought | None) -> bytes:

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from o1_retriever.backend import Backend, Thinking
+from o1_retriever.conversation import Conversation, histories_of, several
 from o1_retriever.progress import progress
 from o1_retriever.query_cache import QueryCache
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
 from o1_retriever.under_way import UnderWay
 
 logger = logging.getLogger(__name__)
+
+_Asked = tuple[str, Conversation]  # a query and what was said before it
 
 
 @dataclass(kw_only=True)
@@ -46,13 +49,20 @@ class Road:
         self._under_way: UnderWay[_Written] = UnderWay()
 
     def think(
-        self, queries: Sequence[str], settings: ThoughtSettings, *, batch_size: int | None, show: bool | None
+        self,
+        queries: Sequence[str],
+        settings: ThoughtSettings,
+        *,
+        batch_size: int | None,
+        show: bool | None,
+        histories: Sequence[Conversation] | None = None,
     ) -> Thoughts:
-        """`settings.k` thoughts about each query; none where the settings say not to think."""
+        """`settings.k` thoughts about each query after its history; none where the settings say so."""
         if not settings.thinks:
             return Thoughts(queries=queries, thoughts=[[] for _ in queries])
-        unique = list(dict.fromkeys(queries))
-        known: dict[str, list[Thought]] = {}
+        asked = list(zip(queries, histories_of(histories, queries), strict=True))
+        unique = list(dict.fromkeys(asked))
+        known: dict[_Asked, list[Thought]] = {}
         for query, found in zip(unique, self.cache.thoughts(unique, settings), strict=True):
             start = next((i for i in range(settings.k) if i not in found), settings.k)
             known[query] = [found[i] for i in range(start)]
@@ -64,14 +74,14 @@ class Road:
                 done[query] = written.thoughts
                 if written.new is not None:
                     for thought, vector in zip(written.new.thoughts, written.new.vectors or (), strict=False):
-                        result.free[query, thought.token_ids, thought.text] = vector
+                        result.free[query[0], thought.token_ids, thought.text] = vector
                 advance(1)
-        result.thoughts = [list(done[query]) for query in queries]
+        result.thoughts = [list(done[query]) for query in asked]
         return result
 
     def _written(
-        self, missing: dict[str, list[Thought]], settings: ThoughtSettings, batch_size: int | None
-    ) -> Iterator[tuple[str, _Written]]:
+        self, missing: dict[_Asked, list[Thought]], settings: ThoughtSettings, batch_size: int | None
+    ) -> Iterator[tuple[_Asked, _Written]]:
         """What is missing, each query written here or taken from a caller who is writing it already."""
         left = dict(missing)
         while left:
@@ -86,17 +96,18 @@ class Road:
                     yield keys[key], future.result()
                     del left[keys[key]]
                 except LookupError:
-                    logger.debug("Another caller gave up thinking about %.60r", keys[key])
+                    logger.debug("Another caller gave up thinking about %.60r", keys[key][0])
 
     def _new(
-        self, missing: dict[str, list[Thought]], settings: ThoughtSettings, batch_size: int | None
-    ) -> Iterator[tuple[str, _Written]]:
-        by_start: dict[int, list[str]] = {}
+        self, missing: dict[_Asked, list[Thought]], settings: ThoughtSettings, batch_size: int | None
+    ) -> Iterator[tuple[_Asked, _Written]]:
+        by_start: dict[int, list[_Asked]] = {}
         for query, thoughts in missing.items():
             by_start.setdefault(len(thoughts), []).append(query)
         for start, asked in by_start.items():
+            queries, said = [query for query, _ in asked], several([history for _, history in asked])
             for new in self.backend.think(
-                asked, settings.k, settings=settings, start=start, batch_size=batch_size
+                queries, settings.k, settings=settings, start=start, batch_size=batch_size, **said
             ):
                 query = asked[new.place]
                 # Kept at once: an interrupted batch loses only the queries that were under way.

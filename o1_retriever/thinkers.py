@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from o1_retriever.conversation import Conversation, histories_of, several, takes_histories
 from o1_retriever.endpoint import DEFAULT_PROMPT, ChatPrompt, OpenAIThinker, RequestPolicy
 from o1_retriever.errors import InputError, SettingsError, ThinkerError
 from o1_retriever.inputs import check_text, check_texts
@@ -45,6 +46,9 @@ class Thinker(Protocol):
         Thought i of a query depends on the settings, the query and i, neither on `k` nor on the other
         queries. A thought that could not be had is `Thought.failure`, never an empty one. Raises
         `ThinkerError` when no thought can be had at all.
+
+        One that can read what was said before a query has a further keyword, `histories`: a `Conversation`
+        for each query, or None. Others are refused queries with a history.
         """
         ...
 
@@ -88,9 +92,15 @@ class RecordedThinker:
         return self._identity
 
     def think(
-        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int = 0
+        self,
+        queries: Sequence[str],
+        k: int,
+        *,
+        settings: ThoughtSettings,
+        start: int = 0,
+        histories: Sequence[Conversation] | None = None,
     ) -> list[list[Thought]]:
-        """The recorded thoughts `start` to `k - 1` of every query; the settings change nothing.
+        """The recorded thoughts `start` to `k - 1` of every query; settings and histories change nothing.
 
         A query that is not recorded, or not with so many thoughts, has failures that say so.
         """
@@ -170,14 +180,15 @@ class CallableThinker:
 
     None or an empty string stands for a thought that could not be had; a `Thought` is taken as it is.
     With a `name`, the thoughts may be kept in the cache under it: change the name when the function
-    changes. Without one they are never kept.
+    changes. Without one they are never kept. With a parameter `histories` it is passed a `Conversation` for
+    each query, `function(queries, k, histories=...)`, when something was said before any of them.
 
     Raises `SettingsError` for something that is no synchronous function.
     """
 
     def __init__(
         self,
-        function: Callable[[list[str], int], Sequence[Sequence[str | Thought | None]]],
+        function: Callable[..., Sequence[Sequence[str | Thought | None]]],
         *,
         name: str | None = None,
     ) -> None:
@@ -195,17 +206,30 @@ class CallableThinker:
         return None if self._name is None else f"callable {self._name}"
 
     def think(
-        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int = 0
+        self,
+        queries: Sequence[str],
+        k: int,
+        *,
+        settings: ThoughtSettings,
+        start: int = 0,
+        histories: Sequence[Conversation] | None = None,
     ) -> list[list[Thought]]:
         """What the function says about all queries at once, without the first `start` thoughts of each.
 
-        Raises `ThinkerError` when it raises, or does not return `k` thoughts for every query.
+        Raises `ThinkerError` when it raises, or does not return `k` thoughts for every query, or is given a
+        history and takes none.
         """
         texts = check_texts(queries, what="query")
         if not texts or start >= k:
             return [[] for _ in texts]
+        said = several(histories_of(histories, texts))
+        if said and not takes_histories(self._function):
+            raise ThinkerError(
+                f"{self!r} was given a conversation, and the function takes no histories.",
+                hint="Add a parameter: function(queries, k, histories=None), a Conversation for each query.",
+            )
         try:
-            answer = self._function(list(texts), k)
+            answer = self._function(list(texts), k, **said)
         except Exception as error:
             raise ThinkerError(f"{self!r} failed: {type(error).__name__}: {error}") from error
         found = _listed(answer, len(texts), f"{self!r} returned", "queries")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from o1_retriever.conversation import Conversation
 from o1_retriever.errors import SettingsError
 
 Vector = NDArray[np.float32]
@@ -140,7 +141,8 @@ class QueryEmbedding:
 
     `vectors` is float32 of shape (n, dimension): one unit vector per usable thought, or the single fast
     vector when there is none. `vector` of shape (dimension,) is their mean, a unit vector unless
-    `normalize_embeddings=False` was asked for.
+    `normalize_embeddings=False` was asked for. `history` is what the thoughts were written after, and is
+    empty where nothing was thought; the vectors are of the query and its thoughts alone.
     """
 
     query: str
@@ -148,6 +150,7 @@ class QueryEmbedding:
     vectors: Vector
     vector: Vector
     timings: Timings = Timings()
+    history: Conversation = field(default_factory=Conversation)
 
     @property
     def thought_tokens(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from o1_retriever.errors import EncoderError
+from o1_retriever.errors import EncoderError, SettingsError
 from o1_retriever.thought import Vector
 
 if TYPE_CHECKING:
@@ -70,3 +70,11 @@ def searching(store: str, dimension: int) -> Iterator[None]:
             "were embedded by another model or with another truncate_dim."
         )
         raise
+
+
+def check_dim(truncate_dim: int | None, dimension: int) -> None:
+    """Raise `SettingsError` for a length to which vectors of `dimension` cannot be cut."""
+    if truncate_dim is not None and not 1 <= truncate_dim <= dimension:
+        raise SettingsError(
+            f"truncate_dim is {truncate_dim!r}; expected None or a number from 1 to {dimension}."
+        )

@@ -131,7 +131,13 @@ class _Nobody:
     identity = None
 
     def think(
-        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int = 0
+        self,
+        queries: Sequence[str],
+        k: int,
+        *,
+        settings: ThoughtSettings,
+        start: int = 0,
+        histories: Any = None,
     ) -> list[list[Thought]]:
         raise ThinkerError(
             "An encoder was named, and nobody to think for it.",

@@ -68,5 +68,10 @@ class Dialect:
 
 
 def _merged(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    content = "\n\n".join(message["content"] for message in messages)
-    return [{"role": "user", "content": content}]
+    """The messages with the system's own words at the beginning of the user's first."""
+    system, *chat = messages
+    if system["role"] != "system":
+        return messages
+    place = next(place for place, message in enumerate(chat) if message["role"] == "user")
+    content = f"{system['content']}\n\n{chat[place]['content']}"
+    return [*chat[:place], {"role": "user", "content": content}, *chat[place + 1 :]]

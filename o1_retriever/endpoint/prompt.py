@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
+from o1_retriever.conversation import HISTORY_CHARACTERS, Conversation
 from o1_retriever.errors import SettingsError
 
 SLOT = "{query}"
@@ -31,10 +32,23 @@ class ChatPrompt:
                 hint=f"Write {SLOT} where the query belongs.",
             )
 
-    def messages(self, query: str) -> list[dict[str, str]]:
-        """The chat messages that ask about `query`."""
+    def messages(self, query: str, history: Conversation | None = None) -> list[dict[str, str]]:
+        """The chat messages that ask about `query` after the newest turns of a history.
+
+        They are what most chat templates insist on: one system message, first, with those of the history;
+        then users and assistants in turn, so that messages of one after another are joined.
+        """
+        said = (history or Conversation()).newest(HISTORY_CHARACTERS).to_list()
+        system = [self.system] if self.system else []
+        system += [turn["content"] for turn in said if turn["role"] == "system"]
+        chat = [{"role": "system", "content": "\n\n".join(system)}] if system else []
         asked = {"role": "user", "content": self.user.replace(SLOT, query)}
-        return [{"role": "system", "content": self.system}, asked] if self.system else [asked]
+        for turn in [*(turn for turn in said if turn["role"] != "system"), asked]:
+            if chat and chat[-1]["role"] == turn["role"]:
+                chat[-1]["content"] += "\n\n" + turn["content"]
+            else:
+                chat.append(turn)
+        return chat
 
     @property
     def fingerprint(self) -> str:

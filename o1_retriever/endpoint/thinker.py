@@ -13,6 +13,7 @@ from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
+from o1_retriever.conversation import Conversation, histories_of
 from o1_retriever.endpoint.crew import Crew, RequestPolicy, Result, not_asked, persist
 from o1_retriever.endpoint.dialect import Dialect
 from o1_retriever.endpoint.problem import Problem, diagnose, presentable
@@ -31,6 +32,7 @@ class _Job:
     query: str
     index: int
     settings: ThoughtSettings
+    history: Conversation
 
 
 class OpenAIThinker:
@@ -94,16 +96,25 @@ class OpenAIThinker:
             self._client.close()
 
     def think(
-        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int = 0
+        self,
+        queries: Sequence[str],
+        k: int,
+        *,
+        settings: ThoughtSettings,
+        start: int = 0,
+        histories: Sequence[Conversation] | None = None,
     ) -> list[list[Thought]]:
         """Thoughts `start` to `k - 1` about every query, in the order of the queries.
+
+        What was said before a query is sent as the messages before it (see `ChatPrompt.messages`).
 
         A thought that could not be had is a recorded failure with its reason, and one warning counts
         them. Raises `ThinkerError` when nothing can succeed before the caller changes something (wrong
         key, model or address), and none of this call's thoughts had been written.
         """
         texts = check_texts(queries, what="query")
-        jobs = [_Job(text, index, settings) for text in texts for index in range(start, k)]
+        asked = zip(texts, histories_of(histories, texts), strict=True)
+        jobs = [_Job(text, index, settings, said) for text, said in asked for index in range(start, k)]
         results = self._work_through(jobs)
         self._report(results)
         thoughts = [_recorded(result) for result in results]
@@ -137,7 +148,7 @@ class OpenAIThinker:
     def _exchange(self, job: _Job, timeout: float) -> Result:
         """One request, and at once another where the server refuses a parameter that can be left out."""
         while True:
-            sent = self._dialect.request(self.prompt.messages(job.query), _parameters(job))
+            sent = self._dialect.request(self.prompt.messages(job.query, job.history), _parameters(job))
             try:
                 reply = self._client.chat.completions.create(
                     model=self.model, **sent, extra_body=self._extra_body, timeout=timeout
