@@ -16,6 +16,9 @@ from o1_retriever.thought import Vector
 
 logger = logging.getLogger(__name__)
 
+# From so many batches on, what they held is given back in the end; fewer leave little.
+_MANY = 16
+
 
 def embed_sequences(
     local: LocalModel, sequences: Sequence[Sequence[int]], *, most: int | None = None
@@ -27,6 +30,7 @@ def embed_sequences(
     """
     tokens = forward_tokens(local.device)
     waiting = deque(by_tokens([len(row) for row in sequences], tokens, most))
+    many = len(waiting) >= _MANY
     with SparingThreads(local.device) as threads:
         while waiting:
             threads.look()
@@ -40,6 +44,8 @@ def embed_sequences(
                 free_memory(local.device)
             else:
                 yield from zip(places, states, strict=True)
+    if many and local.device.type == "cpu":
+        free_memory(local.device)
 
 
 def _halved(batches: Sequence[Sequence[int]], error: Exception) -> deque[list[int]]:
