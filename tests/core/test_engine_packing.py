@@ -76,6 +76,20 @@ def test_a_layer_in_8_bits_is_within_what_rounding_allows(
     assert (found - expected).abs().le(1.01 * (by_input + by_weight) + 1e-5).all()
 
 
+@settings(EXAMPLES)
+@given(layers())
+def test_a_weight_in_8_bits_is_off_by_half_a_step_of_its_own_output(
+    drawn: tuple[Linear, torch.Tensor],
+) -> None:
+    layer, _ = drawn
+    with torch.inference_mode():
+        # Ones and zeros are what they are in 8 bits too.
+        ones = torch.eye(layer.in_features)
+        error = (Int8Linear(layer)(ones) - layer(ones)).abs()
+        half_a_step = layer.weight.abs().amax(1) / 254
+    assert (error <= 1.01 * half_a_step + 1e-6).all()
+
+
 def two_of(architecture: str, *, int8: bool = False) -> tuple[LocalModel, LocalModel]:
     """The same weights as torch lays them out, and packed."""
     found = []
