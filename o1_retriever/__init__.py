@@ -17,12 +17,14 @@ from o1_retriever._version import __version__
 if TYPE_CHECKING:
     from o1_retriever.embedder import ThinkingEmbedder
     from o1_retriever.errors import O1RetrieverError
+    from o1_retriever.explanation import Explanation
     from o1_retriever.index import Index
     from o1_retriever.retriever import Retriever
     from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings
 
 # Loaded when first used (PEP 562), so that importing the package costs next to nothing.
 _HOME = {
+    "Explanation": "o1_retriever.explanation",
     "Index": "o1_retriever.index",
     "O1RetrieverError": "o1_retriever.errors",
     "QueryEmbedding": "o1_retriever.thought",
@@ -33,6 +35,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Explanation",
     "Index",
     "O1RetrieverError",
     "QueryEmbedding",

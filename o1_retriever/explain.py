@@ -5,14 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import dropwhile
+from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from o1_retriever.adaptive import Decision
 from o1_retriever.hit import Hit
 from o1_retriever.search_result import SearchResult
 from o1_retriever.thought import Thought, Timings
+
+if TYPE_CHECKING:
+    from o1_retriever.explanation import Change, Explanation, Move
+
+# Of what each thought finds by itself, so much is shown.
+SHOWN_PER_THOUGHT = 3
+_CHANGES: dict[Change, str] = {"new": "green", "gone": "red", "up": "green", "down": "red", "same": "dim"}
 
 # Control characters could repaint a terminal, and direction overrides reorder what it shows.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
@@ -26,6 +35,82 @@ def explain(result: SearchResult, *, full: bool = False) -> Group:
     parts += [Text(), Text("Hits", style="bold"), hits_view(result.hits, full=full)]
     parts += [Text(), costs_view(result.thoughts, result.embedding.timings, search_ms=result.search_ms)]
     return Group(*parts)
+
+
+def explanation_view(explanation: Explanation, *, full: bool = False) -> Group:
+    """A whole explanation: question, thoughts with what each finds, hits, what moved, and costs."""
+    result = explanation.result
+    parts: list[RenderableType] = [Text(printable(result.query), style="bold")]
+    parts += [Text(printable(decision_line(result.decision)), style="dim")]
+    if explanation.per_thought:
+        parts += [Text(), Text("Thoughts, and what each finds by itself", style="bold")]
+        parts += [_own_hits_view(explanation)]
+    parts += [Text(), Text("Hits", style="bold"), hits_view(result.hits, full=full)]
+    parts += [Text(), Text("What thinking moved", style="bold"), Text(f" {explanation.verdict}")]
+    if explanation.moved:
+        parts += [_moves_view(explanation.moves)]
+    lines = (cost_line(explanation), without_line(explanation))
+    return Group(*parts, Text(), *(Text(line, style="dim") for line in lines))
+
+
+def _own_hits_view(explanation: Explanation) -> RenderableType:
+    table = _grid(marks=1)
+    for number, (thought, hits) in enumerate(explanation.per_thought, start=1):
+        own = _grid(marks=2)
+        for hit in hits[:SHOWN_PER_THOUGHT]:
+            own.add_row(str(hit.rank), f"{hit.score:.3f}", _Clipped(_heading(hit), 1))
+        table.add_row(str(number), Group(_thought(thought), own) if hits else _thought(thought))
+    return table
+
+
+def _moves_view(moves: Iterable[Move]) -> RenderableType:
+    table = Table(box=None, padding=(0, 1), pad_edge=True, header_style="dim")
+    table.add_column("without", justify="right", no_wrap=True)
+    table.add_column("with", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("passage", overflow="fold")
+    table.add_column("thoughts", no_wrap=True, style="dim")
+    for move in moves:
+        change = Text(move.change, style=_CHANGES[move.change])
+        table.add_row(*move_ranks(move), change, Text(title_of(move.hit)), numbers(move))
+    return table
+
+
+def decision_line(decision: Decision) -> str:
+    """Whether it was thought about, and why."""
+    verb = "Thought about" if decision.think else "Not thought about"
+    if decision.worth is None or decision.threshold is None:
+        return f"{verb}: {decision.reason}."
+    return f"{verb}: {decision.reason} (worth {decision.worth:.3f}, asked for {decision.threshold:.3f})."
+
+
+def cost_line(explanation: Explanation) -> str:
+    """What thinking cost, and all the searches of the explanation."""
+    took = explanation.timings
+    timings = Timings(think_ms=took.think_ms, embed_ms=took.embed_ms)
+    return costs_view(explanation.result.thoughts, timings, search_ms=took.search_ms).plain
+
+
+def without_line(explanation: Explanation) -> str:
+    """What the question alone cost, and the whole explanation."""
+    took = explanation.timings
+    return f"without thinking: embed {milliseconds(took.without_ms)} · in all {milliseconds(took.total_ms)}"
+
+
+def move_ranks(move: Move) -> tuple[str, str]:
+    """The ranks without thinking and with it; a dash is a rank that is too low to be known."""
+    before, after = (str(rank) if rank is not None else "–" for rank in (move.before, move.after))
+    return before, after
+
+
+def numbers(move: Move) -> str:
+    """The thoughts that find it by themselves."""
+    return ", ".join(map(str, move.thoughts))
+
+
+def title_of(hit: Hit) -> str:
+    """The title of a passage, else its place, else its id."""
+    return printable(str(hit.metadata.get("title", ""))) or place(hit) or printable(hit.id)
 
 
 def thoughts_view(thoughts: Sequence[Thought]) -> RenderableType:
@@ -109,18 +194,21 @@ def _thought(thought: Thought) -> Text:
     text = Text(printable(thought.text))
     if thought.finish == "length":
         text.append(f" … (cut after {thought.completion_tokens} tokens)", style="dim")
+    elif thought.finish == "budget":
+        text.append(f" … (its time was up after {thought.completion_tokens} tokens)", style="dim")
     return text
 
 
 def _heading(hit: Hit) -> Text:
-    title, place = printable(str(hit.metadata.get("title", ""))), _place(hit)
+    title, where = printable(str(hit.metadata.get("title", ""))), place(hit)
     heading = Text(title, style="bold")
-    if place:
-        heading.append(f"{'  ' if title else ''}{place}", style="not bold dim" if title else "bold")
+    if where:
+        heading.append(f"{'  ' if title else ''}{where}", style="not bold dim" if title else "bold")
     return heading if heading.plain else Text(printable(hit.id), style="bold")
 
 
-def _place(hit: Hit) -> str:
+def place(hit: Hit) -> str:
+    """Where a passage comes from: its file, page and line, as far as they are known."""
     parts = [printable(hit.source)] if hit.source else []
     parts += [f"{name} {hit.metadata[name]}" for name in ("page", "line") if name in hit.metadata]
     return ", ".join(parts)

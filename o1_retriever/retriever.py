@@ -10,7 +10,9 @@ from typing import Any, Protocol, Unpack
 import numpy as np
 
 from o1_retriever.adaptive import LOOKED_AT, Decision
+from o1_retriever.conversation import Conversation, History, histories_of, several
 from o1_retriever.errors import FingerprintError
+from o1_retriever.explanation import RANKED, Explanation, ExplanationTimings, moves
 from o1_retriever.hit import Hit, check_count
 from o1_retriever.index import Index
 from o1_retriever.inputs import check_text, check_texts
@@ -22,6 +24,9 @@ from o1_retriever.storage.graph import check_where
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings, Timings
 
 __all__ = ["Hit", "QueryEmbedder", "Retriever", "SearchResult", "SearchSettings", "thought_record"]
+
+
+_Asked = tuple[str, Conversation]  # a question and what was said before it
 
 
 class QueryEmbedder(Protocol):
@@ -38,8 +43,9 @@ class QueryEmbedder(Protocol):
         *,
         settings: ThoughtSettings | None = None,
         show_progress_bar: bool | None = None,
+        histories: Sequence[History] | None = None,
     ) -> list[QueryEmbedding]:
-        """One embedding per question, in order."""
+        """One embedding per question, in order; `histories` are what was said before each."""
         ...
 
 
@@ -71,11 +77,16 @@ class Retriever:
         k: int = 10,
         where: dict[str, Any] | None = None,
         settings: ThoughtSettings | None = None,
+        history: History = None,
         **options: Unpack[SearchOptions],
     ) -> SearchResult:
-        """The `k` passages nearest to one question. All else is as in `search_many`."""
+        """The `k` passages nearest to one question. All else is as in `search_many`.
+
+        `history` is what was said before it: a list of turns, in any form that `Conversation.of` reads.
+        """
         check_text(query, what="query")
-        return self.search_many([query], k=k, where=where, settings=settings, **options)[0]
+        said = [Conversation.of(history)]
+        return self.search_many([query], k=k, where=where, settings=settings, histories=said, **options)[0]
 
     def search_many(
         self,
@@ -85,6 +96,7 @@ class Retriever:
         where: dict[str, Any] | None = None,
         settings: ThoughtSettings | None = None,
         show_progress_bar: bool | None = None,
+        histories: Sequence[History] | None = None,
         **options: Unpack[SearchOptions],
     ) -> list[SearchResult]:
         """The `k` passages nearest to each question, in the order of the questions.
@@ -92,10 +104,46 @@ class Retriever:
         They are thought about together and looked up together. `where` filters by metadata as in
         `Index.search`; `settings` None takes the embedder's own; `options` are those of the class, for this
         search. Where `settings` say `mode="never"` and no `thinking` is passed here, nothing is thought.
+        `histories` are what was said before each question (None: nothing). The thoughts are written after
+        them; all else, and whether thinking="auto" thinks, is of the question alone.
         Everything is checked before any model runs: `InputError` with the position of a question that cannot
         be used or for a filter, `SettingsError` for `k` and options, `MissingExtraError` without bm25s.
         """
         texts = check_texts(queries, what="query")
+        asked = list(zip(texts, histories_of(histories, texts), strict=True))
+        search = self._prepared(k, where, settings, show_progress_bar, options)
+        if not texts:
+            return []
+        return search.adaptive(asked) if search.how.thinking == "auto" else search.plain(asked)
+
+    def explain(
+        self,
+        query: str,
+        *,
+        k: int = 10,
+        where: dict[str, Any] | None = None,
+        settings: ThoughtSettings | None = None,
+        history: History = None,
+        **options: Unpack[SearchOptions],
+    ) -> Explanation:
+        """Search, and say what each thought finds by itself and what moved because of thinking.
+
+        Nothing is thought about twice; the searches for the query alone, for each thought and for the result
+        go in one batch. All parameters are as in `search`.
+        """
+        check_text(query, what="query")
+        said = Conversation.of(history).before(query)
+        return self._prepared(k, where, settings, None, options).explained((query, said))
+
+    def _prepared(
+        self,
+        k: int,
+        where: dict[str, Any] | None,
+        settings: ThoughtSettings | None,
+        show: bool | None,
+        options: SearchOptions,
+    ) -> _Search:
+        """The search, when all but its questions has been checked."""
         check_count("k", k)
         check_where(where)
         how = self.search_settings.with_changes(**options)
@@ -103,10 +151,7 @@ class Retriever:
             how = how.with_changes(thinking=None)
         if how.hybrid:
             Bm25.identity()  # says which extra is missing
-        if not texts:
-            return []
-        search = _Search(retriever=self, how=how, k=k, where=where, settings=settings, show=show_progress_bar)
-        return search.adaptive(texts) if how.thinking == "auto" else search.plain(texts)
+        return _Search(retriever=self, how=how, k=k, where=where, settings=settings, show=show)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,26 +165,22 @@ class _Search:
     settings: ThoughtSettings | None
     show: bool | None
 
-    def plain(self, texts: Sequence[str]) -> list[SearchResult]:
+    def plain(self, asked: Sequence[_Asked]) -> list[SearchResult]:
         """Think about all of them, or about none."""
-        embeddings = self._embedded(texts, self.how.thinking)
+        embeddings = self._embedded(asked, self.how.thinking)
         found, milliseconds = self._found(embeddings)
         return [
             self._result(embedding, hits, milliseconds, self._decided(embedding))
             for embedding, hits in zip(embeddings, found, strict=True)
         ]
 
-    def adaptive(self, texts: Sequence[str]) -> list[SearchResult]:
+    def adaptive(self, asked: Sequence[_Asked]) -> list[SearchResult]:
         """Look at the fast ranking of all of them first, and think where the gate says so."""
-        unique = list(dict.fromkeys(texts))
+        unique = list(dict.fromkeys(asked))
         fast = self._embedded(unique, "never")
-        started = time.perf_counter()
-        first = self.retriever.index.search(
-            np.stack([item.vector for item in fast]), k=max(self.k, LOOKED_AT), where=self.where
-        )
-        first_ms = _share_ms(started, unique)
+        first, first_ms = self._fast_hits(fast)
         decisions = [self.how.gate.decide([hit.score for hit in hits]) for hits in first]
-        results: dict[str, SearchResult] = {}
+        results: dict[_Asked, SearchResult] = {}
         for think in (True, False):
             places = [place for place, decision in enumerate(decisions) if decision.think == think]
             if not places:
@@ -152,16 +193,75 @@ class _Search:
             found, spent = self._found(chosen) if again else ([first[at][: self.k] for at in places], 0.0)
             for place, embedding, hits in zip(places, chosen, found, strict=True):
                 results[unique[place]] = self._result(embedding, hits, first_ms + spent, decisions[place])
-        return [results[text] for text in texts]
+        return [results[each] for each in asked]
 
-    def _embedded(self, texts: Sequence[str], thinking: Thinking | None) -> list[QueryEmbedding]:
+    def explained(self, asked: _Asked) -> Explanation:
+        """Search without thinking, for each thought, and for all of them."""
+        (fast,) = self._embedded([asked], "never")
+        embedding, decision, decided_ms = self._thought_about(asked, fast)
+        usable = [thought for thought in embedding.thoughts if not thought.failed]
+        how = self.how
+        pooled = embedding.vectors if how.pooling == "best" else embedding.vector[None]
+        own = [vector[None] for vector in embedding.vectors] if usable else []
+        lexical = [lexical_query(asked[0], said) for said in ((), *([one] for one in usable), usable)]
+        started = time.perf_counter()
+        without, *found, after = self.retriever.index.search_groups(
+            [fast.vector[None], *own, pooled],
+            k=max(self.k, min(RANKED, how.depth)),
+            where=self.where,
+            texts=lexical if how.hybrid else None,
+            depth=how.depth,
+        )
+        search_ms = _share_ms(started, [asked])
+        hits = iter(found)
+        per_thought = tuple(
+            (thought, () if thought.failed else tuple(next(hits)[: self.k])) for thought in embedding.thoughts
+        )
+        timings = ExplanationTimings(
+            think_ms=embedding.timings.think_ms if embedding.thoughts else 0.0,
+            embed_ms=embedding.timings.embed_ms if embedding.thoughts else 0.0,
+            search_ms=search_ms + decided_ms,
+            without_ms=fast.timings.total_ms,
+        )
+        share = decided_ms + search_ms / (2 + len(own))
+        if how.thinking == "auto" and embedding.thoughts:
+            embedding = _with_fast(embedding, fast)
+        return Explanation(
+            result=self._result(embedding, after[: self.k], share, decision),
+            per_thought=per_thought,
+            without=tuple(without[: self.k]),
+            moves=moves(after, without, self.k, [own_hits for _, own_hits in per_thought]),
+            timings=timings,
+        )
+
+    def _thought_about(self, asked: _Asked, fast: QueryEmbedding) -> tuple[QueryEmbedding, Decision, float]:
+        """The embedding to search with, why it was thought about or not, and the milliseconds to decide."""
+        if self.how.thinking == "never":
+            return fast, self._decided(fast), 0.0
+        if self.how.thinking != "auto":
+            (embedding,) = self._embedded([asked], self.how.thinking)
+            return embedding, self._decided(embedding), 0.0
+        (first,), milliseconds = self._fast_hits([fast])
+        decision = self.how.gate.decide([hit.score for hit in first])
+        embedding = self._embedded([asked], "always")[0] if decision.think else fast
+        return embedding, decision, milliseconds
+
+    def _fast_hits(self, fast: Sequence[QueryEmbedding]) -> tuple[list[list[Hit]], float]:
+        """What the gate looks at for each, and the milliseconds for each."""
+        started = time.perf_counter()
+        vectors = np.stack([item.vector for item in fast])
+        found = self.retriever.index.search(vectors, k=max(self.k, LOOKED_AT), where=self.where)
+        return found, _share_ms(started, fast)
+
+    def _embedded(self, asked: Sequence[_Asked], thinking: Thinking | None) -> list[QueryEmbedding]:
         embedder = self.retriever.embedder
         settings = self.settings
         if thinking is not None:
             base = settings or getattr(embedder, "settings", None) or ThoughtSettings()
             settings = base.with_changes(mode=thinking)
         show = False if thinking == "never" and self.how.thinking == "auto" else self.show
-        return embedder.embed_queries(texts, settings=settings, show_progress_bar=show)
+        texts, said = [text for text, _ in asked], several([history for _, history in asked])
+        return embedder.embed_queries(texts, settings=settings, show_progress_bar=show, **said)
 
     def _found(self, embeddings: Sequence[QueryEmbedding]) -> tuple[list[list[Hit]], float]:
         """The hits of each, and the milliseconds for each."""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from o1_retriever.embedder import ThinkingEmbedder
-    from o1_retriever.retriever import SearchResult
+    from o1_retriever.explanation import Explanation
+    from o1_retriever.search_result import SearchResult
     from o1_retriever.thought import ThoughtSettings
 
 _BATCH = 32  # questions from standard input that are thought about together
@@ -46,6 +47,9 @@ class HitOptions:
         typer.Option("--where", metavar="KEY=VALUE", help="Only passages like source=a.md (repeatable)."),
     ] = None
     full: Annotated[bool, typer.Option("--full", help="Show passages whole, not their first lines.")] = False
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show what each thought finds, and what thinking moved.")
+    ] = False
 
 
 @with_options
@@ -76,6 +80,12 @@ def search(
     with Index(target.index, embedder) as index:
         retriever = Retriever(embedder, index, **how)
 
+        def explain(questions: list[str]) -> None:
+            for each in questions:
+                with _thinking([each], settings):
+                    explanation = retriever.explain(each, k=shown.hits, where=where, settings=settings)
+                _show_explanation(explanation, full=shown.full, as_json=as_json, spaced=asked.many)
+
         def answer(questions: list[str]) -> None:
             with _thinking(questions, settings) as show:
                 results = retriever.search_many(
@@ -84,7 +94,7 @@ def search(
             for result in results:
                 _show(result, full=shown.full, as_json=as_json, spaced=asked.many)
 
-        asked.each(answer)
+        asked.each(explain if shown.explain else answer)
 
 
 @with_options
@@ -118,7 +128,7 @@ def _think(
     from rich.text import Text
 
     from o1_retriever.explain import costs_view, printable, thoughts_view
-    from o1_retriever.retriever import thought_record
+    from o1_retriever.search_result import thought_record
     from o1_retriever.thought import Timings
 
     started = time.perf_counter()
@@ -144,6 +154,15 @@ def _show(result: SearchResult, *, full: bool, as_json: bool, spaced: bool) -> N
             verb = "Thought about" if result.decision.think else "Not thought about"
             output().print(f"{verb}: {result.decision.reason}.", style="dim", markup=False)
         output().print(explain(result, full=full), end="\n\n" if spaced else "\n")
+
+
+def _show_explanation(explanation: Explanation, *, full: bool, as_json: bool, spaced: bool) -> None:
+    from o1_retriever.explain import explanation_view
+
+    if as_json:
+        write_json(explanation.to_dict())
+    else:
+        output().print(explanation_view(explanation, full=full), end="\n\n" if spaced else "\n")
 
 
 def _check_index(path: Path) -> None:
