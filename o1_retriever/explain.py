@@ -220,7 +220,7 @@ def _body(hit: Hit) -> str:
     headings = {"", *title.split(" > ")}
     lines = dropwhile(lambda line: printable(line).lstrip("# ") in headings, hit.text.splitlines())
     text = printable(" ".join(lines))
-    rest = text.removeprefix(title).lstrip() if title else text
+    rest = re.sub(r"^[.:]?\s+", "", text.removeprefix(title)) if title else text
     return rest or printable(hit.text)
 
 

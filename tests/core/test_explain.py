@@ -132,6 +132,7 @@ def test_a_word_that_is_wider_than_the_terminal_is_cut():
     [
         ("# Kitchen\n## Mirrors\n\nThey fog up.", "Kitchen > Mirrors", "They fog up."),
         ("Mirrors They fog up.", "Mirrors", "They fog up."),
+        ("Mirrors. They fog up.", "Mirrors", "They fog up."),
         ("# Kitchen", "Kitchen", "# Kitchen"),
         ("They fog up.", "", "They fog up."),
     ],

@@ -140,6 +140,29 @@ def test_search_fuses_pools_and_thinks_as_it_is_told(indexed):
     assert run("search", "mirror", "--thinking", "sometimes").exit_code == 2
 
 
+def test_search_explains_what_thinking_moved(indexed):
+    asked = ("search", "Why does the mirror fog up?", "--explain", "--hits", "2")
+    said = ok(*asked)
+    heads = (
+        "Why does",
+        "Thought about",
+        "what each finds by itself",
+        "Hits",
+        "What thinking moved",
+        "in all",
+    )
+    places = [said.index(head) for head in heads]
+    assert places == sorted(places)
+    assert "\x1b" not in said
+    found = json.loads(ok(*asked, "--json", "--hybrid", "--pooling", "best"))
+    assert list(found) == ["query", "result", "per_thought", "without", "moves", "timings"]
+    assert [len(each["hits"]) for each in found["per_thought"]] == [2, 2]
+    assert len(found["result"]["hits"]) == len(found["without"]) == 2
+    assert "Nothing moved: the question was not thought about." in ok(*asked, "--fast")
+    both = ok("search", "-", "--explain", "--json", stdin="Why?\nHow?\n").splitlines()
+    assert [json.loads(line)["query"] for line in both] == ["Why?", "How?"]
+
+
 def test_full_shows_passages_whole(here):
     (here / "notes" / "long.txt").write_text(" ".join(f"word{number}" for number in range(90)))
     ok("index", "notes")
