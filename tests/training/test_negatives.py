@@ -71,12 +71,14 @@ def test_what_scores_above_the_positive_is_no_negative(tmp_path: Path, corpus: P
 
 
 def test_a_document_that_holds_a_positive_is_none(tmp_path: Path, corpus: Path) -> None:
-    longer = f"Chapter 4. {FACTS['rust']} " + "Ships are painted for that reason, and cars are waxed. " * 8
+    longer = f"Chapter 4. {FACTS['rust']} " + " ".join(["Ships are painted for that reason."] * 8)
     with corpus.open("a") as file:
         file.write(json.dumps({"_id": "longer", "text": longer}) + "\n")
     rows = write(tmp_path / "rows.jsonl", [{"query": "why does iron rust", "pos": [FACTS["rust"]]}])
     mine_negatives(rows, tmp_path / "out.jsonl", corpus=corpus, rules=MiningRules(count=8, skip=0, margin=9))
-    assert longer not in rows_of(tmp_path / "out.jsonl")[0]["neg"]
+    negatives = rows_of(tmp_path / "out.jsonl")[0]["neg"]
+    assert len(negatives) == len(FACTS) - 1
+    assert longer not in negatives
 
 
 def test_positives_are_known_by_their_ids_too(tmp_path: Path, corpus: Path) -> None:

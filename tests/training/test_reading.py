@@ -90,7 +90,7 @@ def test_rows_are_the_same_in_every_format(keep, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [as_gzip, as_zstandard, as_parquet], ids=lambda keep: keep.__name__)
-@pytest.mark.parametrize("harm", ["cut", "spoilt", "another kind"])
+@pytest.mark.parametrize("harm", ["cut", "spoilt", "spoilt at once", "another kind"])
 def test_damage_is_an_error_never_fewer_rows(keep, harm: str, tmp_path: Path) -> None:
     path = Path(keep(tmp_path))
     data = path.read_bytes()
@@ -100,6 +100,7 @@ def test_damage_is_an_error_never_fewer_rows(keep, harm: str, tmp_path: Path) ->
         "spoilt": data[:middle]
         + bytes(byte ^ 0x5A for byte in data[middle : middle + 40])
         + data[middle + 40 :],
+        "spoilt at once": data[:12] + b"\xff" * 40 + data[52:],
         "another kind": b"plain text",
     }
     path.write_bytes(harmed[harm])
