@@ -103,15 +103,19 @@ def test_a_kill_while_failures_are_retried_loses_no_thought(tmp_path: Path, nurs
         server.answer = honest
         assert nursery.run(out=plain, **job) == 0
         refused = Answer(b'{"error": {"message": "no"}}', 400, {"Content-Type": "application/json"})
+        seed = server.bodies[0]["seed"]
+
+        def is_refused(body) -> bool:
+            return body["seed"] == seed and "question 7" in body["messages"][-1]["content"][-24:]
 
         def partly(body, number: int) -> Answer:
-            return refused if "question 7" in body["messages"][-1]["content"][-24:] else honest(body, number)
+            return refused if is_refused(body) else honest(body, number)
 
         server.answer = partly
         broken = tmp_path / "broken.jsonl"
         assert nursery.run(out=broken, **job) == 0
         assert broken.read_bytes() != plain.read_bytes()
-        server.answer = honest
+        server.answer, before = honest, len(server.bodies)
         copies = [_copy(broken, tmp_path / str(number)) for number in range(KILLS // 2 + 1)]
         noted = tmp_path / "calls"
         assert nursery.run(out=copies[0], calls=noted, retry=True, **job) == 0
@@ -119,6 +123,7 @@ def test_a_kill_while_failures_are_retried_loses_no_thought(tmp_path: Path, nurs
             assert nursery.run(out=copy, kill_at=point, retry=True, **job) == -9
             assert nursery.run(out=copy, retry=True, **job) == 0
             assert copy.read_bytes() == plain.read_bytes(), f"killed at call {point}"
+        assert all(is_refused(body) for body in server.bodies[before:]), "a thought was paid for twice"
 
 
 def _copy(out: Path, folder: Path) -> Path:
