@@ -30,6 +30,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
 def explain(result: SearchResult, *, full: bool = False) -> Group:
     """A whole result: question, thoughts, hits and costs. `full` shows passages whole, not three lines."""
     parts: list[RenderableType] = [Text(printable(result.query), style="bold")]
+    if turns := len(result.embedding.history):
+        parts += [Text(f"after {turns} turn{'s' if turns != 1 else ''} of conversation", style="dim")]
     if result.thoughts:
         parts += [Text(), Text("Thoughts", style="bold"), thoughts_view(result.thoughts)]
     parts += [Text(), Text("Hits", style="bold"), hits_view(result.hits, full=full)]

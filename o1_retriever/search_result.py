@@ -55,10 +55,11 @@ class SearchResult:
         return True
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as plain JSON values, without the vectors."""
+        """The result as plain JSON values, without the vectors; `history` only where there was one."""
         timings = self.embedding.timings
         return {
             "query": self.query,
+            **({"history": self.embedding.history.to_list()} if len(self.embedding.history) else {}),
             "thoughts": [thought_record(thought) for thought in self.thoughts],
             "prompt_tokens": self.embedding.prompt_tokens,
             "thought_tokens": self.embedding.thought_tokens,

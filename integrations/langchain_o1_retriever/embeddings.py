@@ -8,6 +8,7 @@ from functools import cached_property
 from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import run_in_executor
 
+from o1_retriever.conversation import History
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.inputs import check_text
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings
@@ -73,16 +74,24 @@ class O1Embeddings(Embeddings):
         """Think about a query and embed it, in a thread."""
         return await run_in_executor(None, self.embed_query, text)
 
-    def think(self, text: str, *, settings: ThoughtSettings | None = None) -> QueryEmbedding:
-        """What `embed_query` makes, with the thoughts and timings that a bare vector does not show."""
+    def think(
+        self, text: str, *, settings: ThoughtSettings | None = None, history: History = None
+    ) -> QueryEmbedding:
+        """What `embed_query` makes, with the thoughts and timings that a bare vector does not show.
+
+        `history` is what was said before the query, such as messages of LangChain.
+        """
         return self.embedder.embed_queries(
             [check_text(text, what="query")],
             settings=settings or self.settings,
             batch_size=self.batch_size,
             show_progress_bar=self.show_progress_bar,
             truncate_dim=self.truncate_dim,
+            histories=[history],
         )[0]
 
-    async def athink(self, text: str, *, settings: ThoughtSettings | None = None) -> QueryEmbedding:
+    async def athink(
+        self, text: str, *, settings: ThoughtSettings | None = None, history: History = None
+    ) -> QueryEmbedding:
         """`think`, in a thread."""
-        return await run_in_executor(None, lambda: self.think(text, settings=settings))
+        return await run_in_executor(None, lambda: self.think(text, settings=settings, history=history))

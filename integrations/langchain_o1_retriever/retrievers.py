@@ -17,8 +17,10 @@ from langchain_o1_retriever.embeddings import O1Embeddings
 from langchain_o1_retriever.stores import Request, ScoredDocument, StoreSearch
 from langchain_o1_retriever.thinking import ThinkingStore
 from langchain_o1_retriever.tracing import athink_run, records, think_run
+from o1_retriever.conversation import Conversation
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
+from o1_retriever.explanation import Explanation
 from o1_retriever.hit import Hit
 from o1_retriever.inputs import check_text
 from o1_retriever.retriever import Retriever, SearchResult
@@ -44,6 +46,9 @@ class O1Retriever(BaseRetriever):
     search also `fused_score`, by which they are ordered. Callbacks receive the thoughts as the custom event
     `THOUGHTS_EVENT` too, even when nothing is found, and tracers such as LangSmith show the thinking as a run
     of its own, `THINKING_RUN`.
+
+    A conversation goes with the question: `invoke(question, history=messages)`, where `messages` are those of
+    LangChain (or any that `Conversation.of` reads). The thoughts are written after it; nothing else changes.
 
     All from `k` to `hybrid` may also be passed to `invoke`, and so may the other fields of `SearchSettings`;
     what else is passed there goes with `search_kwargs` to the store's search by vector, or to
@@ -114,9 +119,10 @@ class O1Retriever(BaseRetriever):
         own = {name: getattr(self, name) for name in _PER_CALL}
         every = {**own, **{name: getattr(self, name) for name in _HOW}, **self.search_kwargs, **changes}
         known = {name: every.pop(name) for name in own}
+        history = Conversation.of(every.pop("history", None))
         asked = {name: every.pop(name) for name in _HOW_PER_CALL if name in every}
         how = {name: value for name, value in asked.items() if value is not None}
-        return Request(**known, how=how, extra=every)
+        return Request(**known, history=history, how=how, extra=every)
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
@@ -152,12 +158,38 @@ class O1Retriever(BaseRetriever):
         search = StoreSearch(store, self.relevance_score_fn)
         return ThinkingStore(self._thinking_embeddings(store), search, request)
 
+    def explain(self, query: str, **kwargs: Any) -> Explanation:
+        """What each thought finds in our own index, and what thinking moved; `kwargs` as in `invoke`.
+
+        `score_threshold` is not applied. Raises `SettingsError` over a vector store.
+        """
+        if self.retriever is None:
+            raise SettingsError(
+                f"This retriever searches a {type(self.vectorstore).__name__}; explain needs our own index.",
+                hint="Type: O1Retriever(retriever=Retriever(embedder, index)).explain(query)",
+            )
+        request = self._request(kwargs)
+        every = {**request.how, **request.extra}
+        return self.retriever.explain(
+            query,
+            k=request.k,
+            where=request.filter,
+            settings=request.settings,
+            history=request.history,
+            **every,
+        )
+
     def _search_index(self, query: str, request: Request) -> SearchResult:
         assert self.retriever is not None
         check_text(query, what="query")
         every = {**request.how, **request.extra}
         return self.retriever.search(
-            query, k=request.k, where=request.filter, settings=request.settings, **every
+            query,
+            k=request.k,
+            where=request.filter,
+            settings=request.settings,
+            history=request.history,
+            **every,
         )
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:

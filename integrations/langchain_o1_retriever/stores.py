@@ -11,6 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore
 
+from o1_retriever.conversation import Conversation
 from o1_retriever.errors import SettingsError
 from o1_retriever.fusion import best_of
 from o1_retriever.search_settings import SearchSettings
@@ -40,6 +41,7 @@ class Request:
     score_threshold: float | None = None
     filter: Any = None
     settings: ThoughtSettings | None = None
+    history: Conversation = field(default_factory=Conversation)
     how: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from langchain_o1_retriever.embeddings import O1Embeddings
 from langchain_o1_retriever.stores import Request, ScoredDocument, StoreSearch
@@ -38,23 +39,23 @@ class ThinkingStore:
     def think(self, query: str) -> Thinking:
         """Think about a query; with thinking="auto" after a look at what it finds by itself."""
         if self._how.thinking != "auto":
-            return Thinking(embedding=self._embeddings.think(query, settings=self._settings()))
+            return Thinking(embedding=self._embeddings.think(query, **self._asking()))
         fast = self._embeddings.think(query, settings=self._settings("never"))
         seen = self._decided(fast, self._search.search(fast.vector[None], self._looking()))
         if seen.found is not None:
             return seen
-        embedding = self._embeddings.think(query, settings=self._settings("always"))
+        embedding = self._embeddings.think(query, **self._asking("always"))
         return replace(seen, embedding=embedding)
 
     async def athink(self, query: str) -> Thinking:
         """`think` without blocking."""
         if self._how.thinking != "auto":
-            return Thinking(embedding=await self._embeddings.athink(query, settings=self._settings()))
+            return Thinking(embedding=await self._embeddings.athink(query, **self._asking()))
         fast = await self._embeddings.athink(query, settings=self._settings("never"))
         seen = self._decided(fast, await self._search.asearch(fast.vector[None], self._looking()))
         if seen.found is not None:
             return seen
-        embedding = await self._embeddings.athink(query, settings=self._settings("always"))
+        embedding = await self._embeddings.athink(query, **self._asking("always"))
         return replace(seen, embedding=embedding)
 
     def find(self, thinking: Thinking) -> list[ScoredDocument]:
@@ -72,6 +73,9 @@ class ThinkingStore:
     def _vectors(self, thinking: Thinking) -> Vector:
         embedding = thinking.embedding
         return embedding.vectors if self._how.pooling == "best" else embedding.vector[None]
+
+    def _asking(self, mode: str | None = None) -> dict[str, Any]:
+        return {"settings": self._settings(mode), "history": self._request.history}
 
     def _settings(self, mode: str | None = None) -> ThoughtSettings:
         base = self._request.settings or self._embeddings.settings or self._embeddings.embedder.settings

@@ -15,6 +15,7 @@ from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 
 from llama_index_o1_retriever.events import announce
+from o1_retriever.conversation import History
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings
@@ -87,28 +88,39 @@ class O1Embedding(BaseEmbedding):
         return {**super().to_payload(), "fingerprint": self.fingerprint, "truncate_dim": self.truncate_dim}
 
     def think(
-        self, queries: Sequence[str], *, settings: ThoughtSettings | None = None, tell: bool = True
+        self,
+        queries: Sequence[str],
+        *,
+        settings: ThoughtSettings | None = None,
+        tell: bool = True,
+        histories: Sequence[History] | None = None,
     ) -> list[QueryEmbedding]:
         """Think about queries in one batch, with the events of one query and one of thoughts for each.
 
-        `tell=False` leaves the events of thoughts to the caller.
+        `tell=False` leaves the events of thoughts to the caller. `histories` are what was said before each
+        query, such as chat messages of LlamaIndex.
         """
         payload = self.to_payload()
         _dispatcher.event(EmbeddingStartEvent(model_dict=payload))
         with self.callback_manager.event(
             CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
         ) as event:
-            found = self._think(queries, settings, tell=tell)
+            found = self._think(queries, settings, tell=tell, histories=histories)
             vectors = [item.vector.tolist() for item in found]
             event.on_end(payload={EventPayload.CHUNKS: list(queries), EventPayload.EMBEDDINGS: vectors})
         _dispatcher.event(EmbeddingEndEvent(chunks=list(queries), embeddings=vectors))
         return found
 
     async def athink(
-        self, queries: Sequence[str], *, settings: ThoughtSettings | None = None, tell: bool = True
+        self,
+        queries: Sequence[str],
+        *,
+        settings: ThoughtSettings | None = None,
+        tell: bool = True,
+        histories: Sequence[History] | None = None,
     ) -> list[QueryEmbedding]:
         """`think`, in a thread."""
-        return await asyncio.to_thread(self.think, queries, settings=settings, tell=tell)
+        return await asyncio.to_thread(self.think, queries, settings=settings, tell=tell, histories=histories)
 
     def get_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
@@ -123,7 +135,12 @@ class O1Embedding(BaseEmbedding):
         return (agg_fn or mean_agg)([item.vector.tolist() for item in await self.athink(queries)])
 
     def _think(
-        self, queries: Sequence[str], settings: ThoughtSettings | None = None, *, tell: bool = True
+        self,
+        queries: Sequence[str],
+        settings: ThoughtSettings | None = None,
+        *,
+        tell: bool = True,
+        histories: Sequence[History] | None = None,
     ) -> list[QueryEmbedding]:
         found = self._embedder.embed_queries(
             queries,
@@ -131,6 +148,7 @@ class O1Embedding(BaseEmbedding):
             batch_size=self.embed_batch_size,
             show_progress_bar=False,
             truncate_dim=self.truncate_dim,
+            histories=histories,
         )
         for embedding in found if tell else ():
             announce(embedding)

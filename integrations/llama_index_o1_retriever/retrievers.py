@@ -16,6 +16,7 @@ from llama_index_o1_retriever.filters import as_where
 from llama_index_o1_retriever.roads import OurRoad, StoreRoad
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
+from o1_retriever.explanation import Explanation
 from o1_retriever.retriever import Retriever
 from o1_retriever.thought import ThoughtSettings
 
@@ -35,7 +36,8 @@ class O1Retriever(BaseRetriever):
     `Retriever.search`, takes.
 
     A `QueryBundle` is honoured: its `embedding` is used as it is, without thinking; each of its
-    `custom_embedding_strs` is thought about, and their mean is searched with. The thoughts are told to the
+    `custom_embedding_strs` is thought about, and their mean is searched with; a `ConversationBundle` brings
+    the conversation after which the thoughts are written. The thoughts are told to the
     event handlers as `O1ThoughtsEvent`; the metadata of nodes stays as it is, since it goes into prompts.
     """
 
@@ -82,6 +84,18 @@ class O1Retriever(BaseRetriever):
     def similarity_top_k(self) -> int:
         """How many nodes are returned."""
         return self._similarity_top_k
+
+    def explain(self, query: str) -> Explanation:
+        """What each thought finds in our own index, and what thinking moved.
+
+        `similarity_cutoff` is not applied. Raises `SettingsError` over a `VectorStoreIndex`.
+        """
+        if isinstance(self._road, StoreRoad):
+            raise SettingsError(
+                "This retriever searches a VectorStoreIndex; explain needs our own index.",
+                hint="Type: O1Retriever(Retriever(embedder, index)).explain(query)",
+            )
+        return self._road.explain(query, self._similarity_top_k, self._settings)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return self._kept(self._road.retrieve(query_bundle, self._similarity_top_k, self._settings))

@@ -12,11 +12,14 @@ from llama_index.core.indices.base import BaseIndex
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQueryMode
 
+from llama_index_o1_retriever.conversation import history_of
 from llama_index_o1_retriever.embeddings import O1Embedding
 from llama_index_o1_retriever.events import announce
 from llama_index_o1_retriever.scores import with_cosines
 from o1_retriever.adaptive import LOOKED_AT, Decision
+from o1_retriever.conversation import several
 from o1_retriever.errors import SettingsError
+from o1_retriever.explanation import Explanation
 from o1_retriever.fusion import best_of
 from o1_retriever.hit import Hit
 from o1_retriever.pooling import unit
@@ -42,7 +45,12 @@ class OurRoad:
         """The nodes nearest to a query."""
         if bundle.embedding is None and bundle.embedding_strs == [bundle.query_str]:
             result = self._retriever.search(
-                bundle.query_str, k=k, where=self._where, settings=settings, **self._options
+                bundle.query_str,
+                k=k,
+                where=self._where,
+                settings=settings,
+                history=history_of(bundle),
+                **self._options,
             )
             announce(result.embedding, result.decision)
             return [_node(hit) for hit in result.hits]
@@ -54,6 +62,10 @@ class OurRoad:
     ) -> list[NodeWithScore]:
         """The same, in a thread."""
         return await asyncio.to_thread(self.retrieve, bundle, k, settings)
+
+    def explain(self, query: str, k: int, settings: ThoughtSettings | None) -> Explanation:
+        """What was found, and what thinking did to it."""
+        return self._retriever.explain(query, k=k, where=self._where, settings=settings, **self._options)
 
     def _vectors(self, bundle: QueryBundle, settings: ThoughtSettings | None) -> Vector:
         if bundle.embedding is not None:
@@ -67,7 +79,7 @@ class OurRoad:
         if self._how.thinking is not None:
             base = settings or getattr(embedder, "settings", None) or ThoughtSettings()
             settings = base.with_changes(mode=self._how.thinking)
-        embedded = embedder.embed_queries(bundle.embedding_strs, settings=settings)
+        embedded = embedder.embed_queries(bundle.embedding_strs, settings=settings, **_said(bundle))
         for embedding in embedded:
             announce(embedding)
         return _pooled(embedded, self._how)
@@ -136,7 +148,7 @@ class StoreRoad:
         base = settings or self._model.settings
         if self._how.thinking != "auto":
             chosen = base.with_changes(mode=self._how.thinking)
-            embedded = self._model.think(bundle.embedding_strs, settings=chosen)
+            embedded = self._model.think(bundle.embedding_strs, settings=chosen, **_said(bundle))
             return _Thinking(vectors=_pooled(embedded, self._how))
         fast = self._model.think(bundle.embedding_strs, settings=base.with_changes(mode="never"), tell=False)
         nodes = self._find(self._deep, bundle, _mean(fast))
@@ -145,7 +157,7 @@ class StoreRoad:
             _announce(fast, decision)
             return _Thinking(vectors=_pooled(fast, self._how), found=nodes[:k])
         chosen = base.with_changes(mode="always")
-        embedded = self._model.think(bundle.embedding_strs, settings=chosen, tell=False)
+        embedded = self._model.think(bundle.embedding_strs, settings=chosen, tell=False, **_said(bundle))
         _announce(embedded, decision)
         return _Thinking(vectors=_pooled(embedded, self._how))
 
@@ -162,6 +174,11 @@ class StoreRoad:
         nodes = {each.node.node_id: each.node for ranking in rankings for each in ranking}
         scores = [[(each.node.node_id, _score(each)) for each in ranking] for ranking in rankings]
         return [NodeWithScore(node=nodes[name], score=score) for name, score in best_of(scores, k)]
+
+
+def _said(bundle: QueryBundle) -> dict[str, Any]:
+    """The history of a bundle for each of its strings, for those who think."""
+    return several([history_of(bundle)] * len(bundle.embedding_strs))
 
 
 def _announce(embedded: Sequence[QueryEmbedding], decision: Decision) -> None:

@@ -69,7 +69,7 @@ def search(
     asked = _Questions(question)
     where = parse_where(shown.where or [])
     thoughts.settings(ThoughtSettings())  # refuses a bad value before anything is loaded
-    how = modes.options()
+    how, said = modes.options(), modes.said()
     _check_index(target.index)
     from o1_retriever.cli.models import load_embedder
     from o1_retriever.index import Index
@@ -83,13 +83,20 @@ def search(
         def explain(questions: list[str]) -> None:
             for each in questions:
                 with _thinking([each], settings):
-                    explanation = retriever.explain(each, k=shown.hits, where=where, settings=settings)
+                    explanation = retriever.explain(
+                        each, k=shown.hits, where=where, settings=settings, history=said
+                    )
                 _show_explanation(explanation, full=shown.full, as_json=as_json, spaced=asked.many)
 
         def answer(questions: list[str]) -> None:
             with _thinking(questions, settings) as show:
                 results = retriever.search_many(
-                    questions, k=shown.hits, where=where, settings=settings, show_progress_bar=show
+                    questions,
+                    k=shown.hits,
+                    where=where,
+                    settings=settings,
+                    show_progress_bar=show,
+                    histories=[said] * len(questions),
                 )
             for result in results:
                 _show(result, full=shown.full, as_json=as_json, spaced=asked.many)

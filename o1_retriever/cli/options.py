@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
+    from o1_retriever.conversation import Conversation
     from o1_retriever.search_settings import SearchOptions
     from o1_retriever.thought import ThoughtSettings
 
@@ -130,6 +131,17 @@ class SearchModes:
         _search("--thinking", help="auto thinks only where the question alone finds nothing clear."),
     ] = None
     fast: Annotated[bool, _search("--fast", help="Do not think: the same as --thinking never.")] = False
+    history: Annotated[
+        Path | None,
+        _search("--history", help="What was said before: a .jsonl file of turns with role and content, or a "
+                "JSON list of them. The thoughts are written after it."),
+    ] = None  # fmt: skip
+
+    def said(self) -> Conversation | None:
+        """The conversation in the file. Raises `InputError` for one that cannot be used."""
+        from o1_retriever.conversation import read_history
+
+        return None if self.history is None else read_history(self.history)
 
     def options(self) -> SearchOptions:
         """The options of a `Retriever`. Raises `SettingsError` where two contradict each other."""
