@@ -1,0 +1,104 @@
+"""A conversation through the LangChain retriever and a chat model that thinks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain_core", reason="needs the extra `langchain`")
+
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
+
+from langchain_o1_retriever import ChatModelThinker, O1Embeddings, O1Retriever
+from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
+from o1_retriever.conversation import Conversation
+from o1_retriever.encoders import CallableEncoder
+from o1_retriever.errors import InputError
+from tests.support.adapters import ALWAYS_WORTH_IT, NEVER_WORTH_IT, bag_of_words
+from tests.support.langchain import in_memory
+
+CALL = {"name": "look_up", "args": {}, "id": "1"}
+CHAT = [
+    SystemMessage("Answer briefly."),
+    HumanMessage("Where does the vapour go?"),
+    AIMessage("", tool_calls=[CALL]),
+    ToolMessage("[]", tool_call_id="1"),
+    AIMessage([{"type": "text", "text": "Water vapour condenses as droplets."}]),
+]
+READ = [
+    ("system", "Answer briefly."),
+    ("user", "Where does the vapour go?"),
+    ("assistant", "Water vapour condenses as droplets."),
+]
+
+
+def last_said(queries: list[str], k: int, histories: Any = None) -> list[list[str]]:
+    histories = histories or [Conversation()] * len(queries)
+    return [[said.messages[-1].content if len(said) else "Tides."] * k for said in histories]
+
+
+def embedder() -> ThinkingEmbedder:
+    encoder = CallableEncoder(bag_of_words, name="bag of words")
+    return ThinkingEmbedder.from_parts(last_said, encoder, settings=ThoughtSettings(k=1), cache=False)
+
+
+@pytest.fixture(params=["our index", "the framework's"])
+def retriever(request: pytest.FixtureRequest, small_index: Index) -> O1Retriever:
+    if request.param == "our index":
+        return O1Retriever(retriever=Retriever(embedder(), small_index), k=1)
+    return O1Retriever(vectorstore=in_memory(O1Embeddings(embedder())), k=1)
+
+
+def test_messages_of_langchain_are_read() -> None:
+    assert Conversation.of(CHAT) == Conversation.of(READ)
+    assert Conversation.of([ChatMessage("hello", role="user")]) == Conversation.of([("user", "hello")])
+
+
+async def test_the_thought_is_written_after_the_messages(retriever: O1Retriever) -> None:
+    [plain] = retriever.invoke("And then?")
+    assert plain.metadata["thoughts"][0]["text"] == "Tides."
+    for history in (CHAT, READ):
+        for found in (
+            retriever.invoke("And then?", history=history),
+            await retriever.ainvoke("And then?", history=history),
+        ):
+            assert [document.id for document in found] == ["vapour"]
+            assert found[0].metadata["thoughts"][0]["text"] == "Water vapour condenses as droplets."
+
+
+def test_a_question_that_ends_the_messages_is_not_said_twice(retriever: O1Retriever) -> None:
+    [found] = retriever.invoke("And then?", history=[*CHAT, HumanMessage("And then?")])
+    assert found.metadata["thoughts"][0]["text"] == "Water vapour condenses as droplets."
+
+
+def test_adaptive_thinking_reads_it_where_it_thinks(many_index: Index) -> None:
+    retriever = O1Retriever(retriever=Retriever(embedder(), many_index), k=1, thinking="auto")
+    [found] = retriever.invoke("And then?", gate=ALWAYS_WORTH_IT, history=CHAT)
+    assert found.id == "vapour"
+    [found] = retriever.invoke("And the moon?", gate=NEVER_WORTH_IT, history=CHAT)
+    assert (found.id, found.metadata["thoughts"]) == ("moon", [])
+
+
+def test_adaptive_thinking_over_a_store_reads_it_too(retriever: O1Retriever) -> None:
+    [found] = retriever.invoke("And then?", thinking="auto", gate=ALWAYS_WORTH_IT, history=CHAT)
+    assert found.id == "vapour"
+
+
+def test_a_history_that_cannot_be_used(retriever: O1Retriever) -> None:
+    with pytest.raises(InputError, match="history is a str"):
+        retriever.invoke("And then?", history="We spoke about vapour.")
+
+
+def test_a_chat_model_is_sent_the_turns() -> None:
+    asked = []
+
+    def reply(messages: Any) -> str:
+        asked.append(messages)
+        return "a thought"
+
+    thinker = ChatModelThinker(RunnableLambda(reply), prompt="About: {query}")
+    made = ThinkingEmbedder.from_parts(thinker, bag_of_words, settings=ThoughtSettings(k=1), cache=False)
+    made.embed_query("And then?", history=CHAT)
+    assert asked == [[*READ, ("user", "About: And then?")]]
