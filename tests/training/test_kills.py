@@ -94,6 +94,11 @@ def test_a_kill_at_any_point_of_any_stage_changes_nothing(
         assert nursery.run(out=out, kill_at=point, **job) == -9
         assert nursery.run(out=out, **job) == 0
         assert out.read_bytes() == plain.read_bytes(), f"killed at call {point}"
+    for write in range(1, 9):
+        out = tmp_path / f"written{write}.jsonl"
+        assert nursery.run(out=out, rows=True, kill_at=write, **job) == -9
+        assert nursery.run(out=out, **job) == 0
+        assert out.read_bytes() == plain.read_bytes(), f"killed before write {write}"
 
 
 def test_a_kill_while_failures_are_retried_loses_no_thought(tmp_path: Path, nursery: Nursery) -> None:
