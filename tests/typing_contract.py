@@ -8,11 +8,12 @@ import chromadb
 import numpy as np
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnablePassthrough
 from langchain_core.tools import create_retriever_tool
 from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core import Settings, VectorStoreIndex
-from llama_index.core.llms import MockLLM
+from llama_index.core.llms import ChatMessage, MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
@@ -22,10 +23,19 @@ from numpy.typing import NDArray
 from chroma_o1_retriever import O1EmbeddingFunction, open_collection
 from langchain_o1_retriever import ChatModelThinker, O1Embeddings
 from langchain_o1_retriever import O1Retriever as LangChainRetriever
-from llama_index_o1_retriever import LLMThinker, O1Embedding
+from llama_index_o1_retriever import ConversationBundle, LLMThinker, O1Embedding
 from llama_index_o1_retriever import O1Retriever as LlamaIndexRetriever
 from mteb_o1_retriever import O1Model
-from o1_retriever import Index, QueryEmbedding, Retriever, ThinkingEmbedder, Thought, ThoughtSettings
+from o1_retriever import (
+    Explanation,
+    Index,
+    QueryEmbedding,
+    Retriever,
+    ThinkingEmbedder,
+    Thought,
+    ThoughtSettings,
+)
+from o1_retriever.conversation import Conversation, Message, read_history
 from o1_retriever.documents import Document
 from o1_retriever.thinkers import OpenAIThinker
 
@@ -54,6 +64,17 @@ def core() -> Retriever:
     fused = Retriever(embedder, index, hybrid=True, pooling="best").search("why?", thinking="auto")
     assert_type(fused.decision.think, bool)
     assert_type(fused.hits[0].dense_rank, int | None)
+    why = Retriever(embedder, index).explain("why?", k=3, where={"page": 1}, pooling="best")
+    assert_type(why, Explanation)
+    assert_type(why.moves[0].before, int | None)
+    assert_type(why.per_thought[0][0], Thought)
+    said = [{"role": "user", "content": "What is dew?"}, ("assistant", "Drops on cold grass.")]
+    after = Retriever(embedder, index).search("And on glass?", history=said)
+    assert_type(after.embedding.history, Conversation)
+    Retriever(embedder, index).search_many(["a", "b"], histories=[Conversation.of(said), None])
+    Retriever(embedder, index).explain("And on glass?", history=[Message("user", "What is dew?")])
+    assert_type(embedder.embed_query("why?", history=said), QueryEmbedding)
+    embedder.think(["why?"], histories=[read_history("chat.jsonl")])
     for hit in result:
         assert_type(hit.score, float)
         assert_type(hit.text, str)
@@ -72,7 +93,10 @@ async def langchain(embedder: ThinkingEmbedder, ours: Retriever) -> None:
     LangChainRetriever(vectorstore=store, embeddings=embeddings)
     LangChainRetriever(retriever=ours, filter={"source": "a.md"}, settings=ThoughtSettings(mode="never"))
     LangChainRetriever(retriever=ours, pooling="best", thinking="auto", hybrid=True)
+    assert_type(LangChainRetriever(retriever=ours).explain("why?", k=2), Explanation)
     retriever.invoke("why?", pooling="best", thinking="never", filter={"page": 1})
+    retriever.invoke("And then?", history=[HumanMessage("What is dew?"), AIMessage("Drops.")])
+    embeddings.think("And then?", history=[("human", "What is dew?")])
     retriever.batch(["why?", "how?"])
     create_retriever_tool(retriever, "search", "Searches.")
     chain = {"context": retriever, "question": RunnablePassthrough[str]()} | FakeListChatModel(
@@ -87,7 +111,10 @@ async def llama_index(embedder: ThinkingEmbedder, ours: Retriever) -> None:
     retriever = LlamaIndexRetriever(VectorStoreIndex([]), similarity_top_k=3, similarity_cutoff=0.1)
     assert_type(retriever.retrieve("why?"), list[NodeWithScore])
     await LlamaIndexRetriever(ours, settings=ThoughtSettings(k=1)).aretrieve(QueryBundle("why?"))
+    chat = [ChatMessage(role="user", content="What is dew?")]
+    retriever.retrieve(ConversationBundle("And then?", history=chat))
     LlamaIndexRetriever(ours, pooling="best", thinking="auto", hybrid=True, verbose=True)
+    assert_type(LlamaIndexRetriever(ours).explain("why?"), Explanation)
     LlamaIndexRetriever(
         VectorStoreIndex([]), embed_model=embedder, pooling="best", filters=MetadataFilters(filters=[])
     )

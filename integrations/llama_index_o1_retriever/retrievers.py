@@ -85,17 +85,19 @@ class O1Retriever(BaseRetriever):
         """How many nodes are returned."""
         return self._similarity_top_k
 
-    def explain(self, query: str) -> Explanation:
+    def explain(self, query: str | QueryBundle) -> Explanation:
         """What each thought finds in our own index, and what thinking moved.
 
-        `similarity_cutoff` is not applied. Raises `SettingsError` over a `VectorStoreIndex`.
+        Of a bundle the question counts, and the history of a `ConversationBundle`; `similarity_cutoff` is not
+        applied. Raises `SettingsError` over a `VectorStoreIndex`.
         """
         if isinstance(self._road, StoreRoad):
             raise SettingsError(
                 "This retriever searches a VectorStoreIndex; explain needs our own index.",
                 hint="Type: O1Retriever(Retriever(embedder, index)).explain(query)",
             )
-        return self._road.explain(query, self._similarity_top_k, self._settings)
+        bundle = QueryBundle(query) if isinstance(query, str) else query
+        return self._road.explain(bundle, self._similarity_top_k, self._settings)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return self._kept(self._road.retrieve(query_bundle, self._similarity_top_k, self._settings))

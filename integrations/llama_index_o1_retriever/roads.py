@@ -63,9 +63,16 @@ class OurRoad:
         """The same, in a thread."""
         return await asyncio.to_thread(self.retrieve, bundle, k, settings)
 
-    def explain(self, query: str, k: int, settings: ThoughtSettings | None) -> Explanation:
+    def explain(self, bundle: QueryBundle, k: int, settings: ThoughtSettings | None) -> Explanation:
         """What was found, and what thinking did to it."""
-        return self._retriever.explain(query, k=k, where=self._where, settings=settings, **self._options)
+        return self._retriever.explain(
+            bundle.query_str,
+            k=k,
+            where=self._where,
+            settings=settings,
+            history=history_of(bundle),
+            **self._options,
+        )
 
     def _vectors(self, bundle: QueryBundle, settings: ThoughtSettings | None) -> Vector:
         if bundle.embedding is not None:

@@ -79,6 +79,13 @@ def test_several_strings_and_adaptive_thinking_read_it(source: Any) -> None:
     assert found[0].node.node_id == "vapour"
 
 
+def test_an_explanation_reads_it(small_index: Index) -> None:
+    retriever = O1Retriever(Retriever(embedder(), small_index), similarity_top_k=1)
+    explanation = retriever.explain(ConversationBundle("And then?", history=CHAT))
+    assert [hit.id for hit in explanation.result] == ["vapour"]
+    assert explanation.result.embedding.history == Conversation.of(READ)
+
+
 def test_a_query_engine_passes_it_on(source: Any) -> None:
     engine = RetrieverQueryEngine.from_args(O1Retriever(source, similarity_top_k=1), llm=MockLLM())
     answer = engine.query(ConversationBundle("And then?", history=CHAT))
