@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import Document
 from o1_retriever.encoders import as_encoder
-from o1_retriever.errors import ThinkerError
 from o1_retriever.thinkers import OpenAIThinker, RequestPolicy
 from tests.support.serve import ModelServer
 
@@ -75,16 +73,19 @@ def test_the_query_changes_what_the_server_thinks(served_model: ModelServer) -> 
     assert one.text != other.text
 
 
-def test_a_model_that_the_server_does_not_serve_is_named(
+def test_a_conversation_is_taken(served_model: ModelServer, encoder) -> None:
+    said = [("system", "Be brief."), ("user", "Tell me about glass."), ("assistant", "It is a solid.")]
+    embedding = _embedder(served_model, encoder, False).embed_query(QUERIES[0], history=said)
+    assert all(not thought.failed for thought in embedding.thoughts), served_model.said()
+    assert len(embedding.history) == 3
+
+
+def test_a_model_that_the_server_does_not_serve_is_a_recorded_failure(
     served_model: ModelServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy = RequestPolicy(retries=0, deadline=20)
-    thinker = OpenAIThinker("no/such-model", base_url=served_model.url, policy=policy)
-    try:
-        [[thought]] = thinker.think(QUERIES[:1], 1, settings=SETTINGS)
-    except ThinkerError as error:
-        assert "no/such-model" in str(error)
-    else:
-        assert thought.failed
-        assert thought.error
-        assert any(record.levelno == logging.WARNING for record in caplog.records)
+    thinker = OpenAIThinker("no/such-model", base_url=served_model.url)
+    [[thought]] = thinker.think(QUERIES[:1], 1, settings=SETTINGS)
+    assert thought.failed
+    assert "answered 400" in str(thought.error)
+    assert "no/such-model" in str(thought.error)
+    assert "1 of 1 thoughts could not be had" in caplog.text
