@@ -68,24 +68,19 @@ def test_a_winner_has_most_votes_in_any_election(table: list[list[int]]) -> None
     assert votes.count(winner) == max(votes.count(place) for place in range(4))
 
 
-def test_bm25_over_candidates_is_that_of_bm25s() -> None:
-    case = Case(query="where is the cat?", candidates=tuple(TEXTS), positive="my cat likes trees and cats")
-    verdict = Bm25Member().score([case])[0]
+def scores_of_bm25s(texts: list[str], query: str) -> list[float]:
     stemmer = Stemmer.Stemmer("english")
+    options = {"stopwords": "en", "stemmer": stemmer, "show_progress": False}
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-    index.index(
-        bm25s.tokenize(TEXTS, stopwords="en", stemmer=stemmer, show_progress=False), show_progress=False
-    )
-    asked = bm25s.tokenize(
-        ["my cat likes trees and cats"],
-        stopwords="en",
-        stemmer=stemmer,
-        return_ids=False,
-        show_progress=False,
-    )
-    expected = index.get_scores(asked[0])
-    assert verdict.scores == pytest.approx(expected.tolist(), abs=1e-5)
-    assert verdict.bare > 0
+    index.index(bm25s.tokenize(texts, **options), show_progress=False)
+    return index.get_scores(bm25s.tokenize([query], return_ids=False, **options)[0]).tolist()
+
+
+def test_bm25_over_candidates_is_that_of_bm25s() -> None:
+    positive, query = "my cat likes trees and cats", "where is the cat that likes mice?"
+    verdict = Bm25Member().score([Case(query=query, candidates=tuple(TEXTS), positive=positive)])[0]
+    assert verdict.scores == pytest.approx(scores_of_bm25s(TEXTS, positive), abs=1e-5)
+    assert verdict.bare == pytest.approx(scores_of_bm25s([*TEXTS, query], positive)[-1], abs=1e-5)
 
 
 def test_bm25_over_a_corpus_is_the_score_of_the_positive() -> None:

@@ -18,7 +18,8 @@ K1, B = 1.5, 0.75
 class Bm25Member:
     """BM25 by the words that candidate and positive share (Lucene's variant, English).
 
-    By default the positive is the query and the row's candidates are the texts that are searched. With a
+    By default the positive is the query and the row's candidates are the texts that are searched, with the
+    bare query as one more of them where its own score is asked. With a
     `corpus` of documents, each candidate is a query and its score is that of the positive among them.
     """
 
@@ -51,10 +52,11 @@ class Bm25Member:
         candidates = [words[text] for text in case.candidates]
         positive, query = words[case.positive], words[case.query]
         if self._statistics is None:
-            # A bare query is measured by the statistics of the candidates that it competes with.
             own = _Statistics.of(candidates)
             scores = [own.score(positive, text) for text in candidates]
-            return Verdict(scores=tuple(scores), bare=own.score(positive, query))
+            # The query's words would count as rarer than any candidate's where it is not one of the texts.
+            beside = _Statistics.of([*candidates, query])
+            return Verdict(scores=tuple(scores), bare=beside.score(positive, query))
         scores = [self._statistics.score(text, positive) for text in candidates]
         return Verdict(scores=tuple(scores), bare=self._statistics.score(query, positive))
 
