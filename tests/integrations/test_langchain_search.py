@@ -112,3 +112,14 @@ async def test_a_store_without_scores_says_so(option: dict[str, Any]) -> None:
         retriever.invoke(QUERY)
     with pytest.raises(SettingsError, match="gives no scores for a search by vector"):
         await retriever.ainvoke(QUERY)
+
+
+def test_an_explanation_over_our_index(many_index):
+    retriever = O1Retriever(retriever=Retriever(small_embedder(), many_index), k=2, pooling="best")
+    found = retriever.explain(QUERY, k=3)
+    assert [hit.id for hit in found.result] == [each.id for each in retriever.invoke(QUERY, k=3)]
+    assert found.result.how.pooling == "best"
+    assert len(found.without) == 3
+    store = O1Retriever(vectorstore=in_memory(O1Embeddings(small_embedder())))
+    with pytest.raises(SettingsError, match="InMemoryVectorStore; explain needs our own index"):
+        store.explain(QUERY)

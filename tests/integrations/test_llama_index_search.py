@@ -121,3 +121,12 @@ async def test_a_store_of_another_dimension_says_what_it_was_searched_with() -> 
     with pytest.raises(ValueError, match="not aligned") as raised:
         await short.aretrieve(QUERY)
     assert "SimpleVectorStore was searched with a vector of 8 numbers" in raised.value.__notes__[0]
+
+
+def test_an_explanation_over_our_index(many_index):
+    retriever = O1Retriever(Retriever(small_embedder(), many_index), similarity_top_k=3, pooling="best")
+    found = retriever.explain(QUERY)
+    assert [hit.id for hit in found.result] == [each.node.node_id for each in retriever.retrieve(QUERY)]
+    assert found.result.how.pooling == "best"
+    with pytest.raises(SettingsError, match="explain needs our own index"):
+        O1Retriever(vector_index()).explain(QUERY)
