@@ -85,6 +85,8 @@ class TestThinkingAfterIt:
         )
         assert [row.thoughts[0].text for row in rows] == ["I see.", "nothing", "Lovely.", "I see."]
         assert listener.asked == [("a", 2), ("a", 0), ("b", 2)]
+        one_by_one = listening().embed_queries(["a", "b"], histories=[SAID, OTHER], batch_size=1)
+        assert [row.thoughts[0].text for row in one_by_one] == ["I see.", "Lovely."]
 
     def test_histories_are_checked_before_anything_is_thought(self) -> None:
         listener = Listener()
@@ -241,7 +243,11 @@ class TestEndpoint:
             )
             thinker = OpenAIThinker("m", base_url=server.url, prompt=ChatPrompt(system="Think."))
             thinker.think(["why?"], 1, settings=SETTINGS, histories=[Conversation.of(SAID)])
-        assert server.bodies[-1]["messages"] == [
+            greeted = Conversation.of([("ai", "Hello."), *SAID])
+            thinker.think(["why?"], 1, settings=SETTINGS, histories=[greeted])
+        *_, bare, opened = (body["messages"] for body in server.bodies)
+        assert opened == [{"role": "assistant", "content": "Hello."}, *bare]
+        assert bare == [
             {"role": "user", "content": "Think.\n\nMy mirror is in the bathroom."},
             {"role": "assistant", "content": "I see."},
             {"role": "user", "content": "why?"},

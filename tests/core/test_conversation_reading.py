@@ -99,6 +99,11 @@ class TestReading:
         if len(said) and len(whole.encode()) <= room:
             assert text == whole
 
+    def test_the_end_of_the_first_turn_that_has_no_room_is_kept(self) -> None:
+        said = Conversation.of([("user", "abcdefghijklmnopqrstuvwxyz"), ("assistant", "I see.")])
+        shown = rendered(said, lambda texts: [list(text.encode()) for text in texts], 42)
+        assert bytes(shown).decode() == "user: pqrstuvwxyz\nassistant: I see.\nuser: "
+
 
 class TestFiles:
     def test_both_forms(self, tmp_path: Path) -> None:
