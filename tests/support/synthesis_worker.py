@@ -3,7 +3,7 @@
 `with Nursery(root) as nursery` starts it; `nursery.run(job)` has a child do a job (`_do` has the fields) and
 returns how it ended. `kill_at` N has the child send itself SIGKILL right before the N-th of its `CALLS`, the
 places where something on disk changes; with `rows`, right before it writes its N-th row. `kill_after` S has
-it killed from outside after S seconds.
+it killed from outside, S seconds after its output has begun to grow.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Nursery:
         self._process.stdin.flush()
         child = int(self._line())
         if kill_after is not None:
+            _wait_for_growth(Path(str(job["out"])))
             time.sleep(kill_after)
             os.kill(child, signal.SIGKILL)
             self._process.stdin.write("\n")
@@ -55,6 +56,15 @@ class Nursery:
     def _line(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline()
+
+
+def _wait_for_growth(out: Path) -> None:
+    def size() -> int:
+        return out.stat().st_size if out.exists() else 0
+
+    before, ends = size(), time.monotonic() + 20
+    while size() <= before and time.monotonic() < ends:
+        time.sleep(0.002)
 
 
 def say(query: str, index: int) -> str | None:
