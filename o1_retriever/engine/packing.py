@@ -14,11 +14,24 @@ from typing import Any
 
 import torch
 
+from o1_retriever.errors import ModelError
+
 # The layout depends little on the rows of a batch; it is made for this many.
 _ROWS = 64
 
 
-class PackedLinear(torch.nn.Module):
+class _Prepared(torch.nn.Module):
+    """A layer that can be run and nothing else."""
+
+    def state_dict(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Raises `ModelError`: without it, the weights would be missing from what is saved, silently."""
+        raise ModelError(
+            "The model's weights are laid out for this processor and cannot be saved.",
+            hint="Save the model as transformers or sentence-transformers loads it.",
+        )
+
+
+class PackedLinear(_Prepared):
     """A linear layer whose weights are laid out for oneDNN; it can be run and nothing else."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
@@ -36,7 +49,7 @@ class PackedLinear(torch.nn.Module):
         return result
 
 
-class Int8Linear(torch.nn.Module):
+class Int8Linear(_Prepared):
     """A linear layer in 8 bits: weights scaled by output, inputs by batch as they come."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:

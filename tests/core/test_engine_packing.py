@@ -16,6 +16,7 @@ from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine.encode import last_states
 from o1_retriever.engine.load import LoadOptions, LocalModel, assemble, load_model
 from o1_retriever.engine.packing import Int8Linear, PackedLinear, can_pack, fastest, pack
+from o1_retriever.errors import ModelError
 from tests.support.caches import EXAMPLES
 from tests.support.engine import TOLERANCE, gap, job_for, written_by
 from tests.support.tiny import tiny_model
@@ -221,3 +222,13 @@ def test_the_fastest_precision_is_one_that_a_checkpoint_can_be_loaded_in(tmp_pat
     assert fastest(width=64, rows=8) in ("float32", "bfloat16", "int8")
     local = load_model(saved(tmp_path), LoadOptions(device="cpu", dtype="fastest"))
     assert np.isfinite(documents(local)).all()
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_packed_model_refuses_to_be_saved_without_its_weights(tmp_path: Path, int8: bool) -> None:
+    model, _ = tiny_model("qwen2")
+    pack(model, int8=int8)
+    if not any(isinstance(module, PackedLinear | Int8Linear) for module in model.modules()):
+        pytest.skip("this machine packs nothing")
+    with pytest.raises(ModelError, match="cannot be saved"):
+        model.save_pretrained(tmp_path)
