@@ -251,7 +251,7 @@ class Session:
         return [identity for _, identity in sorted(found)]
 
     def count(self, *, at_most: int | None = None) -> int:
-        """Number of documents, or `at_most` where there are more: counting takes time that grows with them."""
+        """Number of documents, or `at_most` where there are more: counting takes time that grows with it."""
         query = "SELECT count(*) FROM documents"
         if at_most is not None:
             query = f"SELECT count(*) FROM (SELECT 1 FROM documents LIMIT {int(at_most)})"
