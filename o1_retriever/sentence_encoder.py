@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from o1_retriever.engine.batching import by_tokens
 from o1_retriever.engine.weights import hash_signs
 from o1_retriever.errors import ModelError, ModelNotFoundError, SettingsError
 from o1_retriever.extras import require
@@ -24,6 +25,8 @@ from o1_retriever.vectors import check_vectors
 logger = logging.getLogger(__name__)
 
 PROBE = "What is a vector?"
+# Tokens of a pass on a CPU: more do not fit its caches. A token of English is some four characters.
+_TOKENS, _CHARACTERS = 2048, 4
 SPECIAL_TOKENS = 8  # more than any tokenizer puts around a text
 
 
@@ -131,8 +134,22 @@ class SentenceTransformerEncoder:
                 len(found),
                 self._max_tokens,
             )
-        vectors = encode(found, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
+        if self.model.device.type == "cpu" and len(found) > 1:
+            vectors = self._by_tokens(found, encode, batch_size)
+        else:
+            vectors = encode(found, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
         return check_vectors(vectors, len(found), f"The model returned for {len(found)} texts")
+
+    def _by_tokens(self, texts: list[str], encode: Callable[..., Any], batch_size: int) -> Any:
+        """Batches of about as many tokens as fit the processor's caches: long texts a few at a time."""
+        limit = self._max_tokens or sys.maxsize
+        lengths = [min(limit, len(text) // _CHARACTERS + 2) for text in texts]
+        parts, places = [], []
+        for batch in by_tokens(lengths, _TOKENS, batch_size):
+            some = [texts[place] for place in batch]
+            parts.append(encode(some, batch_size=len(some), show_progress_bar=False, convert_to_numpy=True))
+            places += batch
+        return np.concatenate(parts)[np.argsort(places)]
 
     def _prompt(self, *names: str) -> str:
         """What the model puts before a text: the first prompt of that name, else its default one."""
