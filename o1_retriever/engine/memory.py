@@ -14,8 +14,8 @@ import torch
 
 # The size of a huge page on most systems; smaller blocks are left to torch.
 _PAGE = 2 << 20
-# What is kept idle at most.
-_KEPT = 256 << 20
+# What is kept idle at most: as much as a batch of a small model needs, and no flight of a large one.
+_KEPT = 1 << 30
 
 
 class Memory:
