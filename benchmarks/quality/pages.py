@@ -1,4 +1,4 @@
-"""The tables and curves of README.md and docs/evaluation.md, made of the recorded figures and nothing else.
+"""The tables and curves of README.md and of the pages in docs, made of the recorded figures and nothing else.
 
 Run from the repository's root after the scripts that measure:
 
@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from benchmarks.record import RESULTS, ROOT, read
+from benchmarks.speed.page import full_table, speed_table
 from o1_retriever.evaluation.table import markdown_table
 
 Rows = Sequence[Mapping[str, object]]
@@ -159,7 +160,8 @@ def _cell(values: Mapping[str, float], name: str, form: str = ".3f") -> str:
 
 # Page: name of a table there: (file of figures, how it is rendered).
 PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
-    "README.md": {"quality": ("quality.jsonl", quality_table)},
+    "README.md": {"quality": ("quality.jsonl", quality_table), "speed": ("speed.jsonl", speed_table)},
+    "docs/engine.md": {"speed-all": ("speed.jsonl", full_table)},
     "docs/evaluation.md": {
         "gains": ("robustness.jsonl", gains_table),
         "robustness": ("robustness.jsonl", robustness_table),
