@@ -13,7 +13,7 @@ Rows = Sequence[Mapping[str, object]]
 _TITLES = {
     r"encode_queries/(\w+)/q1/ratio": "think about one query, {0} model, against two passes",
     r"encode_queries/(\w+)/q(\d+)/ratio": "think about {1} queries, {0} model, against two passes",
-    r"encode_queries/(\w+)/q(\d+)/int8_ratio": "think about {1} queries, {0} model in 8 bits, against float32",
+    r"encode_queries/(\w+)/q(\d+)/int8_ratio": "think about {1} queries, {0} model in 8 bits, against those",
     r"roofline/(\w+)/q(\d+)": "share of the floor reached, {1} queries, {0} model",
     r"sampling/(\w+)/q(\d+)": "share of the time spent on drawing tokens, {1} queries, {0} model",
     r"encode_documents/ratio": "embed documents, against sentence-transformers",
