@@ -99,8 +99,12 @@ def every_error() -> list[type[errors.O1RetrieverError]]:
 
 @pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
 def test_every_error_of_the_library_is_one_line_and_debug_has_the_traceback(kind, raising):
-    arguments = {"DocumentError": ("a.pdf", "it\nis broken."), "MissingExtraError": ("pkg", "index", "This")}
-    error = kind(*arguments.get(kind.__name__, ("Found\nnothing.",)))
+    made = {
+        "DocumentError": lambda: kind("a.pdf", "it\nis broken."),
+        "MissingExtraError": lambda: kind("pkg", "index", "This"),
+        "WrongVersionError": lambda: kind("pkg", "index", "This", found="1", expected=">=2"),
+    }
+    error = made.get(kind.__name__, lambda: kind("Found\nnothing."))()
     error.hint = "Type: this"
     result = CliRunner().invoke(raising(error), ["fail"])
     assert result.exit_code == 1
