@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,8 +70,10 @@ class Road:
         done = {query: thoughts for query, thoughts in known.items() if len(thoughts) == settings.k}
         missing = {query: thoughts for query, thoughts in known.items() if query not in done}
         result = Thoughts(queries=queries, thoughts=[])
-        with progress("Thinking", len(missing), show=show if missing else False) as advance:
-            for query, written in self._written(missing, settings, batch_size):
+        # Closed when interrupted here too: other callers may wait for what was under way.
+        writing = closing(self._written(missing, settings, batch_size))
+        with writing as new, progress("Thinking", len(missing), show=show if missing else False) as advance:
+            for query, written in new:
                 done[query] = written.thoughts
                 if written.new is not None:
                     for thought, vector in zip(written.new.thoughts, written.new.vectors or (), strict=False):
@@ -81,7 +84,7 @@ class Road:
 
     def _written(
         self, missing: dict[_Asked, list[Thought]], settings: ThoughtSettings, batch_size: int | None
-    ) -> Iterator[tuple[_Asked, _Written]]:
+    ) -> Generator[tuple[_Asked, _Written]]:
         """What is missing, each query written here or taken from a caller who is writing it already."""
         left = dict(missing)
         while left:
