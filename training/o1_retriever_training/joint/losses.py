@@ -1,0 +1,166 @@
+"""The losses of joint training: tensors in, one number out, in float32 whatever the model computes in.
+
+Every loss is 0 with a graph where there is nothing to learn, so that `backward` always works and every
+process of a distributed run takes part in the same sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+# More scores than this at once are computed again for their gradient instead of being kept (16 MiB).
+BLOCK = 1 << 22
+
+
+def contrastive_loss(
+    queries: Tensor,
+    documents: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE: how surprising each query's own document is among all that it is compared with.
+
+    `queries` [V, d] and `documents` [D, d] are unit vectors, `targets` [V] is the row of each one's positive.
+    Where `allowed` [V, D] is False a document is no negative of a query; its target counts all the same.
+    The mean over V; 0 with a graph without queries.
+    """
+    if not len(queries):
+        return _nothing(queries, documents)
+    rows = torch.arange(len(queries), device=queries.device)
+
+    def surprise(part: Tensor, documents: Tensor, rows: Tensor) -> Tensor:
+        scores = _similarity(part, documents) / temperature
+        if allowed is not None:
+            mask = ~allowed[rows]
+            mask[torch.arange(len(rows), device=rows.device), targets[rows]] = False
+            scores = scores.masked_fill(mask, -torch.inf)
+        return cross_entropy(scores, targets[rows], reduction="sum")
+
+    return _sum_of_blocks(surprise, queries, documents, rows) / len(queries)
+
+
+def distillation_loss(
+    queries: Tensor,
+    documents: Tensor,
+    candidates: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    """How far a query's scores of its own candidates are from its teacher's: KL of their softmaxes.
+
+    `candidates` int64 [V, C] are rows of `documents` (-1: none), `teacher` [V, C] their scores (nan: none).
+    The mean over the queries with at least two scored candidates; 0 with a graph without any, and 0 where
+    the scores are the teacher's.
+    """
+    scored = (candidates >= 0) & torch.isfinite(teacher)
+    rows = torch.nonzero(scored.sum(dim=1) >= 2).flatten()
+    if not len(rows):
+        return _nothing(queries, documents)
+
+    def distance(part: Tensor, documents: Tensor, rows: Tensor) -> Tensor:
+        absent = ~scored[rows]
+        wanted = _wide(teacher[rows]).masked_fill(absent, -torch.inf)
+        # The largest is taken off first: a large score over a small temperature would be infinite.
+        wanted = ((wanted - wanted.amax(dim=1, keepdim=True)) / teacher_temperature).softmax(dim=1)
+        scores = _similarity(part, documents).gather(1, candidates[rows].clamp(min=0)) / temperature
+        found = scores.masked_fill(absent, -torch.inf).log_softmax(dim=1).masked_fill(absent, 0.0)
+        return (torch.xlogy(wanted, wanted) - wanted * found).sum()
+
+    return _sum_of_blocks(distance, queries[rows], documents, rows) / len(rows)
+
+
+def generation_loss(logits: Tensor, labels: Tensor, *, tokens: int) -> Tensor:
+    """Next-token cross-entropy of the thoughts.
+
+    `logits` [T, vocabulary] predict `labels` [T]. The sum over these T, divided by `tokens`, the number of
+    labels in the whole batch of all chunks and processes: parts of a batch add up to its mean. 0 with a
+    graph when `tokens` is 0.
+    """
+    if not tokens or not len(labels):
+        return _nothing(logits)
+    with _full_precision(logits):
+        return cross_entropy(_wide(logits), labels, reduction="sum") / tokens
+
+
+def joint_loss(contrastive: Tensor, generation: Tensor, *, weight: float) -> Tensor:
+    """`weight` (the paper's lambda, 0 to 1) of the contrastive loss, the rest of the generation loss."""
+    return weight * contrastive + (1 - weight) * generation
+
+
+def allowed_negatives(
+    positive_keys: Tensor, document_keys: Tensor, targets: Tensor, *, groups: Tensor | None = None
+) -> Tensor:
+    """Which documents a query may be compared with, bool [V, D]: no other copy of any of its positives.
+
+    Keys are 64-bit hashes of what makes documents the same, an id or a text; 0 is no key. `positive_keys`
+    [V, P] has those of all positives of a query, `document_keys` [D], or [D, K] where a document has several,
+    those of the batch. The row in `targets` [V] is always allowed. With `groups` [V, G], rows of documents
+    (-1: none), a query is compared with these alone.
+    """
+    keys = document_keys if document_keys.dim() == 2 else document_keys[:, None]
+    same = torch.zeros(len(targets), len(keys), dtype=torch.bool, device=keys.device)
+    for one in positive_keys.unbind(1):
+        for other in keys.unbind(1):
+            same |= (one[:, None] == other[None, :]) & (one != 0)[:, None]
+    allowed = ~same if groups is None else ~same & _members(groups, len(keys))
+    allowed[torch.arange(len(targets), device=keys.device), targets] = True
+    return allowed
+
+
+def _members(groups: Tensor, documents: int) -> Tensor:
+    """Whether a document is in a query's group, bool [V, documents]."""
+    found = torch.zeros(len(groups), documents + 1, dtype=torch.bool, device=groups.device)
+    # What is missing (-1) goes to a column of its own.
+    found.scatter_(1, torch.where(groups < 0, documents, groups), True)
+    return found[:, :documents]
+
+
+def _similarity(queries: Tensor, documents: Tensor) -> Tensor:
+    with _full_precision(queries):
+        return _wide(queries) @ _wide(documents).T
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Autocast would compute the scores in bfloat16, too coarse for a temperature of 0.02."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _sum_of_blocks(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor], queries: Tensor, documents: Tensor, rows: Tensor
+) -> Tensor:
+    """The loss of all queries, block by block; `rows` are their numbers for what goes with them.
+
+    Of several blocks none keeps its scores for the gradient, so that memory grows with the vectors alone.
+    """
+    blocks = list(_blocks(len(queries), len(documents)))
+    if len(blocks) == 1:
+        return loss(queries, documents, rows)
+    parts = [
+        checkpoint(loss, queries[at], documents, rows[at], use_reentrant=False, preserve_rng_state=False)
+        for at in blocks
+    ]
+    return torch.stack(parts).sum()
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    size = max(1, BLOCK // max(1, columns))
+    for start in range(0, rows, size):
+        yield slice(start, start + size)
+
+
+def _nothing(*tensors: Tensor) -> Tensor:
+    """0 that depends on the tensors; of no row, so that an infinite one does not make it nan."""
+    return torch.stack([_wide(tensor[:0]).sum() for tensor in tensors]).sum()
