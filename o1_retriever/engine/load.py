@@ -168,7 +168,7 @@ def assemble(
         template=template,
         weights=weights or hash_signs(model),
         precision=precision_of(model),
-        stop_ids=_stop_ids(model, template),
+        stop_ids=stop_ids(model, template),
         settings=config.settings,
         lock=_lock_of(model),
     )
@@ -248,7 +248,8 @@ def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
     return model
 
 
-def _stop_ids(model: Any, template: Template) -> tuple[int, ...]:
+def stop_ids(model: Any, template: Template) -> tuple[int, ...]:
+    """Ids that end a thought: the template's eos and those that the model itself names."""
     # A chat model's generation config may list several ends; each closes a thought.
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = listed if isinstance(listed, list) else [] if listed is None else [listed]

@@ -1,0 +1,234 @@
+"""Save a trained model as a folder that this library, transformers and sentence-transformers load.
+
+Documents (and, in the paper layout, fast queries) have the same vectors in plain sentence-transformers as in
+`ThinkingEmbedder`, without any code of ours: the tokenizer itself puts `<emb>` at the end, after truncation,
+and what opens a text is a prompt.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from o1_retriever.engine.load import stop_ids
+from o1_retriever.errors import CheckpointError, SettingsError
+from o1_retriever.template import Layout, Template, TemplateConfig
+from o1_retriever.thought import ThoughtSettings
+
+logger = logging.getLogger(__name__)
+
+_PROBES = ("why is the sky blue", "Why?", "3.5 % of it", "d'été, 水は", "_x", "\tcode")
+_MODULES = (
+    ("", "sentence_transformers.models.Transformer"),
+    ("1_Pooling", "sentence_transformers.models.Pooling"),
+    ("2_Normalize", "sentence_transformers.models.Normalize"),
+)
+# The last user message is the query; what the model writes next is a thought.
+_CHAT = """\
+{%- set last = namespace(text='') -%}
+{%- for message in messages if message['role'] == 'user' -%}
+{%- if message['content'] is string -%}
+{%- set last.text = message['content'] -%}
+{%- else -%}
+{%- set parts = message['content'] | selectattr('type', 'equalto', 'text') -%}
+{%- set last.text = parts | map(attribute='text') | join(' ') -%}
+{%- endif -%}
+{%- endfor -%}
+{{- '<query>' + last.text + 'CLOSING<thought>' -}}
+"""
+_CLOSING: dict[Layout, str] = {"paper": "<emb>", "released": "</query>"}
+
+
+def save_embedder(folder: str | Path, model: Any, tokenizer: Any, template_config: TemplateConfig) -> Path:
+    """Write a thinking embedder: weights, tokenizer, our config and the sentence-transformers layout.
+
+    `model` is a causal language model with its adapters merged; neither it nor `tokenizer` is changed. Files
+    of the same names are overwritten, others stay. Raises `CheckpointError` for a model and a tokenizer that
+    do not make an embedder. Returns the folder.
+    """
+    folder = Path(folder)
+    template = _checked(folder, model, tokenizer, template_config)
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_weights(folder, model, template)
+    save_tokenizer(folder, tokenizer, template)
+    template_config.save(folder)
+    dimension = int(model.config.get_text_config().hidden_size)
+    save_sentence_transformers(folder, template, dimension=dimension)
+    return folder
+
+
+def _checked(folder: Path, model: Any, tokenizer: Any, config: TemplateConfig) -> Template:
+    if hasattr(model, "peft_config"):
+        raise CheckpointError(
+            "The model has an adapter that is not merged; expected a plain causal language model.",
+            hint="Call model.merge_and_unload() first, or let `o1-retriever publish` merge the folder.",
+        )
+    if not getattr(tokenizer, "is_fast", False):
+        raise CheckpointError(
+            f"{type(tokenizer).__name__} is no fast tokenizer; expected one with a tokenizer.json.",
+            hint="Load it with AutoTokenizer.from_pretrained(name, use_fast=True).",
+        )
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise CheckpointError(
+            f"The model for {folder} has {rows} token embeddings and its tokenizer {len(tokenizer)} tokens.",
+            hint="Call model.resize_token_embeddings(len(tokenizer)) before training.",
+        )
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return Template(tokenizer, config, positions=positions)
+
+
+def _save_weights(folder: Path, model: Any, template: Template) -> None:
+    before = getattr(model, "generation_config", None)
+    model.generation_config = _generation(model, template)
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.generation_config = before
+    path = folder / "config.json"
+    config = _read(path)
+    config.pop("_name_or_path", None)
+    if "use_cache" in config:  # gradient checkpointing turned it off
+        config["use_cache"] = True
+    _write(path, config)
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(0o644)
+
+
+def _generation(model: Any, template: Template) -> Any:
+    # What `generate` and a server do by themselves: sample a thought, and never a marker.
+    from transformers import GenerationConfig
+
+    known = ThoughtSettings.__dataclass_fields__
+    try:
+        wanted = ThoughtSettings(**{k: v for k, v in template.config.settings.items() if k in known})
+    except (SettingsError, TypeError) as error:
+        raise CheckpointError(f"The settings of the checkpoint cannot be used: {error}") from None
+    sampling = {"temperature": wanted.temperature, "top_p": wanted.top_p, "top_k": 0}
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    ends = stop_ids(model, template)
+    never = [i for i in template.suppressed(vocabulary) if i not in ends]
+    pad = template.tokenizer.pad_token_id
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=wanted.temperature > 0,
+        max_new_tokens=wanted.max_new_tokens,
+        eos_token_id=list(ends) if len(ends) > 1 else ends[0],
+        pad_token_id=template.eos if pad is None else pad,
+        suppress_tokens=never,
+        **(sampling if wanted.temperature > 0 else {}),
+    )
+
+
+def save_tokenizer(folder: Path, tokenizer: Any, template: Template) -> None:
+    """The tokenizer, which ends every text with `<emb>` unless it is called with add_special_tokens=False."""
+    saved = copy.copy(tokenizer)
+    saved.chat_template = chat_template(template.config.layout)
+    saved.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    # These describe where it was loaded from, or would have another class put the old special tokens back.
+    dropped = {
+        "is_local",
+        "local_files_only",
+        "name_or_path",
+        "add_bos_token",
+        "add_eos_token",
+        "processor_class",
+    }
+    config = {name: value for name, value in _read(path).items() if name not in dropped}
+    config |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": template.max_length,
+        "padding_side": "right",
+        "truncation_side": "right",
+    }
+    if config.get("pad_token") is None:
+        config["pad_token"] = tokenizer.convert_ids_to_tokens(template.eos)
+    _write(path, dict(sorted(config.items())))
+    path = folder / "tokenizer.json"
+    whole = _read(path) | {"post_processor": _ending(template.emb), "truncation": None, "padding": None}
+    path.write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
+
+
+def chat_template(layout: Layout) -> str:
+    """The Jinja template that turns the last user message into a prompt whose completion is a thought."""
+    return _CHAT.replace("CLOSING", _CLOSING[layout])
+
+
+def _ending(emb: int) -> dict[str, Any]:
+    one = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<emb>", "type_id": 0}}]
+    two = [one[0], {"Sequence": {"id": "B", "type_id": 0}}, one[1]]
+    special = {"<emb>": {"id": "<emb>", "ids": [emb], "tokens": ["<emb>"]}}
+    return {"type": "TemplateProcessing", "single": one, "pair": two, "special_tokens": special}
+
+
+def save_sentence_transformers(folder: Path, template: Template, *, dimension: int) -> None:
+    """The files with which plain sentence-transformers gives the vectors of documents and fast queries.
+
+    Read after the tokenizer was saved: its prompts are tried, and the one taken that gives our tokens.
+    """
+    listing = [
+        {"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(_MODULES)
+    ]
+    _write(folder / "modules.json", listing)
+    pooling = {"word_embedding_dimension": dimension, "pooling_mode_lasttoken": True, "include_prompt": True}
+    _write(folder / "1_Pooling" / "config.json", pooling)
+    _write(folder / "2_Normalize" / "config.json", {})
+    length = {"max_seq_length": template.max_length, "do_lower_case": False}
+    _write(folder / "sentence_bert_config.json", length)
+    listed = {"default_prompt_name": None, "similarity_fn_name": "cosine"}
+    _write(folder / "config_sentence_transformers.json", {"prompts": _prompts(folder, template), **listed})
+
+
+def _prompts(folder: Path, template: Template) -> dict[str, str]:
+    from transformers import AutoTokenizer
+
+    saved = AutoTokenizer.from_pretrained(folder)
+    texts = template.text_ids(_PROBES)
+    if Template(saved, template.config).text_ids(_PROBES) != texts:
+        raise CheckpointError(
+            f"The tokenizer saved in {folder} reads texts in another way than the one given; expected a "
+            "tokenizer.json that says everything about it.",
+            hint="Load the tokenizer with AutoTokenizer from a folder saved by tokenizer.save_pretrained.",
+        )
+    if template.config.layout == "released":
+        # A fast query of this layout ends in more than `<emb>`; a prompt can only open a text.
+        return {"document": ""}
+    wanted = {
+        "query": [template.fast_query(ids) for ids in texts],
+        "document": [template.document(ids) for ids in texts],
+    }
+    openings = {"query": "<query>", "document": "<doc>"}
+    return {name: _prompt(saved, openings[name], rows) for name, rows in wanted.items()}
+
+
+def _prompt(tokenizer: Any, marker: str, wanted: list[list[int]]) -> str:
+    # Whether a space belongs between a marker and a text differs from tokenizer to tokenizer.
+    tried = (f"{marker} ", marker)
+    right = {prompt: sum(_agreeing(tokenizer, prompt, wanted)) for prompt in tried}
+    best = max(tried, key=lambda prompt: right[prompt])
+    if right[best] < len(wanted):
+        logger.warning(
+            "Plain sentence-transformers reads %d of %d texts after %s as other tokens than we do",
+            len(wanted) - right[best],
+            len(wanted),
+            marker,
+        )
+    return best
+
+
+def _agreeing(tokenizer: Any, prompt: str, wanted: list[list[int]]) -> Iterable[bool]:
+    rows = tokenizer([prompt + text for text in _PROBES])["input_ids"]
+    return (row == ids for row, ids in zip(rows, wanted, strict=True))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
