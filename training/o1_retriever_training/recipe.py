@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from o1_retriever.errors import SettingsError
 from o1_retriever.thought import ThoughtSettings
 from o1_retriever_training.prompts import INSTRUCTIONS
 
@@ -86,15 +85,9 @@ class Recipe(_Frozen):
 
 def read_recipe(path: str | Path) -> Recipe:
     """A recipe from a YAML or JSON file. Raises `SettingsError` naming the first field that is wrong."""
-    import yaml
+    from o1_retriever_training.recipe_files import read_yaml
 
-    try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"There is no file {path}; expected a recipe.") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SettingsError(f"The recipe {path} cannot be read: {error}.") from error
-    return as_recipe({} if value is None else value, where=str(path))
+    return as_recipe(read_yaml(path), where=str(path))
 
 
 def as_recipe(value: Any, *, where: str = "The recipe") -> Recipe:
@@ -102,9 +95,6 @@ def as_recipe(value: Any, *, where: str = "The recipe") -> Recipe:
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise SettingsError(
-            f"{where}: {field} is {first['input']!r:.80}: {first['msg']}.",
-            hint=f"Known fields: {', '.join(Recipe.model_fields)}.",
-        ) from None
+        from o1_retriever_training.recipe_files import refusal
+
+        raise refusal(error, Recipe, where) from None
