@@ -12,38 +12,38 @@ from pydantic import ValidationError, model_validator
 
 from o1_retriever.errors import SettingsError
 from o1_retriever_training.joint.recipe_parts import (
-    CheckpointPart,
-    DataPart,
-    EvaluationPart,
-    HardwarePart,
-    LoraPart,
-    LossPart,
-    ModelPart,
-    OptimisationPart,
-    Part,
+    CheckpointSection,
+    DataSection,
+    EvaluationSection,
+    HardwareSection,
+    LoraSettings,
+    LossSection,
+    ModelSection,
+    OptimisationSection,
+    Section,
     Source,
-    StopPart,
+    StopSection,
     Text,
 )
 from o1_retriever_training.recipe_files import read_yaml, refusal
 
 __all__ = [
-    "CheckpointPart", "DataPart", "EvaluationPart", "HardwarePart", "LoraPart", "LossPart", "ModelPart",
-    "OptimisationPart", "Source", "StopPart", "TrainRecipe", "as_train_recipe", "read_train_recipe",
+    "CheckpointSection", "DataSection", "EvaluationSection", "HardwareSection", "LoraSettings", "LossSection", "ModelSection",
+    "OptimisationSection", "Source", "StopSection", "TrainRecipe", "as_train_recipe", "read_train_recipe",
 ]  # fmt: skip
 
 
-class TrainRecipe(Part):
+class TrainRecipe(Section):
     """Everything about a joint training. Whether its files exist is checked by `read_train_recipe`."""
 
-    model: ModelPart
-    data: DataPart
-    losses: LossPart = LossPart()
-    optimisation: OptimisationPart = OptimisationPart()
-    evaluation: EvaluationPart | None = None
-    checkpoints: CheckpointPart = CheckpointPart()
-    stop: StopPart = StopPart()
-    hardware: HardwarePart = HardwarePart()
+    model: ModelSection
+    data: DataSection
+    losses: LossSection = LossSection()
+    optimisation: OptimisationSection = OptimisationSection()
+    evaluation: EvaluationSection | None = None
+    checkpoints: CheckpointSection = CheckpointSection()
+    stop: StopSection = StopSection()
+    hardware: HardwareSection = HardwareSection()
     output: Text
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from o1_retriever.errors import SettingsError
-from o1_retriever_training.joint.recipe import EvaluationPart, TrainRecipe
+from o1_retriever_training.joint.recipe import EvaluationSection, TrainRecipe
 from o1_retriever_training.opening import HINT
 from o1_retriever_training.reading import HUB
 from o1_retriever_training.recipe_files import yaml_value
@@ -112,7 +112,7 @@ def looks_local(base: str) -> bool:
     return Path(base).exists() or base.startswith((".", "/", "~")) or base.count("/") > 1
 
 
-def _check_collection(section: EvaluationPart, where: str) -> None:
+def _check_collection(section: EvaluationSection, where: str) -> None:
     from o1_retriever.evaluation.collection import splits_of
 
     root = Path(section.collection)

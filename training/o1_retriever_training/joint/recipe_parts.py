@@ -37,13 +37,13 @@ Tokens = Annotated[Count, Field(ge=8, le=1_000_000)]
 Text = Annotated[str, Field(min_length=1)]
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """What every section is: frozen, without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class LoraPart(Part):
+class LoraSettings(Section):
     """The low-rank matrices beside the frozen weights. All values are the reference's."""
 
     rank: Positive = 32
@@ -54,19 +54,19 @@ class LoraPart(Part):
     )
 
 
-class ModelPart(Part):
+class ModelSection(Section):
     """What is trained, and how. `dtype` auto is bfloat16 (reference) on CUDA and float32 on a CPU (ours)."""
 
     base: Text
     layout: Layout = "paper"  # paper
     tuning: Literal["lora", "qlora", "full"] = "lora"  # reference
-    lora: LoraPart = LoraPart()
+    lora: LoraSettings = LoraSettings()
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"  # ours
     gradient_checkpointing: bool = True  # reference
 
     @model_validator(mode="after")
-    def _fits(self) -> ModelPart:
+    def _fits(self) -> ModelSection:
         if self.attention == "flash_attention_2" and self.dtype == "float32":
             raise ValueError(
                 "attention flash_attention_2 computes in bfloat16 and dtype is float32; expected dtype "
@@ -75,7 +75,7 @@ class ModelPart(Part):
         return self
 
 
-class Source(Part):
+class Source(Section):
     """A file of rows, or `hub:owner/name`; a batch is of one source. `rows` takes at most so many.
 
     `thoughts` is what is trained on: the elected one of a row, the first usable candidate (no committee),
@@ -93,7 +93,7 @@ class Source(Part):
         return self.name or PurePath(self.path).name.partition(".")[0]
 
 
-class DataPart(Part):
+class DataSection(Section):
     """Rows to train on, and how long they may get, in tokens, markers included (all the reference's).
 
     `group` is how many passages a query has: one positive and up to `group` - 1 of its row's negatives.
@@ -111,7 +111,7 @@ class DataPart(Part):
     group: Positive = 16
 
     @model_validator(mode="after")
-    def _fits(self) -> DataPart:
+    def _fits(self) -> DataSection:
         if self.max_query_tokens + TAIL > self.max_length:
             raise ValueError(
                 f"max_query_tokens is {self.max_query_tokens} and max_length, of the query with its thought, "
@@ -126,7 +126,7 @@ class DataPart(Part):
         return self
 
 
-class LossPart(Part):
+class LossSection(Section):
     """The joint objective: `contrastive_weight` (λ) times the contrastive part, the rest for the thoughts.
 
     `vectors` sampled draws for each query which vector is trained (z, thinking with `thinking_probability`);
@@ -145,7 +145,7 @@ class LossPart(Part):
     teacher_temperature: Annotated[Number, Field(gt=0)] = 1.0  # reference: raw scores
 
     @model_validator(mode="after")
-    def _teaches(self) -> LossPart:
+    def _teaches(self) -> LossSection:
         if self.contrastive_weight and not self.distillation_weight + self.contrastive_part_weight:
             raise ValueError(
                 "distillation_weight and contrastive_part_weight are both 0; expected one of them above 0, "
@@ -154,7 +154,7 @@ class LossPart(Part):
         return self
 
 
-class OptimisationPart(Part):
+class OptimisationSection(Section):
     """How long and how fast. `queries` is the contrastive batch of a process, `chunk` how many sequences one
     forward takes (gradient caching; None: all at once). `steps` stands in the place of `epochs`."""
 
@@ -177,13 +177,13 @@ class OptimisationPart(Part):
         return value
 
     @model_validator(mode="after")
-    def _one_length(self) -> OptimisationPart:
+    def _one_length(self) -> OptimisationSection:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"steps is {self.steps} and epochs {self.epochs}; expected one of them")
         return self
 
 
-class EvaluationPart(Part):
+class EvaluationSection(Section):
     """A dev collection (BEIR folder) that is searched every so many steps; the best checkpoint is kept.
 
     `thoughts` is k, 0 judges the fast path; with `temperature` 0 the likeliest thought is written. All ours.
@@ -219,20 +219,20 @@ class EvaluationPart(Part):
         return value
 
 
-class CheckpointPart(Part):
+class CheckpointSection(Section):
     """How often everything that a run needs to go on is written, and how many of those are kept. Ours."""
 
     every: Positive = 500
     keep: Positive = 2
 
 
-class StopPart(Part):
+class StopSection(Section):
     """When to give up: the loss's running mean is so many times its lowest. None: never. Ours."""
 
     divergence: Annotated[Number, Field(gt=1)] | None = 3.0
 
 
-class HardwarePart(Part):
+class HardwareSection(Section):
     """What the recipe is written for: `device` by a name that the dry run knows, and how many of them. Ours.
 
     A contrastive batch has `optimisation.queries` of every process, so that another number of processes
