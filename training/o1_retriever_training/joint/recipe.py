@@ -28,9 +28,20 @@ from o1_retriever_training.joint.recipe_parts import (
 from o1_retriever_training.recipe_files import read_yaml, refusal
 
 __all__ = [
-    "CheckpointSection", "DataSection", "EvaluationSection", "HardwareSection", "LoraSettings", "LossSection", "ModelSection",
-    "OptimisationSection", "Source", "StopSection", "TrainRecipe", "as_train_recipe", "read_train_recipe",
-]  # fmt: skip
+    "CheckpointSection",
+    "DataSection",
+    "EvaluationSection",
+    "HardwareSection",
+    "LoraSettings",
+    "LossSection",
+    "ModelSection",
+    "OptimisationSection",
+    "Source",
+    "StopSection",
+    "TrainRecipe",
+    "as_train_recipe",
+    "read_train_recipe",
+]
 
 
 class TrainRecipe(Section):
