@@ -1,0 +1,207 @@
+"""The model that is trained: a causal language model with the markers of its layout, and what of it learns."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from o1_retriever.engine.checkpoint import find_folder, first_line
+from o1_retriever.errors import CheckpointError, SettingsError
+from o1_retriever.extras import require
+from o1_retriever.template import CONFIG_NAME, MARKERS, Layout, Template, TemplateConfig
+from o1_retriever_training.joint.recipe_parts import DataSection, ModelSection
+
+logger = logging.getLogger(__name__)
+
+# A new marker starts at the mean of all tokens, moved by this share of their spread, so that no two agree.
+_SPREAD = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Backbone:
+    """A model ready to be trained.
+
+    `model` is the whole as it is trained (for LoRA a `PeftModel`), `language_model` the causal language model
+    in it. `template` has the limits of training, `deployed` those of the checkpoint that will be saved.
+    """
+
+    model: Any
+    language_model: Any
+    tokenizer: Any
+    template: Template
+    deployed: TemplateConfig
+    added: tuple[str, ...]
+
+
+def open_backbone(model: ModelSection, data: DataSection, *, seed: int, device: torch.device) -> Backbone:
+    """Load the base, give it the markers it lacks and choose what is trained.
+
+    Full tuning trains every weight; LoRA and QLoRA train low-rank matrices and the rows of the markers.
+    Raises `ModelNotFoundError` and `CheckpointError` for a base that cannot be trained to think and embed.
+    """
+    from transformers import AutoTokenizer
+
+    folder = find_folder(model.base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder} has no tokenizer that can be loaded: {first_line(error)}.") from error
+    language_model = _load(folder, model, device)
+    added = add_markers(language_model, tokenizer, model.layout, seed=seed)
+    deployed = _deployed(folder, model.layout, language_model)
+    training = TemplateConfig(
+        layout=model.layout, max_query_tokens=data.max_query_tokens, max_length=data.max_length
+    )
+    template = Template(
+        tokenizer, training, positions=_positions(language_model), instruction=data.instruction
+    )
+    if model.gradient_checkpointing:
+        language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    language_model.config.use_cache = False
+    trained = language_model if model.tuning == "full" else _with_lora(language_model, model, tokenizer, seed)
+    return Backbone(
+        model=trained,
+        language_model=language_model,
+        tokenizer=tokenizer,
+        template=template,
+        deployed=deployed,
+        added=added,
+    )
+
+
+def compute_dtype(model: ModelSection, device: torch.device) -> torch.dtype:
+    """What the forward computes in."""
+    if model.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
+
+
+def add_markers(model: Any, tokenizer: Any, layout: Layout, *, seed: int) -> tuple[str, ...]:
+    """Give a model and its tokenizer the markers of a layout; return those that were new.
+
+    Their rows start near the mean of all rows, each moved by a little of its own.
+    """
+    from tokenizers import AddedToken
+
+    known = tokenizer.get_vocab()
+    missing = tuple(marker for marker in MARKERS[layout] if marker not in known)
+    if not missing:
+        return ()
+    tokens = [AddedToken(marker, special=True, normalized=False) for marker in missing]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    before = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > before:
+        # Rows beyond the vocabulary are often there for alignment already.
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(missing)))
+    used = min(before, int(ids.min()))
+    for table in {id(t): t for t in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        _start_rows(table, ids, used, seed)
+    logger.info("New tokens of the %s layout: %s", layout, " ".join(missing))
+    return missing
+
+
+def _start_rows(table: nn.Module | None, ids: torch.Tensor, used: int, seed: int) -> None:
+    if table is None:
+        return
+    weight: torch.Tensor = table.weight  # type: ignore[assignment]
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        known = weight[:used].float()
+        moved = torch.randn(len(ids), weight.shape[1], generator=noise).to(known) * known.std(0) * _SPREAD
+        weight[ids.to(weight.device)] = (known.mean(0) + moved).to(weight.dtype)
+
+
+def marker_ids(tokenizer: Any, layout: Layout) -> list[int]:
+    """The ids of the markers, whose rows are trained in every kind of tuning."""
+    return [int(i) for i in tokenizer.convert_tokens_to_ids(list(MARKERS[layout]))]
+
+
+def _load(folder: Path, model: ModelSection, device: torch.device) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    dtype = compute_dtype(model, device)
+    # Full tuning keeps float32 weights and computes under autocast: bfloat16 weights would lose small steps.
+    arguments: dict[str, Any] = {"dtype": torch.float32 if model.tuning == "full" else dtype}
+    if model.tuning == "qlora":
+        arguments["quantization_config"] = nf4_config(dtype)
+        arguments["device_map"] = {"": device}
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, attn_implementation=model.attention, **arguments
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise CheckpointError(f"{model.base} could not be loaded: {first_line(error)}.") from error
+    if not getattr(loaded.config.get_text_config(), "is_decoder", True) and hasattr(loaded, "bert"):
+        raise CheckpointError(f"{model.base} is a bidirectional encoder; expected a causal language model.")
+    return loaded if model.tuning == "qlora" else loaded.to(device)
+
+
+def nf4_config(dtype: torch.dtype) -> Any:
+    """How a base is quantised for QLoRA: NF4 with double quantisation."""
+    require("bitsandbytes", extra="4bit", purpose="QLoRA")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _with_lora(language_model: Any, model: ModelSection, tokenizer: Any, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    for parameter in language_model.parameters():
+        parameter.requires_grad_(False)
+    settings = model.lora
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        trainable_token_indices=marker_ids(tokenizer, model.layout),
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)  # the matrices start the same in every process and after every start
+    try:
+        return get_peft_model(language_model, config)
+    except ValueError as error:
+        linear = {
+            name.rpartition(".")[2] for name, part in language_model.named_modules() if _is_linear(part)
+        }
+        raise SettingsError(
+            f"model.lora.targets is {list(settings.targets)} and {model.base} cannot be adapted there: "
+            f"{first_line(error)}.",
+            hint=f"Its linear layers are {', '.join(sorted(linear))}.",
+        ) from error
+
+
+def _is_linear(part: nn.Module) -> bool:
+    return isinstance(part, nn.Linear) or type(part).__name__ == "Linear4bit"
+
+
+def _positions(language_model: Any) -> int | None:
+    found = getattr(language_model.config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def _deployed(folder: Path, layout: Layout, language_model: Any) -> TemplateConfig:
+    # A model answers longer queries than it was trained on; its base's own limits stay.
+    path = folder / CONFIG_NAME
+    if path.is_file():
+        found = TemplateConfig.from_file(path)
+        if found.layout == layout:
+            return found
+    length = min(TemplateConfig.max_length, _positions(language_model) or TemplateConfig.max_length)
+    return TemplateConfig(
+        layout=layout, max_length=length, max_query_tokens=min(TemplateConfig.max_query_tokens, length // 2)
+    )

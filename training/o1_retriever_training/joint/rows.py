@@ -1,0 +1,254 @@
+"""The rows of a training run as numbers: built once from the files, then mapped by every process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from o1_retriever.progress import progress
+from o1_retriever.template import Template
+from o1_retriever_training.errors import DataError
+from o1_retriever_training.joint.recipe_parts import DataSection, Source
+from o1_retriever_training.joint.texts import Texts, TextWriter
+from o1_retriever_training.problems import Problems
+from o1_retriever_training.reading import count_rows, digest, read_rows
+from o1_retriever_training.rows import Row
+
+logger = logging.getLogger(__name__)
+
+_ROWS, _REPORT = "rows.npz", "report.json"
+_FORMAT = 1
+Numbers = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class DataReport:
+    """What a run trains on: rows by source, what they lack, and what was too long and was cut."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    without_thought: int = 0
+    without_positive: int = 0
+    unusable: int = 0
+    repeated: int = 0
+    cut_queries: int = 0
+    cut_thoughts: int = 0
+    cut_documents: int = 0
+    texts: int = 0
+    tokens: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        total = sum(self.rows.values())
+        said = [f"{total:,} rows, {self.texts:,} texts, {self.tokens:,} tokens"]
+        for count, what in (
+            (self.without_thought, "rows without a thought (contrastive loss only)"),
+            (self.without_positive, "rows without a positive (generation loss only)"),
+            (self.unusable, "rows with neither thought nor positive left out"),
+            (self.cut_queries, "queries cut"),
+            (self.cut_thoughts, "thoughts cut"),
+            (self.cut_documents, "documents cut"),
+        ):
+            if count:
+                said.append(f"{count:,} {what}")
+        return "; ".join([*said, *self.problems])
+
+
+class TrainingRows:
+    """Rows by number: a query, its thoughts, positives and negatives as numbers of `texts`.
+
+    `source` (rows,) says which file each came from.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.texts = Texts(folder)
+        with np.load(folder / _ROWS) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        self.query: Numbers = arrays["query"]
+        self.source: Numbers = arrays["source"]
+        self._lists = {name: (arrays[name], arrays[f"{name}_starts"]) for name in _LISTS}
+        self.report = DataReport(**json.loads((folder / _REPORT).read_text(encoding="utf-8")))
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def thoughts(self, row: int) -> Numbers:
+        """The thoughts that may be trained on, the one to take first; none for a row without."""
+        return self._of("thoughts", row)
+
+    def positives(self, row: int) -> Numbers:
+        """Its relevant documents."""
+        return self._of("positives", row)
+
+    def negatives(self, row: int) -> Numbers:
+        """Its hard negatives."""
+        return self._of("negatives", row)
+
+    def scores(self, row: int) -> NDArray[np.float64]:
+        """The teacher's scores of its positives and then of its negatives, nan where it gave none."""
+        return self._of("scores", row)
+
+    def _of(self, name: str, row: int) -> Any:
+        values, starts = self._lists[name]
+        return values[starts[row] : starts[row + 1]]
+
+
+_LISTS = ("thoughts", "positives", "negatives", "scores")
+
+
+def open_rows(data: DataSection, template: Template, work: Path, *, show: bool | None = None) -> TrainingRows:
+    """The rows of a recipe, tokenised into `work` unless the same was done before.
+
+    Raises `DataError` when a source cannot be read, or when nothing in it can be trained on.
+    """
+    name = _signature(data, template)
+    folder = work / name
+    if not (folder / _REPORT).is_file():
+        staged = work / f"{name}.{os.getpid()}.part"
+        shutil.rmtree(staged, ignore_errors=True)
+        try:
+            report = _Builder(data, template, staged).build(show)
+            (staged / _REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            staged.rename(folder)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    rows = TrainingRows(folder)
+    if not len(rows):
+        raise DataError(
+            f"None of the rows of {', '.join(str(source.path) for source in data.train)} can be trained on: "
+            f"{rows.report}.",
+            hint="A row needs a query and a thought or a positive.",
+        )
+    return rows
+
+
+def _signature(data: DataSection, template: Template) -> str:
+    """Stands for all that decides the numbers: the files, the tokenizer and the limits."""
+    words = sorted(template.tokenizer.get_vocab().items())
+    content = [
+        _FORMAT,
+        [[digest(source.path), source.rows, source.thoughts, source.title] for source in data.train],
+        [template.max_query_text, template.max_length, data.max_document_tokens],
+        template.config.layout,
+        hashlib.blake2b(json.dumps(words).encode()).hexdigest(),
+        str(getattr(template.tokenizer, "backend_tokenizer", "") and _pieces(template)),
+    ]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
+
+def _pieces(template: Template) -> list[list[int]]:
+    # Two tokenizers of one vocabulary may cut text differently.
+    return template.text_ids(["The quick brown Fox's  naïve jump, 1234!", "Größe <emb>\n\ttab"])
+
+
+class _Builder:
+    """One pass over the sources."""
+
+    def __init__(self, data: DataSection, template: Template, folder: Path) -> None:
+        self._data, self._template, self._folder = data, template, folder
+        self._document = min(template.max_document, data.max_document_tokens - 2)
+        self._flat: dict[str, list[Any]] = {name: [] for name in _LISTS}
+        self._starts: dict[str, list[int]] = {name: [0] for name in _LISTS}
+        self._query: list[int] = []
+        self._source: list[int] = []
+        self._used: dict[str, set[int]] = {"query": set(), "document": set(), "thought": set()}
+        self._report = DataReport()
+
+    def build(self, show: bool | None) -> DataReport:
+        """Write the folder."""
+        report = self._report
+        with TextWriter(self._folder, self._template.text_ids) as writer:
+            for number, source in enumerate(self._data.train):
+                self._read(number, source, writer, show)
+            writer.flush()
+        report.cut_queries = len(writer.cut & self._used["query"])
+        report.cut_documents = len(writer.cut & self._used["document"])
+        arrays: dict[str, Any] = {
+            "query": np.asarray(self._query, np.int64),
+            "source": np.asarray(self._source, np.int64),
+        }
+        for name in _LISTS:
+            kind = np.float64 if name == "scores" else np.int64
+            arrays[name] = np.asarray(self._flat[name], kind)
+            arrays[f"{name}_starts"] = np.asarray(self._starts[name], np.int64)
+        np.savez(self._folder / _ROWS, **arrays)
+        texts = Texts(self._folder)
+        report.texts, report.tokens = len(texts), int(texts.lengths.sum())
+        report.cut_thoughts = self._cut_thoughts(texts.lengths)
+        return report
+
+    def _cut_thoughts(self, lengths: Numbers) -> int:
+        """How many thoughts have no room behind their query."""
+        markers = len(self._template.prompt([0])) - 1
+        queries = np.repeat(np.asarray(self._query, np.int64), np.diff(self._starts["thoughts"]))
+        room = self._template.room(range(markers)) - lengths[queries]
+        return int((lengths[np.asarray(self._flat["thoughts"], np.int64)] > room).sum())
+
+    def _read(self, number: int, source: Source, writer: TextWriter, show: bool | None) -> None:
+        problems = Problems(str(source.path))
+        total = count_rows(source.path, show=show)
+        rows: Iterator[Row] = islice(read_rows(source.path, problems), source.rows)
+        taken = 0
+        with progress(f"Tokenising {source.title}", total, show=show) as advance:
+            for row in rows:
+                taken += self._take(number, row, source, writer)
+                advance(1)
+        self._report.rows[source.title] = taken
+        if len(problems):
+            self._report.problems.append(str(problems))
+
+    def _take(self, number: int, row: Row, source: Source, writer: TextWriter) -> bool:
+        thoughts = _thoughts(row, source)
+        if not thoughts and not row.pos:
+            self._report.unusable += 1
+            return False
+        self._report.without_thought += not thoughts
+        self._report.without_positive += not row.pos
+        self._query.append(self._number(row.query, "query", writer, self._template.max_query_text))
+        self._source.append(number)
+        most = self._template.max_length
+        self._list("thoughts", [self._number(text, "thought", writer, most) for text in thoughts])
+        for name, texts in (("positives", row.pos), ("negatives", row.neg)):
+            self._list(name, [self._number(text, "document", writer, self._document) for text in texts])
+        self._list("scores", _scores(row))
+        return True
+
+    def _number(self, text: str, kind: str, writer: TextWriter, most: int) -> int:
+        number = writer.number(text, most=most)
+        self._used[kind].add(number)
+        return number
+
+    def _list(self, name: str, values: Sequence[Any]) -> None:
+        self._flat[name].extend(values)
+        self._starts[name].append(len(self._flat[name]))
+
+
+def _thoughts(row: Row, source: Source) -> list[str]:
+    """Which thoughts of a row are trained on: the elected one, the first usable one, or any of them."""
+    usable = [row.all_thought[place] or "" for place in row.usable]
+    if source.thoughts == "none":
+        return []
+    if source.thoughts == "any":
+        return usable or [text for text in [row.thought] if text]
+    if source.thoughts == "first":
+        return usable[:1] or [text for text in [row.thought] if text]
+    return [row.thought] if row.thought else []
+
+
+def _scores(row: Row) -> list[float]:
+    def filled(scores: list[float] | None, count: int) -> list[float]:
+        given = list(scores or [])[:count]
+        return given + [float("nan")] * (count - len(given))
+
+    return filled(row.pos_scores, len(row.pos)) + filled(row.neg_scores, len(row.neg))

@@ -1,0 +1,241 @@
+"""One training step: the joint loss of a batch and its gradient, at once or chunk by chunk.
+
+With gradient caching (Gao et al. 2021, arXiv 2101.06983) every chunk is first embedded without a graph, the
+loss's gradient with respect to the vectors is kept, and each chunk is embedded again with one: memory is
+that of a chunk, and the gradient that of the whole batch. The thoughts' loss belongs to single tokens and is
+computed in the second pass alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from o1_retriever_training.joint.collate import Batch
+from o1_retriever_training.joint.gather import VectorBatch, gather_vectors, processes, total
+from o1_retriever_training.joint.losses import (
+    allowed_negatives,
+    contrastive_loss,
+    distillation_loss,
+    joint_loss,
+)
+from o1_retriever_training.joint.recipe_parts import LossSection
+
+Forward: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+Parts: TypeAlias = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """What one forward takes, and which of the batch's vectors it gives (`at`)."""
+
+    ids: Tensor
+    rows: Tensor
+    columns: Tensor
+    at: slice
+    labels: tuple[Tensor, Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """How a step goes through a batch.
+
+    `chunk` is the number of sequences of a forward; None takes all at once and caches nothing. `backward`
+    takes a loss; `unsynchronised` is entered for every backward but the last. With `even` all processes make
+    the same number of forwards, which sharded weights need.
+    """
+
+    chunk: int | None
+    backward: Callable[[Tensor], None] = lambda loss: loss.backward()  # type: ignore[no-untyped-call]
+    unsynchronised: Callable[[], AbstractContextManager[Any]] = nullcontext
+    even: bool = False
+
+
+def joint_step(forward: Forward, batch: Batch, losses: LossSection, how: How) -> Parts:
+    """Add the gradient of a batch's joint loss to the weights; return the parts of the loss, detached.
+
+    `forward` is a `JointModel`, or what DDP or FSDP made of it. Parts are `loss`, `contrastive`,
+    `distillation` and `generation`; their mean over the processes is that of the global batch.
+    """
+    queries, documents = query_chunks(batch, how.chunk), document_chunks(batch, how.chunk)
+    if how.even:
+        queries, documents = _as_many(queries, batch), _as_many(documents, batch)
+    tokens = total(len(batch["label_ids"]))
+    run = _direct if how.chunk is None else _cached
+    return run(forward, batch, losses, how, _Plan(queries, documents, tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    queries: list[Chunk]
+    documents: list[Chunk]
+    tokens: int  # of all processes
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        # A chunk of queries comes last: it uses every weight, the head too, and its backward synchronises.
+        return [*self.documents, *self.queries]
+
+    def generation(self, surprise: Tensor) -> Tensor:
+        """What a process adds to the generation loss, so that the mean over processes is the global one."""
+        return surprise * (processes() / self.tokens if self.tokens else 0.0)
+
+
+def _direct(forward: Forward, batch: Batch, losses: LossSection, how: How, plan: _Plan) -> Parts:
+    documents = [_run(forward, chunk)[0] for chunk in plan.documents]
+    outputs = [_run(forward, chunk) for chunk in plan.queries]
+    found = torch.cat([vectors for vectors, _ in outputs])
+    own = _vector_batch(batch, found, torch.cat(documents) if documents else found[:0])
+    contrastive, parts = similarity_loss(own, losses)
+    generation = plan.generation(torch.stack([surprise for _, surprise in outputs]).sum())
+    share = losses.contrastive_weight
+    how.backward(joint_loss(contrastive * _scale(losses), generation, weight=share))
+    return _parts(parts, contrastive, generation, share)
+
+
+def _cached(forward: Forward, batch: Batch, losses: LossSection, how: How, plan: _Plan) -> Parts:
+    states, embedded = [], []
+    with torch.no_grad():
+        for chunk in plan.chunks:
+            states.append(RandomState())
+            embedded.append(_run(forward, chunk, with_labels=False)[0])
+    documents = _leaf(embedded[: len(plan.documents)], embedded[0])
+    queries = _leaf(embedded[len(plan.documents) :], embedded[0])
+    contrastive, parts = similarity_loss(_vector_batch(batch, queries, documents), losses)
+    share, scale = losses.contrastive_weight, _scale(losses)
+    (contrastive * scale * share).backward()  # type: ignore[no-untyped-call]
+    generation = torch.zeros((), device=queries.device)
+    last = len(plan.chunks) - 1
+    for number, (chunk, state) in enumerate(zip(plan.chunks, states, strict=True)):
+        leaf = documents if number < len(plan.documents) else queries
+        gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        with nullcontext() if number == last else how.unsynchronised():
+            state.restore()
+            vectors, surprise = _run(forward, chunk)
+            own = plan.generation(surprise)
+            how.backward((vectors * gradient[chunk.at]).sum() + (1 - share) * own)
+            generation += own.detach()
+    return _parts(parts, contrastive, generation, share)
+
+
+def similarity_loss(own: VectorBatch, losses: LossSection) -> tuple[Tensor, Parts]:
+    """The contrastive part of the objective, distillation included, over the vectors of all processes."""
+    everything = gather_vectors(own) if losses.across_processes else own
+    groups = None if losses.in_batch_negatives else everything.groups
+    vectors = (everything.queries, everything.documents)
+    allowed = allowed_negatives(
+        everything.positive_keys, everything.document_keys, everything.targets, groups=groups
+    )
+    temperature = losses.temperature
+    contrastive = contrastive_loss(*vectors, everything.targets, temperature=temperature, allowed=allowed)
+    parts = {"contrastive": contrastive.detach()}
+    loss = losses.contrastive_part_weight * contrastive
+    if losses.distillation_weight and everything.candidates is not None and everything.teacher is not None:
+        distillation = distillation_loss(
+            *vectors,
+            everything.candidates,
+            everything.teacher,
+            temperature=temperature,
+            teacher_temperature=losses.teacher_temperature,
+        )
+        parts["distillation"] = distillation.detach()
+        loss = loss + losses.distillation_weight * distillation
+    return loss, parts
+
+
+def query_chunks(batch: Batch, size: int | None) -> list[Chunk]:
+    """The query sequences, `size` at a time, with the vectors and labels that stand in them."""
+    ids, rows, columns = batch["query_ids"], batch["vector_rows"], batch["vector_columns"]
+    label_rows, label_columns, expected = (batch[f"label_{name}"] for name in ("rows", "columns", "ids"))
+    found = []
+    for first, end in _spans(len(ids), size):
+        at, labelled = _within(rows, first, end), _within(label_rows, first, end)
+        wanted = torch.cat([columns[at], label_columns[labelled]])
+        width = int(wanted.max()) + 1 if len(wanted) else 1
+        labels = (label_rows[labelled] - first, label_columns[labelled], expected[labelled])
+        found.append(
+            Chunk(ids=ids[first:end, :width], rows=rows[at] - first, columns=columns[at], at=at, labels=labels)
+        )
+    return found
+
+
+def document_chunks(batch: Batch, size: int | None) -> list[Chunk]:
+    """The documents, `size` at a time."""
+    ids, ends = batch["document_ids"], batch["document_ends"]
+    found = []
+    for first, end in _spans(len(ids), size):
+        columns = ends[first:end]
+        rows = torch.arange(end - first, device=ids.device)
+        width = int(columns.max()) + 1
+        found.append(Chunk(ids=ids[first:end, :width], rows=rows, columns=columns, at=slice(first, end)))
+    return found
+
+
+class RandomState:
+    """The state of the random numbers, to be taken up again: dropout then falls on the same places."""
+
+    def __init__(self) -> None:
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def restore(self) -> None:
+        """Go on from here again."""
+        torch.set_rng_state(self._cpu)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+
+
+def _run(forward: Forward, chunk: Chunk, *, with_labels: bool = True) -> tuple[Tensor, Tensor]:
+    return forward(chunk.ids, chunk.rows, chunk.columns, chunk.labels if with_labels else None)
+
+
+def _as_many(chunks: list[Chunk], batch: Batch) -> list[Chunk]:
+    """As many chunks as the process with most, the added ones first and of a single token without effect."""
+    counts = [torch.zeros((), dtype=torch.int64, device=batch["query_ids"].device)] * processes()
+    counts = [torch.zeros_like(count) for count in counts]
+    torch.distributed.all_gather(counts, torch.tensor(len(chunks), device=counts[0].device))
+    nothing = batch["vector_rows"][:0]
+    added = Chunk(
+        ids=batch["query_ids"][:1, :1],
+        rows=nothing,
+        columns=nothing,
+        at=slice(0, 0),
+        labels=(nothing, nothing, nothing),
+    )
+    return [added] * (int(torch.stack(counts).max()) - len(chunks)) + chunks
+
+
+def _vector_batch(batch: Batch, queries: Tensor, documents: Tensor) -> VectorBatch:
+    names = ("targets", "positive_keys", "document_keys", "candidates", "teacher", "groups")
+    return VectorBatch(queries=queries, documents=documents, **{name: batch[name] for name in names})
+
+
+def _scale(losses: LossSection) -> int:
+    # Everybody's loss is the global one, of which DDP's averaging would keep a share.
+    return processes() if losses.across_processes else 1
+
+
+def _parts(parts: Parts, contrastive: Tensor, generation: Tensor, share: float) -> Parts:
+    whole = joint_loss(contrastive.detach(), generation.detach(), weight=share)
+    return {"loss": whole, **parts, "generation": generation.detach()}
+
+
+def _leaf(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
+    return (torch.cat(list(vectors)) if vectors else like[:0]).detach().requires_grad_()
+
+
+def _spans(count: int, size: int | None) -> Iterator[tuple[int, int]]:
+    step = size or max(1, count)
+    for first in range(0, count, step):
+        yield first, min(count, first + step)
+
+
+def _within(rows: Tensor, first: int, end: int) -> slice:
+    """Where the sorted `rows` lie in [first, end)."""
+    bounds = torch.searchsorted(rows, torch.tensor([first, end], device=rows.device))
+    return slice(int(bounds[0]), int(bounds[1]))
