@@ -30,6 +30,7 @@ _OWN = {
     "vote": "Have a committee of retrievers elect one thought for every row.",
     "negatives": "Add hard negatives from a corpus to every row.",
     "make-data": "Make a training file of a FOLDER: queries, thoughts, votes and negatives.",
+    "train": "Train a model to think and embed, as a RECIPE says.",
 }
 
 
@@ -40,7 +41,7 @@ class PluginCommand(TyperCommand):
         own = point.module.startswith("o1_retriever")
         said = _OWN.get(point.name) if own else None
         super().__init__(name=point.name, help=said or f"Provided by {_package(point)}.")
-        self.rich_help_panel = "Training data (extra train)" if own else "Commands of other packages"
+        self.rich_help_panel = "Training (extra train)" if own else "Commands of other packages"
         self.point = point
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:

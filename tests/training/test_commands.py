@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -11,7 +12,6 @@ import typer
 from typer.testing import CliRunner
 
 from o1_retriever.errors import O1RetrieverError
-from o1_retriever_training import commands
 from o1_retriever_training.quality_page import examine, write_page
 from tests.support.chat_server import chat_server, completion, refusal
 from tests.support.facts import FACTS
@@ -191,5 +191,5 @@ def test_every_command_is_declared(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     for name, value in project["entry-points"]["o1_retriever.commands"].items():
         module, _, function = value.split(" ")[0].partition(":")
-        assert module == commands.__name__
-        assert callable(getattr(commands, function)), name
+        assert module.startswith("o1_retriever_training."), name
+        assert callable(getattr(importlib.import_module(module), function)), name

@@ -7,7 +7,7 @@ import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -112,7 +112,7 @@ def _section(model: type[BaseModel], place: Sequence[str]) -> type[BaseModel]:
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, UnionType, tuple, list):
+    if get_origin(annotation) in (Annotated, Union, UnionType, tuple, list):
         inner = (_model_in(each) for each in get_args(annotation))
         return next((each for each in inner if each is not None), None)
     return None

@@ -1,0 +1,141 @@
+"""`o1-retriever train`: train a model by a recipe, or say beforehand what that will cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from o1_retriever.cli.options import with_options
+from o1_retriever.cli.terminal import messages, output, warn
+from o1_retriever.errors import O1RetrieverError, SettingsError
+from o1_retriever.extras import require
+
+if TYPE_CHECKING:
+    from o1_retriever_training.joint.recipe import TrainRecipe
+    from o1_retriever_training.joint.run import TrainResult
+
+_SET = "SECTION.FIELD=VALUE: change the recipe, such as optimisation.seed=1 (repeatable)."
+_HARDWARE = "For --dry-run: a name such as h100-80gb, or this (default: the recipe's, else this)."
+# Of several processes that find the same mistake one says so: the others' end must not stop it before.
+_AFTER_THE_FIRST = 2.0
+
+
+@with_options
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML): model, data, losses, how long.")],
+    *,
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_SET)] = None,
+    folder: Annotated[
+        str | None, typer.Option("--output", help="Folder of the model, instead of the recipe's.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many tokens, how much memory and time, and end.")
+    ] = False,
+    hardware: Annotated[str | None, typer.Option("--hardware", metavar="NAME", help=_HARDWARE)] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Begin again instead of going on from a checkpoint.")
+    ] = False,
+) -> None:
+    """Train a model to think and embed, as a recipe says; the same command goes on where it was stopped."""
+    for module in ("pydantic", "yaml"):
+        require(module, extra="train", purpose="Training")
+    if hardware is not None and not dry_run:
+        raise SettingsError("Found --hardware without --dry-run.", hint="Training takes what is there.")
+    alone = list(changes or []) + ([] if folder is None else [f"output={json.dumps(folder)}"])
+    said = _read(recipe, alone, check_files=not dry_run)
+    if dry_run:
+        _estimate(said, hardware)
+    else:
+        _train(said, from_scratch)
+
+
+def _read(path: Path, changes: list[str], *, check_files: bool) -> TrainRecipe:
+    from o1_retriever_training.joint.recipe import read_train_recipe
+
+    try:
+        return read_train_recipe(path, changes, check_files=check_files)
+    except O1RetrieverError:
+        if _speaks():
+            raise
+        time.sleep(_AFTER_THE_FIRST)
+        raise typer.Exit(1) from None
+
+
+def _estimate(recipe: TrainRecipe, hardware: str | None) -> None:
+    if not _speaks():
+        return
+    from o1_retriever_training.joint.dry_run import estimate
+    from o1_retriever_training.joint.dry_run_view import tables
+    from o1_retriever_training.joint.hardware import find_hardware
+
+    found = estimate(recipe, find_hardware(hardware or recipe.hardware.device or "this"))
+    for each in tables(found):
+        output().print(each)
+    for note in found.notes:
+        output().print(f"[dim]{note}[/dim]", soft_wrap=True)
+
+
+def _train(recipe: TrainRecipe, from_scratch: bool) -> None:
+    speaks = _speaks()
+    if speaks:
+        _check_processes(recipe)
+    from o1_retriever_training.joint.run import train as run
+
+    result = run(recipe, restart=from_scratch)
+    if speaks:
+        _report(result, recipe)
+
+
+def _check_processes(recipe: TrainRecipe) -> None:
+    planned, found = recipe.hardware.processes, int(os.environ.get("WORLD_SIZE", "1"))
+    if planned is None or planned == found:
+        return
+    queries = recipe.optimisation.queries
+    warn(
+        f"The recipe is for {planned} processes and {found} run: a batch has {queries * found} queries, not "
+        f"{queries * planned}. Start others with accelerate launch --num_processes {planned}, or say "
+        f"--set hardware.processes={found}."
+    )
+
+
+def _report(result: TrainResult, recipe: TrainRecipe) -> None:
+    folder = shlex.quote(str(result.output))
+    resumed = f", from step {result.resumed_from:,} on" if result.resumed_from else ""
+    best = ""
+    if result.best and recipe.evaluation is not None:
+        best = f"; best {_best(result.best, recipe.evaluation.metric)}"
+    console = messages()
+    console.print(
+        f"{folder}: {result.steps:,} steps in {_duration(result.seconds)}{resumed}{best}",
+        soft_wrap=True,
+        markup=False,
+    )
+    lines = [f"index FOLDER --model {folder} --index my-index"]
+    lines += [f'search "question" --model {folder} --index my-index', f"eval --data FOLDER --model {folder}"]
+    console.print(
+        "Next:", *(f"  o1-retriever {line}" for line in lines), sep="\n", soft_wrap=True, markup=False
+    )
+
+
+def _best(best: dict[str, object], metric: str) -> str:
+    value, step = best.get("value"), best.get("step")
+    shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{metric} {shown}" + (f" at step {step:,}" if isinstance(step, int) else "")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _speaks() -> bool:
+    """Whether this is the process that speaks for all of a distributed training."""
+    return os.environ.get("RANK", "0") == "0"
