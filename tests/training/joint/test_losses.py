@@ -351,14 +351,12 @@ def test_losses_are_in_float32_whatever_is_around_them(kind: torch.dtype) -> Non
     expected = all_of_them()
     with torch.autocast("cpu", dtype=kind):
         assert all_of_them() == expected
-    half = contrastive_loss(queries.to(kind), documents.to(kind), targets, temperature=0.02)
-    assert half.dtype == torch.float32
-    close(
-        half,
-        float(
-            contrastive_loss(queries.to(kind).float(), documents.to(kind).float(), targets, temperature=0.02)
-        ),
-    )
+    vectors = (queries.to(kind), documents.to(kind))
+    half = contrastive_loss(*vectors, targets, temperature=0.02)
+    close(half, contrastive_loss(*(one.float() for one in vectors), targets, temperature=0.02).item())
+    coarse = generation_loss(logits.to(kind), labels, tokens=5)
+    assert half.dtype == coarse.dtype == torch.float32
+    close(coarse, generation_loss(logits.to(kind).float(), labels, tokens=5).item())
 
 
 def test_many_scores_are_not_kept_for_the_gradient() -> None:

@@ -106,10 +106,13 @@ def _gather(own: VectorBatch, name: str, shapes: Tensor) -> list[Tensor]:
     if value.dim() == 2:
         value = _widened(value, len(value), width, padding)
     rows = [int(size) for size in shapes[:, 0]]
-    if not height * width:
-        return [value.new_empty(count, *value.shape[1:]) for count in rows]
-    sent = _widened(value.detach(), height, width, padding) if value.dim() == 2 else _longer(value, height)
-    parts = [part[:count] for part, count in zip(_exchange(sent), rows, strict=True)]
+    if height * width:
+        sent = (
+            _widened(value.detach(), height, width, padding) if value.dim() == 2 else _longer(value, height)
+        )
+        parts = [part[:count] for part, count in zip(_exchange(sent), rows, strict=True)]
+    else:
+        parts = [value.new_empty(count, *value.shape[1:]) for count in rows]
     # What comes back from the others has no graph; the own part is the one that was given.
     parts[dist.get_rank()] = value
     return parts

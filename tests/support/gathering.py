@@ -1,0 +1,160 @@
+"""A global batch with known parts, and the losses that one process, or several, compute of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from o1_retriever_training.joint.gather import VectorBatch, gather_vectors, processes, total
+from o1_retriever_training.joint.losses import (
+    allowed_negatives,
+    contrastive_loss,
+    distillation_loss,
+    generation_loss,
+)
+
+SIZE, WORDS, TEMPERATURE = 5, 7, 0.1
+# Queries, documents, thought tokens, and the widths of keys, candidates and groups of each process; None: no
+# teacher there.
+CASES: dict[str, list[tuple[int, int, int, int, int | None, int]]] = {
+    "even": [(2, 4, 3, 1, 2, 2), (2, 4, 3, 1, 2, 2)],
+    "ragged": [(3, 5, 4, 2, 3, 4), (1, 2, 1, 1, 2, 1)],
+    "no queries in the first": [(0, 0, 2, 0, None, 0), (2, 4, 0, 3, 4, 2)],
+    "documents alone in the second": [(2, 3, 0, 2, 2, 3), (0, 4, 5, 1, 0, 0)],
+    "a teacher in the second alone": [(2, 3, 1, 1, None, 2), (2, 3, 1, 1, 3, 3)],
+    "no teacher": [(2, 3, 1, 1, None, 2), (1, 3, 1, 1, None, 3)],
+    "three": [(2, 3, 2, 1, 2, 2), (0, 1, 0, 2, None, 1), (3, 4, 4, 2, 3, 2)],
+    "nothing": [(0, 0, 0, 1, 2, 1), (0, 0, 0, 1, 2, 1)],
+}
+
+
+class Model(nn.Module):
+    """Vectors of inputs [n, SIZE] and logits of words, from two layers of float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        shapes = {"encode": (SIZE, SIZE), "speak": (SIZE, WORDS)}
+        for name, shape in shapes.items():
+            values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+            self.register_parameter(name, nn.Parameter(values))
+
+    def forward(self, inputs: Tensor, spoken: Tensor) -> tuple[Tensor, Tensor]:
+        assert isinstance(self.encode, Tensor)
+        assert isinstance(self.speak, Tensor)
+        return normalize(inputs @ self.encode, dim=1), spoken @ self.speak
+
+
+def part(case: str, rank: int) -> dict[str, Any]:
+    """The inputs of a process; its numbers are rows of its own documents."""
+    queries, documents, tokens, keys, candidates, group = CASES[case][rank]
+    generator = torch.Generator().manual_seed(1000 * list(CASES).index(case) + rank)
+
+    def numbers(low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, max(high, low + 1), shape, generator=generator)
+
+    def floats(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    scores = None if candidates is None else floats(queries, candidates)
+    if scores is not None:
+        scores[numbers(0, 4, *scores.shape) == 0] = torch.nan
+    return {
+        "queries": floats(queries, SIZE),
+        "documents": floats(documents, SIZE),
+        "targets": numbers(0, documents, queries),
+        "positive_keys": numbers(0, 5, queries, keys),
+        "document_keys": numbers(0, 5, documents, 2),
+        "candidates": None if candidates is None else numbers(-1, documents, queries, candidates),
+        "teacher": scores,
+        "groups": numbers(-1, documents, queries, group),
+        "spoken": floats(tokens, SIZE),
+        "words": numbers(0, WORDS, tokens),
+    }
+
+
+def whole(case: str) -> dict[str, Any]:
+    """The inputs of all processes as one, put together row by row."""
+    parts = [part(case, rank) for rank in range(len(CASES[case]))]
+    out: dict[str, Any] = {}
+    for name in ("queries", "documents", "targets", "document_keys", "spoken", "words"):
+        out[name] = torch.cat([one[name] for one in parts])
+    starts = [sum(len(one["documents"]) for one in parts[:rank]) for rank in range(len(parts))]
+    out["targets"] = torch.cat([one["targets"] + start for one, start in zip(parts, starts, strict=True)])
+    padding = {"positive_keys": 0, "candidates": -1, "teacher": torch.nan, "groups": -1}
+    for name, missing in padding.items():
+        rows: list[list[Any]] = []
+        for one, start in zip(parts, starts, strict=True):
+            moved = start if name in ("candidates", "groups") else 0
+            for row in [[]] * len(one["queries"]) if one[name] is None else one[name].tolist():
+                rows.append([value if value < 0 and moved else value + moved for value in row])
+        width = max((len(row) for row in rows), default=0)
+        kind = torch.float64 if name == "teacher" else torch.int64
+        filled = [row + [missing] * (width - len(row)) for row in rows]
+        out[name] = torch.tensor(filled, dtype=kind).reshape(len(rows), width)
+    return out
+
+
+def losses(model: Any, inputs: dict[str, Any], *, own_groups: bool, cached: bool) -> dict[str, float]:
+    """The global losses; their gradients, together, are added to the model's."""
+    encoded = torch.cat([inputs["queries"], inputs["documents"]])
+    vectors, logits = model(encoded, inputs["spoken"])
+    leaf = vectors.detach().requires_grad_() if cached else vectors
+    names = [name for name in inputs if name not in ("queries", "documents", "spoken", "words")]
+    queries, documents = leaf.split([len(inputs["queries"]), len(inputs["documents"])])
+    batch = VectorBatch(queries=queries, documents=documents, **{name: inputs[name] for name in names})
+    gathered = gather_vectors(batch)
+    assert processes() > 1 or gathered is batch
+    contrastive, distillation = both_losses(gathered, own_groups=own_groups)
+    generation = generation_loss(logits, inputs["words"], tokens=total(len(inputs["words"])))
+    loss = processes() * (contrastive + distillation + (0 if cached else generation))
+    loss.backward()
+    if cached:
+        # The second step of gradient caching: the vectors once more, now with the gradient they shall have.
+        ((vectors * leaf.grad).sum() + processes() * generation).backward()
+    return {
+        "contrastive": contrastive.item(),
+        "distillation": distillation.item(),
+        "generation": generation.item(),
+    }
+
+
+def both_losses(batch: VectorBatch, *, own_groups: bool) -> tuple[Tensor, Tensor]:
+    """The contrastive loss and the distillation of a batch."""
+    allowed = allowed_negatives(
+        batch.positive_keys, batch.document_keys, batch.targets, groups=batch.groups if own_groups else None
+    )
+    contrastive = contrastive_loss(
+        batch.queries, batch.documents, batch.targets, temperature=TEMPERATURE, allowed=allowed
+    )
+    if batch.candidates is None or batch.teacher is None:
+        return contrastive, contrastive * 0
+    return contrastive, distillation_loss(
+        batch.queries, batch.documents, batch.candidates, batch.teacher,
+        temperature=TEMPERATURE, teacher_temperature=0.5,
+    )  # fmt: skip
+
+
+def gather_all(out: str) -> None:
+    """What a process of a distributed world does: all cases, under DDP, its findings in a file."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    rank, found = dist.get_rank(), {}
+    for case, own_groups, cached in runs():
+        if len(CASES[case]) == processes():
+            model = nn.parallel.DistributedDataParallel(Model())
+            values = losses(model, part(case, rank), own_groups=own_groups, cached=cached)
+            gradients = [parameter.grad for parameter in model.parameters()]
+            found[case, own_groups, cached] = (values, gradients)
+    found["total"] = total(rank + 5)
+    torch.save(found, f"{out}.{rank}")
+    dist.destroy_process_group()
+
+
+def runs() -> list[tuple[str, bool, bool]]:
+    """Every case, with and without in-batch negatives, with and without gradient caching."""
+    return [(case, own, cached) for case in CASES for own in (False, True) for cached in (False, True)]
