@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -98,14 +99,18 @@ def whole(case: str) -> dict[str, Any]:
     return out
 
 
+def vectors_of(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `VectorBatch`, the inputs standing for vectors."""
+    return {name: value for name, value in inputs.items() if name not in ("spoken", "words")}
+
+
 def losses(model: Any, inputs: dict[str, Any], *, own_groups: bool, cached: bool) -> dict[str, float]:
     """The global losses; their gradients, together, are added to the model's."""
     encoded = torch.cat([inputs["queries"], inputs["documents"]])
     vectors, logits = model(encoded, inputs["spoken"])
     leaf = vectors.detach().requires_grad_() if cached else vectors
-    names = [name for name in inputs if name not in ("queries", "documents", "spoken", "words")]
     queries, documents = leaf.split([len(inputs["queries"]), len(inputs["documents"])])
-    batch = VectorBatch(queries=queries, documents=documents, **{name: inputs[name] for name in names})
+    batch = VectorBatch(**{**vectors_of(inputs), "queries": queries, "documents": documents})
     gathered = gather_vectors(batch)
     assert processes() > 1 or gathered is batch
     contrastive, distillation = both_losses(gathered, own_groups=own_groups)
@@ -150,6 +155,9 @@ def gather_all(out: str) -> None:
             values = losses(model, part(case, rank), own_groups=own_groups, cached=cached)
             gradients = [parameter.grad for parameter in model.parameters()]
             found[case, own_groups, cached] = (values, gradients)
+    for case in CASES:
+        if len(CASES[case]) == processes():
+            found[case] = asdict(gather_vectors(VectorBatch(**vectors_of(part(case, rank)))))
     found["total"] = total(rank + 5)
     torch.save(found, f"{out}.{rank}")
     dist.destroy_process_group()
