@@ -15,3 +15,7 @@ class LedgerError(O1RetrieverError):
 
 class OtherRecipeError(LedgerError):
     """An output was begun with another recipe than the one that is to go on with it."""
+
+
+class TrainingError(O1RetrieverError):
+    """A training run cannot be begun, gone on with or finished; its last whole checkpoint stays."""

@@ -50,7 +50,9 @@ def open_backbone(model: ModelSection, data: DataSection, *, seed: int, device: 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} has no tokenizer that can be loaded: {first_line(error)}.") from error
+        raise CheckpointError(
+            f"{folder} has no tokenizer that can be loaded: {first_line(error)}."
+        ) from error
     language_model = _load(folder, model, device)
     added = add_markers(language_model, tokenizer, model.layout, seed=seed)
     deployed = _deployed(folder, model.layout, language_model)
@@ -61,7 +63,7 @@ def open_backbone(model: ModelSection, data: DataSection, *, seed: int, device: 
         tokenizer, training, positions=_positions(language_model), instruction=data.instruction
     )
     if model.gradient_checkpointing:
-        language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_activations(language_model)
     language_model.config.use_cache = False
     trained = language_model if model.tuning == "full" else _with_lora(language_model, model, tokenizer, seed)
     return Backbone(
@@ -72,6 +74,15 @@ def open_backbone(model: ModelSection, data: DataSection, *, seed: int, device: 
         deployed=deployed,
         added=added,
     )
+
+
+def _checkpoint_activations(language_model: Any) -> None:
+    # The method has a new name from transformers 5.2x on, where the old one warns.
+    newer = getattr(language_model, "activation_checkpointing_enable", None)
+    if newer is not None:
+        newer(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def compute_dtype(model: ModelSection, device: torch.device) -> torch.dtype:
@@ -201,7 +212,8 @@ def _deployed(folder: Path, layout: Layout, language_model: Any) -> TemplateConf
         found = TemplateConfig.from_file(path)
         if found.layout == layout:
             return found
-    length = min(TemplateConfig.max_length, _positions(language_model) or TemplateConfig.max_length)
+    usual = TemplateConfig()
+    length = min(usual.max_length, _positions(language_model) or usual.max_length)
     return TemplateConfig(
-        layout=layout, max_length=length, max_query_tokens=min(TemplateConfig.max_query_tokens, length // 2)
+        layout=layout, max_length=length, max_query_tokens=min(usual.max_query_tokens, length // 2)
     )

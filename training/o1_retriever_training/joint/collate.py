@@ -73,7 +73,11 @@ class DrawnRows(Dataset[Drawn]):
         )
 
     def _documents(self, row: int, draw: np.random.Generator) -> tuple[list[int], list[float]]:
-        positives, negatives, scores = self.rows.positives(row), self.rows.negatives(row), self.rows.scores(row)
+        positives, negatives, scores = (
+            self.rows.positives(row),
+            self.rows.negatives(row),
+            self.rows.scores(row),
+        )
         if not len(positives):
             return [], []
         first = int(draw.integers(len(positives)))
@@ -100,6 +104,7 @@ class Collator:
     `label_rows`, `label_columns` and `label_ids` [T], the thoughts' tokens and where they are predicted;
     `document_ids` [D, L'] and `document_ends` [D], the column of `<emb>`; and what the losses take:
     `targets` [V], `positive_keys` [V, P], `document_keys` [D], `candidates`, `teacher` and `groups` [V, G].
+    `tokens` counts what is no padding.
     """
 
     def __init__(self, rows: TrainingRows, template: Template, *, max_document_tokens: int) -> None:
@@ -123,7 +128,10 @@ class Collator:
             "label_rows": label_rows,
             "label_columns": label_columns,
             "label_ids": label_ids,
-            **self._documents(owners, pad),
+            **(documents := self._documents(owners, pad)),
+            "tokens": torch.tensor(
+                sum(len(row) for row in sequences.ids) + int((documents["document_ends"] + 1).sum())
+            ),
         }
 
     def _sequences(self, drawn: Sequence[Drawn]) -> _Sequences:
@@ -139,7 +147,9 @@ class Collator:
                 sequence = template.thinking_query(query, thought)
                 number = len(found.ids)
                 found.ids.append(sequence)
-                found.labels += _labels(number, sequence, len(prompt), whole=len(thought) <= template.room(prompt))
+                found.labels += _labels(
+                    number, sequence, len(prompt), whole=len(thought) <= template.room(prompt)
+                )
                 if row.thinking and row.documents:
                     found.vectors.append((owner, number, len(sequence) - 1))
                 if fast and offset is not None:
@@ -163,7 +173,9 @@ class Collator:
         return {
             "document_ids": _padded(kept, pad),
             "document_ends": torch.tensor([len(row) - 1 for row in kept], dtype=torch.int64),
-            "document_keys": torch.tensor([int(texts.keys[numbers[old]]) for old in order], dtype=torch.int64),
+            "document_keys": torch.tensor(
+                [int(texts.keys[numbers[old]]) for old in order], dtype=torch.int64
+            ),
             "targets": torch.tensor([group[0] for group in groups], dtype=torch.int64),
             "groups": _padded(groups, -1),
             "candidates": _padded(groups, -1),
@@ -172,9 +184,7 @@ class Collator:
         }
 
 
-def _labels(
-    number: int, sequence: Sequence[int], prompt: int, *, whole: bool
-) -> list[tuple[int, int, int]]:
+def _labels(number: int, sequence: Sequence[int], prompt: int, *, whole: bool) -> list[tuple[int, int, int]]:
     """The thought's tokens and the column before each; its end only where it was not cut."""
     last = len(sequence) - 2 if whole else len(sequence) - 3
     return [(number, column - 1, sequence[column]) for column in range(prompt, last + 1)]

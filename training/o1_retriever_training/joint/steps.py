@@ -159,7 +159,9 @@ def query_chunks(batch: Batch, size: int | None) -> list[Chunk]:
         width = int(wanted.max()) + 1 if len(wanted) else 1
         labels = (label_rows[labelled] - first, label_columns[labelled], expected[labelled])
         found.append(
-            Chunk(ids=ids[first:end, :width], rows=rows[at] - first, columns=columns[at], at=at, labels=labels)
+            Chunk(
+                ids=ids[first:end, :width], rows=rows[at] - first, columns=columns[at], at=at, labels=labels
+            )
         )
     return found
 

@@ -1,0 +1,91 @@
+"""Checkpoints that count only when they are whole: a mark is written last, and a kill leaves none."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from o1_retriever_training.errors import OtherRecipeError
+
+logger = logging.getLogger(__name__)
+
+MARK = "complete.json"
+_PREFIX = "checkpoint-"
+
+
+def mark(folder: Path, *, fingerprint: str, step: int) -> None:
+    """Say that a checkpoint is whole: the recipe that it belongs to, and every file with its size."""
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
+    content = {"recipe": fingerprint, "step": step, "files": files}
+    staged = folder / f"{MARK}.part"
+    with staged.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(folder / MARK)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint was finished and nothing of it is gone or shorter."""
+    content = _marked(folder)
+    if content is None:
+        return False
+    files: dict[str, int] = content["files"]
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items()
+    )
+
+
+def newest(folder: Path, *, fingerprint: str) -> Path | None:
+    """The latest whole checkpoint in `folder`; None where there is none.
+
+    Raises `OtherRecipeError` when it belongs to another recipe.
+    """
+    for checkpoint in sorted(_checkpoints(folder), key=step_of, reverse=True):
+        content = _marked(checkpoint)
+        if content is None or not is_whole(checkpoint):
+            logger.warning("%s was not finished and is skipped", checkpoint)
+            continue
+        if content["recipe"] != fingerprint:
+            raise OtherRecipeError(
+                f"{checkpoint} belongs to the recipe {content['recipe']}; this one is {fingerprint}.",
+                hint="Give another output, or start over with --from-scratch: what is there is removed.",
+            )
+        return checkpoint
+    return None
+
+
+def rotate(folder: Path, *, keep: int, best: int | None) -> None:
+    """Remove all but the last `keep` whole checkpoints and that of step `best`, and what is not whole."""
+    whole = sorted((path for path in _checkpoints(folder) if is_whole(path)), key=step_of)
+    kept = {*whole[-keep:], *(path for path in whole if step_of(path) == best)}
+    for path in _checkpoints(folder):
+        if path not in kept:
+            # Without its mark first: a removal that is cut short leaves no whole-looking checkpoint.
+            (path / MARK).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was written after."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    found = folder.glob(f"{_PREFIX}*") if folder.is_dir() else []
+    return [path for path in found if path.is_dir() and path.name.removeprefix(_PREFIX).isdigit()]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(MARK)]
+
+
+def _marked(folder: Path) -> dict[str, object] | None:
+    try:
+        content = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and {"recipe", "files"} <= content.keys() else None

@@ -1,0 +1,219 @@
+"""How long the sequences of a batch are: sampled from the rows where they are here, else the recipe's limits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from o1_retriever.errors import O1RetrieverError
+from o1_retriever.template import MARKERS, Template, TemplateConfig
+from o1_retriever_training.joint.recipe import Source, TrainRecipe
+from o1_retriever_training.problems import Problems
+from o1_retriever_training.reading import HUB, count_rows, read_rows
+from o1_retriever_training.rows import Row
+
+Chunk: TypeAlias = tuple[int, int]  # sequences, and the columns of the longest
+
+_SAMPLE, _BATCHES = 300, 8
+_CHARACTERS = 4  # of a token, where there is no tokenizer to ask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """One row in tokens: its query alone, with its thought (None without), the labels of it, its documents."""
+
+    fast: int
+    thinking: int | None
+    labels: int
+    documents: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSize:
+    """What one process reads in a step, on average.
+
+    `tokens` are without padding, `labels` those that are predicted. `queries` and `documents` are the
+    forwards, each (sequences, columns), of `batches` steps together; `longest` is the largest forward.
+    """
+
+    tokens: float
+    labels: float
+    queries: tuple[Chunk, ...]
+    documents: tuple[Chunk, ...]
+    batches: int
+
+    @property
+    def padded(self) -> float:
+        """Tokens that are computed, padding included."""
+        return sum(count * width for count, width in (*self.queries, *self.documents)) / self.batches
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the largest forward of each kind together, padding included."""
+        return max(self.longest_queries, self.longest_documents)
+
+    @property
+    def longest_queries(self) -> int:
+        """Tokens of the largest forward of queries."""
+        return max((count * width for count, width in self.queries), default=0)
+
+    @property
+    def longest_documents(self) -> int:
+        """Tokens of the largest forward of documents."""
+        return max((count * width for count, width in self.documents), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """What is known of the data: `rows` of each source (None unknown), the step's size, and how it is known."""
+
+    rows: tuple[int | None, ...]
+    step: StepSize
+    note: str
+
+
+def sample(recipe: TrainRecipe) -> Sampled:
+    """Look at the first rows of every source that is here; where none can be read, take the limits."""
+    found: list[Lengths] = []
+    counts: list[int | None] = []
+    template, exact = _template(recipe)
+    for source in recipe.data.train:
+        here = not source.path.startswith(HUB) and Path(source.path).is_file()
+        count = count_rows(source.path, show=True) if here else None
+        counts.append(_least(count, source.rows))
+        if here:
+            rows = islice(read_rows(source.path, Problems(source.path)), _least(source.rows, _SAMPLE))
+            found += [_lengths(row, source, recipe, template) for row in rows]
+    if not found:
+        note = "No rows are here to look at: every sequence is taken to be as long as the recipe allows."
+        return Sampled(rows=tuple(counts), step=_at_the_limits(recipe), note=note)
+    how = "" if exact else " (no tokenizer is here: a token is taken to have four characters)"
+    note = f"Lengths are those of {len(found):,} rows{how}."
+    return Sampled(rows=tuple(counts), step=_of_batches(found, recipe), note=note)
+
+
+def _least(*values: int | None) -> int | None:
+    given = [value for value in values if value is not None]
+    return min(given) if given else None
+
+
+class _Characters:
+    """Stands for a tokenizer that is not here."""
+
+    eos_token_id = 0
+    unk_token_id = None
+    all_special_ids: tuple[int, ...] = ()
+
+    def __init__(self) -> None:
+        self.added_tokens_decoder: dict[int, Any] = {}
+
+    def get_vocab(self) -> dict[str, int]:
+        markers = sorted({marker for each in MARKERS.values() for marker in each})
+        return {marker: -1 - place for place, marker in enumerate(markers)}
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {}
+
+    def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[1] * (len(text) // _CHARACTERS + 1) for text in texts]}
+
+
+def _template(recipe: TrainRecipe) -> tuple[Template, bool]:
+    """The template of training, and whether it counts real tokens."""
+    data = recipe.data
+    config = TemplateConfig(
+        layout=recipe.model.layout, max_query_tokens=data.max_query_tokens, max_length=data.max_length
+    )
+    tokenizer = _tokenizer(recipe.model.base)
+    if tokenizer is not None:
+        missing = [marker for marker in MARKERS[config.layout] if marker not in tokenizer.get_vocab()]
+        tokenizer.add_tokens(missing, special_tokens=True)
+    used = tokenizer or _Characters()
+    return Template(used, config, instruction=data.instruction), tokenizer is not None
+
+
+def _tokenizer(base: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(base, local_files_only=True)
+    except (OSError, ValueError, KeyError, O1RetrieverError):
+        return None
+
+
+def _lengths(row: Row, source: Source, recipe: TrainRecipe, template: Template) -> Lengths:
+    thought = None if source.thoughts == "none" else row.thought
+    if thought is None and source.thoughts != "none" and row.usable:
+        thought = row.all_thought[row.usable[0]]
+    texts = [row.query, *([thought] if thought else []), *row.pos[:1]]
+    if row.pos:
+        texts += row.neg[: recipe.data.group - 1]
+    ids = template.text_ids(texts)
+    query, rest = ids[0], ids[1:]
+    prompt = template.prompt(query)
+    thinking, labels = None, 0
+    if thought:
+        thinking = len(template.thinking_query(query, rest[0]))
+        labels, rest = thinking - len(prompt) - 1, rest[1:]
+    most = recipe.data.max_document_tokens
+    documents = tuple(min(most, len(template.document(each))) for each in rest)
+    return Lengths(
+        fast=len(template.fast_query(query)), thinking=thinking, labels=labels, documents=documents
+    )
+
+
+def _of_batches(rows: Sequence[Lengths], recipe: TrainRecipe) -> StepSize:
+    draw = random.Random(0)
+    size, chunk = recipe.optimisation.queries, recipe.optimisation.chunk
+    tokens = labels = 0
+    queries: list[Chunk] = []
+    documents: list[Chunk] = []
+    for _ in range(_BATCHES):
+        drawn = draw.choices(rows, k=size)
+        sequences: list[int] = []
+        for row in drawn:
+            dropped = draw.random() < recipe.losses.thought_dropout and row.documents
+            if row.thinking is None or dropped:
+                sequences.append(row.fast)
+            else:
+                sequences.append(row.thinking)
+                labels += row.labels
+        passages = [length for row in drawn for length in row.documents]
+        tokens += sum(sequences) + sum(passages)
+        queries += chunks(sequences, chunk)
+        documents += chunks(passages, chunk)
+    return StepSize(
+        tokens=tokens / _BATCHES,
+        labels=labels / _BATCHES,
+        queries=tuple(queries),
+        documents=tuple(documents),
+        batches=_BATCHES,
+    )
+
+
+def _at_the_limits(recipe: TrainRecipe) -> StepSize:
+    data, size = recipe.data, recipe.optimisation.queries
+    thinks = any(source.thoughts != "none" for source in data.train)
+    longest = data.max_length if thinks else data.max_query_tokens
+    kept = 1 - recipe.losses.thought_dropout if thinks else 0.0
+    queries = [longest] * round(size * kept) + [data.max_query_tokens] * (size - round(size * kept))
+    documents = [data.max_document_tokens] * size * data.group
+    chunk = recipe.optimisation.chunk
+    return StepSize(
+        tokens=sum(queries) + sum(documents),
+        labels=kept * size * (data.max_length - data.max_query_tokens),
+        queries=tuple(chunks(queries, chunk)),
+        documents=tuple(chunks(documents, chunk)),
+        batches=1,
+    )
+
+
+def chunks(lengths: Sequence[int], size: int | None) -> list[Chunk]:
+    """The forwards that sequences of these lengths make, longest first, `size` at a time."""
+    longest = sorted(lengths, reverse=True)
+    step = size or max(1, len(longest))
+    return [(len(longest[at : at + step]), longest[at]) for at in range(0, len(longest), step)]

@@ -1,0 +1,284 @@
+"""A whole run: from a recipe to the folder that `ThinkingEmbedder.from_pretrained` loads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from o1_retriever.extras import require
+from o1_retriever_training.errors import OtherRecipeError, TrainingError
+from o1_retriever_training.joint.backbone import Backbone, compute_dtype, open_backbone
+from o1_retriever_training.joint.checkpoints import newest, step_of
+from o1_retriever_training.joint.collate import Collator, DrawnRows
+from o1_retriever_training.joint.dev import DevEvaluation
+from o1_retriever_training.joint.merging import merged
+from o1_retriever_training.joint.model import JointModel
+from o1_retriever_training.joint.recipe import TrainRecipe
+from o1_retriever_training.joint.rows import TrainingRows, open_rows
+from o1_retriever_training.joint.sampler import steps_per_epoch
+from o1_retriever_training.joint.trainer import JointTrainer, load_weights
+from o1_retriever_training.joint.watching import Divergence, KeepBest, Progress
+from o1_retriever_training.saving import save_embedder
+
+logger = logging.getLogger(__name__)
+
+SUMMARY = "training.json"
+_WORK = "training"  # checkpoints, tokenised rows and logs, inside the output
+_LOST = ("connection closed", "connection reset", "broken pipe", "timed out", "timeout", "nccl", "peer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """How a run ended.
+
+    `output` is the model's folder, `best` the dev figures of the weights in it (None without an evaluation),
+    `resumed_from` the step that an earlier run had reached (None for a fresh start), `data` what it was
+    trained on.
+    """
+
+    output: Path
+    steps: int
+    seconds: float
+    best: dict[str, float] | None
+    resumed_from: int | None
+    data: str
+    finished_before: bool = False
+
+
+def train(
+    recipe: TrainRecipe, *, show_progress_bar: bool | None = None, restart: bool = False
+) -> TrainResult:
+    """Train as a recipe says, or go on where an earlier run of it was stopped; save the model.
+
+    `restart` removes what an earlier run left. The same recipe, whatever happened in between, ends with the
+    same weights. Raises `TrainingError` when the run cannot go on (its last checkpoint stays),
+    `OtherRecipeError` for an output of another recipe, `DataError` and `ModelError` for what it starts from.
+    """
+    output = Path(recipe.output)
+    work = output / _WORK
+    if restart:
+        _begin_anew(output, work)
+    done = _finished(output, recipe)
+    if done is not None:
+        return done
+    started = time.perf_counter()
+    arguments = _arguments(recipe, work, show_progress_bar)
+    set_seed(recipe.optimisation.seed)
+    checkpoint = newest(work, fingerprint=recipe.fingerprint)
+    dev = DevEvaluation(recipe.evaluation) if recipe.evaluation else None
+    backbone = open_backbone(
+        recipe.model, recipe.data, seed=recipe.optimisation.seed, device=arguments.device
+    )
+    with arguments.main_process_first(desc="tokenising"):
+        rows = open_rows(recipe.data, backbone.template, work / "data", show=show_progress_bar)
+    logger.info("Training data: %s", rows.report)
+    arguments.max_steps = _steps(recipe, rows, arguments.world_size)
+    arguments.logging_steps = max(1, min(10, arguments.max_steps // 20))
+    trainer = _trainer(recipe, backbone, rows, arguments, dev, show_progress_bar)
+    _run(trainer, checkpoint)
+    best = _best_weights(trainer, work, dev)
+    result = TrainResult(
+        output=output,
+        steps=int(trainer.state.global_step),
+        seconds=time.perf_counter() - started,
+        best=best,
+        resumed_from=None if checkpoint is None else step_of(checkpoint),
+        data=str(rows.report),
+    )
+    if trainer.is_world_process_zero():
+        _save(result, recipe, backbone, trainer)
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def _trainer(
+    recipe: TrainRecipe,
+    backbone: Backbone,
+    rows: TrainingRows,
+    arguments: TrainingArguments,
+    dev: DevEvaluation | None,
+    show: bool | None,
+) -> JointTrainer:
+    drawn = DrawnRows(
+        rows,
+        data=recipe.data,
+        losses=recipe.losses,
+        seed=recipe.optimisation.seed,
+        layout=recipe.model.layout,
+    )
+    callbacks: list[TrainerCallback] = [Divergence(recipe.stop.divergence)]
+    if dev is not None:
+        callbacks.append(KeepBest(dev.name))
+    trainer = JointTrainer(
+        JointModel(backbone.model, backbone.language_model),
+        arguments,
+        recipe=recipe,
+        rows=drawn,
+        collator=Collator(rows, backbone.template, max_document_tokens=recipe.data.max_document_tokens),
+        callbacks=callbacks,
+        evaluate_dev=None
+        if dev is None
+        else lambda: dev(backbone.language_model, backbone.tokenizer, backbone.deployed),
+    )
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.callback_handler.callbacks.insert(
+        0, Progress(lambda: trainer.tokens, show=show, main=trainer.is_world_process_zero())
+    )
+    return trainer
+
+
+def _arguments(recipe: TrainRecipe, work: Path, show: bool | None) -> TrainingArguments:
+    optimisation, evaluation = recipe.optimisation, recipe.evaluation
+    # The device is known only to the arguments, and the precision depends on it: both are asked once.
+    cuda = torch.cuda.is_available()
+    dtype = compute_dtype(recipe.model, torch.device("cuda" if cuda else "cpu"))
+    dev: dict[str, Any] = {}
+    if evaluation is not None:
+        name = f"{evaluation.metric} {'thinking' if evaluation.thoughts else 'fast'}"
+        dev = {
+            "eval_strategy": "steps",
+            "eval_steps": evaluation.every,
+            "metric_for_best_model": f"eval_{name}",
+            "greater_is_better": True,
+        }
+    return TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=optimisation.queries,
+        max_steps=1,  # known when the rows are
+        learning_rate=optimisation.learning_rate,
+        lr_scheduler_type=optimisation.schedule
+        if optimisation.schedule != "constant"
+        else "constant_with_warmup",
+        warmup_steps=optimisation.warmup,
+        weight_decay=optimisation.weight_decay,
+        max_grad_norm=optimisation.max_grad_norm,
+        seed=optimisation.seed,
+        data_seed=optimisation.seed,
+        bf16=dtype == torch.bfloat16,
+        use_cpu=not cuda,
+        save_strategy="steps",
+        save_steps=recipe.checkpoints.every,
+        restore_callback_states_from_checkpoint=True,
+        report_to=[],
+        remove_unused_columns=False,
+        label_names=[],
+        ddp_find_unused_parameters=False,
+        # Processes make different numbers of forwards, and each would send its buffers.
+        ddp_broadcast_buffers=False,
+        disable_tqdm=True,
+        **dev,
+    )
+
+
+def _steps(recipe: TrainRecipe, rows: TrainingRows, world: int) -> int:
+    optimisation = recipe.optimisation
+    whole = steps_per_epoch(rows.source, size=optimisation.queries, world=world)
+    if not whole:
+        raise TrainingError(
+            f"{len(rows)} rows are too few for {world} processes; expected at least one for each.",
+            hint="Train with fewer processes.",
+        )
+    return optimisation.steps or max(1, round((optimisation.epochs or 1.0) * whole))
+
+
+def _run(trainer: JointTrainer, checkpoint: Path | None) -> None:
+    from transformers.integrations import TensorBoardCallback
+
+    require("tensorboard", extra="train", purpose="Logging a training run")
+    from torch.utils.tensorboard import SummaryWriter
+
+    if trainer.is_world_process_zero():
+        folder = Path(str(trainer.args.output_dir)) / "tensorboard"
+        writer = SummaryWriter(str(folder), purge_step=step_of(checkpoint) if checkpoint else None)
+        trainer.add_callback(TensorBoardCallback(writer))
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except RuntimeError as error:
+        if not _is_lost_process(trainer, error):
+            raise
+        raise TrainingError(
+            f"Another process of this run was lost at step {trainer.state.global_step}: {error}.",
+            hint="Type the same command: the run goes on from its last checkpoint.",
+        ) from error
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, Progress):
+                callback.close()
+
+
+def _is_lost_process(trainer: JointTrainer, error: RuntimeError) -> bool:
+    if trainer.args.world_size == 1:
+        return False
+    said = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(word in said for word in _LOST)
+
+
+def _best_weights(trainer: JointTrainer, work: Path, dev: DevEvaluation | None) -> dict[str, float] | None:
+    """Put the best checkpoint's weights into the model; return their dev figures."""
+    if dev is None:
+        return None
+    state = trainer.state
+    if not any(f"eval_{dev.name}" in entry for entry in state.log_history):
+        # A run shorter than its first evaluation is judged as it ends.
+        return {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    step = state.best_global_step
+    if step and step != state.global_step:
+        load_weights(trainer.accelerator.unwrap_model(trainer.model), work / f"checkpoint-{step}")
+    figures = [entry for entry in state.log_history if entry["step"] == step and f"eval_{dev.name}" in entry]
+    chosen = {name: value for name, value in figures[-1].items() if name.startswith("eval_")}
+    return {"step": step, **{name.removeprefix("eval_"): value for name, value in chosen.items()}}
+
+
+def _save(result: TrainResult, recipe: TrainRecipe, backbone: Backbone, trainer: JointTrainer) -> None:
+    save_embedder(result.output, merged(backbone), backbone.tokenizer, backbone.deployed)
+    summary = {
+        "recipe": recipe.to_dict(),
+        "fingerprint": recipe.fingerprint,
+        "steps": result.steps,
+        "best": result.best,
+        "data": result.data,
+        "log": trainer.state.log_history,
+    }
+    path = result.output / SUMMARY
+    staged = path.with_suffix(".part")
+    staged.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    staged.replace(path)
+
+
+def _begin_anew(output: Path, work: Path) -> None:
+    (output / SUMMARY).unlink(missing_ok=True)
+    for part in work.glob("checkpoint-*"):
+        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(work / "tensorboard", ignore_errors=True)
+
+
+def _finished(output: Path, recipe: TrainRecipe) -> TrainResult | None:
+    with contextlib.suppress(OSError, ValueError):
+        summary = json.loads((output / SUMMARY).read_text(encoding="utf-8"))
+        if summary["fingerprint"] != recipe.fingerprint:
+            raise OtherRecipeError(
+                f"{output} was trained with the recipe {summary['fingerprint']}; this one is "
+                f"{recipe.fingerprint}.",
+                hint="Give another output, or start over with --from-scratch.",
+            )
+        return TrainResult(
+            output=output,
+            steps=summary["steps"],
+            seconds=0.0,
+            best=summary["best"],
+            resumed_from=summary["steps"],
+            data=summary["data"],
+            finished_before=True,
+        )
+    return None
