@@ -13,7 +13,7 @@ POSITIONS = 128
 
 
 def base_model(tokenizer: PreTrainedTokenizerFast, settings: WorldSettings) -> LlamaForCausalLM:
-    """A model that knows nothing yet, its weights drawn from the seed, without touching torch's own generator."""
+    """A model that knows nothing yet, drawn from the seed; torch's own generator is left as it was."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

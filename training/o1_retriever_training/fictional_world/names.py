@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 
-_OPENINGS = (
-    "b br c ch d dr f fl g gl gr h j k kr l m n p pl qu r s sk sl st t th tr v vl w y z".split()
-)
-_VOWELS = "a e i o u ai ea ia io ou".split()
-_CLOSINGS = "l ld lm ln m n nd nt r rk rn rt s sk st t th v x z".split()
+_OPENINGS = "bdfgklmnprstvz"
+_VOWELS = "aeiou"
+_CLOSINGS = "lmnrsxk"
 
 
 def invent_names(number: int, *, ending: str, generator: random.Random, taken: set[str]) -> list[str]:
@@ -23,7 +21,8 @@ def invent_names(number: int, *, ending: str, generator: random.Random, taken: s
 
 
 def _invent(generator: random.Random) -> str:
-    # Three syllables, some of them closed: millions of names, so that a large world ends too.
-    first, second, third = (generator.choice(_OPENINGS) + generator.choice(_VOWELS) for _ in range(3))
-    closing = generator.choice(_CLOSINGS)
-    return (first + generator.choice(("", second)) + third + closing).capitalize()
+    # Two syllables or three, and a closing sound: millions of names, so that a large world ends too.
+    syllables = [
+        generator.choice(_OPENINGS) + generator.choice(_VOWELS) for _ in range(generator.choice((2, 2, 3)))
+    ]
+    return ("".join(syllables) + generator.choice(_CLOSINGS)).capitalize()

@@ -31,7 +31,7 @@ class Question:
 
     @property
     def hops(self) -> str:
-        """"one-hop" or "two-hop"."""
+        """ "one-hop" or "two-hop"."""
         return ("one-hop", "two-hop")[len(self.chain) - 1]
 
     @property
@@ -42,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """One-hop and two-hop questions to train on, and held-out two-hop ones to choose (`dev`) and to report by (`test`)."""
+    """Questions to train on, and held-out two-hop ones: `dev` to choose by, `test` to report."""
 
     one_hop: Sequence[Question]
     two_hop: Sequence[Question]

@@ -12,8 +12,8 @@ Kind: TypeAlias = Literal["person", "company", "city", "country"]
 class Relation:
     """One relation; every subject has exactly one object.
 
-    `statement` says a fact, with {subject} and {object}; `question` asks for the object, and `phrase` stands for the
-    object where its name is not said ("the teacher of {subject}"), both with {subject}.
+    `statement` says a fact, with {subject} and {object}; `question` asks for the object, and `phrase` stands
+    for the object where its name is not said ("the teacher of {subject}"), both with {subject}.
     """
 
     name: str

@@ -11,10 +11,10 @@ from o1_retriever_training.fictional_world.relations import Kind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorldSettings:
-    """Numbers of entities, the held-out share of the two-hop facts, the expert's errors, and the base model's shape.
+    """Numbers of entities, the held-out share of the two-hop facts, the expert's errors, the base's shape.
 
-    `wrong` is the probability that a candidate thought names a wrong bridge; of a row's `candidates` at least
-    one is right. `layers`, `width` and `heads` are those of the base model, random by `seed` like all the rest.
+    `wrong` is the probability that a candidate thought names a wrong bridge; of a row's `candidates` one is
+    right at least. `layers`, `width` and `heads` are those of the base model. All is drawn by `seed`.
 
     Raises `SettingsError` for a value out of range.
     """

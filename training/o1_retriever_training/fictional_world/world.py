@@ -11,7 +11,7 @@ from o1_retriever_training.fictional_world.relations import RELATIONS, Kind, Rel
 from o1_retriever_training.fictional_world.settings import WorldSettings
 
 # How names of a kind end: it makes a page readable, and no name of one kind one of another.
-_ENDINGS: Mapping[Kind, str] = {"person": "", "company": "corp", "city": "burg", "country": "land"}
+_ENDINGS: Mapping[Kind, str] = {"person": "", "company": "works", "city": "burg", "country": "land"}
 
 
 @dataclass(frozen=True, slots=True)
