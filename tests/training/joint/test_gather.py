@@ -47,16 +47,31 @@ def test_processes_find_what_one_finds(
         assert all(bool(gradient.any()) for gradient in gradients if gradient is not None)
 
 
+@pytest.mark.parametrize("case", gathering.CASES)
+def test_everybody_has_the_whole_batch(found: dict[int, list[Any]], case: str) -> None:
+    expected = gathering.vectors_of(gathering.whole(case))
+    padding = {"positive_keys": 0, "candidates": -1, "groups": -1, "teacher": torch.nan}
+    for of_rank in found[len(gathering.CASES[case])]:
+        for name, rows in expected.items():
+            field = of_rank[case][name]
+            if name in ("candidates", "teacher") and case == "no teacher":
+                assert field is None
+                continue
+            if name in padding:
+                # A process may have brought wider rows than any that are there.
+                wide = rows.new_full(field.shape, padding[name])
+                wide[:, : rows.shape[1]] = rows
+                rows = wide
+            assert torch.allclose(field, rows, rtol=0, atol=0, equal_nan=True), name
+
+
 def test_counts_are_summed(found: dict[int, list[Any]]) -> None:
     assert [of_rank["total"] for of_rank in found[2]] == [11, 11]
     assert [of_rank["total"] for of_rank in found[3]] == [18, 18, 18]
 
 
 def test_alone_a_batch_is_itself() -> None:
-    inputs = {
-        name: value for name, value in gathering.part("even", 0).items() if name not in ("spoken", "words")
-    }
-    batch = VectorBatch(**inputs)
+    batch = VectorBatch(**gathering.vectors_of(gathering.part("even", 0)))
     assert gather_vectors(batch) is batch
     assert processes() == 1
     assert total(torch.tensor(4)) == total(4) == 4
