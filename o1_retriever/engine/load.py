@@ -151,7 +151,8 @@ def assemble(
             f"{name} is a bidirectional {model.config.model_type} encoder; expected a causal language model.",
             hint="Use it as an encoder: ThinkingEmbedder.from_parts(thinker, encoder).",
         )
-    rows = model.get_input_embeddings().num_embeddings
+    # Wrappers of adapters have the weight of an embedding, but not its other attributes.
+    rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) > rows:
         raise CheckpointError(
             f"{name} has {rows} token embeddings and a tokenizer of {len(tokenizer)} tokens; expected at "

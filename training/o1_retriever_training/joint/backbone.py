@@ -1,4 +1,4 @@
-"""The model that is trained: a causal language model with the markers of its layout, and what of it learns."""
+"""The model that is trained: a causal language model with its layout's markers, and what of it learns."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from o1_retriever.engine.checkpoint import find_folder, first_line
+from o1_retriever.engine.precision import keep_float32
 from o1_retriever.errors import CheckpointError, SettingsError
 from o1_retriever.extras import require
 from o1_retriever.template import CONFIG_NAME, MARKERS, Layout, Template, TemplateConfig
@@ -152,7 +153,10 @@ def _load(folder: Path, model: ModelSection, device: torch.device) -> Any:
         raise CheckpointError(f"{model.base} could not be loaded: {first_line(error)}.") from error
     if not getattr(loaded.config.get_text_config(), "is_decoder", True) and hasattr(loaded, "bert"):
         raise CheckpointError(f"{model.base} is a bidirectional encoder; expected a causal language model.")
-    return loaded if model.tuning == "qlora" else loaded.to(device)
+    if model.tuning != "qlora":
+        return loaded.to(device)
+    keep_float32(loaded)
+    return loaded
 
 
 def nf4_config(dtype: torch.dtype) -> Any:

@@ -112,6 +112,7 @@ class Collator:
         self._document = max_document_tokens - (template.max_length - template.max_document)
 
     def __call__(self, drawn: Sequence[Drawn]) -> Batch:
+        """The batch of these rows."""
         sequences = self._sequences(drawn)
         order = _longest_first([len(row) for row in sequences.ids])
         place = {number: new for new, number in enumerate(order)}
