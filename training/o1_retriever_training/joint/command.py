@@ -109,7 +109,7 @@ def _report(result: TrainResult, recipe: TrainRecipe) -> None:
     resumed = f", from step {result.resumed_from:,} on" if result.resumed_from else ""
     best = ""
     if result.best and recipe.evaluation is not None:
-        best = f"; best {_best(result.best, recipe.evaluation.metric)}"
+        best = f"; on the dev collection {_best(result.best, recipe.evaluation.metric)}"
     console = messages()
     console.print(
         f"{folder}: {result.steps:,} steps in {_duration(result.seconds)}{resumed}{best}",
@@ -123,10 +123,9 @@ def _report(result: TrainResult, recipe: TrainRecipe) -> None:
     )
 
 
-def _best(best: dict[str, object], metric: str) -> str:
-    value, step = best.get("value"), best.get("step")
-    shown = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return f"{metric} {shown}" + (f" at step {step:,}" if isinstance(step, int) else "")
+def _best(best: dict[str, float], metric: str) -> str:
+    figures = [f"{name} {value:.3f}" for name, value in best.items() if name.startswith(metric)]
+    return ", ".join(figures) + (f" at step {best['step']:,.0f}" if "step" in best else "")
 
 
 def _duration(seconds: float) -> str:

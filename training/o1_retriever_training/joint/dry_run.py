@@ -14,6 +14,7 @@ from o1_retriever_training.joint.lengths import Chunk, Sampled, StepSize, sample
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.sampler import steps_per_epoch
 from o1_retriever_training.joint.shapes import Shape, shape_of
+from o1_retriever_training.reading import HUB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +133,11 @@ def _steps(
             None,
             ("How many rows there are is not known; --set optimisation.steps=N says the total.",),
         )
+    far = any(source.path.startswith(HUB) for source in recipe.data.train)
+    notes = ("The rows of the Hub are taken to be as many as data.train allows.",) if far else ()
     sources = np.repeat(np.arange(len(known)), known)
     whole = steps_per_epoch(sources, size=optimisation.queries, world=devices)
-    return max(1, round((optimisation.epochs or 1.0) * whole)), rows, ()
+    return max(1, round((optimisation.epochs or 1.0) * whole)), rows, notes
 
 
 def _notes(recipe: TrainRecipe, shape: Shape, hardware: Hardware) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from o1_retriever_training.joint.hardware import Hardware
 from o1_retriever_training.joint.lengths import StepSize
-from o1_retriever_training.joint.model import LOGITS_AT_ONCE
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.recipe_parts import ModelSection
 from o1_retriever_training.joint.shapes import Shape
@@ -14,6 +13,7 @@ _FLOAT = 4
 _NF4 = 0.5 + 1 / 64 + _FLOAT / (64 * 256)
 # Logits in the forward's precision and in float32, their softmax, and their gradient in both.
 _LOGIT_COPIES = 3
+_AT_ONCE = 1 << 26  # as many logits as `JointModel` has in memory
 
 
 def memory_of(
@@ -72,7 +72,7 @@ def layer_bytes(shape: Shape, model: ModelSection, width: int) -> float:
     attention = 4 * queries * width  # queries, keys and values (repeated to as many heads), and the outcome
     inner = (3 if shape.gated else 1) * shape.inner * width
     if model.tuning == "full":
-        # What a trained matrix multiplies is kept: the layer's two inputs, attention's outcome, the inner one.
+        # What trained matrices multiply is kept: the layer's two inputs, attention's outcome, the inner one.
         return norms + attention + inner + (2 * shape.width + queries + shape.inner) * width
     adapted = [layer for layer in shape.block if layer.name.endswith(model.lora.targets)]
     # A dropout of its own in front of every low-rank matrix: its mask, and what it let through in float32.
@@ -91,7 +91,7 @@ def _graph_tokens(recipe: TrainRecipe, step: StepSize) -> float:
 def _logits(recipe: TrainRecipe, shape: Shape, step: StepSize, width: int) -> float:
     queries = recipe.optimisation.queries
     share = min(1.0, (recipe.optimisation.chunk or queries) / queries)
-    rows = min(step.labels * share * 1.5, LOGITS_AT_ONCE / shape.vocabulary)
+    rows = min(step.labels * share * 1.5, _AT_ONCE / shape.vocabulary)
     return rows * shape.vocabulary * (width + _LOGIT_COPIES * _FLOAT)
 
 

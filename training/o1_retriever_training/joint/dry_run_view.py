@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from o1_retriever_training.joint.hardware import GIGA
@@ -21,7 +22,7 @@ def _work(estimate: Estimate) -> Table:
     table = _table("a step", "in all")
     steps = estimate.steps
     trained = estimate.trained / estimate.parameters
-    table.add_row("model", "", estimate.model)
+    table.add_row("model", "", "/".join(PurePath(estimate.model).parts[-2:]))
     table.add_row("parameters", "", large(estimate.parameters))
     table.add_row("  trained", "", f"{large(estimate.trained)} ({trained:.2%})")
     table.add_row("rows", "", "unknown" if estimate.rows is None else f"{estimate.rows:,}")

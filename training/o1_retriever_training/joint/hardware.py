@@ -17,9 +17,9 @@ THIS = "this"
 class Hardware:
     """A kind of device: `memory` in bytes, `peak` in floating-point operations a second.
 
-    The peak is that of dense matrix products in bfloat16 on a GPU and in float32 on a CPU. `utilisation` is the
-    share of it that training is assumed to reach, `overhead` the bytes that are taken before anything is
-    loaded. `devices` is how many there are, None where the recipe says it.
+    The peak is that of dense matrix products in bfloat16 on a GPU and in float32 on a CPU; training
+    is assumed to reach `utilisation` of it. `overhead` are the bytes that are taken before anything is
+    loaded, `devices` is how many there are (None: as many as the recipe says).
     """
 
     name: str
@@ -44,7 +44,7 @@ _GPUS = {
     "l4-24gb": (24, 121),
     "t4-16gb": (16, 65),
 }
-# What is left of a gigabyte of memory and of a peak once the driver and the clock have had theirs.
+# Shares of a peak that training reaches: assumed for GPUs, measured for the small model on a CPU.
 _GPU_UTILISATION, _CPU_UTILISATION = 0.4, 0.6
 
 

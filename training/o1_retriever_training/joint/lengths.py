@@ -1,4 +1,4 @@
-"""How long the sequences of a batch are: sampled from the rows where they are here, else the recipe's limits."""
+"""How long the sequences of a batch are: sampled from the rows that are here, else the recipe's limits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHARACTERS = 4  # of a token, where there is no tokenizer to ask
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """One row in tokens: its query alone, with its thought (None without), the labels of it, its documents."""
+    """One row in tokens: its query alone and with its thought (None without), labels, documents."""
 
     fast: int
     thinking: int | None
@@ -69,7 +69,7 @@ class StepSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """What is known of the data: `rows` of each source (None unknown), the step's size, and how it is known."""
+    """What is known of the data: the `rows` of each source (None: unknown), the step's size, and how."""
 
     rows: tuple[int | None, ...]
     step: StepSize
@@ -105,7 +105,7 @@ class _Characters:
     """Stands for a tokenizer that is not here."""
 
     eos_token_id = 0
-    unk_token_id = None
+    sep_token_id = unk_token_id = None
     all_special_ids: tuple[int, ...] = ()
 
     def __init__(self) -> None:

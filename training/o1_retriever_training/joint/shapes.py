@@ -121,7 +121,7 @@ def shape_of(model: ModelSection) -> Shape:
     known = None if looks_local(model.base) else _KNOWN.get(model.base)
     config, missing, tokens = _config(model.base, model.layout, known)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
+        empty: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         if tokens + missing > empty.get_input_embeddings().num_embeddings:
             empty.resize_token_embeddings(tokens + missing, mean_resizing=False)
     return _measure(empty, missing, known is not None)
@@ -141,8 +141,8 @@ def _config(base: str, layout: Layout, known: dict[str, Any] | None) -> tuple[An
         said = str(error).strip().splitlines()[0]
         raise ModelNotFoundError(
             f"The shape of model.base {base!r} cannot be known: {said}",
-            hint="Give a folder with config.json and a tokenizer, a Hub id while the Hub can be reached, or one "
-            f"of {', '.join(_KNOWN)}.",
+            hint="Give a folder with config.json and a tokenizer, a Hub id while the Hub can be reached, "
+            f"or one of {', '.join(_KNOWN)}.",
         ) from error
     vocabulary = tokenizer.get_vocab()
     missing = sum(marker not in vocabulary for marker in MARKERS[layout])
@@ -154,7 +154,8 @@ def _measure(empty: Any, missing: int, known: bool) -> Shape:
 
     text = empty.config.get_text_config()
     body = {id(part) for part in empty.base_model.modules()}
-    linear, head = [], []
+    linear: list[LinearLayer] = []
+    head: list[LinearLayer] = []
     for name, part in empty.named_modules():
         if isinstance(part, nn.Linear):
             kind = linear if id(part) in body else head
