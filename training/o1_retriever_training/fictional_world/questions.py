@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from o1_retriever.errors import SettingsError
 from o1_retriever_training.fictional_world.relations import CHAINS
 from o1_retriever_training.fictional_world.settings import WorldSettings
 from o1_retriever_training.fictional_world.world import Entity, Fact, World
@@ -77,11 +78,19 @@ def two_hop_questions(world: World) -> list[Question]:
 
 
 def split_questions(world: World, settings: WorldSettings) -> Split:
-    """Hold out a share of the two-hop questions, half of it for dev and half for test."""
+    """Hold out a share of the two-hop questions, half of it for dev and half for test.
+
+    Raises `SettingsError` where the share is less than two questions.
+    """
     generator = random.Random(f"split {settings.seed}")
     drawn = two_hop_questions(world)
     generator.shuffle(drawn)
     count = round(settings.held_out * len(drawn))
+    if count < 2:
+        raise SettingsError(
+            f"Found held_out={settings.held_out}, which is {count} of {len(drawn)} two-hop questions; "
+            "expected at least 2, one for dev and one for test."
+        )
     held_out, kept = drawn[:count], drawn[count:]
     return Split(
         one_hop=one_hop_questions(world),
