@@ -62,7 +62,7 @@ def save_embedder(folder: str | Path, model: Any, tokenizer: Any, template_confi
 
 
 def _checked(folder: Path, model: Any, tokenizer: Any, config: TemplateConfig) -> Template:
-    if hasattr(model, "peft_config"):
+    if any(hasattr(part, "base_layer") for part in model.modules()):
         raise CheckpointError(
             "The model has an adapter that is not merged; expected a plain causal language model.",
             hint="Call model.merge_and_unload() first, or let `o1-retriever publish` merge the folder.",

@@ -1,0 +1,204 @@
+"""`o1-retriever publish`: put a trained model on the Hub, or show beforehand what would be sent."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from o1_retriever.cli.options import with_options
+from o1_retriever.cli.terminal import messages, output, warn, working
+from o1_retriever_training.expert_options import quiet
+
+if TYPE_CHECKING:
+    from o1_retriever_training.publishing.card import CardFacts
+    from o1_retriever_training.publishing.hub import Published
+    from o1_retriever_training.publishing.staging import Staged, StageOptions
+
+_CARD, _MODEL = "Model card", "Model"
+_STAGING = "New folder for what is sent, to be looked at (default: a passing one)."
+_QLORA = "An adapter was trained on its base in NF4, or was not (default: as the recipe says)."
+
+
+class StoredDtype(StrEnum):
+    """What merged weights are stored as."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardOptions:
+    """What the model card says."""
+
+    license: Annotated[
+        str | None, typer.Option("--license", help="Such as apache-2.0.", rich_help_panel=_CARD)
+    ] = None
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", help="Hub id of what it was trained from.", rich_help_panel=_CARD),
+    ] = None
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option("--dataset", help="Hub id of training data (repeatable).", rich_help_panel=_CARD),
+    ] = None
+    language: Annotated[
+        list[str] | None, typer.Option("--language", help="Such as en (repeatable).", rich_help_panel=_CARD)
+    ] = None
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--results", help="Report folder or results.jsonl of eval (repeatable).", rich_help_panel=_CARD
+        ),
+    ] = None
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="Recipe of the training (default: the run's).", rich_help_panel=_CARD),
+    ] = None
+
+    def facts(self, repo: str) -> CardFacts:
+        """What the card is written from. Raises `InputError` for results that cannot be read."""
+        from o1_retriever_training.publishing.card import CardFacts
+        from o1_retriever_training.publishing.figures import read_figures
+
+        return CardFacts(
+            repo=repo,
+            license=self.license,
+            base_model=self.base_model,
+            datasets=tuple(self.dataset or ()),
+            language=tuple(self.language or ()),
+            figures=tuple(read_figures(self.results or [])),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOptions:
+    """What is made of the weights."""
+
+    nf4: Annotated[
+        bool, typer.Option("--nf4", help="Add a copy in 4 bits, in the folder nf4.", rich_help_panel=_MODEL)
+    ] = False
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", help="Base of an adapter (default: as its config says).", rich_help_panel=_MODEL
+        ),
+    ] = None
+    qlora: Annotated[bool | None, typer.Option("--qlora/--no-qlora", help=_QLORA, rich_help_panel=_MODEL)] = (
+        None
+    )
+    dtype: Annotated[
+        StoredDtype,
+        typer.Option("--dtype", help="Type of an adapter's merged weights.", rich_help_panel=_MODEL),
+    ] = StoredDtype.auto
+
+    def options(self, recipe: Path | None) -> StageOptions:
+        """How the folder is made ready."""
+        from o1_retriever_training.publishing.staging import StageOptions
+
+        return StageOptions(
+            nf4=self.nf4, qlora=self.qlora, base=self.base, dtype=self.dtype.value, recipe=recipe
+        )
+
+
+@with_options
+def publish(
+    folder: Annotated[Path, typer.Argument(help="What a training made: a model, or an adapter.")],
+    *,
+    repo: Annotated[str, typer.Option("--repo", metavar="USER/NAME", help="Where it goes on the Hub.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="For everybody to see (default: private).")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be sent and what would not, and end.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what the repository holds, and remove what is not sent.")
+    ] = False,
+    staging: Annotated[Path | None, typer.Option("--staging", metavar="FOLDER", help=_STAGING)] = None,
+    weights: WeightOptions,
+    card: CardOptions,
+) -> None:
+    """Put a trained model on the Hugging Face Hub; the same command goes on where it was stopped."""
+    from o1_retriever_training.publishing.hub import check_name
+    from o1_retriever_training.publishing.staging import stage
+
+    check_name(repo)
+    quiet()
+    facts = card.facts(repo)
+    with _place(staging) as place:
+        staged = stage(folder, place, facts=facts, options=weights.options(card.recipe), say=_said)
+        _show(staged)
+        for note in staged.notes:
+            warn(note)
+        if dry_run:
+            where = "publicly" if public else "privately"
+            _say(f"\nNothing was sent. Without --dry-run this goes to {repo}, {where}.")
+            if staging is not None:
+                _say(f"It lies in {staging} to be looked at.")
+            return
+        _done(_upload(staged, repo, public=public, force=force))
+
+
+def _upload(staged: Staged, repo: str, *, public: bool, force: bool) -> Published:
+    from o1_retriever_training.publishing.hub import publish as send
+
+    with working(f"Sending to {repo}"):
+        return send(staged, repo, public=public, force=force)
+
+
+def _done(sent: Published) -> None:
+    kept = f", {len(sent.kept)} were there" if sent.kept else ""
+    removed = f", {len(sent.removed)} removed" if sent.removed else ""
+    seen = "private" if sent.private else "public"
+    _say(f"\n{sent.url} ({seen}): {len(sent.sent)} files sent{kept}{removed}.")
+    _say(f'Load it: ThinkingEmbedder.from_pretrained("{sent.repo}")')
+
+
+def _show(staged: Staged) -> None:
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column("sent", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    for file in staged.files:
+        table.add_row(file.path, decimal(file.size))
+    total = sum(file.size for file in staged.files)
+    table.add_row(f"{len(staged.files)} files", decimal(total), style="bold")
+    output().print(table)
+    if not staged.left_out:
+        return
+    left = Table(box=None, pad_edge=False, show_edge=False)
+    left.add_column("left out", overflow="fold")
+    left.add_column("size", justify="right", no_wrap=True)
+    left.add_column("because", overflow="fold")
+    for each in staged.left_out:
+        left.add_row(each.path, decimal(each.size), each.reason)
+    output().print()
+    output().print(left)
+
+
+@contextlib.contextmanager
+def _place(staging: Path | None) -> Iterator[Path]:
+    if staging is not None:
+        yield staging
+        return
+    with tempfile.TemporaryDirectory(prefix="o1-publish-") as folder:
+        yield Path(folder)
+
+
+def _said(text: str) -> None:
+    messages().print(f"{text} ...", soft_wrap=True)
+
+
+def _say(text: str) -> None:
+    output().print(text, soft_wrap=True)

@@ -1,0 +1,203 @@
+"""Which files of a training's folder make the model, and why the others stay at home."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from o1_retriever.errors import ModelNotFoundError
+
+NF4 = "nf4"
+CARD = "README.md"
+RECIPE = "training_recipe"
+# What `o1-retriever train` writes beside the model: its recipe, and how the run went.
+SUMMARY = "training.json"
+_RECIPES = ("training_recipe.yaml", "recipe.yaml", "recipe.yml")
+_MODEL = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "o1_embedder.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+_BESIDE = (CARD, "LICENSE*", "NOTICE*")
+_PARTS = ("1_Pooling", "2_Normalize")
+
+_SECRET = "may hold secrets"
+_STATE = "state of the training, not of the model"
+_CHECKPOINT = "checkpoint of the training"
+_CACHE = "cache or log"
+_PICKLED = "weights that are not safetensors"
+_ADAPTER = "merged into the base model"
+_OTHER = "not part of the model"
+# The first that fits decides; a reason of None lets a file through.
+_FOLDERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (_SECRET, (".ssh", ".aws", ".gnupg", "secrets*")),
+    (_STATE, ("training",)),
+    (_CHECKPOINT, ("checkpoint-*", "checkpoint_*", "checkpoints", "global_step*")),
+    (_CACHE, (".*", "__pycache__", "wandb", "runs", "logs", "cache", "mlruns")),
+)
+_FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (_SECRET, (".env*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*", ".netrc",
+               ".npmrc", ".pypirc", ".git-credentials", "*credential*", "*secret*", "token", "token.txt",
+               "stored_tokens")),
+    (_STATE, ("optimizer*", "*optim_states*", "scheduler*", "scaler*", "rng_state*", "random_states*",
+              "training_args.*", "trainer_state.*", "training.json", "*.distcp")),
+    (_ADAPTER, ("adapter_*",)),
+    (_CACHE, (".*", "*.log", "*.tmp", "*.part", "*.lock", "*.swp", "*~", "events.out.tfevents*", "*.pyc")),
+    (_PICKLED, ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "*.joblib",
+                "*.gguf", "*.onnx")),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file by its path in the repository, with `/`, and its size in bytes."""
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file or a whole folder (its path ends with `/`) that is not sent, with its size and the reason."""
+
+    path: str
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a folder holds: the model's own files, a recipe and a card if it has them, and what is left out.
+
+    `adapter` says that the folder is an adapter, to be merged into its base.
+    """
+
+    folder: Path
+    model: tuple[str, ...]
+    recipe: str | None
+    left_out: tuple[LeftOut, ...]
+    adapter: bool
+
+
+def look_into(folder: str | Path) -> Contents:
+    """Sort the files of a trained model's folder.
+
+    Raises `ModelNotFoundError` for a folder that holds no model, or not all of its weights.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise ModelNotFoundError(
+            f"There is no folder {folder}; expected what a training has made.",
+            hint="Type the folder that your recipe names as its output.",
+        )
+    adapter = (root / "adapter_config.json").is_file() and not (root / "config.json").is_file()
+    model: list[str] = []
+    recipes: list[str] = []
+    left: list[LeftOut] = []
+    for path, reason in _sorted_files(root):
+        name = path.removesuffix("/")
+        if reason is not None:
+            left.append(LeftOut(path, _size(root / name), reason))
+        elif any(fnmatch(name, pattern) for pattern in _RECIPES):
+            recipes.append(name)
+        else:
+            model.append(name)
+    found = Contents(
+        folder=root,
+        model=tuple(model),
+        recipe=next(iter(sorted(recipes, key=_preferred)), None),
+        left_out=tuple(left),
+        adapter=adapter,
+    )
+    _check(found)
+    return found
+
+
+def listing(folder: Path) -> list[File]:
+    """Every file below a folder, by path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [File(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
+
+
+def _sorted_files(root: Path) -> Iterator[tuple[str, str | None]]:
+    for entry in sorted(root.iterdir()):
+        if not entry.is_dir():
+            yield entry.name, _why_not(entry.name)
+        elif entry.name in _PARTS:
+            yield from ((f"{entry.name}/{each.name}", _in_part(each)) for each in sorted(entry.iterdir()))
+        elif entry.name == NF4:
+            yield from ((f"{NF4}/{path}", reason) for path, reason in _sorted_files(entry))
+        else:
+            yield f"{entry.name}/", _first(_FOLDERS, entry.name) or _OTHER
+
+
+def _why_not(name: str) -> str | None:
+    wanted = (*_MODEL, *_BESIDE, *_RECIPES)
+    refused = _first(_FILES, name)
+    if refused is None and not any(fnmatch(name, pattern) for pattern in wanted):
+        return _OTHER
+    return refused
+
+
+def _in_part(path: Path) -> str | None:
+    return None if path.is_file() and path.name == "config.json" else _OTHER
+
+
+def _first(rules: Sequence[tuple[str, tuple[str, ...]]], name: str) -> str | None:
+    lower = name.lower()
+    return next((why for why, patterns in rules if any(fnmatch(lower, each) for each in patterns)), None)
+
+
+def _preferred(name: str) -> int:
+    return 0 if name.startswith(RECIPE) else 1
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    below = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    return sum(each.lstat().st_size for each in below)
+
+
+def _check(found: Contents) -> None:
+    weights = {name for name in found.model if name.endswith(".safetensors") and "/" not in name}
+    if found.adapter:
+        if not (found.folder / "adapter_model.safetensors").is_file():
+            raise ModelNotFoundError(
+                f"{found.folder} has an adapter_config.json and no adapter_model.safetensors.",
+                hint="Save the adapter again with model.save_pretrained(folder).",
+            )
+        return
+    if "config.json" not in found.model or not weights:
+        lacking = "no config.json" if "config.json" not in found.model else "no safetensors"
+        raise ModelNotFoundError(
+            f"{found.folder} has {lacking}; expected a merged model (config.json, model.safetensors, a "
+            "tokenizer) or an adapter (adapter_config.json, adapter_model.safetensors).",
+            hint="Type the folder that your recipe names as its output, not a checkpoint's.",
+        )
+    index = found.folder / "model.safetensors.index.json"
+    listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
+    if missing := sorted(set(listed) - weights):
+        raise ModelNotFoundError(
+            f"{found.folder} lacks {len(missing)} of the files that {index.name} lists, {missing[0]} among "
+            "them.",
+            hint="Copy the folder again, completely.",
+        )

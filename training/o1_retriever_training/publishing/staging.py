@@ -1,0 +1,176 @@
+"""Make the folder that is sent: the same bytes from the same model, whoever makes it and when."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from o1_retriever.engine.checkpoint import first_line
+from o1_retriever.errors import CheckpointError, SettingsError
+from o1_retriever.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
+from o1_retriever_training.publishing.card import CardFacts, write_card
+from o1_retriever_training.publishing.contents import CARD, NF4, Contents, File, LeftOut, listing, look_into
+from o1_retriever_training.publishing.merging import Dtype, base_of, merge_adapter, nf4_config
+from o1_retriever_training.publishing.provenance import RECIPE_FILE, Provenance, provenance
+from o1_retriever_training.publishing.secret_scan import refuse_secrets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOptions:
+    """How a folder is made ready.
+
+    `nf4` adds a copy quantised to 4 bits. `qlora` says whether an adapter was trained on a base in NF4 (None:
+    what the recipe says), `base` is where its base is (None: what its config says) and `dtype` what the
+    merged weights are stored as. `recipe` is the file of the training (None: the folder's own).
+    """
+
+    nf4: bool = False
+    qlora: bool | None = None
+    base: str | None = None
+    dtype: Dtype = "auto"
+    recipe: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """A folder ready to be sent, its files, and what of the training's folder is not in it."""
+
+    folder: Path
+    files: tuple[File, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+
+
+def _silent(said: str) -> None:
+    """Say nothing."""
+
+
+def stage(
+    source: str | Path,
+    target: str | Path,
+    *,
+    facts: CardFacts,
+    options: StageOptions | None = None,
+    say: Callable[[str], None] = _silent,
+) -> Staged:
+    """Write everything that is to be published into `target`, an empty or missing folder.
+
+    A merged model's files are taken as they are; an adapter is merged into its base. Raises `SecretError`
+    for a file with what looks like a token or a key in it, and the errors of loading a model.
+    """
+    options = options or StageOptions()
+    found, folder = look_into(source), _emptied(Path(target))
+    known = provenance(found, options.recipe)
+    # What is a user's own is looked at before the long work.
+    refuse_secrets(found.folder, found.model)
+    if found.adapter:
+        say("Merging the adapter into its base")
+        _merge(found, folder, options, known)
+    else:
+        for name in found.model:
+            if not (options.nf4 and name.startswith(f"{NF4}/")):
+                _place(found.folder / name, folder / name)
+        _complete(folder)
+    if options.nf4:
+        say("Quantising to NF4")
+        _quantise(folder)
+    if known.recipe is not None:
+        (folder / RECIPE_FILE).write_bytes(known.recipe.content)
+        refuse_secrets(folder, [RECIPE_FILE])
+    base = options.base or (base_of(found.folder) if found.adapter else None)
+    notes = write_card(folder, facts=facts, base=base, known=known)
+    refuse_secrets(folder, [CARD])
+    return Staged(folder=folder, files=tuple(listing(folder)), left_out=found.left_out, notes=tuple(notes))
+
+
+def _emptied(target: Path) -> Path:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise SettingsError(
+            f"{target} is there and not empty; expected a new folder for what is to be sent.",
+            hint="Type another --staging, or remove it.",
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _place(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.name.endswith(".safetensors"):
+        # Weights are large and never changed here; a link to them is as good as a copy.
+        with contextlib.suppress(OSError):
+            os.link(source.resolve(), target)
+            return
+    shutil.copyfile(source, target)
+
+
+def _merge(found: Contents, folder: Path, options: StageOptions, known: Provenance) -> None:
+    from o1_retriever_training.saving import save_embedder
+
+    quantised = options.qlora
+    if quantised is None:
+        quantised = known.recipe is not None and known.recipe.at("model", "tuning") == "qlora"
+    merged = merge_adapter(found.folder, base=options.base, quantised=quantised, dtype=options.dtype)
+    save_embedder(folder, merged.model, merged.tokenizer, merged.config)
+    for name in found.model:
+        if name == CARD or name.startswith(("LICENSE", "NOTICE")):
+            _place(found.folder / name, folder / name)
+
+
+def _complete(folder: Path) -> None:
+    """Add what a folder lacks of our config and of the sentence-transformers layout; weights stay."""
+    if (folder / CONFIG_NAME).is_file() and (folder / "modules.json").is_file():
+        TemplateConfig.from_file(folder / CONFIG_NAME)
+        return
+    from transformers import AutoConfig, AutoTokenizer
+
+    from o1_retriever_training.saving import save_sentence_transformers, save_tokenizer
+
+    try:
+        model_config = AutoConfig.from_pretrained(folder).get_text_config()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"The folder has a config or tokenizer that cannot be loaded: {first_line(error)}."
+        ) from error
+    path = folder / CONFIG_NAME
+    config = (
+        TemplateConfig.from_file(path) if path.is_file() else TemplateConfig(layout=detect_layout(tokenizer))
+    )
+    template = Template(tokenizer, config, positions=getattr(model_config, "max_position_embeddings", None))
+    config.save(folder)
+    save_tokenizer(folder, tokenizer, template)
+    save_sentence_transformers(folder, template, dimension=int(model_config.hidden_size))
+
+
+def _quantise(folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from o1_retriever_training.saving import save_embedder
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        raise SettingsError(
+            "The model is quantised already, so that it cannot be quantised to NF4 again.",
+            hint="Leave out --nf4.",
+        )
+    stored: Any = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=stored,
+        use_safetensors=True,
+        quantization_config=nf4_config(stored),
+        device_map={"": place},
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    save_embedder(folder / NF4, model, tokenizer, TemplateConfig.from_file(folder / CONFIG_NAME))
+    del model
+    gc.collect()
