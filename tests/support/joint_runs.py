@@ -1,0 +1,168 @@
+"""Small trainings: a base model, rows, a recipe, the tensors of a batch, whole runs in other processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from o1_retriever.template import Layout
+from o1_retriever_training.joint.backbone import Backbone, open_backbone
+from o1_retriever_training.joint.collate import Batch, Collator, DrawnRows
+from o1_retriever_training.joint.model import JointModel
+from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe
+from o1_retriever_training.joint.rows import TrainingRows, open_rows
+from tests.support.tiny import tiny_model
+
+WORDS = tuple(
+    [
+        "amber",
+        "birch",
+        "cedar",
+        "delta",
+        "ember",
+        "fjord",
+        "grove",
+        "heron",
+        "inlet",
+        "jetty",
+        "knoll",
+        "lagoon",
+        "maple",
+        "north",
+        "otter",
+    ]
+)
+
+
+def base_folder(
+    folder: Path, architecture: str = "llama", layout: Layout = "paper", *, attention_dropout: float = 0.0
+) -> Path:
+    """A tiny random model that knows the markers already."""
+    model, tokenizer = tiny_model(architecture, layout)
+    model.config.attention_dropout = attention_dropout
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def rows_file(path: Path, count: int = 24, *, seed: int = 0) -> Path:
+    """Rows of all kinds: some without a thought, a positive or scores, one positive for two queries."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def text(length: int) -> str:
+        return " ".join(WORDS[int(i)] for i in torch.randint(0, len(WORDS), (length,), generator=generator))
+
+    lines = []
+    for number in range(count):
+        row: dict[str, Any] = {"query": f"{number} {text(1)}", "pos": [f"{number // 2} {text(1)}"]}
+        row["neg"] = [text(2) for _ in range(number % 4)]
+        row["thought"] = f"{text(2)} {number}"
+        if number % 6 == 4:
+            row["thought"] = None
+        if number % 6 == 5:
+            row["pos"], row["neg"] = [], []
+        elif number % 2:
+            row["pos"] = [f"{number // 2} shared"]
+            row |= {"pos_scores": [1.0], "neg_scores": [float(n) / 3 for n in range(len(row["neg"]))]}
+        lines.append(json.dumps(row) + "\n")
+    path.write_text("".join(lines))
+    return path
+
+
+def recipe_of(base: Path, rows: Path | list[Path], output: Path, **sections: dict[str, Any]) -> TrainRecipe:
+    """A recipe of a few short steps; `sections` has fields to change."""
+    sources = [str(path) for path in (rows if isinstance(rows, list) else [rows])]
+    value: dict[str, Any] = {
+        "model": {"base": str(base), "tuning": "full", "gradient_checkpointing": False},
+        "data": {
+            "train": sources, "max_query_tokens": 24, "max_document_tokens": 28, "max_length": 56, "group": 3
+        },
+        "losses": {"temperature": 0.1},
+        "optimisation": {"steps": 4, "queries": 8, "chunk": 3, "learning_rate": 1e-3, "seed": 7},
+        "checkpoints": {"every": 2, "keep": 2},
+        "output": str(output),
+    }  # fmt: skip
+    for name, fields in sections.items():
+        value[name] = {**value.get(name, {}), **fields}
+    return as_train_recipe(value)
+
+
+def opened(recipe: TrainRecipe) -> tuple[Backbone, JointModel]:
+    """The model of a recipe, in training mode."""
+    backbone = open_backbone(recipe.model, recipe.data, seed=1, device=torch.device("cpu"))
+    return backbone, JointModel(backbone.model, backbone.language_model).train()
+
+
+def one_batch(recipe: TrainRecipe, backbone: Backbone, work: Path, rows: list[int]) -> Batch:
+    """The tensors of some rows."""
+    stored: TrainingRows = open_rows(recipe.data, backbone.template, work, show=False)
+    drawn = DrawnRows(
+        stored,
+        data=recipe.data,
+        losses=recipe.losses,
+        seed=recipe.optimisation.seed,
+        layout=recipe.model.layout,
+    )
+    collator = Collator(stored, backbone.template, max_document_tokens=recipe.data.max_document_tokens)
+    return collator([drawn[row, 0] for row in rows])
+
+
+# What children do.
+
+
+def run(
+    recipe: dict[str, Any],
+    kill: dict[str, int] | None = None,
+    most_bytes: int | None = None,
+    result: str | None = None,
+) -> None:
+    """Train. `kill` {"step": n} ends the process right before its n-th step, {"disk": n} right before the
+    n-th change of something on the disk; no file may have more than `most_bytes`."""
+    from o1_retriever_training.joint.run import train
+
+    torch.set_num_threads(1)
+    if kill:
+        sys.setprofile(_killer(**kill))
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    found = train(as_train_recipe(recipe), show_progress_bar=False)
+    sys.setprofile(None)
+    if result:
+        said = {
+            "steps": found.steps,
+            "resumed_from": found.resumed_from,
+            "best": found.best,
+            "data": found.data,
+        }
+        Path(result).write_text(json.dumps(said))
+
+
+def _killer(*, step: int = 0, disk: int = 0, rank: int | None = None) -> Callable[[Any, str, Any], None]:
+    made = 0
+
+    def watch(frame: Any, event: str, called: Any) -> None:
+        nonlocal made
+        if step:
+            counts = event == "call" and frame.f_code.co_name == "training_step"
+        else:
+            counts = event == "c_call" and called.__name__ in {
+                "write",
+                "replace",
+                "rename",
+                "save_file",
+                "unlink",
+            }
+        made += counts
+        if counts and made == (step or disk) and rank in (None, int(os.environ.get("RANK", "0"))):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return watch
