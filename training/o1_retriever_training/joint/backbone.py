@@ -180,7 +180,7 @@ def _with_lora(language_model: Any, model: ModelSection, tokenizer: Any, seed: i
     settings = model.lora
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides it, a fraction is fine
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
         trainable_token_indices=marker_ids(tokenizer, model.layout),

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from o1_retriever_training.errors import OtherRecipeError
 
@@ -33,9 +34,8 @@ def is_whole(folder: Path) -> bool:
     content = _marked(folder)
     if content is None:
         return False
-    files: dict[str, int] = content["files"]
     return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items()
+        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in content["files"].items()
     )
 
 
@@ -83,7 +83,7 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(MARK)]
 
 
-def _marked(folder: Path) -> dict[str, object] | None:
+def _marked(folder: Path) -> dict[str, Any] | None:
     try:
         content = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):

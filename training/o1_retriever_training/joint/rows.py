@@ -96,11 +96,12 @@ class TrainingRows:
 
     def scores(self, row: int) -> NDArray[np.float64]:
         """The teacher's scores of its positives and then of its negatives, nan where it gave none."""
-        return self._of("scores", row)
+        return self._of("scores", row).astype(np.float64)
 
-    def _of(self, name: str, row: int) -> Any:
+    def _of(self, name: str, row: int) -> Numbers:
         values, starts = self._lists[name]
-        return values[starts[row] : starts[row + 1]]
+        found: Numbers = values[starts[row] : starts[row + 1]]
+        return found
 
 
 _LISTS = ("thoughts", "positives", "negatives", "scores")

@@ -193,7 +193,7 @@ def _steps(recipe: TrainRecipe, rows: TrainingRows, world: int) -> int:
 
 
 def _run(trainer: JointTrainer, checkpoint: Path | None) -> None:
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     require("tensorboard", extra="train", purpose="Logging a training run")
     from torch.utils.tensorboard import SummaryWriter
@@ -201,7 +201,7 @@ def _run(trainer: JointTrainer, checkpoint: Path | None) -> None:
     if trainer.is_world_process_zero():
         folder = Path(str(trainer.args.output_dir)) / "tensorboard"
         writer = SummaryWriter(str(folder), purge_step=step_of(checkpoint) if checkpoint else None)
-        trainer.add_callback(TensorBoardCallback(writer))
+        trainer.add_callback(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except RuntimeError as error:
@@ -237,7 +237,7 @@ def _best_weights(trainer: JointTrainer, work: Path, dev: DevEvaluation | None) 
         load_weights(trainer.accelerator.unwrap_model(trainer.model), work / f"checkpoint-{step}")
     figures = [entry for entry in state.log_history if entry["step"] == step and f"eval_{dev.name}" in entry]
     chosen = {name: value for name, value in figures[-1].items() if name.startswith("eval_")}
-    return {"step": step, **{name.removeprefix("eval_"): value for name, value in chosen.items()}}
+    return {"step": float(step or 0), **{name.removeprefix("eval_"): value for name, value in chosen.items()}}
 
 
 def _save(result: TrainResult, recipe: TrainRecipe, backbone: Backbone, trainer: JointTrainer) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from o1_retriever.engine.batching import forward_tokens
 from o1_retriever_training.joint.collate import Batch
 from o1_retriever_training.joint.gather import VectorBatch, gather_vectors, processes, total
 from o1_retriever_training.joint.losses import (
@@ -45,7 +46,7 @@ class Chunk:
 class How:
     """How a step goes through a batch.
 
-    `chunk` is the number of sequences of a forward; None takes all at once and caches nothing. `backward`
+    `chunk` is the number of sequences of a forward; None keeps the graph of the whole batch. `backward`
     takes a loss; `unsynchronised` is entered for every backward but the last. With `even` all processes make
     the same number of forwards, which sharded weights need.
     """
@@ -149,14 +150,18 @@ def similarity_loss(own: VectorBatch, losses: LossSection) -> tuple[Tensor, Part
 
 
 def query_chunks(batch: Batch, size: int | None) -> list[Chunk]:
-    """The query sequences, `size` at a time, with the vectors and labels that stand in them."""
+    """The query sequences with the vectors and labels that stand in them, `size` at a time.
+
+    None cuts where rows become so much shorter that another forward costs less than the padding.
+    """
     ids, rows, columns = batch["query_ids"], batch["vector_rows"], batch["vector_columns"]
     label_rows, label_columns, expected = (batch[f"label_{name}"] for name in ("rows", "columns", "ids"))
+    widths = torch.ones(len(ids), dtype=torch.int64, device=ids.device)
+    widths.scatter_reduce_(0, rows, columns + 1, "amax")
+    widths.scatter_reduce_(0, label_rows, label_columns + 1, "amax")
     found = []
-    for first, end in _spans(len(ids), size):
+    for first, end, width in _spans(widths, size):
         at, labelled = _within(rows, first, end), _within(label_rows, first, end)
-        wanted = torch.cat([columns[at], label_columns[labelled]])
-        width = int(wanted.max()) + 1 if len(wanted) else 1
         labels = (label_rows[labelled] - first, label_columns[labelled], expected[labelled])
         found.append(
             Chunk(
@@ -167,13 +172,12 @@ def query_chunks(batch: Batch, size: int | None) -> list[Chunk]:
 
 
 def document_chunks(batch: Batch, size: int | None) -> list[Chunk]:
-    """The documents, `size` at a time."""
+    """The documents, `size` at a time, or as `query_chunks` says."""
     ids, ends = batch["document_ids"], batch["document_ends"]
     found = []
-    for first, end in _spans(len(ids), size):
-        columns = ends[first:end]
+    for first, end, width in _spans(ends + 1, size):
         rows = torch.arange(end - first, device=ids.device)
-        width = int(columns.max()) + 1
+        columns = ends[first:end]
         found.append(Chunk(ids=ids[first:end, :width], rows=rows, columns=columns, at=slice(first, end)))
     return found
 
@@ -231,10 +235,24 @@ def _leaf(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
     return (torch.cat(list(vectors)) if vectors else like[:0]).detach().requires_grad_()
 
 
-def _spans(count: int, size: int | None) -> Iterator[tuple[int, int]]:
-    step = size or max(1, count)
-    for first in range(0, count, step):
-        yield first, min(count, first + step)
+def _spans(widths: Tensor, size: int | None) -> Iterator[tuple[int, int, int]]:
+    """(first, end, width) of each chunk of rows that are `widths` [rows] wide."""
+    count = len(widths)
+    tokens = forward_tokens(widths.device)
+    wide = widths.tolist()
+    first = 0
+    while first < count:
+        end = first + size if size else _full(wide, first, tokens)
+        yield first, min(end, count), max(wide[first:end])
+        first = end
+
+
+def _full(widths: Sequence[int], first: int, tokens: int) -> int:
+    """The end of a chunk from `first` that has at most so many tokens, padding included."""
+    width, end = widths[first], first + 1
+    while end < len(widths) and max(width, widths[end]) * (end + 1 - first) <= tokens:
+        width, end = max(width, widths[end]), end + 1
+    return end
 
 
 def _within(rows: Tensor, first: int, end: int) -> slice:

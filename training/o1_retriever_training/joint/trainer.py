@@ -54,6 +54,7 @@ class JointTrainer(Trainer):
         self._parts: dict[str, Tensor] = {}
         self._counted = 0
         self._evaluate_dev = evaluate_dev
+        self._whole: nn.Module = model
         super().__init__(
             model=model,
             args=arguments,
@@ -163,7 +164,7 @@ class JointTrainer(Trainer):
         """What is trained, by the names of its parameters; a loss may be fine and its gradient not."""
         if not self.args.should_save:
             return
-        named = trained_weights(self.model) if state_dict is None else state_dict
+        named = trained_weights(self._whole) if state_dict is None else state_dict
         if not all(bool(torch.isfinite(value).all()) for value in named.values()):
             raise TrainingError(
                 f"The weights are not numbers any more at step {self.state.global_step}.",
@@ -177,7 +178,7 @@ class JointTrainer(Trainer):
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        load_weights(self.model, Path(resume_from_checkpoint))
+        load_weights(self._whole, Path(resume_from_checkpoint))
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
