@@ -21,25 +21,10 @@ from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from tests.support.tiny import tiny_model
 
-WORDS = tuple(
-    [
-        "amber",
-        "birch",
-        "cedar",
-        "delta",
-        "ember",
-        "fjord",
-        "grove",
-        "heron",
-        "inlet",
-        "jetty",
-        "knoll",
-        "lagoon",
-        "maple",
-        "north",
-        "otter",
-    ]
-)
+# What the processes import before they are forked.
+HEAVY = ("tests.support.joint_runs", "o1_retriever_training.joint.run", "peft", "tensorboard")
+CHANGES = {"write", "replace", "rename", "save_file", "unlink"}
+WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "jetty", "knoll")
 
 
 def base_folder(
@@ -124,6 +109,7 @@ def run(
     kill: dict[str, int] | None = None,
     most_bytes: int | None = None,
     result: str | None = None,
+    restart: bool = False,
 ) -> None:
     """Train. `kill` {"step": n} ends the process right before its n-th step, {"disk": n} right before the
     n-th change of something on the disk; no file may have more than `most_bytes`."""
@@ -134,7 +120,7 @@ def run(
         sys.setprofile(_killer(**kill))
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-    found = train(as_train_recipe(recipe), show_progress_bar=False)
+    found = train(as_train_recipe(recipe), show_progress_bar=False, restart=restart)
     sys.setprofile(None)
     if result:
         said = {
