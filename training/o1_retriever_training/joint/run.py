@@ -7,11 +7,13 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -79,7 +81,7 @@ def train(
     backbone = open_backbone(
         recipe.model, recipe.data, seed=recipe.optimisation.seed, device=arguments.device
     )
-    with arguments.main_process_first(desc="tokenising"):
+    with arguments.main_process_first(desc="tokenising"), _space(work / "data"):
         rows = open_rows(recipe.data, backbone.template, work / "data", show=show_progress_bar)
     logger.info("Training data: %s", rows.report)
     arguments.max_steps = _steps(recipe, rows, arguments.world_size)
@@ -96,7 +98,8 @@ def train(
         data=str(rows.report),
     )
     if trainer.is_world_process_zero():
-        _save(result, recipe, backbone, trainer)
+        with _space(output):
+            _save(result, recipe, backbone, trainer)
     trainer.accelerator.wait_for_everyone()
     return result
 
@@ -254,6 +257,18 @@ def _save(result: TrainResult, recipe: TrainRecipe, backbone: Backbone, trainer:
     staged = path.with_suffix(".part")
     staged.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     staged.replace(path)
+
+
+@contextlib.contextmanager
+def _space(folder: Path) -> Iterator[None]:
+    """Say what to do when a folder cannot be written. Raises `TrainingError`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{folder} could not be written: {error}.",
+            hint="Free some space, then type the same command: it goes on from the last checkpoint.",
+        ) from error
 
 
 def _begin_anew(output: Path, work: Path) -> None:
