@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from o1_retriever.template import Layout
 from o1_retriever_training.joint.backbone import Backbone, open_backbone
@@ -19,7 +20,7 @@ from o1_retriever_training.joint.collate import Batch, Collator, DrawnRows
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
-from tests.support.tiny import tiny_model
+from tests.support.tiny import CONFIGS, byte_tokenizer
 
 # What the processes import before they are forked.
 HEAVY = ("tests.support.joint_runs", "o1_retriever_training.joint.run", "peft", "tensorboard")
@@ -28,12 +29,21 @@ WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron",
 
 
 def base_folder(
-    folder: Path, architecture: str = "llama", layout: Layout = "paper", *, attention_dropout: float = 0.0
+    folder: Path,
+    architecture: str = "llama",
+    layout: Layout = "paper",
+    *,
+    attention_dropout: float = 0.0,
+    markers: bool = True,
+    tied: bool = False,
 ) -> Path:
-    """A tiny random model that knows the markers already."""
-    model, tokenizer = tiny_model(architecture, layout)
+    """A tiny random model, which knows the markers unless told otherwise."""
+    tokenizer = byte_tokenizer(layout if markers else None)
+    config = CONFIGS[architecture](len(tokenizer))
+    config.tie_word_embeddings = tied
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.config.attention_dropout = attention_dropout
-    model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -83,7 +93,9 @@ def recipe_of(base: Path, rows: Path | list[Path], output: Path, **sections: dic
 
 def opened(recipe: TrainRecipe) -> tuple[Backbone, JointModel]:
     """The model of a recipe, in training mode."""
-    backbone = open_backbone(recipe.model, recipe.data, seed=1, device=torch.device("cpu"))
+    backbone = open_backbone(
+        recipe.model, recipe.data, seed=recipe.optimisation.seed, device=torch.device("cpu")
+    )
     return backbone, JointModel(backbone.model, backbone.language_model).train()
 
 

@@ -41,8 +41,8 @@ CONFIGS: dict[str, Any] = {
 }
 
 
-def byte_tokenizer(layout: Layout = "paper") -> PreTrainedTokenizerFast:
-    """One token a byte, plus the markers of a layout: every text survives a round trip.
+def byte_tokenizer(layout: Layout | None = "paper") -> PreTrainedTokenizerFast:
+    """One token a byte, plus the markers of a layout (None: none): every text survives a round trip.
 
     The pad token is the one that transformers adds to whatever it loads as a Qwen2 tokenizer.
     """
@@ -66,8 +66,10 @@ def letter_tokenizer(layout: Layout = "paper") -> PreTrainedTokenizerFast:
     return _with_markers(tokenizer, layout, **named)
 
 
-def _with_markers(tokenizer: Tokenizer, layout: Layout, **named: str) -> PreTrainedTokenizerFast:
+def _with_markers(tokenizer: Tokenizer, layout: Layout | None, **named: str) -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+    if layout is None:
+        return fast
     fast.add_special_tokens({"additional_special_tokens": list(MARKERS[layout])}) if _v4(fast) else (
         fast.add_special_tokens({"extra_special_tokens": list(MARKERS[layout])})
     )
