@@ -22,6 +22,7 @@ from benchmarks.fictional_world.variants import ABLATIONS, FULL, PROMISED, SMALL
 from benchmarks.record import RESULTS, ROOT, Figure, record
 from o1_retriever.cache import default_cache_path
 from o1_retriever.thought import ThoughtSettings
+from o1_retriever_training.expert_options import quiet
 from o1_retriever_training.fictional_world import WorldReport, WorldSettings, write_world
 from o1_retriever_training.fictional_world.measuring import MEASURE, measure_world
 
@@ -32,6 +33,7 @@ _VARIETY = 1.0  # the temperature where several thoughts are written: equal ones
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, measure, record and print."""
     options = _options(arguments)
+    quiet()
     _one_thread()
     for name, figures in {"two_hop": two_hop, "ablation": ablations}.items():
         if options.only in (None, name):
