@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from o1_retriever_training.joint.dry_run_memory import memory_of
+from o1_retriever_training.joint.dry_run_memory import is_cpu, memory_of
 from o1_retriever_training.joint.hardware import Hardware
 from o1_retriever_training.joint.lengths import Chunk, Sampled, StepSize, sample
 from o1_retriever_training.joint.recipe import TrainRecipe
@@ -68,7 +68,7 @@ def estimate(recipe: TrainRecipe, hardware: Hardware) -> Estimate:
     read.
     """
     shape = shape_of(recipe.model)
-    data = sample(recipe)
+    data = sample(recipe, "cpu" if is_cpu(hardware) else "cuda")
     devices = hardware.devices or recipe.hardware.processes or 1
     steps, rows, notes = _steps(recipe, data, devices)
     step = data.step

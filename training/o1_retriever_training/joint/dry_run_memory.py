@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from o1_retriever_training.joint.hardware import Hardware
 from o1_retriever_training.joint.lengths import StepSize
 from o1_retriever_training.joint.recipe import TrainRecipe
@@ -13,6 +15,8 @@ _FLOAT = 4
 _NF4 = 0.5 + 1 / 64 + _FLOAT / (64 * 256)
 # Logits in the forward's precision and in float32, their softmax, and their gradient in both.
 _LOGIT_COPIES = 3
+# What allocators lose between blocks that come and go, as a share of them; ours.
+_FRAGMENTATION = 0.2
 _AT_ONCE = 1 << 26  # as many logits as `JointModel` has in memory
 
 
@@ -24,14 +28,18 @@ def memory_of(
     width = compute_width(model, hardware)
     trained, shares = shape.trained(model), devices if recipe.hardware.sharded else 1
     buckets = 2 if devices > 1 and not recipe.hardware.sharded else 1
-    tokens = _graph_tokens(recipe, step)
+    cpu = is_cpu(hardware)
+    graph = Graph(*_graph(recipe, step), mask=_FLOAT if cpu else 1)
+    activations = activation_bytes(shape, model, graph, width)
+    logits = _logits(recipe, shape, step, width)
     return {
         "weights": round(weight_bytes(shape, model, width) / shares),
         "gradients": round(trained * _FLOAT * buckets / shares),
         "optimizer (AdamW)": round(trained * 2 * _FLOAT / shares),
-        "activations": round(activation_bytes(shape, model, tokens, width)),
-        "logits": round(_logits(recipe, shape, step, width)),
+        "activations": round(activations),
+        "logits": round(logits),
         "vectors and similarities": round(_vectors(recipe, shape, devices)),
+        "fragmentation": round((activations + logits) * _FRAGMENTATION),
         "framework": hardware.overhead,
     }
 
@@ -39,8 +47,13 @@ def memory_of(
 def compute_width(model: ModelSection, hardware: Hardware) -> int:
     """Bytes of a number in the forward: 2 in bfloat16, 4 in float32."""
     if model.dtype == "auto":
-        return _FLOAT if "cpu" in hardware.name.lower() else 2
+        return _FLOAT if is_cpu(hardware) else 2
     return 2 if model.dtype == "bfloat16" else _FLOAT
+
+
+def is_cpu(hardware: Hardware) -> bool:
+    """Whether it is a processor that training falls back on."""
+    return "CPU" in hardware.name
 
 
 def weight_bytes(shape: Shape, model: ModelSection, width: int) -> float:
@@ -56,36 +69,53 @@ def weight_bytes(shape: Shape, model: ModelSection, width: int) -> float:
     return frozen * _NF4 + (shape.parameters - frozen) * width + adapters + dequantised
 
 
-def activation_bytes(shape: Shape, model: ModelSection, tokens: float, width: int) -> float:
-    """Bytes that the graph of a forward over so many tokens keeps, and what its backward needs besides."""
-    one = layer_bytes(shape, model, width)
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What is alive between a forward and its backward: tokens, padding included, in rows of `columns`.
+
+    `mask` is what dropout keeps for a number, in bytes: 4 on a CPU and 1 on a GPU.
+    """
+
+    tokens: int
+    columns: int
+    mask: int = 1
+
+
+def activation_bytes(shape: Shape, model: ModelSection, graph: Graph, width: int) -> float:
+    """Bytes that a graph keeps, and what its backward needs besides."""
+    one = layer_bytes(shape, model, graph, width)
     if model.gradient_checkpointing:
         # The input of every layer, and all of the one that is computed again, with the gradients in it.
-        return tokens * (shape.layers * shape.width * width + 1.5 * one)
-    return tokens * (shape.layers + 0.5) * one
+        return graph.tokens * (shape.layers * shape.width * width + 2 * one)
+    return graph.tokens * (shape.layers + 1) * one
 
 
-def layer_bytes(shape: Shape, model: ModelSection, width: int) -> float:
+def layer_bytes(shape: Shape, model: ModelSection, graph: Graph, width: int) -> float:
     """Bytes that one layer keeps for its backward, for each token."""
     queries = shape.query_width
     norms = 2 * shape.width * _FLOAT
     attention = 4 * queries * width  # queries, keys and values (repeated to as many heads), and the outcome
+    if shape.attention_dropout or model.attention == "eager":
+        # Who looks at whom, which other kernels do not keep; with dropout its mask and what is left, too.
+        attention += shape.heads * graph.columns * _FLOAT * (3 if shape.attention_dropout else 1)
     inner = (3 if shape.gated else 1) * shape.inner * width
     if model.tuning == "full":
         # What trained matrices multiply is kept: the layer's two inputs, attention's outcome, the inner one.
         return norms + attention + inner + (2 * shape.width + queries + shape.inner) * width
-    adapted = [layer for layer in shape.block if layer.name.endswith(model.lora.targets)]
+    adapted = [layer for layer in shape.block if layer.is_any_of(model.lora.targets)]
     # A dropout of its own in front of every low-rank matrix: its mask, and what it let through in float32.
-    dropped = (1 if model.lora.dropout else 0) + _FLOAT
+    dropped = (graph.mask if model.lora.dropout else 0) + _FLOAT
     low_rank = sum(layer.inputs * dropped + model.lora.rank * _FLOAT for layer in adapted)
     return norms + attention + inner + low_rank
 
 
-def _graph_tokens(recipe: TrainRecipe, step: StepSize) -> float:
-    """Tokens whose graph is alive at once: of one chunk, or of everything where nothing is cached."""
+def _graph(recipe: TrainRecipe, step: StepSize) -> tuple[int, int]:
+    """Tokens and columns that are alive at once: of one chunk, or of all where nothing is cached."""
+    forwards = (*step.queries, *step.documents)
+    columns = max((width for _, width in forwards), default=0)
     if recipe.optimisation.chunk is not None:
-        return step.longest
-    return step.longest_queries + step.longest_documents
+        return step.longest, columns
+    return round(step.padded), columns
 
 
 def _logits(recipe: TrainRecipe, shape: Shape, step: StepSize, width: int) -> float:

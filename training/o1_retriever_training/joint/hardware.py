@@ -42,7 +42,6 @@ _GPUS = {
     "rtx-3090-24gb": (24, 71),
     "a10-24gb": (24, 125),
     "l4-24gb": (24, 121),
-    "t4-16gb": (16, 65),
 }
 # Shares of a peak that training reaches: assumed for GPUs, measured for the small model on a CPU.
 _GPU_UTILISATION, _CPU_UTILISATION = 0.4, 0.6

@@ -9,6 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
+
+from o1_retriever.engine.batching import forward_tokens
 from o1_retriever.errors import O1RetrieverError
 from o1_retriever.template import MARKERS, Template, TemplateConfig
 from o1_retriever_training.joint.recipe import Source, TrainRecipe
@@ -18,7 +21,7 @@ from o1_retriever_training.rows import Row
 
 Chunk: TypeAlias = tuple[int, int]  # sequences, and the columns of the longest
 
-_SAMPLE, _BATCHES = 300, 8
+_SAMPLE, _BATCHES, _DRAWN = 300, 8, 1024
 _CHARACTERS = 4  # of a token, where there is no tokenizer to ask
 
 
@@ -37,7 +40,7 @@ class StepSize:
     """What one process reads in a step, on average.
 
     `tokens` are without padding, `labels` those that are predicted. `queries` and `documents` are the
-    forwards, each (sequences, columns), of `batches` steps together; `longest` is the largest forward.
+    forwards, each (sequences, columns), of `batches` steps together.
     """
 
     tokens: float
@@ -53,18 +56,8 @@ class StepSize:
 
     @property
     def longest(self) -> int:
-        """Tokens of the largest forward of each kind together, padding included."""
-        return max(self.longest_queries, self.longest_documents)
-
-    @property
-    def longest_queries(self) -> int:
-        """Tokens of the largest forward of queries."""
-        return max((count * width for count, width in self.queries), default=0)
-
-    @property
-    def longest_documents(self) -> int:
-        """Tokens of the largest forward of documents."""
-        return max((count * width for count, width in self.documents), default=0)
+        """Tokens of the largest forward, padding included."""
+        return max((count * width for count, width in (*self.queries, *self.documents)), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +69,12 @@ class Sampled:
     note: str
 
 
-def sample(recipe: TrainRecipe) -> Sampled:
-    """Look at the first rows of every source that is here; where none can be read, take the limits."""
+def sample(recipe: TrainRecipe, device: str = "cpu") -> Sampled:
+    """Look at the first rows of every source that is here; where there are none, take the limits.
+
+    `device` is cpu or cuda, on which it depends how much one forward takes.
+    """
+    tokens = forward_tokens(torch.device(device))
     found: list[Lengths] = []
     counts: list[int | None] = []
     template, exact = _template(recipe)
@@ -90,10 +87,10 @@ def sample(recipe: TrainRecipe) -> Sampled:
             found += [_lengths(row, source, recipe, template) for row in rows]
     if not found:
         note = "No rows are here to look at: every sequence is taken to be as long as the recipe allows."
-        return Sampled(rows=tuple(counts), step=_at_the_limits(recipe), note=note)
+        return Sampled(rows=tuple(counts), step=_at_the_limits(recipe, tokens), note=note)
     how = "" if exact else " (no tokenizer is here: a token is taken to have four characters)"
     note = f"Lengths are those of {len(found):,} rows{how}."
-    return Sampled(rows=tuple(counts), step=_of_batches(found, recipe), note=note)
+    return Sampled(rows=tuple(counts), step=_of_batches(found, recipe, tokens), note=note)
 
 
 def _least(*values: int | None) -> int | None:
@@ -166,36 +163,38 @@ def _lengths(row: Row, source: Source, recipe: TrainRecipe, template: Template) 
     )
 
 
-def _of_batches(rows: Sequence[Lengths], recipe: TrainRecipe) -> StepSize:
-    draw = random.Random(0)
+def _of_batches(rows: Sequence[Lengths], recipe: TrainRecipe, tokens: int) -> StepSize:
     size, chunk = recipe.optimisation.queries, recipe.optimisation.chunk
-    tokens = labels = 0
+    batches = max(_BATCHES, _DRAWN // size)
+    draw = random.Random(0)
+    order: list[Lengths] = []
+    while len(order) < size * batches:
+        order += draw.sample(rows, len(rows))
+    read = labels = 0
     queries: list[Chunk] = []
     documents: list[Chunk] = []
-    for _ in range(_BATCHES):
-        drawn = draw.choices(rows, k=size)
+    for number in range(batches):
         sequences: list[int] = []
-        for row in drawn:
-            dropped = draw.random() < recipe.losses.thought_dropout and row.documents
-            if row.thinking is None or dropped:
-                sequences.append(row.fast)
-            else:
-                sequences.append(row.thinking)
-                labels += row.labels
-        passages = [length for row in drawn for length in row.documents]
-        tokens += sum(sequences) + sum(passages)
-        queries += chunks(sequences, chunk)
-        documents += chunks(passages, chunk)
+        passages: list[int] = []
+        for row in order[number * size : (number + 1) * size]:
+            dropped = draw.random() < recipe.losses.thought_dropout and bool(row.documents)
+            thinks = row.thinking is not None and not dropped
+            sequences.append(row.thinking if thinks and row.thinking else row.fast)
+            labels += row.labels if thinks else 0
+            passages += row.documents
+        read += sum(sequences) + sum(passages)
+        queries += chunks(sequences, chunk, tokens)
+        documents += chunks(passages, chunk, tokens)
     return StepSize(
-        tokens=tokens / _BATCHES,
-        labels=labels / _BATCHES,
+        tokens=read / batches,
+        labels=labels / batches,
         queries=tuple(queries),
         documents=tuple(documents),
-        batches=_BATCHES,
+        batches=batches,
     )
 
 
-def _at_the_limits(recipe: TrainRecipe) -> StepSize:
+def _at_the_limits(recipe: TrainRecipe, tokens: int) -> StepSize:
     data, size = recipe.data, recipe.optimisation.queries
     thinks = any(source.thoughts != "none" for source in data.train)
     longest = data.max_length if thinks else data.max_query_tokens
@@ -206,14 +205,22 @@ def _at_the_limits(recipe: TrainRecipe) -> StepSize:
     return StepSize(
         tokens=sum(queries) + sum(documents),
         labels=kept * size * (data.max_length - data.max_query_tokens),
-        queries=tuple(chunks(queries, chunk)),
-        documents=tuple(chunks(documents, chunk)),
+        queries=tuple(chunks(queries, chunk, tokens)),
+        documents=tuple(chunks(documents, chunk, tokens)),
         batches=1,
     )
 
 
-def chunks(lengths: Sequence[int], size: int | None) -> list[Chunk]:
-    """The forwards that sequences of these lengths make, longest first, `size` at a time."""
+def chunks(lengths: Sequence[int], size: int | None, tokens: int) -> list[Chunk]:
+    """The forwards that sequences of these lengths make, longest first.
+
+    `size` sequences at a time; None: as many as have `tokens` tokens together, padding included.
+    """
     longest = sorted(lengths, reverse=True)
-    step = size or max(1, len(longest))
-    return [(len(longest[at : at + step]), longest[at]) for at in range(0, len(longest), step)]
+    found: list[Chunk] = []
+    at = 0
+    while at < len(longest):
+        count = min(size or max(1, tokens // longest[at]), len(longest) - at)
+        found.append((count, longest[at]))
+        at += count
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -70,6 +70,10 @@ class LinearLayer:
         """Weights, without a bias."""
         return self.inputs * self.outputs
 
+    def is_any_of(self, names: Sequence[str]) -> bool:
+        """Whether it goes by one of these names, which may leave out the first parts of its own."""
+        return any(f".{self.name}".endswith(f".{name}") for name in names)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -79,9 +83,11 @@ class Shape:
     layers: int
     width: int
     vocabulary: int
+    heads: int
     query_width: int  # of all heads together
     inner: int
     gated: bool
+    attention_dropout: bool
     linear: tuple[LinearLayer, ...]
     head: tuple[LinearLayer, ...]
     added: int  # markers that the base lacks
@@ -99,7 +105,7 @@ class Shape:
 
     def adapted(self, model: ModelSection) -> list[LinearLayer]:
         """The layers that get low-rank matrices."""
-        return [layer for layer in self.linear if layer.name.endswith(model.lora.targets)]
+        return [layer for layer in (*self.linear, *self.head) if layer.is_any_of(model.lora.targets)]
 
     def trained(self, model: ModelSection) -> int:
         """How many numbers the optimizer moves: with LoRA the matrices and the rows of the markers."""
@@ -161,6 +167,7 @@ def _measure(empty: Any, missing: int, known: bool) -> Shape:
             kind = linear if id(part) in body else head
             kind.append(LinearLayer(name, part.in_features, part.out_features))
     heads = text.num_attention_heads
+    dropouts = (getattr(text, name, 0.0) for name in ("attention_dropout", "attention_probs_dropout_prob"))
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     return Shape(
@@ -168,9 +175,11 @@ def _measure(empty: Any, missing: int, known: bool) -> Shape:
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         vocabulary=empty.get_input_embeddings().num_embeddings,
+        heads=heads,
         query_width=heads * head_width,
         inner=inner,
         gated=any(layer.name.endswith(("gate_proj", "up_proj")) for layer in linear),
+        attention_dropout=any(dropouts),
         linear=tuple(linear),
         head=tuple(head),
         added=missing,
