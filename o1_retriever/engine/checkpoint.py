@@ -10,13 +10,16 @@ _FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "*.p
 
 
 def find_folder(name: str, *, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint, downloaded from the Hub when `name` is not a folder."""
+    """The local folder of a checkpoint, downloaded from the Hub when `name` is not a folder.
+
+    A Hub id may go on with a folder of its repository: `user/name/nf4`.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _checked_folder(folder)
     if folder.exists():
         raise ModelNotFoundError(f"{name} is a file; expected a folder with a checkpoint, or a Hub id.")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+    if name.startswith((".", "/", "~")) or name.count("/") > 2 or "\\" in name:
         raise ModelNotFoundError(
             f"There is no folder {name}; expected a folder with a checkpoint, or a Hub id like user/name."
         )
@@ -55,8 +58,13 @@ def _download(name: str, revision: str | None) -> Path:
     )
 
     where = f"There is no folder {name} here, and on the Hub"
+    repo, below = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    wanted = [f"{below}/{pattern}" for pattern in _FILES] if below else _FILES
+    # Weights that lie deeper, such as a copy in another format, are left where they are.
+    deeper = f"{below}/*/*.safetensors" if below else "*/*.safetensors"
     try:
-        return _checked_folder(Path(snapshot_download(name, revision=revision, allow_patterns=_FILES)))
+        folder = snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=deeper)
+        return _checked_folder(Path(folder) / below)
     except GatedRepoError as error:
         hint = "Accept its terms on its page, then type: hf auth login"
         raise ModelNotFoundError(f"{where} {name} is gated.", hint=hint) from error

@@ -65,13 +65,15 @@ def precision_of(model: Any) -> Precision:
 
 
 def keep_float32(model: Any) -> None:
-    """Let quantised layers compute in float32 where the model is to.
+    """Let quantised layers compute in the type that the rest of the model has, float32 above all.
 
-    On processors with AVX512-BF16, bitsandbytes computes 4-bit layers in bfloat16 whatever was asked for; the
+    A checkpoint that was saved quantised names a type of its own, which was right where it was made. On
+    processors with AVX512-BF16, bitsandbytes computes 4-bit layers in bfloat16 whatever was asked for; the
     vectors of one checkpoint would then differ from machine to machine by a hundredth.
     """
-    if model.device.type != "cpu" or model.dtype != torch.float32:
-        return
+    in_float32 = model.device.type == "cpu" and model.dtype == torch.float32
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
+        if hasattr(module, "compute_type_is_set"):
+            module.compute_dtype, module.compute_type_is_set = model.dtype, True
+        if in_float32 and hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

@@ -128,14 +128,15 @@ def publish(
     card: CardOptions,
 ) -> None:
     """Put a trained model on the Hugging Face Hub; the same command goes on where it was stopped."""
-    from o1_retriever_training.publishing.hub import check_name
+    from o1_retriever_training.publishing.hub import check_name, check_token
     from o1_retriever_training.publishing.staging import stage
 
     check_name(repo)
-    quiet()
     facts = card.facts(repo)
+    if not dry_run:
+        check_token()
     with _place(staging) as place:
-        staged = stage(folder, place, facts=facts, options=weights.options(card.recipe), say=_said)
+        staged = stage(folder, place, facts=facts, options=weights.options(card.recipe), say=_long_work)
         _show(staged)
         for note in staged.notes:
             warn(note)
@@ -152,7 +153,7 @@ def _upload(staged: Staged, repo: str, *, public: bool, force: bool) -> Publishe
     from o1_retriever_training.publishing.hub import publish as send
 
     with working(f"Sending to {repo}"):
-        return send(staged, repo, public=public, force=force)
+        return send(staged, repo, public=public, force=force, say=_said)
 
 
 def _done(sent: Published) -> None:
@@ -194,6 +195,12 @@ def _place(staging: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="o1-publish-") as folder:
         yield Path(folder)
+
+
+def _long_work(text: str) -> None:
+    # Only now, because importing the model library is what takes longest of the rest.
+    quiet()
+    _said(text)
 
 
 def _said(text: str) -> None:

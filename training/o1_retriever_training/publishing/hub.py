@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from o1_retriever.engine.checkpoint import first_line
-from o1_retriever.errors import O1RetrieverError, SettingsError
+from o1_retriever.errors import SettingsError
+from o1_retriever_training.publishing.hub_errors import AGAIN, LOGIN, PublishError, explained, status_of
 from o1_retriever_training.publishing.staging import Staged
-
-logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 _PAUSE = 1.0  # seconds before the second attempt; twice that before the third
-_LOGIN = "Type: hf auth login"
 _OURS = (".gitattributes",)  # the Hub itself puts it into a new repository
 _BLOCK = 1 << 20
-
-
-class PublishError(O1RetrieverError):
-    """A model could not be published. What has arrived stays: the same command goes on with the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,22 +85,19 @@ def publish(
 
     check_name(repo)
     api = api or HfApi()
-    _check_token(api)
-    with _explained(repo):
+    with explained(repo):
         plan = _plan(api, staged, repo)
         if plan is None:
             api.create_repo(repo, private=not public, exist_ok=True)
             plan = _plan(api, staged, repo)
     if plan is None:
-        raise PublishError(f"The repository {repo} was made and cannot be found.", hint=_AGAIN)
+        raise PublishError(f"The repository {repo} was made and cannot be found.", hint=AGAIN)
     _check_visibility(plan, repo, public)
     if (plan.replace or plan.remove) and not force:
         raise _occupied(repo, plan)
-    if plan.keep:
-        say(f"{len(plan.keep)} files are there already")
-    commit = _send(api, staged, repo, plan) if plan.send or plan.remove else plan.parent
+    commit = _send(api, staged, repo, plan, say=say) if plan.send or plan.remove else plan.parent
     if public and plan.private:
-        with _explained(repo):
+        with explained(repo):
             api.update_repo_settings(repo, private=False)
     return Published(
         repo=repo,
@@ -121,68 +110,22 @@ def publish(
     )
 
 
-_AGAIN = "Type the same command again: it goes on with what has not arrived yet."
-
-
-def _check_token(api: Any) -> None:
-    from huggingface_hub import get_token
+def check_token(api: Any = None) -> None:
+    """Raise `PublishError` where there is no token, or one that the Hub refuses."""
+    from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
+    api = api or HfApi()
     if not (isinstance(api.token, str) or get_token()):
         raise PublishError(
-            "There is no token for the Hub here; publishing needs one that may write.", hint=_LOGIN
+            "There is no token for the Hub here; publishing needs one that may write.", hint=LOGIN
         )
     try:
-        with _explained("the Hub"):
+        with explained("the Hub"):
             api.whoami()
     except HfHubHTTPError as error:
-        raise PublishError(
-            f"The Hub refuses the token that it was given ({_status(error)}).", hint=_LOGIN
-        ) from error
-
-
-@contextmanager
-def _explained(repo: str) -> Iterator[None]:
-    """The Hub's errors as ours."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        yield
-    except OfflineModeIsEnabled as error:
-        hint = "Publish without HF_HUB_OFFLINE=1 in the environment, or look first with --dry-run."
-        raise PublishError("The Hub was not asked: HF_HUB_OFFLINE is set.", hint=hint) from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        if status == 401 and repo == "the Hub":
-            raise
-        raise _of_status(error, status, repo) from error
-    except Exception as error:
-        # The client's HTTP library goes by two names, depending on its version.
-        if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
-            raise
-        said = f"{type(error).__name__}: {first_line(error)}"
-        raise PublishError(f"The connection to {repo} broke ({said}).", hint=_AGAIN) from error
-
-
-def _of_status(error: Exception, status: int, repo: str) -> PublishError:
-    if status in (401, 403, 404):
-        return PublishError(
-            f"The token may not write to {repo} ({_status(error)}).",
-            hint=f"Check the name, and log in with a token that may write. {_LOGIN}",
-        )
-    if status in (409, 412):
-        return PublishError(
-            f"Somebody else has changed {repo} meanwhile ({_status(error)}); nothing was overwritten.",
-            hint="Look at it, then type the same command again.",
-        )
-    return PublishError(f"The Hub could not take {repo} ({_status(error)}).", hint=_AGAIN)
-
-
-def _status(error: BaseException) -> str:
-    response = getattr(error, "response", None)
-    code = f"HTTP {response.status_code}" if response is not None else type(error).__name__
-    said = getattr(error, "server_message", None)
-    return f"{code}: {first_line(Exception(said))}" if said else code
+        # HF_TOKEN goes before what a login has stored, and the Hub's client says which of them it was.
+        raise PublishError(f"The Hub refuses the token: {first_line(error)}.", hint=LOGIN) from error
 
 
 def _check_visibility(plan: _Plan, repo: str, public: bool) -> None:
@@ -250,34 +193,34 @@ def _hashes(path: Path) -> set[str]:
     return {sha256.hexdigest(), git.hexdigest()}
 
 
-def _send(api: Any, staged: Staged, repo: str, plan: _Plan) -> str:
+def _send(api: Any, staged: Staged, repo: str, plan: _Plan, *, say: Callable[[str], None]) -> str:
     """Commit the difference; look again and go on where a connection broke. Returns the commit."""
     removed = plan.remove
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with _explained(repo):
+            with explained(repo):
                 _commit(api, staged, repo, plan)
         except PublishError as error:
             if attempt == _ATTEMPTS or not _passing(error):
                 raise
-            logger.warning("%s Trying again.", error.message)
+            say(f"{error.message} Trying again")
             time.sleep(_PAUSE * attempt)
-        with _explained(repo):
+        with explained(repo):
             now = _plan(api, staged, repo)
         if now is None:
-            raise PublishError(f"{repo} is no longer there.", hint=_AGAIN)
+            raise PublishError(f"{repo} is no longer there.", hint=AGAIN)
         if not now.send and not now.remove:
             return now.parent
         if set(now.remove) - set(removed) or set(now.replace) - set(plan.replace):
             raise _occupied(repo, now)
         plan = now
-    raise PublishError(f"{repo} does not hold what was sent: {', '.join(plan.send[:5])}.", hint=_AGAIN)
+    raise PublishError(f"{repo} does not hold what was sent: {', '.join(plan.send[:5])}.", hint=AGAIN)
 
 
 def _passing(error: PublishError) -> bool:
     # A refusal stays one; a server that stumbles or a connection that breaks may be better next time.
     response = getattr(error.__cause__, "response", None)
-    return error.hint == _AGAIN and (response is None or response.status_code >= 500)
+    return error.hint == AGAIN and (response is None or response.status_code >= 500)
 
 
 def _commit(api: Any, staged: Staged, repo: str, plan: _Plan) -> None:
@@ -293,5 +236,5 @@ def _commit(api: Any, staged: Staged, repo: str, plan: _Plan) -> None:
     except RuntimeError as error:
         # The Hub's client wraps what broke while a large file was on its way.
         cause = error.__cause__ or error
-        said = f"{first_line(error)}: {_status(cause)}"
-        raise PublishError(f"The upload to {repo} broke off ({said}).", hint=_AGAIN) from cause
+        said = f"{first_line(error)}: {status_of(cause)}"
+        raise PublishError(f"The upload to {repo} broke off ({said}).", hint=AGAIN) from cause

@@ -1,0 +1,117 @@
+"""What of a training's folder is sent, what is left out and why, and secrets that stop it all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from o1_retriever.errors import ModelNotFoundError, SettingsError
+from o1_retriever_training.publishing.card import CardFacts
+from o1_retriever_training.publishing.contents import look_into
+from o1_retriever_training.publishing.secret_scan import SecretError, refuse_secrets
+from o1_retriever_training.publishing.staging import StageOptions, stage
+from tests.support.publishing import digests, litter, saved
+
+FACTS = CardFacts(repo="me/tiny")
+TOKENS = {
+    "a Hugging Face token": "hf_" + "AbCdEfGhIj" * 3,
+    "an API key": "sk-proj-" + "a1B2c3D4" * 4,
+    "a GitHub token": "ghp_" + "a1B2c3D4e5F6" * 3,
+    "an AWS key": "AKIA" + "ABCD1234" * 2,
+    "a private key": "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "a password in an address": "https://jane:hunter2@example.org/data",
+    "a secret": 'api_key: "0123456789abcdef0123"',
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return saved(tmp_path / "model")
+
+
+def test_only_the_model_is_sent(folder: Path, tmp_path: Path) -> None:
+    before = digests(folder)
+    reasons = litter(folder)
+    staged = stage(folder, tmp_path / "staging", facts=FACTS)
+    sent = {file.path for file in staged.files}
+    assert sent == set(before) - {"training.json"} | {"README.md", "training_recipe.yaml"}
+    left = {each.path: each.reason for each in staged.left_out}
+    assert left.keys() == reasons.keys() | {"training.json"}
+    assert [path for path, reason in reasons.items() if reason not in left[path]] == []
+    same = digests(tmp_path / "staging")
+    assert all(same[path] == before[path] for path in sent & before.keys())
+    sizes = {each.path: each.size for each in staged.left_out}
+    assert sizes["checkpoint-500/"] == 20
+
+
+def test_the_same_folder_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        stage(folder, tmp_path / name, facts=FACTS)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    # What was published, downloaded and published again is what it was.
+    stage(tmp_path / "a", tmp_path / "c", facts=FACTS)
+    assert digests(tmp_path / "c") == digests(tmp_path / "a")
+
+
+def test_a_linked_file_of_a_cache_is_taken_and_the_weights_are_not_copied(
+    folder: Path, tmp_path: Path
+) -> None:
+    blob = tmp_path / "blob"
+    (folder / "model.safetensors").rename(blob)
+    (folder / "model.safetensors").symlink_to(blob)
+    stage(folder, tmp_path / "staging", facts=FACTS)
+    placed = tmp_path / "staging" / "model.safetensors"
+    assert not placed.is_symlink()
+    assert placed.stat().st_ino == blob.stat().st_ino
+
+
+@pytest.mark.parametrize(("kind", "text"), TOKENS.items())
+def test_a_secret_stops_everything(folder: Path, tmp_path: Path, kind: str, text: str) -> None:
+    (folder / "README.md").write_text(f"# Mine\n\nUse it with\n{text}\n")
+    with pytest.raises(SecretError, match=f"README.md, line 4: {kind}") as error:
+        stage(folder, tmp_path / "staging", facts=FACTS)
+    assert text not in str(error.value)
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+def test_a_secret_in_a_recipe_or_in_weights_is_found(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"model:\n  base: x\n# {TOKENS['an API key']}\n")
+    with pytest.raises(SecretError, match=r"training_recipe.yaml, line 3: an API key"):
+        stage(folder, tmp_path / "a", facts=FACTS, options=StageOptions(recipe=recipe))
+    weights = folder / "model.safetensors"
+    save_file(load_file(weights), weights, metadata={"note": TOKENS["a Hugging Face token"]})
+    with pytest.raises(SecretError, match=r"model.safetensors, line 1: a Hugging Face token"):
+        stage(folder, tmp_path / "b", facts=FACTS)
+
+
+def test_what_only_looks_like_a_secret_is_no_secret(tmp_path: Path, root: Path) -> None:
+    text = "hf_token sk-learn password: short task-oriented-dialogue-with-long-hyphenated-words-in-it\n"
+    (tmp_path / "README.md").write_text(text + "see https://example.org/a:b and user@example.org\n")
+    refuse_secrets(tmp_path, ["README.md"])
+    mini = root / "models" / "o1-mini"
+    refuse_secrets(mini, [path.name for path in mini.iterdir() if path.is_file()])
+
+
+def test_folders_that_hold_no_model(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="no folder"):
+        look_into(tmp_path / "nowhere")
+    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
+        look_into(tmp_path)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelNotFoundError, match="lacks 2 of the files"):
+        look_into(folder)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelNotFoundError, match=r"no adapter_model\.safetensors"):
+        look_into(tmp_path / "adapter")
+
+
+def test_a_full_staging_folder_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="not empty"):
+        stage(folder, folder, facts=FACTS)
