@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -142,6 +143,50 @@ def run(
             "data": found.data,
         }
         Path(result).write_text(json.dumps(said))
+
+
+def step(recipe: dict[str, Any], out: str, steps: int) -> None:
+    """The parts of the loss and the gradients of the first steps, weights unchanged, under DDP if several."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    from o1_retriever_training.joint.sampler import SameSourceBatches
+    from o1_retriever_training.joint.steps import How, joint_step
+
+    torch.set_num_threads(1)
+    job, world = as_train_recipe(recipe), int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    backbone, model = opened(job)
+    rows, work = job.optimisation.queries, Path(out).parent / f"data{rank}"
+    stored = open_rows(job.data, backbone.template, work, show=False)
+    batches = SameSourceBatches(stored.source, size=rows, steps=steps, seed=7, rank=rank, world=world)
+    # The second matrices of LoRA start as zeros: without this the first would have no gradient.
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1, generator=torch.Generator().manual_seed(3))
+    forward: Any = model
+    if world > 1:
+        dist.init_process_group("gloo")
+        forward = DistributedDataParallel(model)
+    how = How(
+        chunk=job.optimisation.chunk, unsynchronised=forward.no_sync if world > 1 else contextlib.nullcontext
+    )
+    found = []
+    for picks in batches:
+        model.zero_grad()
+        parts = joint_step(
+            forward, one_batch(job, backbone, work, [row for row, _ in picks]), job.losses, how
+        )
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
+        found.append(
+            (
+                {name: value.item() for name, value in parts.items()},
+                {n: g.clone() for n, g in gradients.items()},
+            )
+        )
+    torch.save(found, f"{out}.{rank}")
+    if world > 1:
+        dist.destroy_process_group()
 
 
 def _killer(*, step: int = 0, disk: int = 0, rank: int | None = None) -> Callable[[Any, str, Any], None]:

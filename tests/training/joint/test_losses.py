@@ -97,9 +97,9 @@ class TestByHand:
 def test_other_copies_of_a_positive_are_no_negatives() -> None:
     positives = torch.tensor([[7, 8], [9, 0]])
     documents = torch.tensor([7, 9, 8, 7, 0, 5])
-    # The first query: its target 0 stays, 2 and 3 are positives too. The second: only its own target has 9;
-    # a document without a key (0) is nobody's copy, although the query's second key is 0 as well.
-    expected = torch.tensor([[1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1]], dtype=torch.bool)
+    # The first query: its target 0 stays, 2 and 3 are positives too. The second: only its own target has 9,
+    # and 3 is 0 again; a document without a key (0) is nobody's copy, although the query has a key 0.
+    expected = torch.tensor([[1, 1, 0, 0, 1, 1], [1, 1, 1, 0, 1, 1]], dtype=torch.bool)
     assert torch.equal(allowed_negatives(positives, documents, torch.tensor([0, 1])), expected)
 
 
@@ -107,6 +107,13 @@ def test_the_same_id_or_the_same_text_is_enough() -> None:
     ids_and_texts = torch.tensor([[1, 10], [1, 11], [2, 10], [3, 12], [0, 0]])
     found = allowed_negatives(torch.tensor([[1, 10]]), ids_and_texts, torch.tensor([0]))
     assert found.tolist() == [[True, False, False, True, True]]
+
+
+def test_of_copies_one_is_a_negative() -> None:
+    # As if two processes had brought the document 5; the third query has it as its own.
+    keys = torch.tensor([1, 5, 2, 5, 0, 0])
+    found = allowed_negatives(torch.tensor([[1], [2], [5]]), keys, torch.tensor([0, 2, 3]))
+    assert found.int().tolist() == [[1, 1, 1, 0, 1, 1], [1, 1, 1, 0, 1, 1], [1, 0, 1, 1, 1, 1]]
 
 
 def test_without_in_batch_negatives_a_query_sees_its_own_group() -> None:
@@ -169,7 +176,16 @@ def plain_allowed(
         row = []
         for d in range(len(keys)):
             theirs = set(keys[d].reshape(-1).tolist())
-            inside = groups is None or d in groups[q].tolist()
+            if groups is None:
+                before = [keys[e].reshape(-1).tolist() for e in range(d)]
+                copy = any(
+                    key and key == one[place]
+                    for place, key in enumerate(keys[d].reshape(-1).tolist())
+                    for one in before
+                )
+                inside = not copy
+            else:
+                inside = d in groups[q].tolist()
             row.append(d == target or (inside and not mine & theirs))
         rows.append(row)
     return rows

@@ -103,17 +103,28 @@ def allowed_negatives(
 
     Keys are 64-bit hashes of what makes documents the same, an id or a text; 0 is no key. `positive_keys`
     [V, P] has those of all positives of a query, `document_keys` [D], or [D, K] where a document has several,
-    those of the batch. The row in `targets` [V] is always allowed. With `groups` [V, G], rows of documents
-    (-1: none), a query is compared with these alone.
+    those of the batch. Of copies that several processes brought the first counts. The row in `targets` [V]
+    is always allowed. With `groups` [V, G], rows of documents (-1: none), a query is compared with these
+    alone.
     """
     keys = document_keys if document_keys.dim() == 2 else document_keys[:, None]
     same = torch.zeros(len(targets), len(keys), dtype=torch.bool, device=keys.device)
     for one in positive_keys.unbind(1):
         for other in keys.unbind(1):
             same |= (one[:, None] == other[None, :]) & (one != 0)[:, None]
-    allowed = ~same if groups is None else ~same & _members(groups, len(keys))
+    compared = ~_copies(keys) if groups is None else _members(groups, len(keys))
+    allowed = compared & ~same
     allowed[torch.arange(len(targets), device=keys.device), targets] = True
     return allowed
+
+
+def _copies(keys: Tensor) -> Tensor:
+    """Whether a document has a key that one before it has, bool [D]."""
+    found = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
+    for column in keys.unbind(1):
+        ordered, places = column.sort(stable=True)
+        found[places[1:][(ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)]] = True
+    return found
 
 
 def _members(groups: Tensor, documents: int) -> Tensor:
