@@ -114,7 +114,8 @@ def _in_file(path: Path) -> list[Figure]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The results {path} cannot be read: {error}.") from None
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"The results {path} cannot be read: {said}.") from None
     figures = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
