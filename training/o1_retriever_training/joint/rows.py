@@ -158,7 +158,8 @@ class _Builder:
 
     def __init__(self, data: DataSection, template: Template, folder: Path) -> None:
         self._data, self._template, self._folder = data, template, folder
-        self._document = min(template.max_document, data.max_document_tokens - 2)
+        markers = template.max_length - template.max_document
+        self._document = min(template.max_document, data.max_document_tokens - markers)
         self._flat: dict[str, list[Any]] = {name: [] for name in _LISTS}
         self._starts: dict[str, list[int]] = {name: [0] for name in _LISTS}
         self._query: list[int] = []
