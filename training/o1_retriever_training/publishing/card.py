@@ -204,7 +204,7 @@ def _reading(folder: Path, config: TemplateConfig) -> str:
         "max_new_tokens": "tokens at most",
     }
     said = [f"{said} {config.settings[name]}" for name, said in kept.items() if name in config.settings]
-    settings = f" Its preferred settings: {', '.join(said)}." if said else ""
+    settings = f"\nIts preferred settings: {', '.join(said)}." if said else ""
     return f"""\
 | text | as the model reads it |
 | --- | --- |

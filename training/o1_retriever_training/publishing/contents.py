@@ -45,6 +45,7 @@ _CHECKPOINT = "checkpoint of the training"
 _CACHE = "cache or log"
 _PICKLED = "weights that are not safetensors"
 _ADAPTER = "merged into the base model"
+_TOLD = "its recipe and figures are in the card"
 _OTHER = "not part of the model"
 # The first that fits decides; a reason of None lets a file through.
 _FOLDERS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -58,7 +59,8 @@ _FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
                ".npmrc", ".pypirc", ".git-credentials", "*credential*", "*secret*", "token", "token.txt",
                "stored_tokens")),
     (_STATE, ("optimizer*", "*optim_states*", "scheduler*", "scaler*", "rng_state*", "random_states*",
-              "training_args.*", "trainer_state.*", "training.json", "*.distcp")),
+              "training_args.*", "trainer_state.*", "*.distcp")),
+    (_TOLD, (SUMMARY,)),
     (_ADAPTER, ("adapter_*",)),
     (_CACHE, (".*", "*.log", "*.tmp", "*.part", "*.lock", "*.swp", "*~", "events.out.tfevents*", "*.pyc")),
     (_PICKLED, ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "*.joblib",
