@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fictional_world.variants import ABLATIONS
+from benchmarks.fictional_world.variants import ABLATIONS, DRAWN
 from o1_retriever.evaluation.table import markdown_table
 
 Rows = Sequence[Mapping[str, object]]
@@ -16,7 +16,11 @@ TITLES = {
     "joint_not_thinking": "trained to think, not thinking",
     "thinking": "trained to think, thinking",
 }
-WAYS = {"not_thinking": "not thinking", "k=1": "one thought", "k=3": "three", "k=5": "five"}
+WAYS = {
+    "not_thinking": "not thinking",
+    "thinking": "thinking",
+    **{f"k={number}": f"{number} drawn" for number in DRAWN},
+}
 _COMMITTEE = {"reference": "right\nthoughts", "committee=on": "elected", "committee=off": "first"}
 _FAST, _THINKING = "tab:gray", "tab:blue"
 
@@ -59,7 +63,7 @@ def draw(rows: Rows, path: Path) -> None:
     for axes in figure.axes[1:]:
         axes.set_ylabel("nDCG@10, dev")
     for axes in figure.axes:
-        axes.set_ylim(0, 1.05)
+        axes.set_ylim(0, 1.13)
         axes.tick_params(labelleft=True)
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
@@ -77,9 +81,10 @@ def _recipe(axes: Any, values: Mapping[str, float]) -> None:
 
 def _committee(axes: Any, values: Mapping[str, float]) -> None:
     for place, name in enumerate(_COMMITTEE):
-        for shift, way, colour in ((-0.2, "not_thinking", _FAST), (0.2, "k=1", _THINKING)):
-            bar = axes.bar([place + shift], [values.get(_place(name, way), 0.0)], 0.38, color=colour)
-            axes.bar_label(bar, fmt="%.2f", fontsize="small")
+        for shift, way, colour in ((-0.2, "not_thinking", _FAST), (0.2, "thinking", _THINKING)):
+            if _place(name, way) in values:
+                bar = axes.bar([place + shift], [values[_place(name, way)]], 0.38, color=colour)
+                axes.bar_label(bar, fmt="%.2f", fontsize="small")
     axes.set_xticks(range(len(_COMMITTEE)), list(_COMMITTEE.values()))
     axes.set_title("an expert who errs: which thought is learned", fontsize="medium")
 
@@ -90,17 +95,17 @@ def _thoughts(axes: Any, values: Mapping[str, float]) -> None:
         ("committee=on", "elected", "--"),
         ("committee=off", "first", ":"),
     ):
-        points = [(k, values[_place(name, f"k={k}")]) for k in (1, 3, 5) if _place(name, f"k={k}") in values]
+        points = [(k, values[_place(name, f"k={k}")]) for k in DRAWN if _place(name, f"k={k}") in values]
         if points:
             axes.plot(*zip(*points, strict=True), style, marker="o", color=_THINKING, label=title)
-    axes.set_xticks([1, 3, 5])
-    axes.set_xlabel("thoughts per query, k")
-    axes.legend(fontsize="small")
+    axes.set_xticks(DRAWN)
+    axes.set_xlabel("thoughts per query, k, drawn at temperature 1")
+    axes.legend(fontsize="small", loc="lower right")
 
 
 def _curve(axes: Any, values: Mapping[str, float], name: str, title: str, own: float | None) -> None:
     """One switch along its values; the recipe's own value of it is the reference."""
-    for way, label, colour in (("not_thinking", "not thinking", _FAST), ("k=1", "thinking", _THINKING)):
+    for way, label, colour in (("not_thinking", "not thinking", _FAST), ("thinking", "thinking", _THINKING)):
         points = [] if own is None else [(own, values[_place("reference", way)])]
         for variant in ABLATIONS:
             kind, _, value = variant.name.partition("=")
@@ -109,7 +114,8 @@ def _curve(axes: Any, values: Mapping[str, float], name: str, title: str, own: f
         if points:
             axes.plot(*zip(*sorted(points), strict=True), marker="o", color=colour, label=label)
     axes.set_xlabel(title)
-    axes.legend(fontsize="small", loc="center left")
+    if axes.lines:
+        axes.legend(fontsize="small", loc="center left")
 
 
 def _place(variant: str, way: str) -> str:

@@ -27,7 +27,6 @@ from o1_retriever_training.fictional_world import WorldReport, WorldSettings, wr
 from o1_retriever_training.fictional_world.measuring import MEASURE, measure_world
 
 RECIPE = ROOT / "training" / "recipes" / "fictional-world.yaml"
-_VARIETY = 1.0  # the temperature where several thoughts are written: equal ones would change nothing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,20 +60,20 @@ def two_hop(work: Path, size: Size = FULL) -> Iterator[Figure]:
 
 
 def ablations(work: Path, size: Size = SMALL, variants: Sequence[Variant] = ABLATIONS) -> Iterator[Figure]:
-    """Every variant, thinking (by number of thoughts) and not thinking, on the split dev."""
+    """Every variant, not thinking, with the likeliest thought and with drawn ones, on the split dev."""
     world = written(work, size)
     voted = work / "voted.jsonl"
     yield from _elected(world, voted)
     for variant in variants:
         folder = trained(work, world, variant, size, voted=voted)
-        for thoughts in variant.reads:
-            chosen = ThoughtSettings(
-                k=thoughts, temperature=0.0 if thoughts == 1 else _VARIETY, top_p=1.0, max_new_tokens=40
-            )
-            found = measure_world(folder, world.collection, split="dev", settings=chosen)
-            if variant.thinks:
-                yield _figure(variant, f"k={thoughts}", found["thinking"].means[MEASURE])
+        found = measure_world(folder, world.collection, split="dev")
         yield _figure(variant, "not_thinking", found["not_thinking"].means[MEASURE])
+        if variant.thinks:
+            yield _figure(variant, "thinking", found["thinking"].means[MEASURE])
+        for thoughts in variant.drawn:
+            several = ThoughtSettings(k=thoughts, temperature=1.0, top_p=1.0, max_new_tokens=40)
+            found = measure_world(folder, world.collection, split="dev", settings=several)
+            yield _figure(variant, f"k={thoughts}", found["thinking"].means[MEASURE])
 
 
 def _figure(variant: Variant, way: str, value: float) -> Figure:

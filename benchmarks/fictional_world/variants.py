@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+DRAWN = (1, 3, 5)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """One training: its name in the figures, its title in the table, what it changes in the recipe.
 
     With `data` "voted" it learns from the candidates of an expert who errs, with "right" from the right
-    chains. `reads` are the numbers of thoughts to measure with, greedy for one.
+    chains. It is searched with no thought, with the likeliest one, and with the mean of so many `drawn`.
     """
 
     name: str
     title: str
     changes: tuple[str, ...] = ()
     data: str = "right"
-    reads: tuple[int, ...] = (1,)
+    drawn: tuple[int, ...] = ()
     thinks: bool = True
 
 
@@ -61,12 +63,12 @@ def _committee(name: str, title: str, thoughts: str) -> Variant:
         title=title,
         changes=(f"data.train.0.thoughts={thoughts}",),
         data="voted",
-        reads=(1, 3, 5),
+        drawn=DRAWN,
     )
 
 
 ABLATIONS: tuple[Variant, ...] = (
-    Variant(name="reference", title="the recipe: λ = 0.5, both vectors, right thoughts", reads=(1, 3, 5)),
+    Variant(name="reference", title="the recipe: λ = 0.5, both vectors, right thoughts", drawn=DRAWN),
     Variant(name="no_thoughts", title="no thoughts at all", changes=NO_THOUGHTS, thinks=False),
     _committee("on", "an expert who errs, a committee elects (BM25)", "elected"),
     _committee("off", "an expert who errs, no committee: the first thought", "first"),

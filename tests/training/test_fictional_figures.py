@@ -39,7 +39,7 @@ def test_a_variant_is_measured_for_each_number_of_thoughts(tmp_path: Path) -> No
     figures = {figure.name: figure.value for figure in ablations(tmp_path, TOY, chosen)}
     ways = {name.removeprefix("fictional_world/ablation/") for name in figures if "ablation" in name}
     assert ways == {
-        *(f"committee=off/{way}" for way in ("k=1", "k=3", "k=5", "not_thinking")),
+        *(f"committee=off/{way}" for way in ("k=1", "k=3", "k=5", "thinking", "not_thinking")),
         "no_thoughts/not_thinking",
     }
     assert figures["fictional_world/committee/elected_is_right"] > 0.9
@@ -62,7 +62,7 @@ def test_every_variant_is_a_recipe_of_its_own(root: Path) -> None:
 def test_tables_and_picture_show_what_was_recorded(tmp_path: Path) -> None:
     names = ["two_hop/thinking", "two_hop/joint_not_thinking", "two_hop/no_thoughts"]
     names += [f"ablation/{variant.name}/not_thinking" for variant in ABLATIONS]
-    names += [f"ablation/{variant.name}/k=1" for variant in ABLATIONS if variant.thinks]
+    names += [f"ablation/{variant.name}/thinking" for variant in ABLATIONS if variant.thinks]
     figures = [
         Figure(name=f"fictional_world/{name}", value=place / 100, unit="nDCG@10")
         for place, name in enumerate(names)
@@ -76,8 +76,8 @@ def test_tables_and_picture_show_what_was_recorded(tmp_path: Path) -> None:
     ]
     table = ablation_table(rows).splitlines()[2:]
     assert len(table) == len(ABLATIONS)
-    assert table[0] == f"| {ABLATIONS[0].title} | 0.030 | {(3 + len(ABLATIONS)) / 100:.3f} | – | – |"
-    assert table[1] == f"| {ABLATIONS[1].title} | 0.040 | – | – | – |"
+    assert table[0] == f"| {ABLATIONS[0].title} | 0.030 | {(3 + len(ABLATIONS)) / 100:.3f} | – | – | – |"
+    assert table[1] == f"| {ABLATIONS[1].title} | 0.040 | – | – | – | – |"
     draw(rows, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(KeyError, match="two_hop"):
