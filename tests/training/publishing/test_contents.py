@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from o1_retriever.errors import ModelNotFoundError, SettingsError
 from o1_retriever_training.publishing.card import CardFacts
@@ -84,7 +85,11 @@ def test_a_secret_in_a_recipe_or_in_weights_is_found(folder: Path, tmp_path: Pat
     with pytest.raises(SecretError, match=r"training_recipe.yaml, line 3: an API key"):
         stage(folder, tmp_path / "a", facts=FACTS, options=StageOptions(recipe=recipe))
     weights = folder / "model.safetensors"
-    save_file(load_file(weights), weights, metadata={"note": TOKENS["a Hugging Face token"]})
+    tensors = load_file(weights)
+    tensors["noise"] = torch.tensor(list(TOKENS["an AWS key"].encode()), dtype=torch.uint8)
+    save_file(tensors, weights)
+    refuse_secrets(folder, ["model.safetensors"])  # what weights spell by chance is none
+    save_file(tensors, weights, metadata={"note": TOKENS["a Hugging Face token"]})
     with pytest.raises(SecretError, match=r"model.safetensors, line 1: a Hugging Face token"):
         stage(folder, tmp_path / "b", facts=FACTS)
 

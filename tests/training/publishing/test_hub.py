@@ -92,6 +92,9 @@ def test_a_repository_of_something_else_is_left_alone(
 ) -> None:
     theirs = {"README.md": Entry(b"# Mine", large=False), "old.safetensors": Entry(b"weights", large=True)}
     repo = server.repos[NAME] = Repo(private=True)
+    repo.commit({**repo.files, "README.md": theirs["README.md"]})
+    done = published(server, tmp_path, folder, "--repo", NAME)
+    assert "1 would be replaced and 0 removed (README.md). Nothing was sent." in done.stderr
     repo.commit({**repo.files, **theirs})
     done = published(server, tmp_path, folder, "--repo", NAME)
     assert done.returncode == 1

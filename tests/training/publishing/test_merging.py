@@ -89,6 +89,15 @@ def test_a_copy_in_four_bits_stands_beside(base: Path, tmp_path: Path) -> None:
     assert small.precision.quantization == "nf4"
     assert np.allclose(small.encode_documents(texts), fly.encode_documents(texts), atol=1e-6)
     assert not np.allclose(small.encode_documents(texts), whole.encode_documents(texts), atol=1e-4)
+    path = tmp_path / "staging" / "nf4" / "config.json"
+    said = path.read_text()
+    path.write_text(
+        said.replace('"bnb_4bit_compute_dtype": "float32"', '"bnb_4bit_compute_dtype": "bfloat16"')
+    )
+    assert path.read_text() != said
+    made_elsewhere = ThinkingEmbedder.from_pretrained(path.parent, device="cpu", cache=False)
+    assert np.array_equal(made_elsewhere.encode_documents(texts), small.encode_documents(texts))
+    path.write_text(said)
     stage(base, tmp_path / "again", facts=FACTS, options=StageOptions(nf4=True))
     assert digests(tmp_path / "again") == digests(tmp_path / "staging")
     kept = stage(tmp_path / "staging", tmp_path / "kept", facts=FACTS)
