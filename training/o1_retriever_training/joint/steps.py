@@ -46,12 +46,15 @@ class Chunk:
 class How:
     """How a step goes through a batch.
 
-    `chunk` is the number of sequences of a forward; None keeps the graph of the whole batch. `backward`
+    `chunk` is the number of sequences of a forward; None keeps the graph of the whole batch. With `tokens` a
+    forward has as many sequences as fit into so many tokens instead, padding included: memory is then the same
+    whether they are long or short. `backward`
     takes a loss; `unsynchronised` is entered for every backward but the last. With `even` all processes make
     the same number of forwards, which sharded weights need.
     """
 
     chunk: int | None
+    tokens: int | None = None
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()  # type: ignore[no-untyped-call]
     unsynchronised: Callable[[], AbstractContextManager[Any]] = nullcontext
     even: bool = False
@@ -63,9 +66,11 @@ def joint_step(forward: Forward, batch: Batch, losses: LossSection, how: How) ->
     `forward` is a `JointModel`, or what DDP or FSDP made of it. Parts are `loss`, `contrastive`,
     `distillation` and `generation`; their mean over the processes is that of the global batch.
     """
-    queries, documents = query_chunks(batch, how.chunk), document_chunks(batch, how.chunk)
+    queries = query_chunks(batch, how.chunk, how.tokens)
+    documents = document_chunks(batch, how.chunk, how.tokens)
     if how.even:
-        queries, documents = _as_many(queries, batch), _as_many(documents, batch)
+        queries = _as_many(queries, batch, labelled=True)
+        documents = _as_many(documents, batch, labelled=False)
     tokens = total(len(batch["label_ids"]))
     run = _direct if how.chunk is None else _cached
     return run(forward, batch, losses, how, _Plan(queries, documents, tokens))
@@ -149,10 +154,10 @@ def similarity_loss(own: VectorBatch, losses: LossSection) -> tuple[Tensor, Part
     return loss, parts
 
 
-def query_chunks(batch: Batch, size: int | None) -> list[Chunk]:
+def query_chunks(batch: Batch, size: int | None, tokens: int | None = None) -> list[Chunk]:
     """The query sequences with the vectors and labels that stand in them, `size` at a time.
 
-    None cuts where rows become so much shorter that another forward costs less than the padding.
+    With `tokens`, as many as fit into so many; with neither, as many as make a full pass.
     """
     ids, rows, columns = batch["query_ids"], batch["vector_rows"], batch["vector_columns"]
     label_rows, label_columns, expected = (batch[f"label_{name}"] for name in ("rows", "columns", "ids"))
@@ -160,7 +165,7 @@ def query_chunks(batch: Batch, size: int | None) -> list[Chunk]:
     widths.scatter_reduce_(0, rows, columns + 1, "amax")
     widths.scatter_reduce_(0, label_rows, label_columns + 1, "amax")
     found = []
-    for first, end, width in _spans(widths, size):
+    for first, end, width in _spans(widths, size, tokens):
         at, labelled = _within(rows, first, end), _within(label_rows, first, end)
         labels = (label_rows[labelled] - first, label_columns[labelled], expected[labelled])
         found.append(
@@ -171,11 +176,11 @@ def query_chunks(batch: Batch, size: int | None) -> list[Chunk]:
     return found
 
 
-def document_chunks(batch: Batch, size: int | None) -> list[Chunk]:
-    """The documents, `size` at a time, or as `query_chunks` says."""
+def document_chunks(batch: Batch, size: int | None, tokens: int | None = None) -> list[Chunk]:
+    """The documents, cut as `query_chunks` cuts."""
     ids, ends = batch["document_ids"], batch["document_ends"]
     found = []
-    for first, end, width in _spans(ends + 1, size):
+    for first, end, width in _spans(ends + 1, size, tokens):
         rows = torch.arange(end - first, device=ids.device)
         columns = ends[first:end]
         found.append(Chunk(ids=ids[first:end, :width], rows=rows, columns=columns, at=slice(first, end)))
@@ -200,8 +205,11 @@ def _run(forward: Forward, chunk: Chunk, *, with_labels: bool = True) -> tuple[T
     return forward(chunk.ids, chunk.rows, chunk.columns, chunk.labels if with_labels else None)
 
 
-def _as_many(chunks: list[Chunk], batch: Batch) -> list[Chunk]:
-    """As many chunks as the process with most, the added ones first and of a single token without effect."""
+def _as_many(chunks: list[Chunk], batch: Batch, *, labelled: bool) -> list[Chunk]:
+    """As many chunks as the process with most, the added ones first and of a single token without effect.
+
+    They use the head only if the others do: what has a gradient must be the same in every process.
+    """
     counts = [torch.zeros((), dtype=torch.int64, device=batch["query_ids"].device)] * processes()
     counts = [torch.zeros_like(count) for count in counts]
     torch.distributed.all_gather(counts, torch.tensor(len(chunks), device=counts[0].device))
@@ -211,7 +219,7 @@ def _as_many(chunks: list[Chunk], batch: Batch) -> list[Chunk]:
         rows=nothing,
         columns=nothing,
         at=slice(0, 0),
-        labels=(nothing, nothing, nothing),
+        labels=(nothing, nothing, nothing) if labelled else None,
     )
     return [added] * (int(torch.stack(counts).max()) - len(chunks)) + chunks
 
@@ -235,15 +243,16 @@ def _leaf(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
     return (torch.cat(list(vectors)) if vectors else like[:0]).detach().requires_grad_()
 
 
-def _spans(widths: Tensor, size: int | None) -> Iterator[tuple[int, int, int]]:
+def _spans(widths: Tensor, size: int | None, tokens: int | None) -> Iterator[tuple[int, int, int]]:
     """(first, end, width) of each chunk of rows that are `widths` [rows] wide."""
     count = len(widths)
-    tokens = forward_tokens(widths.device)
+    by_count = size if tokens is None else None
     wide = widths.tolist()
     first = 0
     while first < count:
-        end = first + size if size else _full(wide, first, tokens)
-        yield first, min(end, count), max(wide[first:end])
+        full = _full(wide, first, tokens or forward_tokens(widths.device))
+        end = min(first + by_count, count) if by_count else full
+        yield first, end, max(wide[first:end])
         first = end
 
 

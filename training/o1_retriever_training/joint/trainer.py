@@ -23,6 +23,7 @@ from o1_retriever_training.joint.gather import total
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.sampler import SameSourceBatches
+from o1_retriever_training.joint.sharding import whole_weights
 from o1_retriever_training.joint.steps import How, RandomState, joint_step
 
 logger = logging.getLogger(__name__)
@@ -95,8 +96,11 @@ class JointTrainer(Trainer):
         model.train()
         batch = self._prepare_inputs(inputs)
         self.tokens += int(batch.pop("tokens"))
+        chunk, data = self.recipe.optimisation.chunk, self.recipe.data
+        longest = max(data.max_length, data.max_document_tokens)
         how = How(
-            chunk=self.recipe.optimisation.chunk,
+            chunk=chunk,
+            tokens=None if chunk is None else chunk * longest,
             backward=self.accelerator.backward,
             # Sharded weights give their gradients away at once; only DDP can wait for the last chunk.
             unsynchronised=contextlib.nullcontext
@@ -136,9 +140,10 @@ class JointTrainer(Trainer):
             return {}
         state = RandomState()
         found = {}
-        if self.is_world_process_zero():
-            found = {f"eval_{name}": value for name, value in self._evaluate_dev().items()}
-        found = _from_main(found)
+        with whole_weights(self.model):
+            if self.is_world_process_zero():
+                found = {f"eval_{name}": value for name, value in self._evaluate_dev().items()}
+            found = _from_main(found)
         state.restore()
         self.log(dict(found))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
