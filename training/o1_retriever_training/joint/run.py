@@ -28,7 +28,8 @@ from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from o1_retriever_training.joint.sampler import steps_per_epoch
-from o1_retriever_training.joint.trainer import JointTrainer, load_weights
+from o1_retriever_training.joint.sharding import whole_weights, without_shards
+from o1_retriever_training.joint.trainer import JointTrainer
 from o1_retriever_training.joint.watching import Divergence, KeepBest, Progress
 from o1_retriever_training.saving import save_embedder
 
@@ -97,8 +98,8 @@ def train(
         resumed_from=None if checkpoint is None else step_of(checkpoint),
         data=str(rows.report),
     )
-    if trainer.is_world_process_zero():
-        with _space(output):
+    with whole_weights(trainer.model), _space(output):
+        if trainer.is_world_process_zero():
             _save(result, recipe, backbone, trainer)
     trainer.accelerator.wait_for_everyone()
     return result
@@ -237,14 +238,14 @@ def _best_weights(trainer: JointTrainer, work: Path, dev: DevEvaluation | None) 
         return {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     step = state.best_global_step
     if step and step != state.global_step:
-        load_weights(trainer.accelerator.unwrap_model(trainer.model), work / f"checkpoint-{step}")
+        trainer._load_from_checkpoint(str(work / f"checkpoint-{step}"))
     figures = [entry for entry in state.log_history if entry["step"] == step and f"eval_{dev.name}" in entry]
     chosen = {name: value for name, value in figures[-1].items() if name.startswith("eval_")}
     return {"step": float(step or 0), **{name.removeprefix("eval_"): value for name, value in chosen.items()}}
 
 
 def _save(result: TrainResult, recipe: TrainRecipe, backbone: Backbone, trainer: JointTrainer) -> None:
-    save_embedder(result.output, merged(backbone), backbone.tokenizer, backbone.deployed)
+    save_embedder(result.output, without_shards(merged(backbone)), backbone.tokenizer, backbone.deployed)
     summary = {
         "recipe": recipe.to_dict(),
         "fingerprint": recipe.fingerprint,
