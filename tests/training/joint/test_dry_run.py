@@ -99,7 +99,8 @@ def test_operations_are_those_that_a_counter_counts(
 def test_tokens_are_those_of_real_batches(
     tiny_recipe, tmp_path: Path, vectors: str, chunk: int | None
 ) -> None:
-    recipe = tiny_recipe(losses={"vectors": vectors}, optimisation={"chunk": chunk, "queries": 24})
+    losses = {"vectors": vectors, "thought_dropout": 0.4}
+    recipe = tiny_recipe(losses=losses, optimisation={"chunk": chunk, "queries": 24})
     real = Real(recipe, tmp_path / "work")
     sizes = [real.size(real.batch(epoch)) for epoch in range(12)]
     found = sample(recipe).step
