@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import time
@@ -15,6 +16,7 @@ from o1_retriever.cli.options import with_options
 from o1_retriever.cli.terminal import messages, output, warn
 from o1_retriever.errors import O1RetrieverError, SettingsError
 from o1_retriever.extras import require
+from o1_retriever.progress import is_shown
 
 if TYPE_CHECKING:
     from o1_retriever_training.joint.recipe import TrainRecipe
@@ -70,6 +72,7 @@ def _read(path: Path, changes: list[str], *, check_files: bool) -> TrainRecipe:
 def _estimate(recipe: TrainRecipe, hardware: str | None) -> None:
     if not _speaks():
         return
+    _quiet()
     from o1_retriever_training.joint.dry_run import estimate
     from o1_retriever_training.joint.dry_run_view import tables
     from o1_retriever_training.joint.hardware import find_hardware
@@ -85,6 +88,8 @@ def _train(recipe: TrainRecipe, from_scratch: bool) -> None:
     speaks = _speaks()
     if speaks:
         _check_processes(recipe)
+        _show_log()
+    _quiet()
     from o1_retriever_training.joint.run import train as run
 
     result = run(recipe, restart=from_scratch)
@@ -92,35 +97,56 @@ def _train(recipe: TrainRecipe, from_scratch: bool) -> None:
         _report(result, recipe)
 
 
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            warn(record.getMessage())
+        else:
+            messages().print(record.getMessage(), soft_wrap=True, markup=False)
+
+
+def _show_log() -> None:
+    """Show the warnings of training and, where no terminal shows a bar, its figures as lines."""
+    logger = logging.getLogger("o1_retriever_training")
+    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _Lines)]
+    logger.addHandler(_Lines())
+    logger.setLevel(logging.WARNING if is_shown(None) else logging.INFO)
+    logger.propagate = False
+
+
 def _check_processes(recipe: TrainRecipe) -> None:
     planned, found = recipe.hardware.processes, int(os.environ.get("WORLD_SIZE", "1"))
     if planned is None or planned == found:
         return
-    queries = recipe.optimisation.queries
+    each = recipe.optimisation.queries
     warn(
-        f"The recipe is for {planned} processes and {found} run: a batch has {queries * found} queries, not "
-        f"{queries * planned}. Start others with accelerate launch --num_processes {planned}, or say "
-        f"--set hardware.processes={found}."
+        f"The recipe is for {_processes(planned)} and {_processes(found)} run it: {each * found} queries "
+        f"make a batch, not {each * planned}. If that is meant, type --set hardware.processes={found}."
     )
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'es' if count > 1 else ''}"
 
 
 def _report(result: TrainResult, recipe: TrainRecipe) -> None:
     folder = shlex.quote(str(result.output))
     resumed = f", from step {result.resumed_from:,} on" if result.resumed_from else ""
-    best = ""
+    done = f"{result.steps:,} steps in {_duration(result.seconds)}{resumed}"
+    if result.finished_before:
+        done = f"{result.steps:,} steps were trained before; --from-scratch trains them again"
     if result.best and recipe.evaluation is not None:
-        best = f"; on the dev collection {_best(result.best, recipe.evaluation.metric)}"
-    console = messages()
-    console.print(
-        f"{folder}: {result.steps:,} steps in {_duration(result.seconds)}{resumed}{best}",
-        soft_wrap=True,
-        markup=False,
-    )
-    lines = [f"index FOLDER --model {folder} --index my-index"]
-    lines += [f'search "question" --model {folder} --index my-index', f"eval --data FOLDER --model {folder}"]
-    console.print(
-        "Next:", *(f"  o1-retriever {line}" for line in lines), sep="\n", soft_wrap=True, markup=False
-    )
+        done += f"; on the dev collection {_best(result.best, recipe.evaluation.metric)}"
+    lines = [
+        f"{folder}: {done}",
+        f"Data: {result.data}",
+        "Next:",
+        f"  o1-retriever index FOLDER --model {folder} --index my-index",
+        f'  o1-retriever search "question" --model {folder} --index my-index',
+        f"  o1-retriever eval --data FOLDER --split dev --model {folder}",
+        f"  tensorboard --logdir {shlex.quote(str(result.output / 'training' / 'tensorboard'))}",
+    ]
+    messages().print(*lines, sep="\n", soft_wrap=True, markup=False)
 
 
 def _best(best: dict[str, float], metric: str) -> str:
@@ -133,6 +159,12 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _quiet() -> None:
+    from o1_retriever_training.expert_options import quiet
+
+    quiet()
 
 
 def _speaks() -> bool:

@@ -141,7 +141,7 @@ def _steps(
 
 
 def _notes(recipe: TrainRecipe, shape: Shape, hardware: Hardware) -> tuple[str, ...]:
-    notes = [f"Time at {hardware.utilisation:.0%} of {hardware.peak / 1e12:,.3g} TFLOP/s, which is assumed."]
+    notes = [f"Time at {hardware.peak / 1e12:,.3g} TFLOP/s, of which {hardware.utilisation:.0%} are assumed."]
     if shape.known:
         notes.append("The model's shape is from a table; nothing was downloaded.")
     if recipe.evaluation is not None:
