@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from o1_retriever.thought import Thought
 from o1_retriever_training.experts import Answer, Ask, spent
 from o1_retriever_training.pacing import Pacer, RateLimit
 
+# A pool of connections looks at all of them whenever one is taken or given back; small ones are quicker.
+PER_CLIENT = 8
 CHARACTERS_PER_TOKEN = 4  # a guess for the pace alone; what was used is settled afterwards
 
 
@@ -56,7 +59,7 @@ class EndpointExpert:
         self._secret = opened._client.api_key
         self._options = {"base_url": str(opened._client.base_url), "api_key": self._secret}
         opened.close()
-        self._client: Any = None
+        self._clients: list[Any] = []
         self._dialect = Dialect()
 
     def __str__(self) -> str:
@@ -76,43 +79,60 @@ class EndpointExpert:
 
     async def write(self, asks: Sequence[Ask]) -> list[Answer]:
         """One request per ask, all at once as far as the policy allows."""
-        if self._client is None:
+        if not self._clients:
             self._open()
         return list(await asyncio.gather(*(self._one(ask) for ask in asks)))
 
     async def close(self) -> None:
         """Close the connections."""
-        client, self._client = self._client, None
-        if client is not None:
+        clients, self._clients = self._clients, []
+        for client in clients:
             await client.close()
 
     def _open(self) -> None:
         """What belongs to an event loop is made inside of it."""
         openai = require("openai", extra="endpoint", purpose="An expert behind an endpoint")
-        self._client = openai.AsyncOpenAI(**self._options, max_retries=0)
-        self._places = asyncio.Semaphore(self.policy.concurrency)
+        # openai comes with one httpx or another, by its version.
+        owner = openai.DefaultAsyncHttpxClient.__bases__[0].__module__
+        http = importlib.import_module(owner.partition(".")[0])
+        certificates = http.create_ssl_context()  # 50 ms, so once for all
+        places = range(self.policy.concurrency)
+        self._clients = [
+            openai.AsyncOpenAI(
+                **self._options,
+                max_retries=0,
+                http_client=openai.DefaultAsyncHttpxClient(verify=certificates),
+            )
+            for _ in places[::PER_CLIENT]
+        ]
+        self._places: asyncio.LifoQueue[Any] = asyncio.LifoQueue()
+        for place in places:
+            self._places.put_nowait(self._clients[place // PER_CLIENT])
         self._pacer = Pacer(self.limit)
         self._over: ThinkerError | None = None
         self._down = 0
 
     async def _one(self, ask: Ask) -> Answer:
-        async with self._places:
+        client = await self._places.get()
+        try:
             if self._over is not None:
                 raise self._over
-            answer = await self._persist(ask)
+            answer = await self._persist(ask, client)
             self._over = self._over or self._judge(answer)
             if self._over is not None:
                 raise self._over
             return answer
+        finally:
+            self._places.put_nowait(client)
 
-    async def _persist(self, ask: Ask) -> Answer:
+    async def _persist(self, ask: Ask, client: Any) -> Answer:
         """Try until there is a thought, or trying again is pointless; wasted tokens are added up."""
         ends = time.monotonic() + self.policy.deadline
         tried, wasted = 0, (0, 0)
         while True:
             tried += 1
             left = max(0.001, ends - time.monotonic())
-            answer, paced = await self._attempt(ask, min(self.policy.timeout, left))
+            answer, paced = await self._attempt(ask, client, min(self.policy.timeout, left))
             if isinstance(answer, Thought):
                 return answer
             wasted = (wasted[0] + answer.cost[0], wasted[1] + answer.cost[1])
@@ -125,7 +145,7 @@ class EndpointExpert:
                 return replace(answer, reason=answer.reason + times, cost=wasted)
             await asyncio.sleep(wait)
 
-    async def _attempt(self, ask: Ask, timeout: float) -> tuple[Answer, float]:
+    async def _attempt(self, ask: Ask, client: Any, timeout: float) -> tuple[Answer, float]:
         """One answer, and how many seconds the pace has kept the request back."""
         messages = ask.prompt.messages(ask.query)
         settings = ask.settings
@@ -136,7 +156,7 @@ class EndpointExpert:
         await self._pacer.enter(guess)
         paced = time.monotonic() - waiting
         try:
-            answer = await self._exchange(ask, messages, timeout)
+            answer = await self._exchange(ask, client, messages, timeout)
         except BaseException:
             self._pacer.settle(guess, 0)
             raise
@@ -147,7 +167,9 @@ class EndpointExpert:
             self._pacer.rest(min(answer.wait, self.policy.longest_wait))
         return presentable(answer, secret=self._secret), paced
 
-    async def _exchange(self, ask: Ask, messages: list[dict[str, str]], timeout: float) -> Answer:
+    async def _exchange(
+        self, ask: Ask, client: Any, messages: list[dict[str, str]], timeout: float
+    ) -> Answer:
         """One request, and at once another where the server refuses a parameter that can be left out."""
         parameters = {
             "temperature": ask.settings.temperature,
@@ -161,7 +183,7 @@ class EndpointExpert:
                 async with asyncio.timeout(timeout):
                     # The plain road: the typed one spends milliseconds on checking what is checked here.
                     body = {"model": self.model, **sent, **self._extra_body}
-                    reply = await self._client.post(
+                    reply = await client.post(
                         "/chat/completions", cast_to=object, body=body, options={"timeout": timeout}
                     )
             except Exception as error:
