@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from o1_retriever.evaluation.sources import write_collection
 from o1_retriever.template import Layout
 from o1_retriever_training.joint.backbone import Backbone, open_backbone
 from o1_retriever_training.joint.collate import Batch, Collator, DrawnRows
@@ -143,6 +144,48 @@ def run(
             "data": found.data,
         }
         Path(result).write_text(json.dumps(said))
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+def run_sharded(**fields: Any) -> None:
+    """`run` under FSDP 2, as `accelerate launch` with recipes/accelerate/fsdp.yaml has it, but on processors.
+
+    FSDP itself works there; accelerate alone takes it for what accelerators do, so it is told of one.
+    """
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    os.environ.update(FSDP)
+    begin = PartialState.__init__
+
+    def begin_as_another(self: Any, *arguments: Any, **named: Any) -> None:
+        begin(self, *arguments, **named)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_XPU
+
+    PartialState.__init__ = begin_as_another  # type: ignore[method-assign]
+    run(**fields)
+
+
+def dev_collection(folder: Path) -> Path:
+    """A collection of a document and a question for every word."""
+    write_collection(
+        folder,
+        documents=[{"_id": f"d{n}", "title": "", "text": f"{n} {word}"} for n, word in enumerate(WORDS)],
+        queries=[{"_id": f"q{n}", "text": f"{n} of {word}?"} for n, word in enumerate(WORDS)],
+        judgments=[(f"q{n}", f"d{n}", 1) for n in range(len(WORDS))],
+        split="dev",
+    )
+    return folder
 
 
 def step(recipe: dict[str, Any], out: str, steps: int) -> None:

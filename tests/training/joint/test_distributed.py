@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from o1_retriever_training.joint.checkpoints import newest
 from o1_retriever_training.joint.recipe import TrainRecipe
 from tests.support.forks import Forks, ran_well, said
-from tests.support.joint_runs import HEAVY, base_folder, recipe_of, rows_file
+from tests.support.joint_runs import HEAVY, base_folder, dev_collection, recipe_of, rows_file
 
 RUN = "tests.support.joint_runs:run"
+SHARDED = "tests.support.joint_runs:run_sharded"
 STEP = "tests.support.joint_runs:step"
 LORA = {"tuning": "lora", "lora": {"rank": 2, "alpha": 4, "dropout": 0.0}}
 
@@ -125,3 +126,41 @@ def test_a_run_whose_process_is_lost_stops_with_the_reason_and_goes_on(
     one, other = load_file(plain / "model.safetensors"), load_file(lost / "model.safetensors")
     for name, value in one.items():
         assert torch.equal(other[name], value), name
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_sharded_weights_are_trained_judged_saved_and_resumed(
+    tmp_path: Path, forks: Forks, files: dict[str, Path], tuning: str
+) -> None:
+    sections: dict[str, Any] = {
+        "optimisation": {"steps": 6, "learning_rate": 3e-3, "schedule": "constant", "chunk": 2},
+        "evaluation": {"collection": str(dev_collection(tmp_path / "dev")), "every": 2, "max_new_tokens": 4},
+        "checkpoints": {"every": 2, "keep": 3},
+    }
+    if tuning == "lora":
+        sections["model"] = LORA
+    log, found = tmp_path / "log", {}
+    for call, name, processes in ((RUN, "one", 1), (SHARDED, "sharded", 2)):
+        job = recipe(files, tmp_path / name, queries=12 // processes, **sections)
+        ran_well(forks.run(call, processes=processes, log=log, recipe=job.to_dict()), log)
+        summary = json.loads((tmp_path / name / "training.json").read_text())
+        figures = [entry["eval_nDCG@10 thinking"] for entry in summary["log"] if "eval_seconds" in entry]
+        found[name] = (summary["log"][0], figures, summary["best"]["step"])
+    (one, ones, _), (sharded, figures, best) = found["one"], found["sharded"]
+    assert sharded["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert sharded["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+    assert len(figures) == len(ones) == 3
+    assert figures[0] == pytest.approx(ones[0], abs=0.1)
+    saved = load_file(tmp_path / "sharded" / "model.safetensors")
+    if tuning == "full":
+        kept = load_file(tmp_path / "sharded" / "training" / f"checkpoint-{best:.0f}" / "trained.safetensors")
+        for name, value in kept.items():
+            assert torch.equal(saved[name.removeprefix("model.")], value), name
+    assert saved.keys() == load_file(tmp_path / "one" / "model.safetensors").keys()
+    job = recipe(files, tmp_path / "killed", queries=6, **sections)
+    assert forks.run(SHARDED, processes=2, recipe=job.to_dict(), kill={"step": 4, "rank": 1})[1] == -9
+    result = tmp_path / "result.json"
+    ran_well(forks.run(SHARDED, processes=2, log=log, recipe=job.to_dict(), result=result), log)
+    assert json.loads(result.read_text())["resumed_from"] == 2
+    for name, value in load_file(tmp_path / "killed" / "model.safetensors").items():
+        assert torch.equal(saved[name], value), name

@@ -19,7 +19,7 @@ from o1_retriever_training.joint.checkpoints import newest
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.run import train
 from o1_retriever_training.joint.watching import Divergence
-from tests.support.joint_runs import WORDS, base_folder, recipe_of, rows_file
+from tests.support.joint_runs import base_folder, dev_collection, recipe_of, rows_file
 
 PARTS = {
     "loss",
@@ -35,18 +35,10 @@ PARTS = {
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("watching")
-    collection = folder / "collection"
-    (collection / "qrels").mkdir(parents=True)
-    corpus = [{"_id": f"d{n}", "title": "", "text": f"{n} {word}"} for n, word in enumerate(WORDS)]
-    queries = [{"_id": f"q{n}", "text": f"{n} of {word}?"} for n, word in enumerate(WORDS[:6])]
-    for name, lines in (("corpus", corpus), ("queries", queries)):
-        (collection / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    qrels = "".join(f"q{n}\td{n}\t1\n" for n in range(6))
-    (collection / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n" + qrels)
     return {
         "base": base_folder(folder / "base", attention_dropout=0.2),
         "rows": rows_file(folder / "rows.jsonl"),
-        "collection": collection,
+        "collection": dev_collection(folder / "collection"),
     }
 
 

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 
 @contextmanager
-def whole_weights(model: nn.Module) -> Iterator[None]:
+def whole_weights(model: Any) -> Iterator[None]:
     """Inside, every process has all weights of a sharded model, in the precision of its forward.
 
     All processes must enter; inside they need nothing of each other, so that one may search or save while
@@ -41,7 +40,7 @@ def without_shards(model: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        plain: Any = AutoModelForCausalLM.from_config(model.config)
+        plain: Any = AutoModelForCausalLM.from_config(model.config)  # type: ignore[no-untyped-call]
     kept = plain.state_dict().keys()
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
     plain.load_state_dict({name: value.detach() for name, value in named if name in kept}, assign=True)
