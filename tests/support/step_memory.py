@@ -13,7 +13,7 @@ from o1_retriever_training.joint.backbone import open_backbone
 from o1_retriever_training.joint.collate import Collator, DrawnRows
 from o1_retriever_training.joint.dry_run_memory import memory_of
 from o1_retriever_training.joint.hardware import Hardware
-from o1_retriever_training.joint.lengths import sample
+from o1_retriever_training.joint.lengths import chunk_tokens, sample
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe
 from o1_retriever_training.joint.rows import open_rows
@@ -60,12 +60,14 @@ def rise(recipe: TrainRecipe, folder: Path) -> int:
     collate = Collator(rows, backbone.template, max_document_tokens=recipe.data.max_document_tokens)
     model = JointModel(backbone.model, backbone.language_model).train()
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad])
+    chunk = recipe.optimisation.chunk
+    how = How(chunk=chunk, tokens=None if chunk is None else chunk_tokens(recipe, "cpu"))
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far is now
     for epoch in range(2):
         batch = collate([drawn[number, epoch] for number in range(8)])
         batch.pop("tokens", None)
-        joint_step(model, batch, recipe.losses, How(chunk=recipe.optimisation.chunk))
+        joint_step(model, batch, recipe.losses, how)
         optimizer.step()
         optimizer.zero_grad()
     return _memory("VmHWM") - before

@@ -20,7 +20,7 @@ from o1_retriever_training.joint.dry_run import estimate, step_flops
 from o1_retriever_training.joint.dry_run_memory import Graph, memory_of
 from o1_retriever_training.joint.dry_run_view import duration, gigabytes, large, tables
 from o1_retriever_training.joint.hardware import Hardware, find_hardware, known_hardware
-from o1_retriever_training.joint.lengths import StepSize, chunks, sample
+from o1_retriever_training.joint.lengths import StepSize, chunk_tokens, chunks, sample
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe, read_train_recipe
 from o1_retriever_training.joint.rows import open_rows
@@ -39,6 +39,8 @@ class Real:
         self.language_model = backbone.language_model
         self.model = JointModel(backbone.model, backbone.language_model).train()
         self.recipe = recipe
+        chunk = recipe.optimisation.chunk
+        self.how = How(chunk=chunk, tokens=None if chunk is None else chunk_tokens(recipe, "cpu"))
         self._drawn = DrawnRows(
             rows, data=recipe.data, losses=recipe.losses, seed=1, layout=recipe.model.layout
         )
@@ -51,8 +53,8 @@ class Real:
         return found
 
     def size(self, batch: Batch) -> StepSize:
-        chunk = self.recipe.optimisation.chunk
-        forwards = (query_chunks(batch, chunk), document_chunks(batch, chunk))
+        chunk, tokens = self.how.chunk, self.how.tokens
+        forwards = (query_chunks(batch, chunk, tokens), document_chunks(batch, chunk, tokens))
         queries, documents = (tuple((len(c.ids), c.ids.shape[1]) for c in part) for part in forwards)
         labels = len(batch["label_ids"])
         return StepSize(tokens=0, labels=labels, queries=queries, documents=documents, batches=1)
@@ -89,7 +91,7 @@ def test_operations_are_those_that_a_counter_counts(
     real = Real(recipe, tmp_path / "work")
     batch = real.batch(0)
     with FlopCounterMode(display=False) as counter:
-        joint_step(real.model, batch, recipe.losses, How(chunk=chunk))
+        joint_step(real.model, batch, recipe.losses, real.how)
     found = step_flops(recipe, shape_of(recipe.model), real.size(batch))
     assert found == pytest.approx(counter.get_total_flops(), rel=0.1)
 
@@ -102,10 +104,10 @@ def test_tokens_are_those_of_real_batches(
     losses = {"vectors": vectors, "thought_dropout": 0.4}
     recipe = tiny_recipe(losses=losses, optimisation={"chunk": chunk, "queries": 24})
     real = Real(recipe, tmp_path / "work")
-    sizes = [real.size(real.batch(epoch)) for epoch in range(12)]
+    sizes = [real.size(real.batch(epoch)) for epoch in range(40)]
     found = sample(recipe).step
-    assert found.padded == pytest.approx(sum(size.padded for size in sizes) / 12, rel=0.1)
-    assert found.labels == pytest.approx(sum(size.labels for size in sizes) / 12, rel=0.1)
+    assert found.padded == pytest.approx(sum(size.padded for size in sizes) / 40, rel=0.1)
+    assert found.labels == pytest.approx(sum(size.labels for size in sizes) / 40, rel=0.1)
     assert found.tokens < found.padded
 
 
@@ -267,9 +269,8 @@ def test_numbers_are_shown_in_units() -> None:
         "0.12 s", "60 s", "2.5 min", "2.8 h", "2.3 days",
     ]  # fmt: skip
     assert gigabytes(15_550_000_000) == "15.55 GB"
-    assert chunks([1, 5, 3], 2, 0) == [(2, 5), (1, 1)]
-    assert chunks([1, 5, 3], None, 10) == [(2, 5), (1, 1)]
-    assert chunks([9], None, 4) == [(1, 9)]
+    assert chunks([1, 5, 3], 10) == [(2, 5), (1, 1)]
+    assert chunks([9], 4) == [(1, 9)]
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def sample(recipe: TrainRecipe, device: str = "cpu") -> Sampled:
 
     `device` is cpu or cuda, on which it depends how much one forward takes.
     """
-    tokens = forward_tokens(torch.device(device))
+    tokens = chunk_tokens(recipe, device)
     found: list[Lengths] = []
     counts: list[int | None] = []
     template, exact = _template(recipe)
@@ -164,7 +164,7 @@ def _lengths(row: Row, source: Source, recipe: TrainRecipe, template: Template) 
 
 
 def _of_batches(rows: Sequence[Lengths], recipe: TrainRecipe, tokens: int) -> StepSize:
-    size, chunk = recipe.optimisation.queries, recipe.optimisation.chunk
+    size = recipe.optimisation.queries
     batches = max(_BATCHES, _DRAWN // size)
     draw = random.Random(0)
     order: list[Lengths] = []
@@ -183,8 +183,8 @@ def _of_batches(rows: Sequence[Lengths], recipe: TrainRecipe, tokens: int) -> St
             labels += row.labels if thinks else 0
             passages += row.documents
         read += sum(sequences) + sum(passages)
-        queries += chunks(sequences, chunk, tokens)
-        documents += chunks(passages, chunk, tokens)
+        queries += chunks(sequences, tokens)
+        documents += chunks(passages, tokens)
     return StepSize(
         tokens=read / batches,
         labels=labels / batches,
@@ -201,26 +201,30 @@ def _at_the_limits(recipe: TrainRecipe, tokens: int) -> StepSize:
     kept = 1 - recipe.losses.thought_dropout if thinks else 0.0
     queries = [longest] * round(size * kept) + [data.max_query_tokens] * (size - round(size * kept))
     documents = [data.max_document_tokens] * size * data.group
-    chunk = recipe.optimisation.chunk
     return StepSize(
         tokens=sum(queries) + sum(documents),
         labels=kept * size * (data.max_length - data.max_query_tokens),
-        queries=tuple(chunks(queries, chunk, tokens)),
-        documents=tuple(chunks(documents, chunk, tokens)),
+        queries=tuple(chunks(queries, tokens)),
+        documents=tuple(chunks(documents, tokens)),
         batches=1,
     )
 
 
-def chunks(lengths: Sequence[int], size: int | None, tokens: int) -> list[Chunk]:
-    """The forwards that sequences of these lengths make, longest first.
+def chunk_tokens(recipe: TrainRecipe, device: str) -> int:
+    """How many tokens, padding included, a forward of a training has at most."""
+    chunk, data = recipe.optimisation.chunk, recipe.data
+    if chunk is None:
+        return forward_tokens(torch.device(device))
+    return chunk * max(data.max_length, data.max_document_tokens)
 
-    `size` sequences at a time; None: as many as have `tokens` tokens together, padding included.
-    """
+
+def chunks(lengths: Sequence[int], tokens: int) -> list[Chunk]:
+    """The forwards that sequences of these lengths make, longest first, each of at most so many tokens."""
     longest = sorted(lengths, reverse=True)
     found: list[Chunk] = []
     at = 0
     while at < len(longest):
-        count = min(size or max(1, tokens // longest[at]), len(longest) - at)
+        count = min(max(1, tokens // longest[at]), len(longest) - at)
         found.append((count, longest[at]))
         at += count
     return found

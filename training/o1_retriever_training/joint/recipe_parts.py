@@ -155,8 +155,11 @@ class LossSection(Section):
 
 
 class OptimisationSection(Section):
-    """How long and how fast. `queries` is the contrastive batch of a process, `chunk` how many sequences one
-    forward takes (gradient caching; None: all at once). `steps` stands in the place of `epochs`."""
+    """How long and how fast; `steps` stands in the place of `epochs`.
+
+    `queries` is the contrastive batch of a process, `chunk` how many sequences of the greatest length one
+    forward takes (gradient caching; None: the graph of the whole batch is kept).
+    """
 
     epochs: Annotated[Number, Field(gt=0)] | None = 1.0  # reference
     steps: Positive | None = None
