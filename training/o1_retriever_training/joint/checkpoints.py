@@ -19,13 +19,18 @@ _PREFIX = "checkpoint-"
 
 def mark(folder: Path, *, fingerprint: str, step: int) -> None:
     """Say that a checkpoint is whole: the recipe that it belongs to, and every file with its size."""
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
+    files = {}
+    for path in _files(folder):
+        # A mark that outlived a power failure must not speak of data that did not.
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[str(path.relative_to(folder))] = path.stat().st_size
     content = {"recipe": fingerprint, "step": step, "files": files}
     staged = folder / f"{MARK}.part"
-    with staged.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    with staged.open("w", encoding="utf-8") as text:
+        json.dump(content, text, indent=1)
+        text.flush()
+        os.fsync(text.fileno())
     staged.replace(folder / MARK)
 
 
@@ -35,7 +40,8 @@ def is_whole(folder: Path) -> bool:
     if content is None:
         return False
     return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in content["files"].items()
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, size in content["files"].items()
     )
 
 
