@@ -34,7 +34,7 @@ class DevEvaluation:
     @property
     def name(self) -> str:
         """The figure that decides which checkpoint is best."""
-        return f"{self._section.metric} {'thinking' if self._section.thoughts else 'fast'}"
+        return judged_by(self._section)
 
     def __call__(self, language_model: Any, tokenizer: Any, config: TemplateConfig) -> dict[str, float]:
         """The measure of both paths, the tokens of a thought, and the seconds it took.
@@ -79,6 +79,11 @@ class DevEvaluation:
         thoughts = [thought for row in answer.thoughts for thought in row]
         tokens = float(np.mean([thought.completion_tokens for thought in thoughts])) if thoughts else 0.0
         return means(per_query(collection.qrels, run, measures=[metric]))[metric], tokens
+
+
+def judged_by(section: EvaluationSection) -> str:
+    """The name of the figure that decides."""
+    return f"{section.metric} {'thinking' if section.thoughts else 'fast'}"
 
 
 def _fewer(collection: Collection, most: int | None) -> Collection:

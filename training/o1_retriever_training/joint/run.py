@@ -22,7 +22,7 @@ from o1_retriever_training.errors import OtherRecipeError, TrainingError
 from o1_retriever_training.joint.backbone import Backbone, compute_dtype, open_backbone
 from o1_retriever_training.joint.checkpoints import newest, step_of
 from o1_retriever_training.joint.collate import Collator, DrawnRows
-from o1_retriever_training.joint.dev import DevEvaluation
+from o1_retriever_training.joint.dev import DevEvaluation, judged_by
 from o1_retriever_training.joint.merging import merged
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 SUMMARY = "training.json"
 _WORK = "training"  # checkpoints, tokenised rows and logs, inside the output
+_SCHEDULES = {"constant": "constant_with_warmup"}  # as transformers calls it
 _LOST = ("connection closed", "connection reset", "broken pipe", "timed out", "timeout", "nccl", "peer")
 
 
@@ -75,7 +76,7 @@ def train(
     if done is not None:
         return done
     started = time.perf_counter()
-    arguments = _arguments(recipe, work, show_progress_bar)
+    arguments = _arguments(recipe, work)
     set_seed(recipe.optimisation.seed)
     checkpoint = newest(work, fingerprint=recipe.fingerprint)
     dev = DevEvaluation(recipe.evaluation) if recipe.evaluation else None
@@ -142,18 +143,17 @@ def _trainer(
     return trainer
 
 
-def _arguments(recipe: TrainRecipe, work: Path, show: bool | None) -> TrainingArguments:
+def _arguments(recipe: TrainRecipe, work: Path) -> TrainingArguments:
     optimisation, evaluation = recipe.optimisation, recipe.evaluation
     # The device is known only to the arguments, and the precision depends on it: both are asked once.
     cuda = torch.cuda.is_available()
     dtype = compute_dtype(recipe.model, torch.device("cuda" if cuda else "cpu"))
     dev: dict[str, Any] = {}
     if evaluation is not None:
-        name = f"{evaluation.metric} {'thinking' if evaluation.thoughts else 'fast'}"
         dev = {
             "eval_strategy": "steps",
             "eval_steps": evaluation.every,
-            "metric_for_best_model": f"eval_{name}",
+            "metric_for_best_model": f"eval_{judged_by(evaluation)}",
             "greater_is_better": True,
         }
     return TrainingArguments(
@@ -161,9 +161,7 @@ def _arguments(recipe: TrainRecipe, work: Path, show: bool | None) -> TrainingAr
         per_device_train_batch_size=optimisation.queries,
         max_steps=1,  # known when the rows are
         learning_rate=optimisation.learning_rate,
-        lr_scheduler_type=optimisation.schedule
-        if optimisation.schedule != "constant"
-        else "constant_with_warmup",
+        lr_scheduler_type=_SCHEDULES.get(optimisation.schedule, optimisation.schedule),
         warmup_steps=optimisation.warmup,
         weight_decay=optimisation.weight_decay,
         max_grad_norm=optimisation.max_grad_norm,
