@@ -91,16 +91,15 @@ def _committee(axes: Any, values: Mapping[str, float]) -> None:
 
 def _thoughts(axes: Any, values: Mapping[str, float]) -> None:
     for name, title, style in (
-        ("reference", "right thoughts", "-"),
-        ("committee=on", "elected", "--"),
-        ("committee=off", "first", ":"),
+        ("committee=on", "learned from elected thoughts", "-"),
+        ("committee=off", "from first ones", ":"),
     ):
         points = [(k, values[_place(name, f"k={k}")]) for k in DRAWN if _place(name, f"k={k}") in values]
         if points:
             axes.plot(*zip(*points, strict=True), style, marker="o", color=_THINKING, label=title)
     axes.set_xticks(DRAWN)
-    axes.set_xlabel("thoughts per query, k, drawn at temperature 1")
-    axes.legend(fontsize="small", loc="lower right")
+    axes.set_xlabel("thoughts drawn per query, k")
+    axes.legend(fontsize="small", loc="center right")
 
 
 def _curve(axes: Any, values: Mapping[str, float], name: str, title: str, own: float | None) -> None:
@@ -115,7 +114,7 @@ def _curve(axes: Any, values: Mapping[str, float], name: str, title: str, own: f
             axes.plot(*zip(*sorted(points), strict=True), marker="o", color=colour, label=label)
     axes.set_xlabel(title)
     if axes.lines:
-        axes.legend(fontsize="small", loc="center left")
+        axes.legend(fontsize="small", loc="best")
 
 
 def _place(variant: str, way: str) -> str:

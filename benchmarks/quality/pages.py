@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from benchmarks.fictional_world.page import ablation_table, two_hop_table
 from benchmarks.record import RESULTS, ROOT, read
 from benchmarks.speed.page import full_table, speed_table
 from o1_retriever.evaluation.table import markdown_table
@@ -60,9 +61,11 @@ def main() -> None:
         for name, (results, table) in tables.items():
             text = filled(text, name, table(read(RESULTS / results)))
         path.write_text(text, encoding="utf-8")
+    from benchmarks.fictional_world.page import draw as draw_world
     from benchmarks.quality.draw import draw
 
     draw(read(RESULTS / "curves.jsonl"), ROOT / "docs" / "curves.png")
+    draw_world(read(RESULTS / "fictional_world.jsonl"), ROOT / "docs" / "fictional-world.png")
 
 
 def filled(text: str, name: str, table: str) -> str:
@@ -166,6 +169,10 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
         "gains": ("robustness.jsonl", gains_table),
         "robustness": ("robustness.jsonl", robustness_table),
         "curves": ("curves.jsonl", curves_table),
+    },
+    "docs/fictional-world.md": {
+        "two-hop": ("fictional_world.jsonl", two_hop_table),
+        "ablation": ("fictional_world.jsonl", ablation_table),
     },
 }
 
