@@ -47,10 +47,10 @@ class How:
     """How a step goes through a batch.
 
     `chunk` is the number of sequences of a forward; None keeps the graph of the whole batch. With `tokens` a
-    forward has as many sequences as fit into so many tokens instead, padding included: memory is then the same
-    whether they are long or short. `backward`
-    takes a loss; `unsynchronised` is entered for every backward but the last. With `even` all processes make
-    the same number of forwards, which sharded weights need.
+    forward has as many sequences as fit into so many tokens instead, padding included, so that memory is the
+    same whether they are long or short. `backward` takes a loss; `unsynchronised` is entered for every
+    backward but the last. With `even` all processes make the same number of forwards, which sharded weights
+    need.
     """
 
     chunk: int | None
