@@ -53,7 +53,7 @@ def keep(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 def _environment(folder: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.upper().endswith("_API_KEY")}
-    paths = [str(ROOT), str(ROOT / "integrations"), os.environ.get("PYTHONPATH", "")]
+    paths = [*map(str, (ROOT, ROOT / "integrations", ROOT / "training")), os.environ.get("PYTHONPATH", "")]
     return {
         **kept,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),

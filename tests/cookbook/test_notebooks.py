@@ -13,7 +13,12 @@ import pytest
 
 nbformat = pytest.importorskip("nbformat", reason="needs nbclient and ipykernel")
 
-NAMES = ["01_retrieve_and_see_the_thoughts", "02_langchain_agent", "03_llama_index_query_engine"]
+NAMES = [
+    "01_retrieve_and_see_the_thoughts",
+    "02_langchain_agent",
+    "03_llama_index_query_engine",
+    "04_train_your_own",
+]
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +83,14 @@ def test_recorded_thoughts_find_more_than_none(root: Path) -> None:
     text = shown(nbformat.read(root / "cookbook" / "01_retrieve_and_see_the_thoughts.ipynb", as_version=4))
     first = {name: int(count) for name, count in re.findall(r"o1-mini, ([a-z ]+?) +(\d+) of 14 first", text)}
     assert first["recorded thoughts"] > first["without thinking"] + 3
+
+
+def test_the_trained_model_finds_more_when_it_thinks(root: Path) -> None:
+    """The claim of the fourth notebook, in its committed outputs."""
+    text = shown(nbformat.read(root / "cookbook" / "04_train_your_own.ipynb", as_version=4))
+    found = {
+        name: float(value) for name, value in re.findall(r"^(\w+) +nDCG@10 ([\d.]+)$", text, re.MULTILINE)
+    }
+    assert found["thinking"] > found["not_thinking"] + 0.3
+    assert "bit-equal to the trained model: True" in text
+    assert re.search(r"training/ +[\d,]+ bytes left out", text)

@@ -125,6 +125,11 @@ def test_what_a_card_lacks_is_said(tmp_path: Path) -> None:
     )
     assert "base model" in str(staged.notes)
     assert base not in (tmp_path / "b" / "README.md").read_text()
+    recipe.write_text("model: {base: some/folder}\n")
+    (tmp_path / "some" / "folder").mkdir(parents=True)
+    options = StageOptions(recipe=recipe)
+    staged = stage(folder, tmp_path / "c", facts=CardFacts(repo="me/tiny"), options=options)
+    assert "base model" in str(staged.notes)
 
 
 def test_figures_of_other_systems_are_shown_and_not_claimed(tmp_path: Path) -> None:

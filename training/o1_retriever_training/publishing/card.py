@@ -42,16 +42,20 @@ class CardFacts:
     figures: tuple[Figure, ...] = ()
 
 
-def write_card(folder: Path, *, facts: CardFacts, base: str | None, known: Provenance) -> list[str]:
+def write_card(
+    folder: Path, *, facts: CardFacts, base: str | None, known: Provenance, source: Path
+) -> list[str]:
     """Write the card into a folder that is otherwise ready; return what a reader of it will miss.
 
+    `source` is the training's folder: a base that lies near it is a folder, not a model of the Hub.
     A card that is there keeps its text and its metadata: sections that it lacks are added. Raises
     `InputError` for metadata that is no YAML.
     """
     path = folder / CARD
     metadata, body = _split(path)
     figures = facts.figures or known.figures
-    data = _metadata(metadata, facts, base=base, known=known, figures=figures)
+    trained_on = base or (known.recipe.at("model", "base") if known.recipe else None)
+    data = _metadata(metadata, facts, base=_hub_id(trained_on, source), known=known, figures=figures)
     body = body or _opening(facts, data)
     for title, section in _sections(folder, facts, figures, known):
         if not re.search(rf"^#+\s+{re.escape(title)}\s*$", body, re.MULTILINE):
@@ -84,9 +88,8 @@ def _metadata(
     from huggingface_hub import ModelCardData
 
     values = {name: value for name, value in metadata.items() if value is not None}
-    trained_on = base or (known.recipe.at("model", "base") if known.recipe else None)
     if facts.base_model or "base_model" not in values:
-        values["base_model"] = facts.base_model or _hub_id(trained_on)
+        values["base_model"] = facts.base_model or base
     values["datasets"] = list(facts.datasets) or values.get("datasets") or _datasets(known.recipe) or None
     values["license"] = facts.license or values.get("license")
     values["language"] = list(facts.language) or values.get("language")
@@ -104,11 +107,12 @@ def _metadata(
     return ModelCardData(**values)
 
 
-def _hub_id(name: Any) -> str | None:
+def _hub_id(name: Any, source: Path) -> str | None:
     # A folder on somebody's disk says nothing to a reader of the card.
-    if not isinstance(name, str) or not _HUB_ID.fullmatch(name) or Path(name).exists():
+    if not isinstance(name, str) or not _HUB_ID.fullmatch(name):
         return None
-    return name
+    near = (Path.cwd(), *source.resolve().parents)
+    return None if any((place / name).exists() for place in near) else name
 
 
 def _datasets(recipe: Recipe | None) -> list[str]:

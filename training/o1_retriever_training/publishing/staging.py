@@ -85,7 +85,7 @@ def stage(
         (folder / RECIPE_FILE).write_bytes(known.recipe.content)
         refuse_secrets(folder, [RECIPE_FILE])
     base = options.base or (base_of(found.folder) if found.adapter else None)
-    notes = write_card(folder, facts=facts, base=base, known=known)
+    notes = write_card(folder, facts=facts, base=base, known=known, source=found.folder)
     refuse_secrets(folder, [CARD])
     return Staged(folder=folder, files=tuple(listing(folder)), left_out=found.left_out, notes=tuple(notes))
 
