@@ -59,14 +59,20 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert torch.allclose(found[name], gradient, rtol=1e-5, atol=1e-5 * max(1.0, largest)), name
 
 
-@pytest.mark.parametrize("chunk", [1, 5])
+@pytest.mark.parametrize(("chunk", "tokens"), [(1, None), (5, None), (2, 90)])
 @pytest.mark.parametrize("distillation", [0.0, 1.0])
 @pytest.mark.parametrize(
     ("layout", "vectors"), [("paper", "sampled"), ("paper", "both"), ("released", "sampled")]
 )
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_chunks_have_the_gradient_of_the_batch(
-    files: dict[str, Path], tuning: str, layout: str, vectors: str, distillation: float, chunk: int
+    files: dict[str, Path],
+    tuning: str,
+    layout: str,
+    vectors: str,
+    distillation: float,
+    chunk: int,
+    tokens: int | None,
 ) -> None:
     recipe, model, batch = made(
         files,
@@ -81,13 +87,45 @@ def test_chunks_have_the_gradient_of_the_batch(
                 torch.nn.init.normal_(value, std=0.1, generator=torch.Generator().manual_seed(3))
     whole = joint_step(model, batch, recipe.losses, How(chunk=None))
     expected = gradients(model)
-    parts = joint_step(model, batch, recipe.losses, How(chunk=chunk))
+    parts = joint_step(model, batch, recipe.losses, How(chunk=chunk, tokens=tokens))
     same(gradients(model), expected)
     assert ("distillation" in whole) == bool(distillation)
     assert parts.keys() == whole.keys()
     for name, value in whole.items():
         assert value.item() > 0
         assert parts[name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+@pytest.mark.parametrize("tokens", [20, 90, 400])
+def test_a_chunk_has_at_most_so_many_tokens(files: dict[str, Path], tokens: int) -> None:
+    _, _, batch = made(files)
+    for chunks, ids in (
+        (query_chunks(batch, 2, tokens), batch["query_ids"]),
+        (document_chunks(batch, 2, tokens), batch["document_ids"]),
+    ):
+        assert sum(len(chunk.ids) for chunk in chunks) == len(ids)
+        for chunk in chunks:
+            # A sequence longer than that has a forward of its own.
+            assert chunk.ids.numel() <= tokens or len(chunk.ids) == 1
+        assert len(chunks) > 1 or ids.numel() <= tokens
+
+
+def test_nothing_is_lost_under_autocast(files: dict[str, Path]) -> None:
+    """Weights that autocast converted without a graph must not be taken for those with one."""
+    recipe, model, batch = made(files)
+
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found: tuple[Tensor, Tensor] = model(*arguments)
+            return found
+
+    joint_step(forward, batch, recipe.losses, How(chunk=None))
+    expected = gradients(model)
+    parts = joint_step(forward, batch, recipe.losses, How(chunk=4))
+    assert {value.dtype for value in parts.values()} == {torch.float32}
+    found = gradients(model)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 0.1 * gradient.norm() + 1e-3, name
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
