@@ -5,11 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress
+
+_BESIDE = 24  # characters of a note that a narrow terminal has room for
 
 
 class Advance(Protocol):
-    """Moves a progress bar on by `count`; a `note` is shown beside the rate until the next one."""
+    """Moves a progress bar on by `count`; a `note` is shown beside the rate, a long one below it."""
 
     def __call__(self, count: int, note: str = "") -> None:
         """Move on."""
@@ -31,7 +37,6 @@ def progress(description: str, total: int | None, *, show: bool | None) -> Itera
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -46,17 +51,35 @@ def progress(description: str, total: int | None, *, show: bool | None) -> Itera
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total, rate="", note="")
+    with _bar()(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total, rate="", note="", below="")
 
         def advance(count: int, note: str = "") -> None:
             bar.advance(task, count)
             # Over the whole run: a window of the last seconds is empty where one step takes longer.
             speed = bar.tasks[0].completed / max(1e-6, bar.tasks[0].elapsed or 0.0)
             rate = f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s"
-            bar.update(task, rate=rate, note=note or bar.tasks[0].fields["note"])
+            bar.update(task, rate=rate)
+            if note:
+                long = len(note) > _BESIDE
+                bar.update(task, note="" if long else note, below=note if long else "")
 
         yield advance
+
+
+def _bar() -> type[Progress]:
+    from rich.progress import Progress
+    from rich.text import Text
+
+    class Bar(Progress):
+        # Beside the bar a long note would take the room of the count and of the time left.
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield from super().get_renderables()
+            for task in self.tasks:
+                if task.fields["below"]:
+                    yield Text(f"  {task.fields['below']}", style="dim")
+
+    return Bar
 
 
 def _nowhere(count: int, note: str = "") -> None:
