@@ -71,6 +71,12 @@ class Bm25:
         return found
 
 
+def content_words(texts: Sequence[str]) -> list[list[str]]:
+    """The stems that BM25 counts of every text, English stop words left out."""
+    found: list[list[str]] = _tokens(texts, ids=False)
+    return found
+
+
 def _package() -> Any:
     return require("bm25s", extra="index", purpose="BM25")
 
