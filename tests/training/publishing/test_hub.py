@@ -227,6 +227,10 @@ def test_metadata_reaches_the_hub_in_its_own_format(server: HubServer, folder: P
     }
     results = tmp_path / "results.jsonl"
     results.write_text(json.dumps(row) + "\n")
+    refused = published(server, tmp_path, folder, "--repo", NAME, "--license", "nonsense")
+    assert "refuses the card's metadata" in refused.stderr
+    assert '"license" must be one of' in refused.stderr
+    assert puts(server) == 0
     extra = ["--license", "apache-2.0", "--results", results, "--dataset", "someone/facts"]
     done = published(server, tmp_path, folder, "--repo", NAME, *extra)
     assert done.returncode == 0, done.stderr

@@ -89,6 +89,9 @@ def test_a_copy_in_four_bits_stands_beside(base: Path, tmp_path: Path) -> None:
     assert small.precision.quantization == "nf4"
     assert np.allclose(small.encode_documents(texts), fly.encode_documents(texts), atol=1e-6)
     assert not np.allclose(small.encode_documents(texts), whole.encode_documents(texts), atol=1e-4)
+    sizes = {file.path: file.size for file in staged.files}
+    larger = sizes["nf4/model.safetensors"] >= sizes["model.safetensors"]
+    assert larger == any("The copy in 4 bits has" in note for note in staged.notes)
     path = tmp_path / "staging" / "nf4" / "config.json"
     said = path.read_text()
     path.write_text(

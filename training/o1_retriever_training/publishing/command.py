@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from o1_retriever.cli.options import with_options
-from o1_retriever.cli.terminal import messages, output, warn, working
+from o1_retriever.cli.terminal import messages, output, warn
 from o1_retriever_training.expert_options import quiet
 
 if TYPE_CHECKING:
@@ -150,10 +151,14 @@ def publish(
 
 
 def _upload(staged: Staged, repo: str, *, public: bool, force: bool) -> Published:
+    from huggingface_hub.utils import disable_progress_bars
+
     from o1_retriever_training.publishing.hub import publish as send
 
-    with working(f"Sending to {repo}"):
-        return send(staged, repo, public=public, force=force, say=_said)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    _said(f"Sending to {repo}")
+    return send(staged, repo, public=public, force=force, say=_said)
 
 
 def _done(sent: Published) -> None:

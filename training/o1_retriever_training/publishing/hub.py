@@ -233,6 +233,13 @@ def _commit(api: Any, staged: Staged, repo: str, plan: _Plan) -> None:
         api.create_commit(
             repo, operations, commit_message=f"Publish {len(staged.files)} files", parent_commit=plan.parent
         )
+    except ValueError as error:
+        # The one thing that the Hub reads before it takes anything.
+        said = " ".join(str(error).split())
+        raise PublishError(
+            f"The Hub refuses the card's metadata: {said} Nothing was sent.",
+            hint="Change what --license, --language, --dataset, --base-model or the folder's README.md say.",
+        ) from error
     except RuntimeError as error:
         # The Hub's client wraps what broke while a large file was on its way.
         cause = error.__cause__ or error

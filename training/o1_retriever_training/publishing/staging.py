@@ -87,6 +87,8 @@ def stage(
     base = options.base or (base_of(found.folder) if found.adapter else None)
     notes = write_card(folder, facts=facts, base=base, known=known, source=found.folder)
     refuse_secrets(folder, [CARD])
+    if options.nf4:
+        notes += _smaller(folder)
     return Staged(folder=folder, files=tuple(listing(folder)), left_out=found.left_out, notes=tuple(notes))
 
 
@@ -174,3 +176,13 @@ def _quantise(folder: Path) -> None:
     save_embedder(folder / NF4, model, tokenizer, TemplateConfig.from_file(folder / CONFIG_NAME))
     del model
     gc.collect()
+
+
+def _smaller(folder: Path) -> list[str]:
+    whole, small = (
+        sum(each.stat().st_size for each in at.glob("*.safetensors")) for at in (folder, folder / NF4)
+    )
+    if small < whole:
+        return []
+    said = f"{small / 1e6:.1f} MB, the model {whole / 1e6:.1f} MB"
+    return [f"The copy in 4 bits has {said}: embeddings are not quantised, so leave --nf4 to larger models."]
