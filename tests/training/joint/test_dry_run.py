@@ -201,6 +201,12 @@ def test_a_base_that_nobody_knows_is_named(tiny_recipe) -> None:
         estimate(recipe, CPU)
 
 
+def test_layers_that_a_model_lacks_are_named(tiny_recipe) -> None:
+    recipe = tiny_recipe("bert", model={"tuning": "lora", "lora": {"targets": ["q_proj"]}})
+    with pytest.raises(SettingsError, match=r"\['q_proj'\].*Its linear layers are dense, key, query, value"):
+        estimate(recipe, CPU)
+
+
 def test_sharding_divides_what_it_splits(tiny_recipe) -> None:
     whole = tiny_recipe(hardware={"processes": 4})
     split = tiny_recipe(hardware={"processes": 4, "sharded": True})

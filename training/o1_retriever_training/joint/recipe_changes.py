@@ -92,7 +92,8 @@ def check_paths(recipe: TrainRecipe, *, where: str) -> None:
     for number, source in enumerate(recipe.data.train):
         if not source.path.startswith(HUB) and not Path(source.path).is_file():
             raise SettingsError(
-                f"{where}: data.train.{number}.path is {source.path!r}; there is no such file.", hint=HINT
+                f"{where}: data.train.{number}.path is {source.path!r}; there is no such file.",
+                hint=f"{HINT} Rows of a folder of documents are made by: o1-retriever make-data FOLDER",
             )
     base = Path(recipe.model.base)
     if looks_local(recipe.model.base) and not (base / "config.json").is_file():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from o1_retriever.errors import ModelNotFoundError
+from o1_retriever.errors import ModelNotFoundError, SettingsError
 from o1_retriever.template import MARKERS, Layout
 from o1_retriever_training.joint.recipe_changes import looks_local
 from o1_retriever_training.joint.recipe_parts import ModelSection
@@ -108,11 +108,20 @@ class Shape:
         return [layer for layer in (*self.linear, *self.head) if layer.is_any_of(model.lora.targets)]
 
     def trained(self, model: ModelSection) -> int:
-        """How many numbers the optimizer moves: with LoRA the matrices and the rows of the markers."""
+        """How many numbers the optimizer moves: with LoRA the matrices and the rows of the markers.
+
+        Raises `SettingsError` when LoRA would adapt nothing.
+        """
         if model.tuning == "full":
             return self.parameters
-        rank = model.lora.rank
-        matrices = sum(rank * (layer.inputs + layer.outputs) for layer in self.adapted(model))
+        rank, adapted = model.lora.rank, self.adapted(model)
+        if not adapted:
+            names = {layer.name.rpartition(".")[2] for layer in self.linear}
+            raise SettingsError(
+                f"model.lora.targets is {list(model.lora.targets)}; {model.base} has none of these.",
+                hint=f"Its linear layers are {', '.join(sorted(names))}.",
+            )
+        matrices = sum(rank * (layer.inputs + layer.outputs) for layer in adapted)
         return matrices + len(MARKERS[model.layout]) * self.width
 
 
