@@ -1,0 +1,178 @@
+"""The rows of the joint training, and the collection that chooses among its checkpoints.
+
+```
+python training/o1_mini/pairs.py --data ../shared/data --work WORK
+```
+
+Writes into WORK:
+
+| file | what it holds | what it trains |
+| --- | --- | --- |
+| `pairs.jsonl` | queries and positives: the model's own thoughts come to these | both vectors |
+| `expert.jsonl` | queries, positives, and the expert's thoughts about them | both, and writing |
+| `written.jsonl` | thoughts that repeat their passage, or have none | writing alone |
+| `plain.jsonl` | questions of other kinds with their positives | the fast vector |
+| `corpus.jsonl` | all positives and the documents of the collections, for hard negatives | |
+| `dev/` | 500 questions held out of the train and dev splits, among 9,000 documents | the choice |
+
+No split named test is opened; the documents of a collection are, because an index knows its documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sources import cut_to_sentences, pair_thought, read_jsonl, require_data
+
+from o1_retriever.evaluation.sources import write_collection
+from o1_retriever_training.copies import share_copied
+
+COLLECTIONS = ("entailmentbank", "strategyqa_facts", "hotpotqa_1k", "scifact", "qasc_2hop")
+# Questions of the same kind as the collections', whose thoughts the model is trained on.
+THINKING = ("entailmentbank_train", "strategyqa_train", "hotpotqa_train500", "scifact_train", "openstax_qa")
+PLAIN = {"squad_nqg_sentences": 6000, "qamr": 2500, "pubmedqa_train": 500, "openstax_glossary": 2500}
+WRITTEN = {
+    "entailmentbank_train": 1.0, "strategyqa_train": 1.0, "openstax_glossary": 0.4, "creak_train": 0.7,
+    "openstax_qa": 1.0, "pubmedqa_train": 1.0,
+}  # fmt: skip
+EXPERT = {
+    "entailmentbank": "entailmentbank_train", "strategyqa_facts": "strategyqa_train",
+    "hotpotqa_1k": "hotpotqa_train500", "scifact": "scifact_train",
+}  # fmt: skip
+HELD_OUT = {"strategyqa_facts": 130, "hotpotqa_1k": 100, "scifact": 83}  # beside entailmentbank's dev split
+DISTRACTORS = 1800
+MOST_COPIED = 0.6
+LONGEST = 48  # words of a thought
+
+
+def main() -> None:
+    """Write all files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, required=True)
+    options = parser.parse_args()
+    require_data(options.data)
+    options.work.mkdir(parents=True, exist_ok=True)
+    held_out = _write_dev(options.data, options.work / "dev")
+    train = {name: _train(options.data, name, held_out) for name in (*THINKING, *PLAIN, *WRITTEN)}
+    draw = random.Random(0)
+    pairs = [_bare(row) for name in THINKING for row in train[name] if row["pos"]]
+    plain = [
+        _bare(row) for name, most in PLAIN.items() for row in _sample(draw, train[name], most) if row["pos"]
+    ]
+    rows = {
+        "pairs": pairs,
+        "expert": list(_expert(options.data, train)),
+        "written": list(_written(train, draw)),
+        "plain": plain,
+    }
+    for name, found in rows.items():
+        _write(options.work / f"{name}.jsonl", found)
+        print(f"{name}: {len(found):,} rows")
+    documents = _documents(options.data, [*pairs, *plain])
+    _write(options.work / "corpus.jsonl", documents)
+    print(f"corpus: {len(documents):,} documents; {len(held_out):,} queries held out for dev")
+
+
+def _train(data: Path, name: str, held_out: set[str]) -> list[dict[str, Any]]:
+    rows = read_jsonl(data / "train" / f"{name}.jsonl.gz")
+    return [row for row in rows if row["query"] not in held_out]
+
+
+def _bare(row: dict[str, Any]) -> dict[str, Any]:
+    return {"query": row["query"], "pos": row["pos"]}
+
+
+def _sample(draw: random.Random, rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    return draw.sample(rows, min(most, len(rows)))
+
+
+def _expert(data: Path, train: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """A row for each thought that does not copy, with the positives of its query."""
+    for collection, name in EXPERT.items():
+        positives = {row["query"]: row["pos"] for row in train[name]}
+        for entry in read_jsonl(data / "expert_thoughts" / f"{collection}.train.jsonl"):
+            known = positives.get(entry["text"])
+            if not known:  # held out for dev
+                continue
+            thoughts = [cut_to_sentences(thought, LONGEST) for thought in entry["thoughts"]]
+            kept = [each for each in thoughts if each and share_copied(each, known) <= MOST_COPIED]
+            if kept:
+                yield {"query": entry["text"], "pos": known, "all_thought": kept}
+
+
+def _written(train: dict[str, list[dict[str, Any]]], draw: random.Random) -> Iterator[dict[str, Any]]:
+    for name, share in WRITTEN.items():
+        for row in train[name]:
+            thought = cut_to_sentences(pair_thought(name, row), LONGEST)
+            if thought and draw.random() < share:
+                yield {"query": row["query"], "pos": [], "thought": thought}
+
+
+def _write_dev(data: Path, folder: Path) -> set[str]:
+    """Write the dev collection; return the texts of its queries."""
+    draw = random.Random(1)
+    documents: dict[str, dict[str, str]] = {}
+    queries: dict[str, str] = {}
+    judged: list[tuple[str, str, int]] = []
+    for name in ("entailmentbank", *HELD_OUT):
+        root = data / "eval" / name
+        split = "dev" if name == "entailmentbank" else "train"
+        qrels = _qrels(root / "qrels" / f"{split}.tsv")
+        texts = {row["_id"]: row["text"] for row in read_jsonl(root / "queries.jsonl")}
+        known = _with_expert(data, name)
+        chosen = sorted(query for query in qrels if query in texts and texts[query] not in known)
+        if name in HELD_OUT:
+            chosen = draw.sample(chosen, min(HELD_OUT[name], len(chosen)))
+        relevant = {document for query in chosen for document in qrels[query]}
+        corpus = read_jsonl(root / "corpus.jsonl")
+        others = [row["_id"] for row in corpus if row["_id"] not in relevant]
+        kept = relevant | set(draw.sample(others, min(DISTRACTORS, len(others))))
+        for row in corpus:
+            if row["_id"] in kept:
+                key = f"{name}-{row['_id']}"
+                documents[key] = {"_id": key, "title": row.get("title", ""), "text": row["text"]}
+        for query in chosen:
+            queries[f"{name}-{query}"] = texts[query]
+            judged += [(f"{name}-{query}", f"{name}-{each}", grade) for each, grade in qrels[query].items()]
+    judged = [each for each in judged if each[1] in documents]
+    rows = [{"_id": key, "text": text} for key, text in queries.items()]
+    write_collection(folder, documents=documents.values(), queries=rows, judgments=judged, split="dev")
+    return set(queries.values())
+
+
+def _with_expert(data: Path, name: str) -> set[str]:
+    """Queries that the expert has thought about: too few of these to hold some out."""
+    path = data / "expert_thoughts" / f"{name}.train.jsonl"
+    return {entry["text"] for entry in read_jsonl(path)} if path.is_file() else set()
+
+
+def _qrels(path: Path) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        query, document, grade = line.split("\t")
+        if int(grade) > 0:
+            found.setdefault(query, {})[document] = int(grade)
+    return found
+
+
+def _documents(data: Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    texts = {text: None for row in rows for text in row["pos"]}
+    for name in COLLECTIONS:
+        for row in read_jsonl(data / "eval" / name / "corpus.jsonl"):
+            texts[f"{row.get('title', '')} {row['text']}".strip()] = None
+    return [{"_id": str(number), "text": text} for number, text in enumerate(texts)]
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
