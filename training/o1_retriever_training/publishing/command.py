@@ -151,7 +151,7 @@ def publish(
 
 
 def _upload(staged: Staged, repo: str, *, public: bool, force: bool) -> Published:
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     from o1_retriever_training.publishing.hub import publish as send
 
