@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,11 @@ def test_help_loads_nothing_heavy(root: Path) -> None:
     assert done.stdout.strip() == ""
 
 
+@pytest.fixture(autouse=True)
+def _own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+
+
 def test_a_recipe_becomes_a_model_that_loads(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "my model"
     said = ok(str(recipe), "--output", str(folder), "--set", "optimisation.steps=3").stderr
@@ -77,11 +83,16 @@ def test_a_recipe_becomes_a_model_that_loads(recipe: Path, tmp_path: Path) -> No
     assert "2 steps in" in ok(str(recipe), *more).stderr
 
 
-def test_another_number_of_processes_than_the_recipes_is_said(recipe: Path, tmp_path: Path) -> None:
+def test_another_number_of_processes_than_the_recipes_is_said(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     more = ["--set", "hardware.processes=8", "--set", "optimisation.steps=1"]
     said = ok(str(recipe), *more).stderr
     assert "is for 8 processes and 1 process run it: 8 queries make a batch, not 64" in said
     assert "hardware.processes=1" in said
+    # one process is to train on one GPU
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
 
 
 def test_a_dry_run_says_what_it_costs_and_writes_nothing(recipe: Path, tmp_path: Path) -> None:

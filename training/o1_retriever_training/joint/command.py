@@ -90,11 +90,19 @@ def _train(recipe: TrainRecipe, from_scratch: bool) -> None:
         _check_processes(recipe)
         _show_log()
     _quiet()
+    _take_one_gpu()
     from o1_retriever_training.joint.run import train as run
 
     result = run(recipe, restart=from_scratch)
     if speaks:
         _report(result, recipe)
+
+
+def _take_one_gpu() -> None:
+    """Without a launcher there is one process: over several GPUs the trainer would cut its batches apart."""
+    if "LOCAL_RANK" not in os.environ:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.partition(",")[0]
 
 
 class _Lines(logging.Handler):
