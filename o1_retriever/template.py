@@ -37,13 +37,15 @@ class TemplateConfig:
     """A checkpoint's own small config file, `o1_embedder.json`.
 
     `max_query_tokens` bounds a query's prompt and `max_length` a document or a query with its thought,
-    markers included (256 and 512 in the released checkpoint). `settings` are the checkpoint's preferred
+    markers included (256 and 512 in the released checkpoint). `instruction` is what it was trained to find
+    between `<query>` and every query. `settings` are the checkpoint's preferred
     `ThoughtSettings`; what is missing there falls back to the library's defaults.
     """
 
     layout: Layout = "paper"
     max_query_tokens: int = 256
     max_length: int = 512
+    instruction: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -60,10 +62,13 @@ class TemplateConfig:
         for name, value in values.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 8:
                 raise CheckpointError(f"{path} has {name} {value!r}; expected a whole number from 8 up.")
+        instruction = data.get("instruction", "")
+        if not isinstance(instruction, str):
+            raise CheckpointError(f"{path} has instruction {instruction!r}; expected a text.")
         settings = data.get("settings", {})
         if not isinstance(settings, dict):
             raise CheckpointError(f"{path} has settings {settings!r}; expected an object.")
-        return cls(layout=data["layout"], settings=settings, **values)
+        return cls(layout=data["layout"], instruction=instruction, settings=settings, **values)
 
     def save(self, folder: Path) -> None:
         """Write the file into a checkpoint's folder."""
@@ -92,12 +97,18 @@ class Template:
 
     Text never becomes a marker: `<emb>` or `</s>` written by a user or a model is tokenised as plain
     text. Text is truncated, markers and the instruction never are. `positions` is how many positions the
-    model has (None: no limit); an `instruction` follows `<query>` in every query.
+    model has (None: no limit); an `instruction` follows `<query>` in every query (None: the checkpoint's).
     """
 
     def __init__(
-        self, tokenizer: Any, config: TemplateConfig, *, positions: int | None = None, instruction: str = ""
+        self,
+        tokenizer: Any,
+        config: TemplateConfig,
+        *,
+        positions: int | None = None,
+        instruction: str | None = None,
     ) -> None:
+        instruction = config.instruction if instruction is None else instruction
         self.config = config
         self.tokenizer = tokenizer
         self.instruction = instruction

@@ -40,7 +40,8 @@ class LoadOptions:
     (or float16, where that is all the card has) on a GPU; "int8" quantises the linear layers for a processor,
     and "fastest" takes bfloat16 or int8 where this processor is faster with it. `load_in_4bit` quantises to
     NF4 with double quantisation (extra `4bit`). `trust_remote_code` runs Python that comes with a checkpoint:
-    leave it False for what you have not read. `instruction` follows `<query>` in every query.
+    leave it False for what you have not read. `instruction` follows `<query>` in every query; None takes the
+    checkpoint's own, "" none.
     """
 
     device: str | None = None
@@ -48,7 +49,7 @@ class LoadOptions:
     load_in_4bit: bool = False
     trust_remote_code: bool = False
     revision: str | None = None
-    instruction: str = ""
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,7 +138,7 @@ def assemble(
     tokenizer: Any,
     *,
     template_config: TemplateConfig | None = None,
-    instruction: str = "",
+    instruction: str | None = None,
     weights: str | None = None,
 ) -> LocalModel:
     """Check that a loaded model and its tokenizer fit each other, and join them."""

@@ -162,6 +162,7 @@ def test_the_config_file_round_trips(tmp_path: Path) -> None:
         ('{"layout": "other"}', "'other'"),
         ('{"layout": "paper", "max_length": "long"}', "'long'"),
         ('{"layout": "paper", "settings": 3}', "settings 3"),
+        ('{"layout": "paper", "instruction": 3}', "instruction 3"),
     ],
 )
 def test_a_wrong_config_file_says_what_is_wrong(tmp_path: Path, content: str, found: str) -> None:

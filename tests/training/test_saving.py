@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -129,3 +130,31 @@ def test_what_cannot_be_an_embedder_is_refused(tmp_path: Path) -> None:
     tokenizer.add_tokens(["extra"])
     with pytest.raises(CheckpointError, match="token embeddings"):
         save_embedder(tmp_path / "m", model, tokenizer, CONFIG)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_an_instruction_goes_with_the_model(tmp_path: Path, architecture: str) -> None:
+    config = dataclasses.replace(CONFIG, instruction="Find the fact:")
+    folder = save_embedder(tmp_path / "m", *tiny_model(architecture), config)
+    embedder = ours(folder)
+    fast = embedder.encode_queries(TEXTS[:3], settings=FAST)
+    without = ThinkingEmbedder.from_pretrained(folder, device="cpu", cache=False, instruction="")
+    other = ThinkingEmbedder.from_pretrained(folder, device="cpu", cache=False, instruction="Find the fact:")
+    assert not np.allclose(fast, without.encode_queries(TEXTS[:3], settings=FAST), atol=1e-3)
+    assert np.array_equal(fast, other.encode_queries(TEXTS[:3], settings=FAST))
+    assert np.allclose(plain(folder).encode_document(TEXTS), embedder.encode_documents(TEXTS), atol=1e-5)
+    assert np.allclose(plain(folder).encode_query(TEXTS[:3]), fast, atol=1e-5)
+
+
+def test_a_training_hands_on_its_instruction(tmp_path: Path) -> None:
+    import torch
+
+    from o1_retriever_training.joint.backbone import open_backbone
+    from o1_retriever_training.joint.recipe_parts import DataSection, ModelSection
+
+    base = save_embedder(tmp_path / "base", *tiny_model("llama"), CONFIG)
+    data = DataSection(train=({"path": "rows.jsonl"},), instruction="Find the fact:")  # type: ignore[arg-type]
+    model = ModelSection(base=str(base), tuning="full", gradient_checkpointing=False)
+    opened = open_backbone(model, data, seed=0, device=torch.device("cpu"))
+    assert opened.deployed.instruction == opened.template.instruction == "Find the fact:"
+    assert opened.deployed.max_length == CONFIG.max_length

@@ -201,13 +201,18 @@ def _prompts(folder: Path, template: Template) -> dict[str, str]:
         "query": [template.fast_query(ids) for ids in texts],
         "document": [template.document(ids) for ids in texts],
     }
-    openings = {"query": "<query>", "document": "<doc>"}
+    said = template.instruction.strip()
+    # Whether a space belongs between a marker and a text differs from tokenizer to tokenizer.
+    openings = {
+        "query": ("<query> ", "<query>")
+        if not said
+        else (f"<query> {said} ", f"<query>{said} ", f"<query>{said}"),
+        "document": ("<doc> ", "<doc>"),
+    }
     return {name: _prompt(saved, openings[name], rows) for name, rows in wanted.items()}
 
 
-def _prompt(tokenizer: Any, marker: str, wanted: list[list[int]]) -> str:
-    # Whether a space belongs between a marker and a text differs from tokenizer to tokenizer.
-    tried = (f"{marker} ", marker)
+def _prompt(tokenizer: Any, tried: tuple[str, ...], wanted: list[list[int]]) -> str:
     right = {prompt: sum(_agreeing(tokenizer, prompt, wanted)) for prompt in tried}
     best = max(tried, key=lambda prompt: right[prompt])
     if right[best] < len(wanted):
@@ -215,7 +220,7 @@ def _prompt(tokenizer: Any, marker: str, wanted: list[list[int]]) -> str:
             "Plain sentence-transformers reads %d of %d texts after %s as other tokens than we do",
             len(wanted) - right[best],
             len(wanted),
-            marker,
+            best,
         )
     return best
 

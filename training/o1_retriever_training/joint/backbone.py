@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def open_backbone(model: ModelSection, data: DataSection, *, seed: int, device: 
         ) from error
     language_model = _load(folder, model, device)
     added = add_markers(language_model, tokenizer, model.layout, seed=seed)
-    deployed = _deployed(folder, model.layout, language_model)
+    deployed = replace(_deployed(folder, model.layout, language_model), instruction=data.instruction)
     training = TemplateConfig(
         layout=model.layout, max_query_tokens=data.max_query_tokens, max_length=data.max_length
     )
