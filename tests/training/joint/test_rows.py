@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from o1_retriever.template import Layout, Template, TemplateConfig
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint.collate import Collator, Drawn, DrawnRows
+from o1_retriever_training.joint.losses import allowed_negatives
 from o1_retriever_training.joint.recipe_parts import DataSection, LossSection
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from o1_retriever_training.joint.sampler import SameSourceBatches, steps_per_epoch
@@ -202,7 +203,7 @@ def test_a_batch_says_what_the_template_says(
     assert {query: sorted(each) for query, each in found.items()} == {
         q: sorted(e) for q, e in expected.items()
     }
-    keys = batch["document_keys"].tolist()
+    keys = batch["document_keys"][:, 0].tolist()
     assert len(set(keys)) == len(keys), "a document stands in the batch twice"
     check_labels(drawn, batch, rows, template)
 
@@ -234,6 +235,34 @@ def check_labels(
     ):
         assert int(batch["query_ids"][row, column + 1]) == label
         assert label not in {template.emb}
+
+
+def test_a_document_is_the_same_by_its_text_or_by_its_id(tmp_path: Path) -> None:
+    rows = stored(
+        tmp_path,
+        [
+            {"query": "one", "pos": ["a"], "neg": ["x", "y"], "pos_ids": [7]},
+            {"query": "two", "pos": ["worded otherwise"], "neg": ["a"], "pos_ids": ["7"]},
+            {"query": "three", "pos": ["b"], "pos_ids": ["8", "too many"]},
+            {"query": "four", "pos": ["y"], "pos_ids": [None]},
+        ],
+    )
+    _, batch = batch_of(rows, range(4), vectors="sampled")
+    texts = {"a": "a", "worded otherwise": "w", "b": "b", "x": "x", "y": "y"}
+    names = [texts[str(TOKENIZERS["paper"].decode(document(batch, d)[1:-1]))] for d in range(5)]
+    allowed = allowed_negatives(batch["positive_keys"], batch["document_keys"], batch["targets"])
+    seen = {
+        names[target]: "".join(sorted(name for name, yes in zip(names, row, strict=True) if yes))
+        for target, row in zip(batch["targets"].tolist(), allowed.tolist(), strict=True)
+    }
+    # a and w have the same id: neither is the other's negative, and of the two the first counts for others.
+    first = min("aw", key=names.index)
+    assert seen == {
+        "a": "abxy",
+        "w": "bwxy",
+        "b": "".join(sorted(f"b{first}xy")),
+        "y": "".join(sorted(f"b{first}xy")),
+    }
 
 
 def test_the_same_text_has_one_key_however_it_is_spaced() -> None:

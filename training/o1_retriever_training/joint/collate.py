@@ -103,7 +103,8 @@ class Collator:
     Returns `query_ids` [B, L]; `vector_rows` and `vector_columns` [V], which `<emb>` is whose vector;
     `label_rows`, `label_columns` and `label_ids` [T], the thoughts' tokens and where they are predicted;
     `document_ids` [D, L'] and `document_ends` [D], the column of `<emb>`; and what the losses take:
-    `targets` [V], `positive_keys` [V, P], `document_keys` [D], `candidates`, `teacher` and `groups` [V, G].
+    `targets` [V], `positive_keys` [V, P], `document_keys` [D, 2], and `candidates`, `teacher` and `groups`
+    [V, G].
     `tokens` counts what is no padding.
     """
 
@@ -169,20 +170,22 @@ class Collator:
         order = _longest_first([len(row) for row in ids])
         place = {numbers[old]: new for new, old in enumerate(order)}
         groups = [[place[number] for number in row.documents] for row in owners]
-        keys = [[int(texts.keys[number]) for number in row.positives] for row in owners]
+        keys = [[key for number in row.positives for key in self._keys(number)] for row in owners]
         kept = [ids[old] for old in order]
         return {
             "document_ids": _padded(kept, pad),
             "document_ends": torch.tensor([len(row) - 1 for row in kept], dtype=torch.int64),
-            "document_keys": torch.tensor(
-                [int(texts.keys[numbers[old]]) for old in order], dtype=torch.int64
-            ),
+            "document_keys": _columns([self._keys(numbers[old]) for old in order], 2).T,
             "targets": torch.tensor([group[0] for group in groups], dtype=torch.int64),
             "groups": _padded(groups, -1),
             "candidates": _padded(groups, -1),
             "teacher": _table([row.scores for row in owners], torch.nan, torch.float32),
             "positive_keys": _padded(keys, 0),
         }
+
+    def _keys(self, number: int) -> tuple[int, int]:
+        """What makes two documents the same one: a text, or an id."""
+        return int(self._rows.texts.keys[number]), int(self._rows.ids[number])
 
 
 def _labels(number: int, sequence: Sequence[int], prompt: int, *, whole: bool) -> list[tuple[int, int, int]]:

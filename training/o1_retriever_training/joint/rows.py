@@ -20,7 +20,7 @@ from o1_retriever.progress import progress
 from o1_retriever.template import Template
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint.recipe_parts import DataSection, Source
-from o1_retriever_training.joint.texts import Texts, TextWriter
+from o1_retriever_training.joint.texts import Texts, TextWriter, text_key
 from o1_retriever_training.problems import Problems
 from o1_retriever_training.reading import count_rows, digest, read_rows
 from o1_retriever_training.rows import Row
@@ -28,7 +28,7 @@ from o1_retriever_training.rows import Row
 logger = logging.getLogger(__name__)
 
 _ROWS, _REPORT = "rows.npz", "report.json"
-_FORMAT = 1
+_FORMAT = 2
 Numbers = NDArray[np.int64]
 
 
@@ -67,7 +67,8 @@ class DataReport:
 class TrainingRows:
     """Rows by number: a query, its thoughts, positives and negatives as numbers of `texts`.
 
-    `source` (rows,) says which file each came from.
+    `source` (rows,) says which file each came from; `ids` (texts,) stand for the id that a row's `pos_ids` or
+    `neg_ids` give a document, 0 where it has none: two texts with one id are the same document.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,6 +77,7 @@ class TrainingRows:
             arrays = {name: stored[name] for name in stored.files}
         self.query: Numbers = arrays["query"]
         self.source: Numbers = arrays["source"]
+        self.ids: Numbers = arrays["ids"]
         self._lists = {name: (arrays[name], arrays[f"{name}_starts"]) for name in _LISTS}
         self.report = DataReport(**json.loads((folder / _REPORT).read_text(encoding="utf-8")))
 
@@ -164,6 +166,7 @@ class _Builder:
         self._starts: dict[str, list[int]] = {name: [0] for name in _LISTS}
         self._query: list[int] = []
         self._source: list[int] = []
+        self._ids: dict[int, int] = {}
         self._used: dict[str, set[int]] = {"query": set(), "document": set(), "thought": set()}
         self._report = DataReport()
 
@@ -176,16 +179,19 @@ class _Builder:
             writer.flush()
         report.cut_queries = len(writer.cut & self._used["query"])
         report.cut_documents = len(writer.cut & self._used["document"])
+        texts = Texts(self._folder)
+        ids = np.zeros(len(texts), np.int64)
+        ids[list(self._ids)] = list(self._ids.values())
         arrays: dict[str, Any] = {
             "query": np.asarray(self._query, np.int64),
             "source": np.asarray(self._source, np.int64),
+            "ids": ids,
         }
         for name in _LISTS:
             kind = np.float64 if name == "scores" else np.int64
             arrays[name] = np.asarray(self._flat[name], kind)
             arrays[f"{name}_starts"] = np.asarray(self._starts[name], np.int64)
         np.savez(self._folder / _ROWS, **arrays)
-        texts = Texts(self._folder)
         report.texts, report.tokens = len(texts), int(texts.lengths.sum())
         report.cut_thoughts = self._cut_thoughts(texts.lengths)
         return report
@@ -221,8 +227,10 @@ class _Builder:
         self._source.append(number)
         most = self._template.max_length
         self._list("thoughts", [self._number(text, "thought", writer, most) for text in thoughts])
-        for name, texts in (("positives", row.pos), ("negatives", row.neg)):
-            self._list(name, [self._number(text, "document", writer, self._document) for text in texts])
+        for name, texts, ids in (("positives", row.pos, "pos_ids"), ("negatives", row.neg, "neg_ids")):
+            numbers = [self._number(text, "document", writer, self._document) for text in texts]
+            self._list(name, numbers)
+            self._ids |= _id_keys(numbers, getattr(row, ids, None))
         self._list("scores", _scores(row))
         return True
 
@@ -246,6 +254,15 @@ def _thoughts(row: Row, source: Source) -> list[str]:
     if source.thoughts == "first":
         return usable[:1] or [text for text in [row.thought] if text]
     return [row.thought] if row.thought else []
+
+
+def _id_keys(numbers: Sequence[int], ids: Any) -> dict[int, int]:
+    """What stands for the id of each text; nothing where a row has not one for each of its documents."""
+    if not isinstance(ids, list) or len(ids) != len(numbers):
+        return {}
+    # No text begins like this, so that no text is taken for an id.
+    known = [(number, one) for number, one in zip(numbers, ids, strict=True) if one is not None]
+    return {number: text_key(f"\0id {one}") for number, one in known}
 
 
 def _scores(row: Row) -> list[float]:
