@@ -49,10 +49,7 @@ class JointModel(nn.Module):
         the head takes part even when there are none, so that no weight is left without a gradient.
         """
         language_model = self.language_model
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        hidden = language_model.base_model(
-            input_ids=ids, position_ids=positions, use_cache=False
-        ).last_hidden_state
+        hidden = language_model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         vectors = normalize(hidden[rows, columns].float(), dim=-1)
         if labels is None:
             return vectors, vectors.new_zeros(())

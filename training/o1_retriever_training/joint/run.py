@@ -156,7 +156,7 @@ def _arguments(recipe: TrainRecipe, work: Path) -> TrainingArguments:
             "metric_for_best_model": f"eval_{judged_by(evaluation)}",
             "greater_is_better": True,
         }
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=optimisation.queries,
         max_steps=1,  # known when the rows are
@@ -181,6 +181,8 @@ def _arguments(recipe: TrainRecipe, work: Path) -> TrainingArguments:
         disable_tqdm=True,
         **dev,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several are for several processes, not for DataParallel
+    return arguments
 
 
 def _steps(recipe: TrainRecipe, rows: TrainingRows, world: int) -> int:
