@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from o1_retriever.errors import InputError, SettingsError
+from o1_retriever.template import TemplateConfig
 from o1_retriever_training.publishing.card import CardFacts
 from o1_retriever_training.publishing.figures import as_eval_results, as_table, read_figures
 from o1_retriever_training.publishing.staging import StageOptions, stage
@@ -101,6 +102,19 @@ def test_a_card_that_was_there_keeps_what_it_says(tmp_path: Path) -> None:
     other = CardFacts(repo="me/tiny", license="mit")
     stage(folder, tmp_path / "other", facts=other)
     assert ModelCard((tmp_path / "other" / "README.md").read_text()).data.license == "mit"
+
+
+def test_a_card_says_how_the_model_reads(tmp_path: Path) -> None:
+    config = TemplateConfig(layout="released", max_length=96, instruction="Find the fact:")
+    folder = save_embedder(tmp_path / "model", *tiny_model("llama", "released"), config)
+    stage(folder, tmp_path / "staging", facts=CardFacts(repo="me/tiny"))
+    text = (tmp_path / "staging" / "README.md").read_text()
+    assert "| document | `d <emb>` |" in text
+    assert "Before every query stands: `Find the fact:`" in text
+    assert "32 numbers of unit length" in text
+    # A prompt cannot close a query of this layout, so that nobody is told to embed one without this library.
+    assert "encode_query" not in text
+    assert "Queries of this layout need o1-retriever." in text
 
 
 def test_metadata_that_is_no_yaml(tmp_path: Path) -> None:

@@ -208,7 +208,11 @@ def _reading(folder: Path, config: TemplateConfig) -> str:
         "max_new_tokens": "tokens at most",
     }
     said = [f"{said} {config.settings[name]}" for name, said in kept.items() if name in config.settings]
+    told = (
+        f"\nBefore every query stands: `{config.instruction.strip()}`" if config.instruction.strip() else ""
+    )
     settings = f"\nIts preferred settings: {', '.join(said)}." if said else ""
+    cut = f"documents and queries with thoughts at {config.max_length}"
     return f"""\
 | text | as the model reads it |
 | --- | --- |
@@ -217,7 +221,7 @@ def _reading(folder: Path, config: TemplateConfig) -> str:
 | document | `{document}` |
 
 The embedding is the last hidden state at the last `<emb>`, {size} numbers of unit length. Queries are cut
-at {config.max_query_tokens} tokens, documents and queries with thoughts at {config.max_length}.{settings}
+at {config.max_query_tokens} tokens, {cut}.{told}{settings}
 """
 
 
