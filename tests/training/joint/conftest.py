@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe
+from tests.support.forks import Forks
+from tests.support.joint_runs import HEAVY
 from tests.support.tiny import tiny_model
 
 _LAYERS = {"bert": ["query", "key", "value", "dense"]}
@@ -39,6 +41,13 @@ def write_rows(path: Path, count: int = 48, *, seed: int = 0, long: int = 1) -> 
 
 
 Recipes = Callable[..., TrainRecipe]
+
+
+@pytest.fixture(scope="session")
+def forks(root: Path) -> Iterator[Forks]:
+    """A process that has imported what training needs, and whose children train."""
+    with Forks(root, *HEAVY) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

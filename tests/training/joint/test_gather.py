@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,15 +13,14 @@ from tests.support.forks import Forks, ran_well
 
 
 @pytest.fixture(scope="module")
-def found(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
+def found(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
     """What each process of two, and of three, found in every case."""
     folder, everything = tmp_path_factory.mktemp("gather"), {}
-    with Forks(root, "tests.support.gathering") as forks:
-        for count in (2, 3):
-            out, log = folder / f"found{count}", folder / f"log{count}"
-            codes = forks.run("tests.support.gathering:gather_all", processes=count, log=log, out=out)
-            ran_well(codes, log)
-            everything[count] = [torch.load(f"{out}.{rank}") for rank in range(count)]
+    for count in (2, 3):
+        out, log = folder / f"found{count}", folder / f"log{count}"
+        codes = forks.run("tests.support.gathering:gather_all", processes=count, log=log, out=out)
+        ran_well(codes, log)
+        everything[count] = [torch.load(f"{out}.{rank}") for rank in range(count)]
     return everything
 
 
