@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from o1_retriever_training.publishing.card import CardFacts
+from o1_retriever_training.publishing.hub import check_token, publish
+from o1_retriever_training.publishing.hub_errors import PublishError
+from o1_retriever_training.publishing.staging import stage
 from tests.support.hub_repos import Entry, Repo
 from tests.support.hub_server import Fault, HubServer, hub_server
 from tests.support.publishing import command, environment, litter, published, saved
@@ -87,6 +91,15 @@ def test_tokens_that_do_not_do(server: HubServer, folder: Path, tmp_path: Path) 
     assert server.repos == {}
 
 
+def test_no_token_from_python(folder: Path, tmp_path: Path) -> None:
+    from huggingface_hub import HfApi
+
+    staged = stage(folder, tmp_path / "staging", facts=CardFacts(repo=NAME))
+    for asked in (check_token, lambda api: publish(staged, NAME, api=api)):
+        with pytest.raises(PublishError, match="There is no token"):
+            asked(HfApi(token=False))
+
+
 def test_a_repository_of_something_else_is_left_alone(
     server: HubServer, folder: Path, tmp_path: Path
 ) -> None:
@@ -124,6 +137,18 @@ def test_a_connection_that_breaks_in_the_middle_is_made_again(
     assert (
         server.repos[NAME].files["model.safetensors"].content == (folder / "model.safetensors").read_bytes()
     )
+
+
+@pytest.mark.slow
+def test_a_connection_that_stays_broken(server: HubServer, folder: Path, tmp_path: Path) -> None:
+    """A minute, which the Hub's client and the command wait for it."""
+    server.fault = lambda method, path, number: Fault(after=100) if method == "PUT" else None
+    done = published(server, tmp_path, folder, "--repo", NAME)
+    assert done.returncode == 1
+    assert "The upload to me/tiny broke off" in done.stderr
+    assert "Type the same command again" in done.stderr.splitlines()[-1]
+    server.fault = lambda method, path, number: None
+    assert published(server, tmp_path, folder, "--repo", NAME).returncode == 0
 
 
 def test_what_has_arrived_is_not_sent_again(server: HubServer, folder: Path, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def publish(
 
     check_name(repo)
     api = api or HfApi()
+    _need_token(api)
     with explained(repo):
         plan = _plan(api, staged, repo)
         if plan is None:
@@ -112,20 +113,25 @@ def publish(
 
 def check_token(api: Any = None) -> None:
     """Raise `PublishError` where there is no token, or one that the Hub refuses."""
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     api = api or HfApi()
-    if not (isinstance(api.token, str) or get_token()):
-        raise PublishError(
-            "There is no token for the Hub here; publishing needs one that may write.", hint=LOGIN
-        )
+    _need_token(api)
     try:
         with explained("the Hub"):
             api.whoami()
     except HfHubHTTPError as error:
         # HF_TOKEN goes before what a login has stored, and the Hub's client says which of them it was.
         raise PublishError(f"The Hub refuses the token: {first_line(error)}.", hint=LOGIN) from error
+
+
+def _need_token(api: Any) -> None:
+    from huggingface_hub import get_token
+
+    if isinstance(api.token, str) or (api.token is not False and get_token()):
+        return
+    raise PublishError("There is no token for the Hub here; publishing needs one that may write.", hint=LOGIN)
 
 
 def _check_visibility(plan: _Plan, repo: str, public: bool) -> None:
