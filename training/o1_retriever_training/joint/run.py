@@ -211,8 +211,9 @@ def _run(trainer: JointTrainer, checkpoint: Path | None) -> None:
     except RuntimeError as error:
         if not _is_lost_process(trainer, error):
             raise
+        said = str(error).partition(". ")[0]  # what follows is advice to those who write such programs
         raise TrainingError(
-            f"Another process of this run was lost at step {trainer.state.global_step}: {error}.",
+            f"Another process of this run was lost at step {trainer.state.global_step}: {said}.",
             hint="Type the same command: the run goes on from its last checkpoint.",
         ) from error
     finally:
@@ -222,10 +223,9 @@ def _run(trainer: JointTrainer, checkpoint: Path | None) -> None:
 
 
 def _is_lost_process(trainer: JointTrainer, error: RuntimeError) -> bool:
-    if trainer.args.world_size == 1:
-        return False
     said = str(error).lower()
-    return isinstance(error, torch.distributed.DistError) or any(word in said for word in _LOST)
+    lost = isinstance(error, torch.distributed.DistError) or any(word in said for word in _LOST)
+    return lost and trainer.args.world_size > 1
 
 
 def _best_weights(trainer: JointTrainer, work: Path, dev: DevEvaluation | None) -> dict[str, float] | None:
