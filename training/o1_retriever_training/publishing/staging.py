@@ -83,12 +83,12 @@ def stage(
         _quantise(folder)
     if known.recipe is not None:
         (folder / RECIPE_FILE).write_bytes(known.recipe.content)
-        refuse_secrets(folder, [RECIPE_FILE])
     base = options.base or (base_of(found.folder) if found.adapter else None)
     notes = write_card(folder, facts=facts, base=base, known=known, source=found.folder)
-    refuse_secrets(folder, [CARD])
     if options.nf4:
         notes += _smaller(folder)
+    # The last word is on what will be sent, whoever wrote it.
+    refuse_secrets(folder, [file.path for file in listing(folder)])
     return Staged(folder=folder, files=tuple(listing(folder)), left_out=found.left_out, notes=tuple(notes))
 
 
