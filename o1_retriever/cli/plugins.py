@@ -31,6 +31,7 @@ _OWN = {
     "negatives": "Add hard negatives from a corpus to every row.",
     "make-data": "Make a training file of a FOLDER: queries, thoughts, votes and negatives.",
     "train": "Train a model to think and embed, as a RECIPE says.",
+    "improve": "Have a model think, a committee elect, and train it on that, in rounds.",
     "publish": "Put a trained model's FOLDER on the Hugging Face Hub.",
 }
 
