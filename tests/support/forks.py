@@ -7,6 +7,7 @@ finds RANK, WORLD_SIZE and the rest in its environment, as `torchrun` sets them.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
@@ -71,6 +72,19 @@ def ran_well(codes: list[int], log: Path) -> None:
         pytest.fail(f"{codes}\n" + "\n".join(said(log, rank)[-3000:] for rank in range(len(codes))))
 
 
+def leave_together() -> None:
+    """End a child well when all processes of its world have come this far.
+
+    Taking a process group and a model under DDP down again may wait for threads that are gone.
+    """
+    import torch.distributed as dist
+
+    dist.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def main() -> None:
     """Fork the children of each question of standard input."""
     sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "training")]
@@ -116,6 +130,7 @@ def _work(call: str, log: str, fields: dict[str, Any]) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    faulthandler.register(signal.SIGUSR1)
     code = 1
     try:
         module, name = call.split(":")
@@ -138,6 +153,9 @@ def _ends(children: list[int], timeout: float) -> list[int]:
                 if found:
                     codes[child] = os.waitstatus_to_exitcode(status)
                 elif time.monotonic() > deadline:
+                    # Where it stands goes to its log.
+                    os.kill(child, signal.SIGUSR1)
+                    time.sleep(0.5)
                     os.kill(child, signal.SIGKILL)
         time.sleep(0.01)
     return [codes[child] for child in children]

@@ -16,6 +16,7 @@ from o1_retriever_training.joint.losses import (
     distillation_loss,
     generation_loss,
 )
+from tests.support.forks import leave_together
 
 SIZE, WORDS, TEMPERATURE = 5, 7, 0.1
 # Queries, documents, thought tokens, and the widths of keys, candidates and groups of each process; None: no
@@ -160,7 +161,7 @@ def gather_all(out: str) -> None:
             found[case] = asdict(gather_vectors(VectorBatch(**vectors_of(part(case, rank)))))
     found["total"] = total(rank + 5)
     torch.save(found, f"{out}.{rank}")
-    dist.destroy_process_group()
+    leave_together()
 
 
 def runs() -> list[tuple[str, bool, bool]]:

@@ -22,6 +22,7 @@ from o1_retriever_training.joint.collate import Batch, Collator, DrawnRows
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
+from tests.support.forks import leave_together
 from tests.support.tiny import CONFIGS, byte_tokenizer
 
 # What the processes import before they are forked.
@@ -188,8 +189,11 @@ def dev_collection(folder: Path) -> Path:
     return folder
 
 
-def step(recipe: dict[str, Any], out: str, steps: int) -> None:
-    """The parts of the loss and the gradients of the first steps, weights unchanged, under DDP if several."""
+def step(recipe: dict[str, Any], out: str, steps: int, share: tuple[int, int] | None = None) -> None:
+    """The parts of the loss and the gradients of the first steps, weights unchanged, under DDP if several.
+
+    With `share` (rank, processes) a process alone takes the rows that it would have as one of several.
+    """
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
@@ -202,7 +206,8 @@ def step(recipe: dict[str, Any], out: str, steps: int) -> None:
     backbone, model = opened(job)
     rows, work = job.optimisation.queries, Path(out).parent / f"data{rank}"
     stored = open_rows(job.data, backbone.template, work, show=False)
-    batches = SameSourceBatches(stored.source, size=rows, steps=steps, seed=7, rank=rank, world=world)
+    place, count = share or (rank, world)
+    batches = SameSourceBatches(stored.source, size=rows, steps=steps, seed=7, rank=place, world=count)
     # The second matrices of LoRA start as zeros: without this the first would have no gradient.
     for name, value in model.named_parameters():
         if "lora_B" in name:
@@ -229,7 +234,7 @@ def step(recipe: dict[str, Any], out: str, steps: int) -> None:
         )
     torch.save(found, f"{out}.{rank}")
     if world > 1:
-        dist.destroy_process_group()
+        leave_together()
 
 
 def _killer(*, step: int = 0, disk: int = 0, rank: int | None = None) -> Callable[[Any, str, Any], None]:

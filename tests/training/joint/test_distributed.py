@@ -71,6 +71,24 @@ def test_two_processes_have_the_gradient_of_one(
         assert parts["generation"] > 0
 
 
+def test_without_the_others_negatives_each_process_has_its_own_batch(
+    tmp_path: Path, forks: Forks, files: dict[str, Path]
+) -> None:
+    losses = {"across_processes": False, "contrastive_weight": 1.0}
+    job = recipe(files, tmp_path / "out", queries=6, losses=losses).to_dict()
+    log, out = tmp_path / "log", tmp_path / "found"
+    ran_well(forks.run(STEP, processes=2, log=log, recipe=job, out=out, steps=1), log)
+    ((parts, together),) = torch.load(f"{out}.0")
+    alone = []
+    for rank in (0, 1):
+        ran_well(forks.run(STEP, log=log, recipe=job, out=out, steps=1, share=(rank, 2)), log)
+        alone += torch.load(f"{out}.0")
+    assert parts["contrastive"] == pytest.approx(alone[0][0]["contrastive"], rel=1e-5)
+    for name, gradient in together.items():
+        mean = (alone[0][1][name] + alone[1][1][name]) / 2
+        assert torch.allclose(gradient, mean, rtol=1e-4, atol=1e-4), name
+
+
 def test_the_trainer_of_two_processes_does_the_steps_of_one(
     tmp_path: Path, forks: Forks, files: dict[str, Path]
 ) -> None:

@@ -289,7 +289,7 @@ def unit(rows: int, size: int = 4, seed: int = 0) -> Tensor:
 
 def whole(loss: Tensor, *leaves: Tensor) -> None:
     """The loss is 0 and its gradients are zeros: finite, and there."""
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     for gradient in torch.autograd.grad(loss, leaves):
         assert not gradient.any()
         assert torch.isfinite(gradient).all()
