@@ -42,13 +42,13 @@ def recipe(root: Path) -> Path:
 
 @pytest.mark.timeout(900)
 def test_a_small_world_keeps_the_order(recipe: Path, tmp_path: Path) -> None:
-    small = WorldSettings(people=40, companies=16, cities=16, countries=6, layers=2, width=64)
+    small = WorldSettings(people=40, companies=16, cities=16, countries=6, layers=2, width=64, seed=1)
     short = (
         "optimisation.steps=600", "optimisation.queries=32", "optimisation.learning_rate=3e-3",
         "evaluation.every=300", "checkpoints.every=300",
     )  # fmt: skip
     found = shape(recipe, tmp_path, small, short)
-    assert found["no_thoughts not_thinking"] + 0.03 < found["joint not_thinking"], found
+    assert found["no_thoughts not_thinking"] + 0.05 < found["joint not_thinking"], found
     assert found["joint not_thinking"] + 0.2 < found["joint thinking"], found
 
 
