@@ -145,6 +145,8 @@ def run(
             "data": found.data,
         }
         Path(result).write_text(json.dumps(said))
+    if "WORLD_SIZE" in os.environ:
+        leave_together()
 
 
 FSDP = {
