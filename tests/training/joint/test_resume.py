@@ -181,6 +181,22 @@ def test_a_checkpoint_of_another_recipe_is_refused(
     assert ran(forks, same, tmp_path)["resumed_from"] == 2
 
 
+def test_rows_that_changed_under_their_name_are_refused(
+    tmp_path: Path, forks: Forks, files: dict[str, Any]
+) -> None:
+    rows = tmp_path / "one.jsonl"
+    source = Path(files["rows"][0])
+    rows.write_bytes(source.read_bytes())
+    job = recipe({**files, "rows": [rows, files["rows"][1]]}, tmp_path / "out")
+    work = killed_after(forks, job, 4)
+    rows.write_text("".join(source.read_text().splitlines(keepends=True)[1:]))
+    assert forks.run(RUN, log=tmp_path / "log", recipe=job.to_dict()) == [1]
+    assert "The rows have changed since" in said(tmp_path / "log")
+    assert is_whole(work / "checkpoint-2"), "what was refused was touched"
+    rows.write_bytes(source.read_bytes())
+    assert ran(forks, job, tmp_path)["resumed_from"] == 2
+
+
 def test_a_finished_run_is_not_run_again(tmp_path: Path, forks: Forks, files: dict[str, Any]) -> None:
     job = recipe(files, tmp_path / "out", optimisation={"steps": 3})
     first = ran(forks, job, tmp_path)

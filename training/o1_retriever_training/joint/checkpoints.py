@@ -17,15 +17,15 @@ MARK = "complete.json"
 _PREFIX = "checkpoint-"
 
 
-def mark(folder: Path, *, fingerprint: str, step: int) -> None:
-    """Say that a checkpoint is whole: the recipe that it belongs to, and every file with its size."""
+def mark(folder: Path, *, fingerprint: str, step: int, data: str = "") -> None:
+    """Say that a checkpoint is whole: what recipe and data it belongs to, and every file with its size."""
     files = {}
     for path in _files(folder):
         # A mark that outlived a power failure must not speak of data that did not.
         with path.open("rb") as file:
             os.fsync(file.fileno())
         files[str(path.relative_to(folder))] = path.stat().st_size
-    content = {"recipe": fingerprint, "step": step, "files": files}
+    content = {"recipe": fingerprint, "data": data, "step": step, "files": files}
     staged = folder / f"{MARK}.part"
     with staged.open("w", encoding="utf-8") as text:
         json.dump(content, text, indent=1)
@@ -62,6 +62,16 @@ def newest(folder: Path, *, fingerprint: str) -> Path | None:
             )
         return checkpoint
     return None
+
+
+def check_data(checkpoint: Path, data: str) -> None:
+    """Raise `OtherRecipeError` when a checkpoint was trained on other rows than those of today."""
+    content = _marked(checkpoint) or {}
+    if content.get("data", data) != data:
+        raise OtherRecipeError(
+            f"The rows have changed since {checkpoint} was written: their order would be another one.",
+            hint="Bring the rows back, give another output, or start over with --from-scratch.",
+        )
 
 
 def rotate(folder: Path, *, keep: int, best: int | None) -> None:

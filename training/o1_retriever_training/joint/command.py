@@ -20,7 +20,7 @@ from o1_retriever.progress import is_shown
 
 if TYPE_CHECKING:
     from o1_retriever_training.joint.recipe import TrainRecipe
-    from o1_retriever_training.joint.run import TrainResult
+    from o1_retriever_training.joint.result import TrainResult
 
 _SET = "SECTION.FIELD=VALUE: change the recipe, such as optimisation.seed=1 (repeatable)."
 _HARDWARE = "For --dry-run: a name such as h100-80gb, or this (default: the recipe's, else this)."

@@ -67,11 +67,13 @@ class DataReport:
 class TrainingRows:
     """Rows by number: a query, its thoughts, positives and negatives as numbers of `texts`.
 
-    `source` (rows,) says which file each came from; `ids` (texts,) stand for the id that a row's `pos_ids` or
-    `neg_ids` give a document, 0 where it has none: two texts with one id are the same document.
+    `name` stands for files, tokenizer and limits, `source` (rows,) says which file each came from; `ids`
+    (texts,) stand for the id that a row's `pos_ids` or `neg_ids` give a document, 0 where it has none: two
+    texts with one id are the same document.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.name = folder.name
         self.texts = Texts(folder)
         with np.load(folder / _ROWS) as stored:
             arrays = {name: stored[name] for name in stored.files}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,15 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from o1_retriever.extras import require
-from o1_retriever_training.errors import OtherRecipeError, TrainingError
+from o1_retriever_training.errors import TrainingError
 from o1_retriever_training.joint.backbone import Backbone, compute_dtype, open_backbone
-from o1_retriever_training.joint.checkpoints import newest, step_of
+from o1_retriever_training.joint.checkpoints import check_data, newest, step_of
 from o1_retriever_training.joint.collate import Collator, DrawnRows
 from o1_retriever_training.joint.dev import DevEvaluation, judged_by
 from o1_retriever_training.joint.merging import merged
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe
+from o1_retriever_training.joint.result import SUMMARY, TrainResult, finished, write_summary
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from o1_retriever_training.joint.sampler import steps_per_epoch
 from o1_retriever_training.joint.sharding import whole_weights, without_shards
@@ -35,28 +34,9 @@ from o1_retriever_training.saving import save_embedder
 
 logger = logging.getLogger(__name__)
 
-SUMMARY = "training.json"
 _WORK = "training"  # checkpoints, tokenised rows and logs, inside the output
 _SCHEDULES = {"constant": "constant_with_warmup"}  # as transformers calls it
 _LOST = ("connection closed", "connection reset", "broken pipe", "timed out", "timeout", "nccl", "peer")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
-    """How a run ended.
-
-    `output` is the model's folder, `best` the dev figures of the weights in it (None without an evaluation),
-    `resumed_from` the step that an earlier run had reached (None for a fresh start), `data` what it was
-    trained on.
-    """
-
-    output: Path
-    steps: int
-    seconds: float
-    best: dict[str, float] | None
-    resumed_from: int | None
-    data: str
-    finished_before: bool = False
 
 
 def train(
@@ -72,7 +52,7 @@ def train(
     work = output / _WORK
     if restart:
         _begin_anew(output, work)
-    done = _finished(output, recipe)
+    done = finished(output, recipe)
     if done is not None:
         return done
     started = time.perf_counter()
@@ -86,6 +66,8 @@ def train(
     with arguments.main_process_first(desc="tokenising"), _space(work / "data"):
         rows = open_rows(recipe.data, backbone.template, work / "data", show=show_progress_bar)
     logger.info("Training data: %s", rows.report)
+    if checkpoint is not None:
+        check_data(checkpoint, rows.name)
     arguments.max_steps = _steps(recipe, rows, arguments.world_size)
     arguments.logging_steps = max(1, min(10, arguments.max_steps // 20))
     trainer = _trainer(recipe, backbone, rows, arguments, dev, show_progress_bar)
@@ -246,18 +228,7 @@ def _best_weights(trainer: JointTrainer, work: Path, dev: DevEvaluation | None) 
 
 def _save(result: TrainResult, recipe: TrainRecipe, backbone: Backbone, trainer: JointTrainer) -> None:
     save_embedder(result.output, without_shards(merged(backbone)), backbone.tokenizer, backbone.deployed)
-    summary = {
-        "recipe": recipe.to_dict(),
-        "fingerprint": recipe.fingerprint,
-        "steps": result.steps,
-        "best": result.best,
-        "data": result.data,
-        "log": trainer.state.log_history,
-    }
-    path = result.output / SUMMARY
-    staged = path.with_suffix(".part")
-    staged.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    staged.replace(path)
+    write_summary(result, recipe, trainer.state.log_history)
 
 
 @contextlib.contextmanager
@@ -277,24 +248,3 @@ def _begin_anew(output: Path, work: Path) -> None:
     for part in work.glob("checkpoint-*"):
         shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(work / "tensorboard", ignore_errors=True)
-
-
-def _finished(output: Path, recipe: TrainRecipe) -> TrainResult | None:
-    with contextlib.suppress(OSError, ValueError):
-        summary = json.loads((output / SUMMARY).read_text(encoding="utf-8"))
-        if summary["fingerprint"] != recipe.fingerprint:
-            raise OtherRecipeError(
-                f"{output} was trained with the recipe {summary['fingerprint']}; this one is "
-                f"{recipe.fingerprint}.",
-                hint="Give another output, or start over with --from-scratch.",
-            )
-        return TrainResult(
-            output=output,
-            steps=summary["steps"],
-            seconds=0.0,
-            best=summary["best"],
-            resumed_from=summary["steps"],
-            data=summary["data"],
-            finished_before=True,
-        )
-    return None

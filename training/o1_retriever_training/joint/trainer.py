@@ -155,7 +155,9 @@ class JointTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                mark(folder, fingerprint=self.recipe.fingerprint, step=self.state.global_step)
+                rows: DrawnRows = self.train_dataset  # type: ignore[assignment]
+                step = self.state.global_step
+                mark(folder, fingerprint=self.recipe.fingerprint, step=step, data=rows.rows.name)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise TrainingError(
                 f"{folder} could not be written: {error}. The checkpoint before it is whole.",
