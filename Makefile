@@ -14,7 +14,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 help:
 	@echo "make demo     index the everyday corpus, ask it five questions, show the thoughts"
-	@echo "make test     run the tests (ARGS=... goes to pytest)"
+	@echo "make test     run the tests, minutes (ARGS=... goes to pytest)"
 	@echo "make slow     run the long tests too; some need collections that are not in the repository"
 	@echo "make lint     check style and types      make format   put the code into shape"
 	@echo "make wheel    build dist/*.whl           make clean    remove what make made"

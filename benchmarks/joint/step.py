@@ -1,6 +1,6 @@
 """A training step of ours against the reference's way, and what gradient caching does to memory.
 
-    python -m benchmarks.joint.step [--pairs 7] [--threads 2] [--small]
+    python -m benchmarks.joint.step [--pairs 7] [--threads 2] [--part step|caching] [--small]
 
 The reference's way runs the query with its thought twice, once for the language-model loss with logits at
 every position and once for the vector, and pads all of a batch to its longest sequence. Ours runs it once,
@@ -44,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--part", choices=("step", "caching"), help="one of the two alone")
     parser.add_argument(
         "--small", action="store_true", help="a tiny model, to see that it runs; nothing is recorded"
     )
@@ -56,9 +57,10 @@ def main() -> None:
         _three_steps(options)
         return
     figures = []
-    for group in (2, 16):
+    for group in (2, 16) if options.part != "caching" else ():
         figures += _against_reference(options, group)
-    figures += _cached_memory(options)
+    if options.part != "step":
+        figures += _cached_memory(options)
     if not options.small:
         record(RESULTS / "joint.jsonl", figures, used=f"{options.threads} threads, float32")
 

@@ -27,6 +27,7 @@ MTEB = {
 }
 
 
+@pytest.mark.long
 def test_the_table_is_mtebs_own_within_a_millionth(root: Path, tmp_path: Path) -> None:
     mteb = pytest.importorskip("mteb")
     from mteb_o1_retriever import as_task

@@ -276,6 +276,7 @@ def fill(folder, chance):
         write(folder, f"{number % 3}/{number}.txt", "\n\n".join(lines))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_point_and_run_again_ends_as_if_never_killed(tmp_path, embedder, seed):
     chance = random.Random(seed)

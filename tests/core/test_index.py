@@ -486,6 +486,7 @@ def test_threads_share_an_index(tmp_path, embedder):
     index.close()
 
 
+@pytest.mark.long
 def test_reading_while_another_process_adds(tmp_path, whole, embedder):
     """Chroma alone goes on with the graph that it read first, and writes it over the newer one."""
     shutil.copytree(whole.path, tmp_path, dirs_exist_ok=True)
@@ -507,6 +508,7 @@ def test_reading_while_another_process_adds(tmp_path, whole, embedder):
             assert hits[0].id == f"d{number:05d}"
 
 
+@pytest.mark.long
 def test_two_processes_that_add_the_same_end_as_one(tmp_path, embedder):
     processes = [worker(tmp_path / "both", "add", 600) for _ in range(2)]
     for process in processes:
@@ -517,6 +519,7 @@ def test_two_processes_that_add_the_same_end_as_one(tmp_path, embedder):
         assert answers(both) == answers(one)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))])
 def test_killed_at_any_point_and_run_again_ends_as_if_never_killed(tmp_path, whole, embedder, seed):
     chance = random.Random(seed)

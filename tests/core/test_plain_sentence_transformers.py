@@ -55,6 +55,7 @@ def test_documents_and_fast_queries_have_the_same_vectors(
     assert plain.similarity_fn_name == "cosine"
 
 
+@pytest.mark.long
 def test_nothing_of_ours_is_needed(folder: Path) -> None:
     kinds = [module["type"] for module in json.loads((folder / "modules.json").read_text())]
     assert all(kind.startswith("sentence_transformers.") for kind in kinds)

@@ -148,6 +148,8 @@ sys.path.insert(0, "training")
 from typer.main import get_command
 import typer
 from o1_retriever_training import commands
+
+pytestmark = pytest.mark.long
 limit = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 app = typer.Typer()

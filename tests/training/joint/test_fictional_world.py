@@ -12,6 +12,8 @@ from o1_retriever_training.fictional_world.measuring import MEASURE, measure_wor
 from o1_retriever_training.joint.recipe import read_train_recipe
 from o1_retriever_training.joint.run import train
 
+pytestmark = pytest.mark.long
+
 NO_THOUGHTS = ("data.train.0.thoughts=none", "evaluation.thoughts=0")
 
 

@@ -20,6 +20,8 @@ from o1_retriever_training.joint.recipe import TrainRecipe
 from tests.support.forks import Forks, ran_well, said
 from tests.support.joint_runs import base_folder, recipe_of, rows_file
 
+pytestmark = pytest.mark.long
+
 RUN = "tests.support.joint_runs:run"
 
 

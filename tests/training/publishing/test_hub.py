@@ -20,6 +20,8 @@ from tests.support.hub_repos import Entry, Repo
 from tests.support.hub_server import Fault, HubServer, hub_server
 from tests.support.publishing import command, environment, litter, published, saved
 
+pytestmark = pytest.mark.long
+
 NAME = "me/tiny"
 
 

@@ -18,10 +18,13 @@ from tests.support.hub_server import HubServer, hub_server
 from tests.support.publishing import environment, published, saved
 
 FRAMEWORKS = ("langchain_core", "llama_index.core", "sentence_transformers")
-pytestmark = pytest.mark.skipif(
-    any(importlib.util.find_spec(name.split(".")[0]) is None for name in FRAMEWORKS),
-    reason=f"needs {', '.join(FRAMEWORKS)}",
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        any(importlib.util.find_spec(name.split(".")[0]) is None for name in FRAMEWORKS),
+        reason=f"needs {', '.join(FRAMEWORKS)}",
+    ),
+]
 
 NAME = "me/tiny"
 TEXTS = ["Chlorophyll absorbs light.", "Tigers hunt at night."]

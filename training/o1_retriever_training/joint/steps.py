@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from o1_retriever.engine.batching import forward_tokens
+from o1_retriever.engine.batching import forward_tokens, free_memory
 from o1_retriever_training.joint.collate import Batch
 from o1_retriever_training.joint.gather import VectorBatch, gather_vectors, processes, total
 from o1_retriever_training.joint.losses import (
@@ -110,6 +110,7 @@ def _cached(forward: Forward, batch: Batch, losses: LossSection, how: How, plan:
         for chunk in plan.chunks:
             states.append(RandomState())
             embedded.append(_run(forward, chunk, with_labels=False)[0])
+            _give_back(embedded[-1])
     documents = _leaf(embedded[: len(plan.documents)], embedded[0])
     queries = _leaf(embedded[len(plan.documents) :], embedded[0])
     contrastive, parts = similarity_loss(_vector_batch(batch, queries, documents), losses)
@@ -126,6 +127,8 @@ def _cached(forward: Forward, batch: Batch, losses: LossSection, how: How, plan:
             own = plan.generation(surprise)
             how.backward((vectors * gradient[chunk.at]).sum() + (1 - share) * own)
             generation += own.detach()
+            del vectors, surprise, own
+        _give_back(leaf)
     return _parts(parts, contrastive, generation, share)
 
 
@@ -199,6 +202,12 @@ class RandomState:
         torch.set_rng_state(self._cpu)
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
+
+
+def _give_back(vectors: Tensor) -> None:
+    # On a CPU chunks of ever new shapes would leave ever more memory between blocks in use.
+    if vectors.device.type == "cpu":
+        free_memory(vectors.device)
 
 
 def _run(forward: Forward, chunk: Chunk, *, with_labels: bool = True) -> tuple[Tensor, Tensor]:
