@@ -15,6 +15,8 @@ from tests.support.chat_server import Answer, chat_server
 from tests.support.faults import answers_with_faults, honest
 from tests.support.synthesis_worker import Nursery
 
+pytestmark = pytest.mark.long
+
 KILLS = 20
 
 
@@ -149,7 +151,6 @@ from typer.main import get_command
 import typer
 from o1_retriever_training import commands
 
-pytestmark = pytest.mark.long
 limit = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 app = typer.Typer()
