@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout", "pytest-socket", "hypothesis")
 # What a test needs besides its own folder.
-SHARED = ("pyproject.toml", "tests", "models", "cookbook")
+SHARED = ("pyproject.toml", "tests", "models", "cookbook", "training/recipes")
 
 
 def metadata(wheel: Path) -> email.message.Message:
@@ -110,6 +110,7 @@ class Environment:
             if name == "tests":
                 shutil.copytree(root / name, away / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
+                (away / name).parent.mkdir(exist_ok=True)
                 (away / name).symlink_to(root / name)
         done = run(
             [self.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments], away, check=False

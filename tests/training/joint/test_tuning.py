@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from o1_retriever_training.joint.run import train
 from o1_retriever_training.joint.trainer import load_weights
 from tests.support.joint_runs import base_folder, opened, recipe_of, rows_file
 
-KINDS = ("full", "lora", "qlora")
+NO_FOUR_BITS = importlib.util.find_spec("bitsandbytes") is None
+QLORA = pytest.param("qlora", marks=pytest.mark.skipif(NO_FOUR_BITS, reason="needs the extra 4bit"))
+KINDS = ("full", "lora", QLORA)
 
 
 @pytest.fixture(scope="module")
