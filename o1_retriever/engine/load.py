@@ -15,11 +15,11 @@ from o1_retriever.engine.precision import (
     device_named,
     dtype_named,
     keep_float32,
+    nf4_config,
     precision_of,
 )
 from o1_retriever.engine.weights import hash_files, hash_signs
 from o1_retriever.errors import CheckpointError, SettingsError
-from o1_retriever.extras import require
 from o1_retriever.space import Precision
 from o1_retriever.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
 
@@ -211,15 +211,7 @@ def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
         raise SettingsError(f"Found load_in_4bit=True and dtype={options.dtype!r}; expected one of the two.")
     arguments: dict[str, Any] = {"dtype": dtype, "config": config}
     if options.load_in_4bit:
-        require("bitsandbytes", extra="4bit", purpose="Loading in 4 bits")
-        from transformers import BitsAndBytesConfig
-
-        arguments["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+        arguments["quantization_config"] = nf4_config(dtype)
         arguments["device_map"] = {"": device}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -8,6 +8,7 @@ import torch
 
 from o1_retriever.engine.packing import Int8Linear, fastest
 from o1_retriever.errors import SettingsError
+from o1_retriever.extras import require
 from o1_retriever.space import Precision
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -61,6 +62,22 @@ def precision_of(model: Any) -> Precision:
         quantization = "int8"
     return Precision(
         dtype=str(model.dtype).removeprefix("torch."), quantization=quantization, device=model.device.type
+    )
+
+
+def nf4_config(dtype: torch.dtype, *, purpose: str = "Loading in 4 bits") -> Any:
+    """How weights are quantised to 4 bits, everywhere alike: NF4 with double quantisation.
+
+    They compute in `dtype`. Raises `MissingExtraError`, with the `purpose`, without the `4bit` extra.
+    """
+    require("bitsandbytes", extra="4bit", purpose=purpose)
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
     )
 
 

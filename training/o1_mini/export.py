@@ -17,23 +17,12 @@ from model import build_model, load_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import BertLMHeadModel, GenerationConfig, PreTrainedTokenizerBase
 
+from o1_retriever.template import Template, TemplateConfig
+from o1_retriever_training.saving import chat_template, save_sentence_transformers
+
 MAX_BYTES = 32_000_000
 MAX_POSITIONS = 512
 WORDS = "bert.embeddings.word_embeddings.weight"
-
-# The last user message as a query; what the model writes next is a thought.
-CHAT_TEMPLATE = """\
-{%- set last = namespace(text='') -%}
-{%- for message in messages if message['role'] == 'user' -%}
-{%- if message['content'] is string -%}
-{%- set last.text = message['content'] -%}
-{%- else -%}
-{%- set parts = message['content'] | selectattr('type', 'equalto', 'text') -%}
-{%- set last.text = parts | map(attribute='text') | join(' ') -%}
-{%- endif -%}
-{%- endfor -%}
-{{- '<query>' + last.text + '<emb><thought>' -}}
-"""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -87,7 +76,7 @@ def save_weights(model: BertLMHeadModel, out: Path) -> None:
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """The tokenizer with its chat template."""
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = chat_template("paper")
     tokenizer.save_pretrained(out)
     config = json.loads((out / "tokenizer_config.json").read_text())
     for name in ("is_local", "local_files_only"):  # of the folder it was loaded from, not of the tokenizer
@@ -95,28 +84,6 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     write_json(out / "tokenizer_config.json", config | {"tokenizer_class": "PreTrainedTokenizerFast"})
     path = out / "tokenizer.json"  # compact: the indented vocabulary is twice the size
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")), ensure_ascii=False), encoding="utf-8")
-
-
-def save_sentence_transformers(out: Path, dimension: int) -> None:
-    """The files with which plain sentence-transformers gives the fast vectors, without our code."""
-    modules = (
-        ("", "sentence_transformers.models.Transformer"),
-        ("1_Pooling", "sentence_transformers.models.Pooling"),
-        ("2_Normalize", "sentence_transformers.models.Normalize"),
-    )
-    listing = [
-        {"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)
-    ]
-    write_json(out / "modules.json", listing)
-    pooling = {"word_embedding_dimension": dimension, "pooling_mode_lasttoken": True, "include_prompt": True}
-    write_json(out / "1_Pooling" / "config.json", pooling)
-    write_json(out / "2_Normalize" / "config.json", {})
-    write_json(out / "sentence_bert_config.json", {"max_seq_length": MAX_POSITIONS, "do_lower_case": False})
-    prompts = {"query": "<query> ", "document": "<doc> "}
-    write_json(
-        out / "config_sentence_transformers.json",
-        {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
-    )
 
 
 def export(args: argparse.Namespace) -> None:
@@ -133,9 +100,9 @@ def export(args: argparse.Namespace) -> None:
     model.generation_config = generation_config(tokenizer, settings)
     save_weights(model, args.out)
     save_tokenizer(tokenizer, args.out)
-    save_sentence_transformers(args.out, model.config.hidden_size)
-    layout = {"format_version": 1, "layout": "paper", "pooling": "emb", "max_query_tokens": 256}
-    write_json(args.out / "o1_embedder.json", layout | {"max_length": MAX_POSITIONS, "settings": settings})
+    config = TemplateConfig(max_length=MAX_POSITIONS, settings=settings)
+    config.save(args.out)
+    save_sentence_transformers(args.out, Template(tokenizer, config), dimension=model.config.hidden_size)
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     if size > MAX_BYTES:
         raise SystemExit(f"{args.out} has {size} bytes, over {MAX_BYTES}: use a smaller --vocabulary.")

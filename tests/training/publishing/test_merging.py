@@ -33,7 +33,7 @@ def beside(base: Path, adapter: Path, *, quantised: bool) -> torch.Tensor:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from o1_retriever_training.joint.backbone import nf4_config
+    from o1_retriever.engine.precision import nf4_config
 
     more: dict[str, Any] = {"quantization_config": nf4_config(torch.float32)} if quantised else {}
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **more)

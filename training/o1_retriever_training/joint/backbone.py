@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from o1_retriever.engine.checkpoint import find_folder, first_line
-from o1_retriever.engine.precision import keep_float32
+from o1_retriever.engine.precision import keep_float32, nf4_config
 from o1_retriever.errors import CheckpointError, SettingsError
-from o1_retriever.extras import require
 from o1_retriever.template import CONFIG_NAME, MARKERS, Layout, Template, TemplateConfig
 from o1_retriever_training.joint.recipe_parts import DataSection, ModelSection
 
@@ -141,7 +140,7 @@ def _load(folder: Path, model: ModelSection, device: torch.device) -> Any:
     # Full tuning keeps float32 weights and computes under autocast: bfloat16 weights would lose small steps.
     arguments: dict[str, Any] = {"dtype": torch.float32 if model.tuning == "full" else dtype}
     if model.tuning == "qlora":
-        arguments["quantization_config"] = nf4_config(dtype)
+        arguments["quantization_config"] = nf4_config(dtype, purpose="QLoRA")
         arguments["device_map"] = {"": device}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -157,19 +156,6 @@ def _load(folder: Path, model: ModelSection, device: torch.device) -> Any:
         return loaded.to(device)
     keep_float32(loaded)
     return loaded
-
-
-def nf4_config(dtype: torch.dtype) -> Any:
-    """How a base is quantised for QLoRA: NF4 with double quantisation."""
-    require("bitsandbytes", extra="4bit", purpose="QLoRA")
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 def _with_lora(language_model: Any, model: ModelSection, tokenizer: Any, seed: int) -> Any:

@@ -212,10 +212,7 @@ def _at_the_limits(recipe: TrainRecipe, tokens: int) -> StepSize:
 
 def chunk_tokens(recipe: TrainRecipe, device: str) -> int:
     """How many tokens, padding included, a forward of a training has at most."""
-    chunk, data = recipe.optimisation.chunk, recipe.data
-    if chunk is None:
-        return forward_tokens(torch.device(device))
-    return chunk * max(data.max_length, data.max_document_tokens)
+    return recipe.chunk_tokens or forward_tokens(torch.device(device))
 
 
 def chunks(lengths: Sequence[int], tokens: int) -> list[Chunk]:

@@ -77,6 +77,13 @@ class TrainRecipe(Section):
         return self.model_dump(mode="json")
 
     @property
+    def chunk_tokens(self) -> int | None:
+        """How many tokens, padding included, a forward has at most under gradient caching; None without."""
+        chunk = self.optimisation.chunk
+        longest = max(self.data.max_length, self.data.max_document_tokens)
+        return None if chunk is None else chunk * longest
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that stand for all that decides the weights.
 

@@ -219,9 +219,8 @@ def _as_many(chunks: list[Chunk], batch: Batch, *, labelled: bool) -> list[Chunk
 
     They use the head only if the others do: what has a gradient must be the same in every process.
     """
-    counts = [torch.zeros((), dtype=torch.int64, device=batch["query_ids"].device)] * processes()
-    counts = [torch.zeros_like(count) for count in counts]
-    torch.distributed.all_gather(counts, torch.tensor(len(chunks), device=counts[0].device))
+    most = torch.tensor(len(chunks), device=batch["query_ids"].device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
     nothing = batch["vector_rows"][:0]
     added = Chunk(
         ids=batch["query_ids"][:1, :1],
@@ -230,7 +229,7 @@ def _as_many(chunks: list[Chunk], batch: Batch, *, labelled: bool) -> list[Chunk
         at=slice(0, 0),
         labels=(nothing, nothing, nothing) if labelled else None,
     )
-    return [added] * (int(torch.stack(counts).max()) - len(chunks)) + chunks
+    return [added] * (int(most) - len(chunks)) + chunks
 
 
 def _vector_batch(batch: Batch, queries: Tensor, documents: Tensor) -> VectorBatch:

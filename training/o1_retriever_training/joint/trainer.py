@@ -96,11 +96,9 @@ class JointTrainer(Trainer):
         model.train()
         batch = self._prepare_inputs(inputs)
         self.tokens += int(batch.pop("tokens"))
-        chunk, data = self.recipe.optimisation.chunk, self.recipe.data
-        longest = max(data.max_length, data.max_document_tokens)
         how = How(
-            chunk=chunk,
-            tokens=None if chunk is None else chunk * longest,
+            chunk=self.recipe.optimisation.chunk,
+            tokens=self.recipe.chunk_tokens,
             backward=self.accelerator.backward,
             # Sharded weights give their gradients away at once; only DDP can wait for the last chunk.
             unsynchronised=contextlib.nullcontext

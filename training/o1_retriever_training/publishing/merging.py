@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from o1_retriever.engine.checkpoint import find_folder, first_line
+from o1_retriever.engine.precision import nf4_config
 from o1_retriever.errors import CheckpointError
 from o1_retriever.extras import require
 from o1_retriever.template import CONFIG_NAME, TemplateConfig, detect_layout
 
 logger = logging.getLogger(__name__)
 
+QUANTISING = "Quantising to NF4"
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -86,7 +88,7 @@ def _load_nf4(folder: Path, stored: Any) -> Any:
         folder,
         dtype=stored,
         use_safetensors=True,
-        quantization_config=nf4_config(stored),
+        quantization_config=nf4_config(stored, purpose=QUANTISING),
         device_map=_place(),
     )
     model = model.dequantize(dtype=torch.float32).float().cpu()  # type: ignore[no-untyped-call]
@@ -95,14 +97,6 @@ def _load_nf4(folder: Path, stored: Any) -> Any:
     for name in ("hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_quantized"):
         model.__dict__.pop(name, None)
     return model
-
-
-def nf4_config(dtype: Any) -> Any:
-    """How weights are quantised to 4 bits, here as in training: NF4 with double quantisation."""
-    require("bitsandbytes", extra="4bit", purpose="Quantising to NF4")
-    from o1_retriever_training.joint.backbone import nf4_config as as_in_training
-
-    return as_in_training(dtype)
 
 
 def _place() -> dict[str, str]:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from o1_retriever.engine.checkpoint import first_line
+from o1_retriever.engine.precision import nf4_config
 from o1_retriever.errors import CheckpointError, SettingsError
 from o1_retriever.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
 from o1_retriever_training.publishing.card import CardFacts, write_card
 from o1_retriever_training.publishing.contents import CARD, NF4, Contents, File, LeftOut, listing, look_into
-from o1_retriever_training.publishing.merging import Dtype, base_of, merge_adapter, nf4_config
+from o1_retriever_training.publishing.merging import QUANTISING, Dtype, base_of, merge_adapter
 from o1_retriever_training.publishing.provenance import RECIPE_FILE, Provenance, provenance
 from o1_retriever_training.publishing.secret_scan import refuse_secrets
 
@@ -169,7 +170,7 @@ def _quantise(folder: Path) -> None:
         folder,
         dtype=stored,
         use_safetensors=True,
-        quantization_config=nf4_config(stored),
+        quantization_config=nf4_config(stored, purpose=QUANTISING),
         device_map={"": place},
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
