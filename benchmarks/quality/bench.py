@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.quality.others import with_other_thoughts
 from benchmarks.record import RESULTS, ROOT, Figure, record
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.cache import default_cache_path
@@ -107,11 +108,17 @@ def open_bench(
 
 
 def systems(
-    bench: Bench, collection: Collection, thoughts: Path | None, *, original: Collection | None = None
+    bench: Bench,
+    collection: Collection,
+    thoughts: Path | None,
+    *,
+    original: Collection | None = None,
+    control: bool = False,
 ) -> list[System]:
     """All systems of the quality table over a collection, by the names of the recorded figures.
 
     `original` is the collection of which this one is another wording: recorded thoughts are found by it.
+    `control` adds o1-mini with thoughts about other queries.
     """
     corpus = collection.corpus
     minilm = ThinkingEmbedder.from_parts(
@@ -133,9 +140,13 @@ def systems(
     if bench.model is not None:
         own = encode_corpus(bench.model, corpus, bench.work / "corpora")
         always = bench.model.settings.with_changes(mode="always")
+        members = [("o1_mini_fast", bench.model, NEVER), ("o1_mini_thinking", bench.model, always)]
+        if control:
+            others = with_other_thoughts(bench.model, list(collection.queries.values()))
+            members.append(("o1_mini_other_thoughts", others, always))
         found += [
-            Dense(name=key, embedder=bench.model, corpus=corpus, encoded=own, settings=settings)
-            for key, settings in (("o1_mini_fast", NEVER), ("o1_mini_thinking", always))
+            Dense(name=key, embedder=embedder, corpus=corpus, encoded=own, settings=settings)
+            for key, embedder, settings in members
         ]
     return found
 

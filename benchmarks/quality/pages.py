@@ -78,18 +78,37 @@ def filled(text: str, name: str, table: str) -> str:
 
 
 def quality_table(rows: Rows) -> str:
-    """Test splits, a row per set that was measured; p is of o1-mini's thinking against its fast path."""
+    """Test splits, a row per set that was measured."""
     values = _values(rows)
-    heads = ["nDCG@10", *COLUMNS.values(), "p, thinking"]
     body = [
-        [
-            title,
-            *(_cell(values, f"{name}/{column}") for column in COLUMNS),
-            _cell(values, f"{name}/{P_VALUE}"),
-        ]
+        [title, *(_cell(values, f"{name}/{column}") for column in COLUMNS)]
         for name, title in SETS.items()
         if f"{name}/bm25" in values
     ]
+    return "\n".join(markdown_table(["nDCG@10", *COLUMNS.values()], body))
+
+
+def mini_table(rows: Rows) -> str:
+    """o1-mini alone: what thinking changes, whether chance explains it, the control, and what it costs."""
+    values = _values(rows)
+    heads = [
+        "nDCG@10", "fast", "share of MiniLM", "thinking", "p", "another's thoughts", "tokens a query",
+        "ms, fast", "ms, thinking",
+    ]  # fmt: skip
+    body = []
+    for name, title in SETS.items():
+        if f"{name}/o1_mini_fast" not in values:
+            continue
+        share = values[f"{name}/o1_mini_fast"] / values[f"{name}/minilm"]
+        cells = [
+            *(
+                _cell(values, f"{name}/{key}", ".3f")
+                for key in ("o1_mini_thinking", P_VALUE, "o1_mini_other_thoughts")
+            ),
+            _cell(values, f"{name}/o1_mini_thinking/tokens", ".0f"),
+            *(_cell(values, f"{name}/o1_mini_{key}/ms", ".1f") for key in ("fast", "thinking")),
+        ]
+        body.append([title.partition(":")[0], _cell(values, f"{name}/o1_mini_fast"), f"{share:.1%}", *cells])
     return "\n".join(markdown_table(heads, body))
 
 
@@ -163,7 +182,12 @@ def _cell(values: Mapping[str, float], name: str, form: str = ".3f") -> str:
 
 # Page: name of a table there: (file of figures, how it is rendered).
 PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
-    "README.md": {"quality": ("quality.jsonl", quality_table), "speed": ("speed.jsonl", speed_table)},
+    "README.md": {
+        "quality": ("quality.jsonl", quality_table),
+        "mini": ("quality.jsonl", mini_table),
+        "speed": ("speed.jsonl", speed_table),
+    },
+    "models/o1-mini/README.md": {"mini": ("quality.jsonl", mini_table)},
     "docs/engine.md": {"speed-all": ("speed.jsonl", full_table)},
     "docs/evaluation.md": {
         "gains": ("robustness.jsonl", gains_table),

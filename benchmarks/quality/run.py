@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from benchmarks.quality.bench import MEASURE, Bench, open_bench, systems
+from benchmarks.quality.examples import write_examples
 from benchmarks.quality.pages import LEVEL, P_VALUE, SETS, WINS, quality_table
 from benchmarks.record import Figure, read
 from o1_retriever.evaluation.comparison import Evaluation, evaluate
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bench.record(_figures(name, done[name]))
     if bench.model is not None and set(done) == set(SETS):
         bench.record(_thinking(done))
+        write_examples(bench.results.with_name("examples.jsonl"), done)
     print(quality_table(read(bench.results)))
     return 0
 
@@ -40,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(bench: Bench, name: str) -> Evaluation:
     """All systems on the test split of one set; the runs are left in the work folder."""
     collection = bench.collection(name)
-    evaluation = evaluate(collection, systems(bench, collection, bench.recorded(name)), measures=[MEASURE])
+    evaluation = evaluate(
+        collection, systems(bench, collection, bench.recorded(name), control=True), measures=[MEASURE]
+    )
     for result in evaluation.results:
         print(f"{name}/{result.name}: {result.means[MEASURE]:.4f}", file=sys.stderr)
         path = bench.work / "runs" / f"{name}.{result.name}.trec"
@@ -49,10 +53,16 @@ def measure(bench: Bench, name: str) -> Evaluation:
 
 
 def _figures(name: str, evaluation: Evaluation) -> list[Figure]:
-    return [
-        Figure(name=f"{name}/{result.name}", value=round(result.means[MEASURE], 4), unit=MEASURE)
-        for result in evaluation.results
-    ]
+    figures = []
+    for result in evaluation.results:
+        key = f"{name}/{result.name}"
+        figures.append(Figure(name=key, value=round(result.means[MEASURE], 4), unit=MEASURE))
+        if result.name.startswith("o1_mini_"):
+            tokens, ms = round(result.cost.thought_tokens, 1), round(result.cost.ms_per_query, 1)
+            figures.append(Figure(name=f"{key}/tokens", value=tokens, unit="tokens a query", better="lower"))
+            if not result.cost.cached:  # thoughts that were kept take no time
+                figures.append(Figure(name=f"{key}/ms", value=ms, unit="ms a query", better="lower"))
+    return figures
 
 
 def _thinking(done: Mapping[str, Evaluation]) -> list[Figure]:

@@ -2,6 +2,7 @@
 
 ```
 python training/o1_mini/data.py --data ../shared/data --work WORK
+python training/o1_mini/data.py --work WORK2 --stage collections --held-out DEV/queries.jsonl
 ```
 """
 
@@ -14,7 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from sources import Row, all_rows, read_jsonl
+from documents import all_rows, corpus_texts
+from sources import Row, english_rows, read_jsonl, require_data
 from transformers import PreTrainedTokenizerFast
 from vocabulary import base_tokenizer, build_tokenizer, choose_pieces, count_pieces, rank_pieces
 
@@ -37,6 +39,7 @@ def vocabulary_texts(data: Path) -> dict[str, list[str]]:
             groups["pairs"] += [row["query"], *row["pos"][:2], str(row.get("thought") or "")]
     for path in sorted((data / "expert_thoughts").glob("*.train.jsonl")):
         groups["pairs"] += [t for entry in read_jsonl(path) for t in entry["thoughts"]]
+    groups["collections"] = corpus_texts(data)
     return groups
 
 
@@ -87,6 +90,14 @@ def write_shard(tokenizer: PreTrainedTokenizerFast, rows: list[Row], path: Path)
     return sum(map(len, texts)) + sum(map(len, thoughts))
 
 
+def stage_rows(args: argparse.Namespace) -> list[Row]:
+    """The rows of the stage that was asked for."""
+    if args.stage == "english":
+        return english_rows(args.data, args.seed, args.textbook_words, args.dictionary_share)
+    kept_out = frozenset(row["text"] for row in read_jsonl(args.held_out)) if args.held_out else frozenset()
+    return all_rows(args.data, args.seed, kept_out)
+
+
 RAW = argparse.RawDescriptionHelpFormatter
 
 
@@ -98,13 +109,17 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for shards and checkpoints")
     parser.add_argument("--vocabulary", type=int, default=12_288, help="entries, special tokens included")
+    parser.add_argument("--stage", choices=("english", "collections"), default="english")
+    parser.add_argument("--held-out", type=Path, help="queries.jsonl whose texts are kept out")
     parser.add_argument("--textbook-words", type=int, default=3_600_000)
     parser.add_argument("--dictionary-share", type=float, default=0.6)
+    parser.add_argument("--limit", type=int, help="take so many rows alone (to try the way)")
     parser.add_argument("--shard-rows", type=int, default=16_384)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     start = time.time()
-    rows = all_rows(args.data, args.seed, args.textbook_words, args.dictionary_share)
+    require_data(args.data)
+    rows = stage_rows(args)[: args.limit]
     print(f"{len(rows)} rows {dict(Counter(r.kind for r in rows))}, {time.time() - start:.0f} s", flush=True)
     tokenizer = make_vocabulary(args.data, args.vocabulary, args.work / "tokenizer")
     print(f"vocabulary of {len(tokenizer)}, {time.time() - start:.0f} s", flush=True)

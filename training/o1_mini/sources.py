@@ -19,6 +19,7 @@ Kind = Literal["document", "query", "thinking"]
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 MAX_THOUGHT_WORDS = 56
+ANSWERS_A_QUESTION = 2
 EXPERT_REPEATS = 4  # the only thoughts written without their passage, and a few thousand in all
 
 # Share of a file's thoughts that is used; worked sums and shell commands are far from retrieval thoughts.
@@ -143,17 +144,17 @@ def pair_rows(path: Path, rng: random.Random) -> Iterator[Row]:
                 yield Row("document", passage)
 
 
-def expert_rows(data: Path) -> Iterator[Row]:
+def expert_rows(data: Path, held_out: frozenset[str] = frozenset()) -> Iterator[Row]:
     """Every thought a strong model wrote for the train queries, repeated."""
     for path in sorted((data / "expert_thoughts").glob("*.train.jsonl")):
         for entry in read_jsonl(path):
-            for thought in entry["thoughts"]:
+            for thought in entry["thoughts"] if entry["text"] not in held_out else []:
                 for _ in range(EXPERT_REPEATS):
                     yield Row("thinking", entry["text"], thought)
 
 
-def all_rows(data: Path, seed: int, textbook_words: int, dictionary_share: float) -> list[Row]:
-    """Every row of the run, shuffled."""
+def english_rows(data: Path, seed: int, textbook_words: int, dictionary_share: float) -> list[Row]:
+    """Every row of the first stage, plain English and pairs, shuffled."""
     require_data(data)
     rng = random.Random(seed)
     rows = list(textbook_rows(data, rng, textbook_words))
@@ -163,3 +164,17 @@ def all_rows(data: Path, seed: int, textbook_words: int, dictionary_share: float
     rows += expert_rows(data)
     rng.shuffle(rows)
     return rows
+
+
+def question_rows(path: Path, rng: random.Random, held_out: frozenset[str]) -> Iterator[Row]:
+    """Queries of one file with their thought, and with a part of what answers them as the thought."""
+    for row in read_jsonl(path):
+        if row["query"] in held_out or not row["pos"]:
+            continue
+        written = cut_to_sentences(str(row.get("thought") or ""), MAX_THOUGHT_WORDS)
+        for thought in [written] if written else []:
+            yield Row("thinking", row["query"], thought)
+        for _ in range(ANSWERS_A_QUESTION):
+            said = cut_to_sentences(rng.choice(row["pos"]), MAX_THOUGHT_WORDS)
+            if said:
+                yield Row("thinking", row["query"], said)

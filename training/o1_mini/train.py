@@ -105,6 +105,8 @@ def train(args: argparse.Namespace) -> None:
     model = build_model(args.work).train()
     use_training_attention(model)
     optimizer = make_optimizer(model, args.lr, args.weight_decay)
+    if args.start and not (args.run / "checkpoint.pt").exists():
+        model.load_state_dict(torch.load(args.start / "checkpoint.pt", weights_only=True)["model"])
     first, tokens = resume(args.run, model, optimizer)
     print(f"{len(plan)} batches in the data, {args.steps} steps, from step {first}", flush=True)
     weights = Weights(args.cosine, args.similarity, args.tokens, args.text)
@@ -141,6 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
     parser.add_argument("--work", type=Path, required=True, help="folder that data.py wrote")
     parser.add_argument("--run", type=Path, required=True, help="folder for this run's checkpoint and log")
+    parser.add_argument("--start", type=Path, help="run whose weights this one starts from")
     parser.add_argument("--shards", type=int, default=None, help="use the first shards only (pilot runs)")
     parser.add_argument("--steps", type=int, default=None, help="default: once through the data")
     parser.add_argument("--batch-tokens", type=int, default=3072)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 BASE_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 NEW_SPECIAL = ["<query>", "<emb>", "<thought>", "<doc>"]
 # Share of each group of sources in the ranking, whatever its size: questions weigh as much as textbooks.
-GROUP_WEIGHTS = {"textbook": 0.4, "dictionary": 0.15, "pairs": 0.45}
+GROUP_WEIGHTS = {"textbook": 0.25, "dictionary": 0.1, "pairs": 0.35, "collections": 0.3}
 
 
 def base_tokenizer() -> Tokenizer:

@@ -1,0 +1,48 @@
+"""The control of every claim about thoughts: the same model with thoughts about another question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from o1_retriever import ThinkingEmbedder
+from o1_retriever.backend import Backend, Thinking
+from o1_retriever.conversation import Conversation
+from o1_retriever.thought import ThoughtSettings
+
+
+def with_other_thoughts(embedder: ThinkingEmbedder, queries: Sequence[str]) -> ThinkingEmbedder:
+    """An embedder that embeds each of `queries` with what is thought about the one after it, uncached."""
+    texts = list(dict.fromkeys(query.strip() for query in queries))
+    after = dict(zip(texts, [*texts[1:], *texts[:1]], strict=True))
+    return ThinkingEmbedder(_Others(embedder.backend, after), settings=embedder.settings, cache=False)
+
+
+class _Others:
+    """A backend whose thoughts are about other queries; all else is the inner backend's."""
+
+    def __init__(self, inner: Backend, after: dict[str, str]) -> None:
+        self._inner = inner
+        self._after = after
+        self.thinker_identity = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def think(
+        self,
+        queries: Sequence[str],
+        k: int,
+        *,
+        settings: ThoughtSettings,
+        start: int,
+        batch_size: int | None,
+        histories: Sequence[Conversation] | None = None,
+    ) -> Iterator[Thinking]:
+        others = [self._after[query] for query in queries]
+        found = self._inner.think(
+            others, k, settings=settings, start=start, batch_size=batch_size, histories=histories
+        )
+        for thinking in found:  # vectors that came with the thoughts are of the other query
+            yield replace(thinking, vectors=None, fast=None)

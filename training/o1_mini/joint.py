@@ -1,0 +1,177 @@
+"""Stage 3: one model learns to think and to embed together, against the whole index.
+
+```
+python training/o1_mini/joint.py voted.jsonl --corpus corpus.jsonl --work WORK --start RUN --run WORK/joint
+```
+
+Each step takes a batch of questions with thoughts and a batch of documents. A question's thinking vector is
+compared with every document of the bank (InfoNCE), documents and fast vectors are held where MiniLM has them,
+so that the bank stays true, and elected thoughts are learned token by token. Run the same command again to
+resume exactly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from batches import DOCUMENT, Array, Markers, PlanOptions, Shard, collate, plan_run
+from model import Batch, Weights, build_model, load_tokenizer, losses, token_losses, use_training_attention
+from questions import Bank, QuestionBatch, batches_of, load_bank, load_questions
+from questions import collate as collate_questions
+from torch import Tensor
+from torch.nn import functional
+from train import MAX_GRADIENT_NORM, Meter, make_optimizer, rate, resume, save
+from transformers import BertLMHeadModel
+
+
+def bank_loss(vectors: Tensor, positives: list[tuple[int, ...]], bank: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of unit vectors [n, d] over the bank [m, d]; positives of one row do not compete."""
+    known = [row for row, found in enumerate(positives) if found]
+    if not known:
+        return vectors.sum() * 0.0
+    scores = vectors[known] @ bank.T / temperature
+    parts = []
+    for line, row in zip(scores, known, strict=True):
+        own = torch.tensor(positives[row])
+        others = torch.logsumexp(line.index_fill(0, own, -torch.inf), 0)
+        parts.append(functional.softplus(others - line[own]).mean())
+    return torch.stack(parts).mean()
+
+
+def question_losses(
+    model: BertLMHeadModel, found: QuestionBatch, bank: Bank, args: argparse.Namespace
+) -> tuple[Tensor, dict[str, float]]:
+    """The joint loss of a batch of questions, and its parts."""
+    batch = found.batch
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.bert(input_ids=batch.ids, use_cache=False).last_hidden_state
+        thought, _ = token_losses(model, hidden, batch)
+    fast = functional.normalize(hidden[batch.vector_rows, batch.vector_columns].float(), dim=-1)
+    thinking = functional.normalize(hidden[batch.vector_rows, found.thinking].float(), dim=-1)
+    contrast = bank_loss(thinking, found.positives, bank.vectors, args.temperature)
+    anchor = (1 - (fast * functional.normalize(batch.teacher, dim=-1)).sum(-1)).mean()
+    generation = thought.mean() if len(thought) else hidden.sum() * 0.0
+    total = args.contrast * contrast + args.cosine * anchor + args.tokens * generation
+    parts = {"contrast": contrast, "anchor": anchor, "thought": generation}
+    if args.fast_contrast:  # how much of the gain is the comparison's, and not the thought's
+        compared = bank_loss(fast, found.positives, bank.vectors, args.temperature)
+        total = total + args.fast_contrast * compared
+        parts["contrast_fast"] = compared
+    return total, {name: float(value.detach()) for name, value in parts.items()}
+
+
+def document_batches(work: Path, tokens: int, seed: int) -> Iterator[tuple[Shard, Array, Array]]:
+    """(shard, its vectors, rows): batches of documents of like length, epoch after epoch."""
+    shards = [Shard(path) for path in sorted((work / "shards").glob("*.npz"))]
+    vectors = [shard.vectors() for shard in shards]
+    for epoch in itertools.count():
+        plan = plan_run(shards, PlanOptions(tokens, 128, 1.0, 1, seed + epoch))
+        for at in torch.randperm(len(plan), generator=torch.Generator().manual_seed(seed + epoch)).tolist():
+            number, rows = plan[at]
+            documents = rows[shards[number].kind[rows] == DOCUMENT]
+            if len(documents):
+                yield shards[number], vectors[number], documents
+
+
+def start(args: argparse.Namespace) -> BertLMHeadModel:
+    """The model with the weights of the run that this one starts from."""
+    model = build_model(args.work).train()
+    model.load_state_dict(torch.load(args.start / "checkpoint.pt", weights_only=True)["model"])
+    use_training_attention(model)
+    return model
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run the steps that are left."""
+    torch.manual_seed(args.seed)
+    tokenizer = load_tokenizer(args.work / "tokenizer")
+    markers = Markers.of(tokenizer)
+    bank = load_bank(args.work, args.corpus)
+    questions, fast = load_questions(args.rows, bank, tokenizer)
+    model = start(args)
+    optimizer = make_optimizer(model, args.lr, 0.0)
+    first, tokens = resume(args.run, model, optimizer)
+    epochs = (batches_of(questions, args.batch_tokens, args.seed + epoch) for epoch in itertools.count())
+    documents = document_batches(args.work, args.document_tokens, args.seed)
+    stream = zip(itertools.chain.from_iterable(epochs), documents, strict=True)
+    weights = Weights(args.cosine, args.similarity, args.tokens, args.text)
+    print(f"{len(questions)} thoughts about questions, step {first} of {args.steps}", flush=True)
+    meter, saved = Meter(), time.time()
+    for step, (rows, (shard, vectors, chosen)) in enumerate(
+        itertools.islice(stream, first, args.steps), start=first
+    ):
+        lr = args.lr * rate(step, args.steps, args.warmup, args.decay)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+        asked = collate_questions([questions[row] for row in rows], fast, markers)
+        loss, parts = question_losses(model, asked, bank, args)
+        loss.backward()
+        held: Batch = collate(shard, vectors, chosen, markers, args.text_targets)
+        loss, said = losses(model, held, weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        size = held.ids.numel() + asked.batch.ids.numel()
+        tokens += size
+        meter.add(parts | {f"document_{name}": value for name, value in said.items()}, size)
+        done = step + 1 == args.steps
+        if (step + 1) % args.log_every == 0 or done:
+            line = json.dumps(meter.line(step + 1, args.steps, lr) | {"tokens": tokens})
+            print(line, flush=True)
+            with (args.run / "log.jsonl").open("a") as log:
+                log.write(line + "\n")
+            meter = Meter()
+        if time.time() - saved > 60 * args.save_minutes or done:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            save(args.run / "checkpoint.pt", state | {"tokens": tokens, "rng": torch.get_rng_state()})
+            saved = time.time()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    raw = argparse.RawDescriptionHelpFormatter
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = options.add_argument
+    add("rows", type=Path, nargs="+", help="voted rows with their thoughts, JSON lines")
+    add("--work", type=Path, required=True, help="folder that data.py wrote, with the teacher's vectors")
+    add("--corpus", type=Path, required=True, help="corpus.jsonl that pairs.py wrote")
+    add("--start", type=Path, required=True, help="run whose weights this one starts from")
+    add("--run", type=Path, required=True, help="folder for this run's checkpoint and log")
+    add("--fast-contrast", type=float, default=0.0, help="weight of the fast vector's own comparison")
+    add("--steps", type=int, default=400)
+    add("--batch-tokens", type=int, default=3072)
+    add("--document-tokens", type=int, default=1536)
+    add("--temperature", type=float, default=0.05)
+    add("--lr", type=float, default=1e-4)
+    add("--warmup", type=int, default=20, help="steps")
+    add("--decay", type=float, default=0.9, help="last share of the steps")
+    add("--contrast", type=float, default=1.0, help="weight of the thinking vector's comparison")
+    add("--cosine", type=float, default=30.0, help="weight of 1 - cosine to the teacher")
+    add("--similarity", type=float, default=3.0, help="weight of in-batch similarity of documents")
+    add("--tokens", type=float, default=0.7, help="weight of the next-token loss")
+    add("--text", type=float, default=0.4, help="a document token's weight to a thought's")
+    add("--text-targets", type=int, default=192, help="document positions a batch")
+    add("--threads", type=int, default=1)
+    add("--log-every", type=int, default=20)
+    add("--save-minutes", type=float, default=4.0)
+    add("--seed", type=int, default=0)
+    return options
+
+
+def main() -> None:
+    """Parse the options and train."""
+    args = parser().parse_args()
+    torch.set_num_threads(args.threads)
+    args.run.mkdir(parents=True, exist_ok=True)
+    train(args)
+
+
+if __name__ == "__main__":
+    main()
