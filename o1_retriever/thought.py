@@ -27,6 +27,8 @@ class ThoughtSettings:
     `mode="never"` takes the fast path: the query is embedded without thoughts. `budget_ms` is how long the
     local engine may write about one query, in wall-clock milliseconds from its first token on (None: as long
     as it takes); what has been thought by then is embedded, and its `finish` is "budget".
+    `repetition_penalty` above 1 makes tokens that a thought already holds less likely (Keskin et al. 2019): a
+    positive logit is divided by it, a negative one multiplied. The query's own tokens are not penalised.
 
     Raises `SettingsError` for a value out of range.
     """
@@ -38,6 +40,7 @@ class ThoughtSettings:
     seed: int = 0
     mode: Mode = "always"
     budget_ms: float | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         _check("k", self.k, int, 1, 1024)
@@ -45,6 +48,7 @@ class ThoughtSettings:
         _check("top_p", self.top_p, (int, float), 1e-6, 1.0)
         _check("max_new_tokens", self.max_new_tokens, int, 1, 1_000_000)
         _check("seed", self.seed, int, 0, 2**63 - 1)
+        _check("repetition_penalty", self.repetition_penalty, (int, float), 1e-2, 100.0)
         if self.budget_ms is not None:
             _check("budget_ms", self.budget_ms, (int, float), 1e-3, 1e9)
         if str(self.mode) == "auto":
@@ -62,12 +66,15 @@ class ThoughtSettings:
 
     def sampling(self) -> dict[str, float]:
         """The part that decides what a thought says (neither `k` nor the mode), for cache keys."""
-        return {
+        parts = {
             "temperature": float(self.temperature),
             "top_p": float(self.top_p),
             "max_new_tokens": self.max_new_tokens,
             "seed": self.seed,
         }
+        if self.repetition_penalty != 1:  # left out where it does nothing: older entries stay valid
+            parts["repetition_penalty"] = float(self.repetition_penalty)
+        return parts
 
     def with_changes(self, **changes: Any) -> ThoughtSettings:
         """A copy with some settings replaced; a value of None means: leave as it is."""

@@ -112,6 +112,27 @@ def mini_table(rows: Rows) -> str:
     return "\n".join(markdown_table(heads, body))
 
 
+def examples_table(rows: Rows) -> str:
+    """Queries that thinking helped most and hurt most, with the thoughts and where the relevant ones went."""
+    heads = ["", "query", "thoughts", "change in nDCG@10", "places, fast", "places, thinking"]
+    body = [
+        [
+            str(number),
+            f"{row['set']} `{row['query']}`",
+            "; ".join(dict.fromkeys(map(str, _list(row["thoughts"])))),
+            f"{row['gain']:+.2f}",
+            *(", ".join(map(str, _list(row[key]))) or _NONE for key in ("places_fast", "places_thinking")),
+        ]
+        for number, row in enumerate(rows, 1)
+    ]
+    return "\n".join(markdown_table(heads, body))
+
+
+def _list(value: object) -> list[object]:
+    assert isinstance(value, list)
+    return value
+
+
 def robustness_table(rows: Rows) -> str:
     """Every set under every wording, all systems."""
     values = _values(rows)
@@ -187,7 +208,14 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
         "mini": ("quality.jsonl", mini_table),
         "speed": ("speed.jsonl", speed_table),
     },
-    "models/o1-mini/README.md": {"mini": ("quality.jsonl", mini_table)},
+    "docs/o1-mini.md": {
+        "mini": ("quality.jsonl", mini_table),
+        "examples": ("examples.jsonl", examples_table),
+    },
+    "models/o1-mini/README.md": {
+        "mini": ("quality.jsonl", mini_table),
+        "examples": ("examples.jsonl", examples_table),
+    },
     "docs/engine.md": {"speed-all": ("speed.jsonl", full_table)},
     "docs/evaluation.md": {
         "gains": ("robustness.jsonl", gains_table),

@@ -82,6 +82,9 @@ class ThoughtOptions:
     top_p: Annotated[
         float | None, _thoughts("--top-p", help="Share of the probability to draw tokens from.")
     ] = None
+    repetition_penalty: Annotated[
+        float | None, _thoughts("--repetition-penalty", help="Above 1: a thought repeats its words less.")
+    ] = None
     max_new_tokens: Annotated[
         int | None, _thoughts("--max-new-tokens", help="How long a thought may get, in tokens.")
     ] = None
@@ -93,6 +96,7 @@ class ThoughtOptions:
             k=self.thoughts,
             temperature=self.temperature,
             top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
             mode="never" if fast else None,

@@ -21,8 +21,11 @@ REFUSAL = re.compile(
 OPTIONAL = {
     "seed": "its thoughts cannot be repeated",
     "top_p": "it samples with a top_p of its own",
+    "repetition_penalty": "it repeats itself as it likes",
     "temperature": "it samples with a temperature of its own",
 }
+# Not of OpenAI's interface, known to vLLM and other servers: its client takes them as an extra body.
+EXTRA = frozenset({"repetition_penalty"})
 
 
 class Dialect:

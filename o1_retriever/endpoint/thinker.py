@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from o1_retriever.conversation import Conversation, histories_of
 from o1_retriever.endpoint.crew import Crew, RequestPolicy, Result, not_asked, persist
-from o1_retriever.endpoint.dialect import Dialect
+from o1_retriever.endpoint.dialect import EXTRA, Dialect
 from o1_retriever.endpoint.problem import Problem, diagnose, presentable
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt, as_prompt
 from o1_retriever.endpoint.reply import read_reply
@@ -149,9 +149,11 @@ class OpenAIThinker:
         """One request, and at once another where the server refuses a parameter that can be left out."""
         while True:
             sent = self._dialect.request(self.prompt.messages(job.query, job.history), _parameters(job))
+            named = {name: value for name, value in sent.items() if name not in EXTRA}
+            extra = {name: sent[name] for name in EXTRA & sent.keys()} | self._extra_body
             try:
                 reply = self._client.chat.completions.create(
-                    model=self.model, **sent, extra_body=self._extra_body, timeout=timeout
+                    model=self.model, **named, extra_body=extra, timeout=timeout
                 )
             except Exception as error:
                 if self._dialect.learn(error, sent):
@@ -184,12 +186,15 @@ class OpenAIThinker:
 
 def _parameters(job: _Job) -> dict[str, Any]:
     digest = hashlib.blake2b(f"{job.settings.seed}:{job.index}".encode(), digest_size=4).digest()
-    return {
+    parameters = {
         "temperature": job.settings.temperature,
         "top_p": job.settings.top_p,
         "max_tokens": job.settings.max_new_tokens,
         "seed": int.from_bytes(digest) >> 1,  # 31 bits: some servers read a signed 32-bit number
     }
+    if job.settings.repetition_penalty != 1:
+        parameters["repetition_penalty"] = job.settings.repetition_penalty
+    return parameters
 
 
 def _recorded(result: Result) -> Thought:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from o1_retriever.engine.sampling import Sampler
+from o1_retriever.engine.sampling import Sampler, penalise
 from o1_retriever.thought import Finish, ThoughtSettings, Vector
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Rows:
 
         self.local = local
         self.sampler = Sampler(settings.temperature, settings.top_p)
+        self.penalty = settings.repetition_penalty
         device = local.device
         vocabulary = local.vocabulary
         self.stops = torch.tensor(local.stop_ids, dtype=torch.long, device=device)
@@ -149,6 +150,8 @@ class Rows:
     def _sample(self, live: int) -> torch.Tensor:
         logits, length = self.logits[:live], self.length[:live]
         logits.index_fill_(1, self.forbidden, -math.inf)
+        if self.penalty != 1:
+            penalise(logits, self.tokens[:live], length, self.penalty)
         if len(self.stops):
             first = (length == 0)[:, None]
             stops = logits.index_select(1, self.stops).masked_fill(first, -math.inf)

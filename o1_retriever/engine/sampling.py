@@ -97,6 +97,22 @@ class Sampler:
         return (likelier >= self.top_p * weights.sum(-1)).nonzero()[:, 0]
 
 
+def penalise(logits: torch.Tensor, tokens: torch.Tensor, lengths: torch.Tensor, penalty: float) -> None:
+    """Make what a row has written less likely: its logits (rows, vocabulary) are changed in place.
+
+    Of `tokens` (rows, longest) the first `lengths` (rows,) are written. A token is penalised once, however
+    often it stands there.
+    """
+    import torch
+
+    within = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    # Places behind the end repeat the first token, so that every write to one token is the same.
+    places = torch.where(within, tokens, tokens[:, :1])
+    found = logits.gather(1, places)
+    less = torch.where(found > 0, found / penalty, found * penalty)
+    logits.scatter_(1, places, torch.where((lengths > 0)[:, None], less, found))
+
+
 def _nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
     ranked = weights.sort(-1, descending=True).values
     inside = ranked.cumsum(-1) - ranked < top_p * weights.sum(-1, keepdim=True)

@@ -44,6 +44,7 @@ sampling = st.builds(
     top_p=st.sampled_from([0.3, 0.9, 1.0]),
     max_new_tokens=st.integers(1, 16),
     seed=st.integers(0, 3),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 0.5, 1.3, 8.0]),
 )
 
 

@@ -8,7 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o1_retriever.engine.sampling import Sampler, _nucleus, stream_key, uniforms
+from o1_retriever.engine.sampling import Sampler, _nucleus, penalise, stream_key, uniforms
+from o1_retriever.errors import SettingsError
+from o1_retriever.thought import ThoughtSettings
+
+penalties = st.floats(0.1, 9)
 
 
 def steps_of(count: int, step: int = 0) -> torch.Tensor:
@@ -118,3 +122,28 @@ def test_equally_likely_tokens_are_all_or_none_in_the_nucleus() -> None:
     logits = torch.zeros(count, 4)
     drawn = Sampler(1.0, 0.3).draw(logits, streams(count), steps_of(count))
     assert torch.allclose(torch.bincount(drawn, minlength=4) / count, torch.full((4,), 0.25), atol=0.03)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 5), max_size=7), min_size=1, max_size=5), penalties, st.data())
+def test_written_tokens_are_penalised_once_each(
+    rows: list[list[int]], penalty: float, data: st.DataObject
+) -> None:
+    number = st.one_of(st.floats(-5, 5), st.just(-float("inf")))
+    logits = torch.tensor([data.draw(st.lists(number, min_size=6, max_size=6)) for _ in rows])
+    tokens = torch.full((len(rows), 7), 5)  # what stands behind the end of a row must not count
+    for row, written in enumerate(rows):
+        tokens[row, : len(written)] = torch.tensor(written, dtype=torch.long)
+    expected = logits.clone()
+    for row, written in enumerate(rows):
+        for token in set(written):
+            expected[row, token] *= 1 / penalty if expected[row, token] > 0 else penalty
+    penalise(logits, tokens, torch.tensor([len(written) for written in rows]), penalty)
+    torch.testing.assert_close(logits, expected)
+
+
+def test_no_penalty_leaves_cache_keys_as_they_were() -> None:
+    assert "repetition_penalty" not in ThoughtSettings().sampling()
+    assert ThoughtSettings(repetition_penalty=1.5).sampling()["repetition_penalty"] == 1.5
+    with pytest.raises(SettingsError, match="repetition_penalty is 0"):
+        ThoughtSettings(repetition_penalty=0)

@@ -61,6 +61,9 @@ def slow_thought(
     while not finish:
         logits = local.model(input_ids=torch.tensor([[*job.prompt, *written]]), use_cache=False).logits[:, -1]
         logits[:, forbidden] = -torch.inf
+        for token in set(written):
+            found = float(logits[0, token])
+            logits[0, token] = found / how.repetition_penalty if found > 0 else found * how.repetition_penalty
         if not written:
             logits[:, list(local.stop_ids)] = -torch.inf
         drawn = Sampler(how.temperature, how.top_p).draw(logits, key, torch.tensor([len(written)]))

@@ -93,6 +93,7 @@ def export(args: argparse.Namespace) -> None:
         "temperature": args.temperature,
         "top_p": args.top_p,
         "max_new_tokens": args.max_new_tokens,
+        "repetition_penalty": args.repetition_penalty,
     }
     model, step = trained_model(args.work, args.run)
     tokenizer = load_tokenizer(args.work / "tokenizer")
@@ -119,9 +120,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the run")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     parser.add_argument("--k", type=int, default=3, help="thoughts per query")
-    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--top-p", type=float, default=0.9)
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
     export(parser.parse_args())
 
 

@@ -11,7 +11,6 @@ Writes into WORK:
 | `pairs.jsonl` | queries and positives: the model's own thoughts come to these | both vectors |
 | `expert.jsonl` | queries, positives, and the expert's thoughts about them | both, and writing |
 | `written.jsonl` | thoughts that repeat their passage | writing alone |
-| `plain.jsonl` | questions of other kinds with their positives | the fast vector |
 | `corpus.jsonl` | all positives and the documents of the collections, for hard negatives | |
 | `dev/` | 500 questions held out of the train and dev splits, among 9,000 documents | the choice |
 
@@ -34,9 +33,9 @@ from o1_retriever.evaluation.sources import write_collection
 from o1_retriever_training.copies import share_copied
 
 COLLECTIONS = ("entailmentbank", "strategyqa_facts", "hotpotqa_1k", "scifact", "qasc_2hop")
-# Questions of the same kind as the collections', whose thoughts the model is trained on.
+# Questions of the same kind as the collections'; some of other kinds come to them.
 THINKING = ("entailmentbank_train", "strategyqa_train", "hotpotqa_train500", "scifact_train", "openstax_qa")
-PLAIN = {"squad_nqg_sentences": 6000, "qamr": 2500, "pubmedqa_train": 500, "openstax_glossary": 2500}
+PLAIN = {"squad_nqg_sentences": 1800, "qamr": 900, "pubmedqa_train": 300}
 WRITTEN = {
     "entailmentbank_train": 0.6, "strategyqa_train": 0.6, "hotpotqa_train500": 1.0, "scifact_train": 1.0,
     "openstax_qa": 0.5, "squad_nqg_sentences": 0.08, "qamr": 0.1,
@@ -63,20 +62,18 @@ def main() -> None:
     train = {name: _train(options.data, name, held_out) for name in (*THINKING, *PLAIN, *WRITTEN)}
     draw = random.Random(0)
     pairs = [_bare(row) for name in THINKING for row in train[name] if row["pos"]]
-    plain = [
-        _bare(row) for name, most in PLAIN.items() for row in _sample(draw, train[name], most) if row["pos"]
-    ]
+    for name, most in PLAIN.items():
+        pairs += [_bare(row) for row in _sample(draw, train[name], most) if row["pos"]]
     rows = {
         "pairs": pairs,
         "expert": list(_expert(options.data, train)),
         "written": list(_written(train, draw)),
-        "plain": plain,
     }
     for name, whole in rows.items():
         found = whole[: options.limit]
         _write(options.work / f"{name}.jsonl", found)
         print(f"{name}: {len(found):,} rows")
-    documents = _documents(options.data, [*pairs, *plain])
+    documents = _documents(options.data, pairs)
     _write(options.work / "corpus.jsonl", documents)
     print(f"corpus: {len(documents):,} documents; {len(held_out):,} queries held out for dev")
 

@@ -42,6 +42,7 @@ class Recipe(_Frozen):
     seed: int = Field(default=0, ge=0, lt=2**63)
     temperature: float = Field(default=0.7, ge=0, le=100)
     top_p: float = Field(default=0.95, gt=0, le=1)
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=100)
     max_tokens: int = Field(default=512, ge=1, le=1_000_000)
     examples: int = Field(default=3, ge=0, le=64)
     example_characters: int = Field(default=800, ge=20)
@@ -68,6 +69,7 @@ class Recipe(_Frozen):
             k=self.candidates,
             temperature=self.temperature,
             top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
             max_new_tokens=self.max_tokens,
             seed=self.seed,
         )

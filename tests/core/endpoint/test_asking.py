@@ -101,6 +101,18 @@ def test_a_parameter_that_is_refused_is_left_out_from_then_on(server, thinker, c
     assert len([each for each in caplog.records if "takes no 'seed'" in each.getMessage()]) == 1
 
 
+def test_a_repetition_penalty_is_sent_beside_the_interface_and_left_out_where_it_is_refused(server, thinker):
+    how = SETTINGS.with_changes(repetition_penalty=1.5)
+    thinker().think(["why?"], 1, settings=how)
+    assert server.bodies[-1]["repetition_penalty"] == 1.5
+    server.answer = picky(repetition_penalty="Unrecognized argument: repetition_penalty")
+    mine = thinker()
+    assert not mine.think(["why?"], 1, settings=how)[0][0].failed
+    assert "repetition_penalty" not in server.bodies[-1]
+    thinker().think(["why?"], 1, settings=SETTINGS)
+    assert "repetition_penalty" not in server.bodies[-1]
+
+
 def test_many_requests_at_once_learn_it_too(server, thinker, caplog):
     server.answer = picky(seed="Unrecognized argument: seed", top_p="top_p is not supported")
     rows = thinker(concurrency=8).think([f"q{n}" for n in range(24)], 1, settings=SETTINGS)
