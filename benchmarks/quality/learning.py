@@ -34,11 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 **{name: row[name] for name in PANELS[stage] if name in row},
             }
             for stage, path in zip(PANELS, paths, strict=True)
-            for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            for row in _log(path)
         ]
         KEPT.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     draw([json.loads(line) for line in KEPT.read_text(encoding="utf-8").splitlines()], PICTURE)
     return 0
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; of steps that a resumed run repeated, the last."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return sorted({row["step"]: row for row in rows}.values(), key=lambda row: row["step"])
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

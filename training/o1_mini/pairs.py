@@ -37,8 +37,8 @@ COLLECTIONS = ("entailmentbank", "strategyqa_facts", "hotpotqa_1k", "scifact", "
 THINKING = ("entailmentbank_train", "strategyqa_train", "hotpotqa_train500", "scifact_train", "openstax_qa")
 PLAIN = {"squad_nqg_sentences": 1800, "qamr": 900, "pubmedqa_train": 300}
 WRITTEN = {
-    "entailmentbank_train": 0.6, "strategyqa_train": 0.6, "hotpotqa_train500": 1.0, "scifact_train": 1.0,
-    "openstax_qa": 0.5, "squad_nqg_sentences": 0.08, "qamr": 0.1,
+    "entailmentbank_train": 0.32, "strategyqa_train": 0.32, "hotpotqa_train500": 0.5, "scifact_train": 0.5,
+    "openstax_qa": 0.25, "squad_nqg_sentences": 0.04, "qamr": 0.05,
 }  # fmt: skip
 EXPERT = {
     "entailmentbank": "entailmentbank_train", "strategyqa_facts": "strategyqa_train",
@@ -73,7 +73,8 @@ def main() -> None:
         found = whole[: options.limit]
         _write(options.work / f"{name}.jsonl", found)
         print(f"{name}: {len(found):,} rows")
-    documents = _documents(options.data, pairs)
+    documents = _documents(options.data, rows["pairs"][: options.limit])
+    documents = documents[: options.limit * 20 if options.limit else None]
     _write(options.work / "corpus.jsonl", documents)
     print(f"corpus: {len(documents):,} documents; {len(held_out):,} queries held out for dev")
 
