@@ -47,6 +47,6 @@ def _example(name: str, evaluation: Evaluation, query: str, gain: float) -> dict
 
 
 def _places(ranking: Mapping[str, float], relevant: list[str]) -> list[int]:
-    """The places, counted from 1, of the relevant documents among the first hundred."""
+    """The places, counted from 1, of the relevant documents that were found, the first five at most."""
     order = sorted(ranking, key=lambda document: -ranking[document])
     return sorted(order.index(document) + 1 for document in relevant if document in ranking)[:5]

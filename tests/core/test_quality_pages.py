@@ -10,8 +10,10 @@ import pytest
 from benchmarks.quality.pages import (
     PAGES,
     curves_table,
+    examples_table,
     filled,
     gains_table,
+    mini_table,
     quality_table,
     robustness_table,
 )
@@ -53,7 +55,24 @@ def row(name: str, value: float) -> dict[str, object]:
 def test_what_was_not_measured_is_a_dash_and_other_sets_are_left_out() -> None:
     table = quality_table([row("scifact/bm25", 0.6863), row("unknown/bm25", 0.5), row("scifact/minilm", 0.6)])
     *_, line = table.splitlines()
-    assert line == "| SciFact: 300 claims, 5,183 abstracts | 0.686 | 0.600 | – | – | – | – | – | – |"
+    assert line == "| SciFact: 300 claims, 5,183 abstracts | 0.686 | 0.600 | – | – | – | – | – |"
+
+
+def test_o1_mini_has_its_share_of_minilm_its_control_and_its_costs() -> None:
+    rows = [
+        row("scifact/minilm", 0.5),
+        row("scifact/o1_mini_fast", 0.49),
+        row("scifact/o1_mini_thinking", 0.6),
+    ]
+    rows += [row("scifact/o1_mini_thinking_p", 0.02), row("scifact/o1_mini_thinking/tokens", 20.4)]
+    *_, line = mini_table(rows).splitlines()
+    assert line == "| SciFact | 0.490 | 98.0% | 0.600 | 0.020 | – | 20 | – | – |"
+
+
+def test_an_example_shows_each_thought_once() -> None:
+    example = {"set": "a", "query": "q1", "gain": -0.25, "thoughts": ["ice", "ice", "snow"]}
+    *_, line = examples_table([{**example, "places_fast": [1, 4], "places_thinking": []}]).splitlines()
+    assert line == "| 1 | a `q1` | ice; snow | -0.25 | 1, 4 | – |"
 
 
 def test_other_wordings_and_curves_have_their_rows() -> None:
