@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from benchmarks.fictional_world.page import ablation_table, two_hop_table
+from benchmarks.quality.card import with_results
 from benchmarks.record import RESULTS, ROOT, read
 from benchmarks.speed.page import full_table, speed_table
 from o1_retriever.evaluation.table import markdown_table
@@ -47,6 +48,7 @@ GAINS = {
     "hybrid_with_thoughts": "hybrid",
     "o1_mini_thinking": "o1_mini_fast",
 }
+CARD = "models/o1-mini/README.md"
 P_VALUE = "o1_mini_thinking_p"
 WINS = "o1_mini/sets_where_thinking_wins"
 LEVEL = 0.05
@@ -60,6 +62,8 @@ def main() -> None:
         text = path.read_text(encoding="utf-8")
         for name, (results, table) in tables.items():
             text = filled(text, name, table(read(RESULTS / results)))
+        if page == CARD:
+            text = with_results(text, read(RESULTS / "quality.jsonl"), list(SETS))
         path.write_text(text, encoding="utf-8")
     from benchmarks.fictional_world.page import draw as draw_world
     from benchmarks.quality.draw import draw
@@ -212,7 +216,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
         "mini": ("quality.jsonl", mini_table),
         "examples": ("examples.jsonl", examples_table),
     },
-    "models/o1-mini/README.md": {
+    CARD: {
         "mini": ("quality.jsonl", mini_table),
         "examples": ("examples.jsonl", examples_table),
     },

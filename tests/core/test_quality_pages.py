@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
+from benchmarks.quality.card import with_results
 from benchmarks.quality.pages import (
+    CARD,
     PAGES,
+    SETS,
     curves_table,
     examples_table,
     filled,
@@ -42,6 +46,18 @@ def test_the_tables_of_the_pages_are_made_of_the_recorded_figures(page: str, roo
         rows = read(root / "benchmarks" / "results" / results)
         assert rows, f"{results} holds nothing"
         assert filled(text, name, table(rows)) == text, "type: python -m benchmarks.quality.pages"
+
+
+def test_the_card_has_the_recorded_figures_in_the_hubs_format(root: Path) -> None:
+    card = (root / CARD).read_text(encoding="utf-8")
+    rows = read(root / "benchmarks" / "results" / "quality.jsonl")
+    assert with_results(card, rows, list(SETS)) == card, "type: python -m benchmarks.quality.pages"
+    found = {
+        (each.dataset_name, each.metric_name): each.metric_value for each in ModelCard(card).data.eval_results
+    }
+    wanted = {row["name"]: row["value"] for row in rows}
+    assert found["qasc_2hop", "nDCG@10, fast"] == wanted["qasc_2hop/o1_mini_fast"]
+    assert len(found) == 2 * len(SETS)
 
 
 def test_the_pictures_of_the_page_are_there(root: Path) -> None:

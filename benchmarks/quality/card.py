@@ -1,0 +1,40 @@
+"""The metadata of o1-mini's card: its measured results in the Hub's format, from the recorded figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+SYSTEMS = {"o1_mini_fast": "fast", "o1_mini_thinking": "thinking, 3 thoughts"}
+DATASETS = [
+    "rajpurkar/squad",
+    "hotpotqa/hotpot_qa",
+    "allenai/scifact",
+    "allenai/qasc",
+    "openai/gsm8k",
+    "qiaojin/PubMedQA",
+]
+
+
+def with_results(card: str, rows: Sequence[Mapping[str, object]], sets: Sequence[str]) -> str:
+    """The card with nDCG@10 of every set in its metadata, fast and thinking; its text stays as it is."""
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    values = {str(row["name"]): float(str(row["value"])) for row in rows}
+    results = [
+        EvalResult(
+            task_type="information-retrieval",
+            task_name="Information Retrieval",
+            dataset_type=name,
+            dataset_name=name,
+            dataset_split="test",
+            metric_type="ndcg_at_10",
+            metric_name=f"nDCG@10, {title}",
+            metric_value=values[f"{name}/{system}"],
+        )
+        for name in sets
+        for system, title in SYSTEMS.items()
+    ]
+    read = ModelCard(card)
+    data = {name: value for name, value in read.data.__dict__.items() if value is not None}
+    data |= {"datasets": DATASETS, "model_name": "o1-mini", "eval_results": results}
+    return f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{read.text.strip()}\n"
