@@ -11,7 +11,7 @@ Writes into WORK:
 | `pairs.jsonl` | queries and positives: the model's own thoughts come to these | both vectors |
 | `expert.jsonl` | queries, positives, and the expert's thoughts about them | both, and writing |
 | `written.jsonl` | thoughts that repeat their passage | writing alone |
-| `corpus.jsonl` | all positives and the documents of the collections, for hard negatives | |
+| `corpus.jsonl` | all positives and the documents of the collections: what a question is compared with | |
 | `dev/` | 500 questions held out of the train and dev splits, among 9,000 documents | the choice |
 
 No split named test is opened; the documents of a collection are, because an index knows its documents.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,11 +139,3 @@ def collate(questions: list[Question], fast: Vectors, m: Markers) -> QuestionBat
     return QuestionBatch(
         batch, torch.tensor([len(s) - 1 for s in sequences]), [q.positives for q in questions]
     )
-
-
-def forever(questions: list[Question], tokens: int, seed: int) -> Iterator[list[int]]:
-    """Batches epoch after epoch, each in an order of its own."""
-    epoch = 0
-    while True:
-        yield from batches_of(questions, tokens, seed + epoch)
-        epoch += 1
