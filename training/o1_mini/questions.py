@@ -17,6 +17,9 @@ from teacher import Teacher
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from o1_retriever_training.copies import share_copied
+
+MOST_COPIED = 0.6  # share of a thought's content words that may stand in one of its positives
 MAX_QUERY, MAX_THOUGHT = 96, 64  # tokens
 Vectors = NDArray[np.float32]
 
@@ -85,10 +88,13 @@ def load_questions(
     number = {query: at for at, query in enumerate(queries)}
     found: list[Question] = []
     for row in rows:
-        positives = tuple(sorted({bank.place[text] for text in row["pos"] if text in bank.place}))
+        answers = tuple(sorted({bank.place[text] for text in row["pos"] if text in bank.place}))
         query = _ids(tokenizer, row["query"], MAX_QUERY)
         elected = row.get("thought")
         for thought in dict.fromkeys([*(row.get("all_thought") or []), *([elected] if elected else [])]):
+            # A thought that repeats its passage is good to write; searched with, it would teach copying.
+            copied = bool(answers) and share_copied(thought, row["pos"]) > MOST_COPIED
+            positives = () if copied else answers
             if thought and (positives or thought == elected):
                 written = thought == elected or "votes" not in row
                 ids = _ids(tokenizer, thought, MAX_THOUGHT)

@@ -85,6 +85,27 @@ def test_questions_stand_in_the_papers_layout_and_only_elected_thoughts_are_writ
     assert batch.positives == [(7,), ()]
 
 
+def test_a_thought_that_repeats_its_passage_is_written_and_never_searched_with(tmp_path: Path) -> None:
+    from model import load_tokenizer
+    from questions import Bank, load_questions
+
+    passage = "a prism refracts white light into colors"
+    said = ["rainbow drops sunlight", "prism refracts white light", "white light colors"]
+    row = {
+        "query": "What did he use?",
+        "pos": [passage],
+        "votes": {},
+        "all_thought": said,
+        "thought": said[1],
+    }
+    path = tmp_path / "voted.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    tokenizer = load_tokenizer(RECIPES.parents[2] / "models" / "o1-mini")
+    found, vectors = load_questions([path], Bank(torch.zeros(1, 384), {passage: 0}), tokenizer)
+    assert vectors.shape == (1, 384)
+    assert [(len(each.positives), each.written) for each in found] == [(1, False), (0, True)]
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=60), st.integers(0, 9)
 )
