@@ -147,16 +147,6 @@ def test_documents_become_queries_thoughts_and_themselves(tmp_path: Path) -> Non
     assert all(row.thought in facts - {row.text} for row in near)
 
 
-def test_the_mean_of_two_runs_is_that_of_their_weights() -> None:
-    from average import average
-
-    one = {"weight": torch.tensor([1.0, 3.0]), "count": torch.tensor(4)}
-    two = {"weight": torch.tensor([3.0, 9.0]), "count": torch.tensor(7)}
-    mean = average([one, two])
-    assert mean["weight"].tolist() == [2.0, 6.0]
-    assert int(mean["count"]) == 4
-
-
 def test_a_recipe_becomes_the_commands_that_it_says(tmp_path: Path) -> None:
     from stages import command
 
