@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from o1_retriever_training.publishing.figures import Figure, as_eval_results
+
+MEASURE = "nDCG@10"
 SYSTEMS = {"o1_mini_fast": "fast", "o1_mini_thinking": "thinking, 3 thoughts"}
 DATASETS = [
     "rajpurkar/squad",
@@ -17,23 +20,16 @@ DATASETS = [
 
 def with_results(card: str, rows: Sequence[Mapping[str, object]], sets: Sequence[str]) -> str:
     """The card with nDCG@10 of every set in its metadata, fast and thinking; its text stays as it is."""
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import ModelCard, ModelCardData
 
     values = {str(row["name"]): float(str(row["value"])) for row in rows}
-    results = [
-        EvalResult(
-            task_type="information-retrieval",
-            task_name="Information Retrieval",
-            dataset_type=name,
-            dataset_name=name,
-            dataset_split="test",
-            metric_type="ndcg_at_10",
-            metric_name=f"nDCG@10, {title}",
-            metric_value=values[f"{name}/{system}"],
-        )
+    figures = [
+        Figure(collection=name, split="test", system=title, measures={MEASURE: values[f"{name}/{system}"]})
         for name in sets
         for system, title in SYSTEMS.items()
     ]
+    # One by one: of several systems only the first model's would be taken.
+    results = [result for figure in figures for result in as_eval_results([figure])]
     read = ModelCard(card)
     data = {name: value for name, value in read.data.__dict__.items() if value is not None}
     data |= {"datasets": DATASETS, "model_name": "o1-mini", "eval_results": results}

@@ -28,9 +28,9 @@ def write_examples(path: Path, done: Mapping[str, Evaluation]) -> None:
 def _extremes(evaluation: Evaluation) -> list[tuple[str, float]]:
     """(query, gain) of the largest gain and of the largest loss; ties go to the first id."""
     fast, thinking = (evaluation[name].values[MEASURE] for name in (FAST, THINKING))
-    gains = sorted(((thinking[query] - fast[query], query) for query in fast), key=lambda pair: pair[1])
-    best, worst = max(gains, key=lambda pair: pair[0]), min(gains, key=lambda pair: pair[0])
-    return [(best[1], best[0]), (worst[1], worst[0])]
+    gains = {query: thinking[query] - fast[query] for query in sorted(fast)}
+    best, worst = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
+    return [(best, gains[best]), (worst, gains[worst])]
 
 
 def _example(name: str, evaluation: Evaluation, query: str, gain: float) -> dict[str, Any]:

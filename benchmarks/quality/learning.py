@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import RESULTS, ROOT
+from benchmarks.record import RESULTS, ROOT, read
 
 KEPT = RESULTS / "o1_mini_learning.jsonl"
 PICTURE = ROOT / "docs" / "o1-mini-learning.png"
@@ -37,14 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in _log(path)
         ]
         KEPT.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    draw([json.loads(line) for line in KEPT.read_text(encoding="utf-8").splitlines()], PICTURE)
+    draw(read(KEPT), PICTURE)
     return 0
 
 
 def _log(path: Path) -> list[dict[str, Any]]:
     """The lines of a log; of steps that a resumed run repeated, the last."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return sorted({row["step"]: row for row in rows}.values(), key=lambda row: row["step"])
+    return sorted({row["step"]: row for row in read(path)}.values(), key=lambda row: row["step"])
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

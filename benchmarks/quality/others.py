@@ -8,8 +8,6 @@ from typing import Any
 
 from o1_retriever import ThinkingEmbedder
 from o1_retriever.backend import Backend, Thinking
-from o1_retriever.conversation import Conversation
-from o1_retriever.thought import ThoughtSettings
 
 
 def with_other_thoughts(embedder: ThinkingEmbedder, queries: Sequence[str]) -> ThinkingEmbedder:
@@ -34,15 +32,9 @@ class _Others:
         self,
         queries: Sequence[str],
         k: int,
-        *,
-        settings: ThoughtSettings,
-        start: int,
-        batch_size: int | None,
-        histories: Sequence[Conversation] | None = None,
+        **options: Any,
     ) -> Iterator[Thinking]:
         others = [self._after[query] for query in queries]
-        found = self._inner.think(
-            others, k, settings=settings, start=start, batch_size=batch_size, histories=histories
-        )
-        for thinking in found:  # vectors that came with the thoughts are of the other query
+        for thinking in self._inner.think(others, k, **options):
+            # Vectors that came with the thoughts are of the other query.
             yield replace(thinking, vectors=None, fast=None)

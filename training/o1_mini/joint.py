@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from questions import Bank, QuestionBatch, batches_of, load_bank, load_questions
 from questions import collate as collate_questions
 from torch import Tensor
 from torch.nn import functional
-from train import MAX_GRADIENT_NORM, Meter, make_optimizer, rate, resume, save
+from train import make_optimizer, run_steps, start_from
 from transformers import BertLMHeadModel
 
 
@@ -59,10 +57,6 @@ def question_losses(
     generation = thought.mean() if len(thought) else hidden.sum() * 0.0
     total = args.contrast * contrast + args.cosine * anchor + args.tokens * generation
     parts = {"contrast": contrast, "anchor": anchor, "thought": generation}
-    if args.fast_contrast:  # how much of the gain is the comparison's, and not the thought's
-        compared = bank_loss(fast, found.positives, bank.vectors, args.temperature)
-        total = total + args.fast_contrast * compared
-        parts["contrast_fast"] = compared
     return total, {name: float(value.detach()) for name, value in parts.items()}
 
 
@@ -79,59 +73,38 @@ def document_batches(work: Path, tokens: int, seed: int) -> Iterator[tuple[Shard
                 yield shards[number], vectors[number], documents
 
 
-def start(args: argparse.Namespace) -> BertLMHeadModel:
-    """The model with the weights of the run that this one starts from."""
-    model = build_model(args.work).train()
-    model.load_state_dict(torch.load(args.start / "checkpoint.pt", weights_only=True)["model"])
-    use_training_attention(model)
-    return model
-
-
 def train(args: argparse.Namespace) -> None:
-    """Run the steps that are left."""
+    """Train on questions and documents side by side."""
     torch.manual_seed(args.seed)
     tokenizer = load_tokenizer(args.work / "tokenizer")
     markers = Markers.of(tokenizer)
     bank = load_bank(args.work, args.corpus)
     questions, fast = load_questions(args.rows, bank, tokenizer)
-    model = start(args)
+    model = build_model(args.work).train()
+    start_from(args.start, model)
+    use_training_attention(model)
     optimizer = make_optimizer(model, args.lr, 0.0)
-    first, tokens = resume(args.run, model, optimizer)
-    epochs = (batches_of(questions, args.batch_tokens, args.seed + epoch) for epoch in itertools.count())
-    documents = document_batches(args.work, args.document_tokens, args.seed)
-    stream = zip(itertools.chain.from_iterable(epochs), documents, strict=True)
     weights = Weights(args.cosine, args.similarity, args.tokens, args.text)
-    print(f"{len(questions)} thoughts about questions, step {first} of {args.steps}", flush=True)
-    meter, saved = Meter(), time.time()
-    for step, (rows, (shard, vectors, chosen)) in enumerate(
-        itertools.islice(stream, first, args.steps), start=first
-    ):
-        lr = args.lr * rate(step, args.steps, args.warmup, args.decay)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
-        asked = collate_questions([questions[row] for row in rows], fast, markers)
+    print(f"{len(questions)} thoughts about questions", flush=True)
+
+    def batches(first: int) -> Iterator[tuple[QuestionBatch, Batch]]:
+        epochs = (batches_of(questions, args.batch_tokens, args.seed + epoch) for epoch in itertools.count())
+        documents = document_batches(args.work, args.document_tokens, args.seed)
+        pairs = zip(itertools.chain.from_iterable(epochs), documents, strict=True)
+        for rows, (shard, vectors, chosen) in itertools.islice(pairs, first, args.steps):
+            asked = collate_questions([questions[row] for row in rows], fast, markers)
+            yield asked, collate(shard, vectors, chosen, markers, args.text_targets)
+
+    def backward(both: tuple[QuestionBatch, Batch]) -> tuple[dict[str, float], int]:
+        asked, held = both
         loss, parts = question_losses(model, asked, bank, args)
         loss.backward()
-        held: Batch = collate(shard, vectors, chosen, markers, args.text_targets)
         loss, said = losses(model, held, weights)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        size = held.ids.numel() + asked.batch.ids.numel()
-        tokens += size
-        meter.add(parts | {f"document_{name}": value for name, value in said.items()}, size)
-        done = step + 1 == args.steps
-        if (step + 1) % args.log_every == 0 or done:
-            line = json.dumps(meter.line(step + 1, args.steps, lr) | {"tokens": tokens})
-            print(line, flush=True)
-            with (args.run / "log.jsonl").open("a") as log:
-                log.write(line + "\n")
-            meter = Meter()
-        if time.time() - saved > 60 * args.save_minutes or done:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            save(args.run / "checkpoint.pt", state | {"tokens": tokens, "rng": torch.get_rng_state()})
-            saved = time.time()
+        parts |= {f"document_{name}": value for name, value in said.items()}
+        return parts, held.ids.numel() + asked.batch.ids.numel()
+
+    run_steps(args, model, optimizer, batches, backward)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -144,7 +117,6 @@ def parser() -> argparse.ArgumentParser:
     add("--corpus", type=Path, required=True, help="corpus.jsonl that pairs.py wrote")
     add("--start", type=Path, required=True, help="run whose weights this one starts from")
     add("--run", type=Path, required=True, help="folder for this run's checkpoint and log")
-    add("--fast-contrast", type=float, default=0.0, help="weight of the fast vector's own comparison")
     add("--steps", type=int, default=400)
     add("--batch-tokens", type=int, default=3072)
     add("--document-tokens", type=int, default=1536)

@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from batches import Markers, PlanOptions, Shard, collate, plan_run
@@ -23,6 +23,7 @@ from model import Batch, Weights, build_model, load_tokenizer, losses, use_train
 from transformers import BertLMHeadModel
 
 MAX_GRADIENT_NORM = 30.0  # about the usual norm: only spikes are cut
+Item = TypeVar("Item")
 HEAD_RATE = 4.0  # the LM head's learning rate over the body's
 
 
@@ -95,33 +96,35 @@ def resume(run: Path, model: BertLMHeadModel, optimizer: torch.optim.AdamW) -> t
     return int(state["step"]), int(state["tokens"])
 
 
-def train(args: argparse.Namespace) -> None:
-    """Run the steps that are left, writing losses to `log.jsonl` and a checkpoint every few minutes."""
-    torch.manual_seed(args.seed)
-    shards = [Shard(path) for path in sorted((args.work / "shards").glob("*.npz"))[: args.shards]]
-    options = PlanOptions(args.batch_tokens, args.batch_rows, args.long_share, args.short_repeat, args.seed)
-    plan = plan_run(shards, options)
-    args.steps = args.steps or len(plan)
-    model = build_model(args.work).train()
-    use_training_attention(model)
-    optimizer = make_optimizer(model, args.lr, args.weight_decay)
-    if args.start and not (args.run / "checkpoint.pt").exists():
-        model.load_state_dict(torch.load(args.start / "checkpoint.pt", weights_only=True)["model"])
+def start_from(run: Path, model: BertLMHeadModel) -> None:
+    """Take over the weights of another run's checkpoint."""
+    model.load_state_dict(torch.load(run / "checkpoint.pt", weights_only=True)["model"])
+
+
+def run_steps(
+    args: argparse.Namespace,
+    model: BertLMHeadModel,
+    optimizer: torch.optim.AdamW,
+    batches: Callable[[int], Iterator[Item]],
+    backward: Callable[[Item], tuple[dict[str, float], int]],
+) -> None:
+    """Run the steps that are left, writing losses to `log.jsonl` and a checkpoint every few minutes.
+
+    `batches` gives those from a step on; `backward` adds one's gradients and returns its losses and tokens.
+    """
     first, tokens = resume(args.run, model, optimizer)
-    print(f"{len(plan)} batches in the data, {args.steps} steps, from step {first}", flush=True)
-    weights = Weights(args.cosine, args.similarity, args.tokens, args.text)
+    print(f"{args.steps} steps, from step {first}", flush=True)
     meter, saved = Meter(), time.time()
-    for step, batch in enumerate(stream(args, shards, plan, first), start=first):
+    for step, batch in enumerate(batches(first), start=first):
         lr = args.lr * rate(step, args.steps, args.warmup, args.decay)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["scale"]
-        loss, parts = losses(model, batch, weights)
-        loss.backward()
+        parts, size = backward(batch)
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        tokens += batch.ids.numel()
-        meter.add(parts, batch.ids.numel())
+        tokens += size
+        meter.add(parts, size)
         done = step + 1 == args.steps
         if (step + 1) % args.log_every == 0 or done:
             line = json.dumps(meter.line(step + 1, args.steps, lr) | {"tokens": tokens})
@@ -133,6 +136,29 @@ def train(args: argparse.Namespace) -> None:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             save(args.run / "checkpoint.pt", state | {"tokens": tokens, "rng": torch.get_rng_state()})
             saved = time.time()
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train on documents, queries and queries with thoughts."""
+    torch.manual_seed(args.seed)
+    shards = [Shard(path) for path in sorted((args.work / "shards").glob("*.npz"))[: args.shards]]
+    options = PlanOptions(args.batch_tokens, args.batch_rows, args.long_share, args.short_repeat, args.seed)
+    plan = plan_run(shards, options)
+    args.steps = args.steps or len(plan)
+    model = build_model(args.work).train()
+    use_training_attention(model)
+    optimizer = make_optimizer(model, args.lr, args.weight_decay)
+    if args.start:
+        start_from(args.start, model)
+    weights = Weights(args.cosine, args.similarity, args.tokens, args.text)
+    print(f"{len(plan)} batches in the data", flush=True)
+
+    def backward(batch: Batch) -> tuple[dict[str, float], int]:
+        loss, parts = losses(model, batch, weights)
+        loss.backward()
+        return parts, batch.ids.numel()
+
+    run_steps(args, model, optimizer, lambda first: stream(args, shards, plan, first), backward)
 
 
 RAW = argparse.RawDescriptionHelpFormatter
