@@ -12,23 +12,23 @@ print(embedding.thoughts[0].text)
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from o1_retriever._version import __version__
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from o1_retriever.embedder import ThinkingEmbedder
     from o1_retriever.errors import O1RetrieverError
-    from o1_retriever.explanation import Explanation
-    from o1_retriever.index import Index
-    from o1_retriever.retriever import Retriever
+    from o1_retriever.explain.explanation import Explanation
+    from o1_retriever.index.index import Index
+    from o1_retriever.search.retriever import Retriever
     from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings
 
 # Loaded when first used (PEP 562), so that importing the package costs next to nothing.
 _HOME = {
-    "Explanation": "o1_retriever.explanation",
-    "Index": "o1_retriever.index",
+    "Explanation": "o1_retriever.explain.explanation",
+    "Index": "o1_retriever.index.index",
     "O1RetrieverError": "o1_retriever.errors",
     "QueryEmbedding": "o1_retriever.thought",
-    "Retriever": "o1_retriever.retriever",
+    "Retriever": "o1_retriever.search.retriever",
     "ThinkingEmbedder": "o1_retriever.embedder",
     "Thought": "o1_retriever.thought",
     "ThoughtSettings": "o1_retriever.thought",

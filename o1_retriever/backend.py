@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from o1_retriever.conversation import Conversation, several, takes_histories
 from o1_retriever.errors import CheckpointError, SettingsError, ThinkerError
-from o1_retriever.space import Precision, VectorSpace
+from o1_retriever.query import Conversation, several, takes_histories
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
-from o1_retriever.vectors import check_vectors
+from o1_retriever.vectors import Precision, VectorSpace, check_vectors
 
 if TYPE_CHECKING:
     from o1_retriever.encoders import Encoder

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from o1_retriever.backend import Backend, PairBackend, settings_of
-from o1_retriever.conversation import Conversation, History, histories_of
 from o1_retriever.errors import SettingsError
-from o1_retriever.inputs import check_text, check_texts, text_blocks
-from o1_retriever.pooling import pool, unit
 from o1_retriever.progress import progress
+from o1_retriever.query import Conversation, History, check_text, check_texts, histories_of, text_blocks
 from o1_retriever.query_cache import QueryCache
 from o1_retriever.road import Road
-from o1_retriever.space import Precision, VectorSpace
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings, Vector
-from o1_retriever.vectors import check_dim, delivered
+from o1_retriever.vectors import Precision, VectorSpace, check_dim, delivered, pool, unit
 
 if TYPE_CHECKING:
     import torch

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from o1_retriever.errors import EncoderError, SettingsError
-from o1_retriever.inputs import check_texts
-from o1_retriever.sentence_encoder import PROBE, SentenceTransformerEncoder, is_sentence_transformer
-from o1_retriever.space import Precision, VectorSpace
+from o1_retriever.engine.batching import by_tokens
+from o1_retriever.engine.weights import hash_signs
+from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
+from o1_retriever.extras import require
+from o1_retriever.query import check_texts
 from o1_retriever.thought import Vector
-from o1_retriever.vectors import check_vectors
+from o1_retriever.vectors import Precision, VectorSpace, check_vectors
 
 __all__ = ["CallableEncoder", "Encoder", "SentenceTransformerEncoder", "as_encoder"]
 
@@ -141,3 +147,215 @@ def _own_name(function: Any) -> str:
             hint="Pass CallableEncoder(function, name=...).",
         )
     return f"{function.__module__}.{name}"
+
+
+logger = logging.getLogger(__name__)
+
+PROBE = "What is a vector?"
+# Tokens of a pass on a CPU: more do not fit its caches. A token of English is some four characters.
+_TOKENS, _CHARACTERS = 2048, 4
+SPECIAL_TOKENS = 8  # more than any tokenizer puts around a text
+
+
+class SentenceTransformerEncoder:
+    """A sentence-transformers model: a loaded one, a folder, or a hub id (of safetensors weights).
+
+    Queries and documents get the prompts that the model itself has for them. `device` (None: the best
+    one there is) and `trust_remote_code` are for loading; a model that is loaded here gets its weights laid
+    out for the processor's kernels, and can then be run but not saved. `name` stands for the weights of a
+    model that has no torch weights to hash (another backend).
+
+    Raises `MissingExtraError` without the `sentence-transformers` extra, `ModelNotFoundError` and
+    `ModelError` for a model that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+        name: str | None = None,
+    ) -> None:
+        loads = isinstance(model, str | os.PathLike)
+        if loads:
+            model = _load(os.fspath(model), device=device, trust_remote_code=trust_remote_code)
+        elif device is not None:
+            raise SettingsError("A loaded model was passed with a device.", hint="Type: model.to(device)")
+        elif not is_sentence_transformer(model):
+            raise SettingsError(
+                f"Found a {type(model).__name__}; expected a SentenceTransformer or its name."
+            )
+        self.model = model
+        self._name = name
+        self._said: set[str] = set()
+        if loads:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Lay the weights out for the processor, once their hash has been taken."""
+        from o1_retriever.engine.packing import pack
+
+        inner = getattr(self.model[0], "auto_model", None)
+        if inner is not None and self._weights:
+            pack(inner)
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return self._name or hash_signs(self.model)
+
+    @property
+    def space(self) -> VectorSpace:
+        """The weights' signs, the prompts, the modules behind the model, the dimension and the length."""
+        prompts = {"query": self._prompt("query"), "document": self._prompt("document", "passage", "corpus")}
+        return VectorSpace(
+            weights=self._weights,
+            layout=json.dumps({"sentence-transformers": prompts}, sort_keys=True),
+            pooling=" + ".join(_describe(module) for module in self.model),
+            dimension=self._dimension(),
+            max_tokens=self._max_tokens,
+        )
+
+    @property
+    def precision(self) -> Precision:
+        """dtype and device of the model's weights, and how they are quantised."""
+        weights = next(self.model.parameters(), None)
+        inner = getattr(self.model[0], "auto_model", None)
+        method = getattr(getattr(inner, "config", None), "quantization_config", None)
+        return Precision(
+            dtype="float32" if weights is None else str(_inner_dtype(inner, weights)).removeprefix("torch."),
+            quantization=None if method is None else _quantization(method),
+            device=str(self.model.device),
+        )
+
+    def embed_queries(self, texts: Sequence[str], *, batch_size: int = 32) -> Vector:
+        """One vector per query; raises `InputError` or `EncoderError` with the position of a bad one.
+
+        The first call with texts that are longer than the model reads says so.
+        """
+        return self._embed(texts, "query", self.model.encode_query, self._prompt("query"), batch_size)
+
+    def embed_documents(self, texts: Sequence[str], *, batch_size: int = 32) -> Vector:
+        """One vector per document; errors and warning as for queries."""
+        prompt = self._prompt("document", "passage", "corpus")
+        return self._embed(texts, "document", self.model.encode_document, prompt, batch_size)
+
+    def _embed(
+        self,
+        texts: Sequence[str],
+        what: str,
+        encode: Callable[..., Any],
+        prompt: str,
+        batch_size: int,
+    ) -> Vector:
+        found = check_texts(texts, what=what)
+        if not found:
+            return np.empty((0, self.space.dimension), dtype=np.float32)
+        # Said once for each kind of text: a collection comes in many calls, and counting is not free.
+        long = 0 if what in self._said else self._count_long(found, prompt)
+        if long:
+            self._said.add(what)
+            logger.warning(
+                "%d of %d texts are longer than %s tokens: the rest of each is not embedded (said once).",
+                long,
+                len(found),
+                self._max_tokens,
+            )
+        if self.model.device.type == "cpu" and len(found) > 1:
+            vectors = self._by_tokens(found, encode, batch_size)
+        else:
+            vectors = encode(found, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
+        return check_vectors(vectors, len(found), f"The model returned for {len(found)} texts")
+
+    def _by_tokens(self, texts: list[str], encode: Callable[..., Any], batch_size: int) -> Any:
+        """Batches of about as many tokens as fit the processor's caches: long texts a few at a time."""
+        limit = self._max_tokens or sys.maxsize
+        lengths = [min(limit, len(text) // _CHARACTERS + 2) for text in texts]
+        parts, places = [], []
+        for batch in by_tokens(lengths, _TOKENS, batch_size):
+            some = [texts[place] for place in batch]
+            parts.append(encode(some, batch_size=len(some), show_progress_bar=False, convert_to_numpy=True))
+            places += batch
+        return np.concatenate(parts)[np.argsort(places)]
+
+    def _prompt(self, *names: str) -> str:
+        """What the model puts before a text: the first prompt of that name, else its default one."""
+        prompts: dict[str, str] = self.model.prompts
+        named = next((prompts[name] for name in names if name in prompts), None)
+        default = prompts.get(self.model.default_prompt_name or "")
+        return (default if named is None else named) or ""
+
+    @property
+    def _max_tokens(self) -> int | None:
+        limit = self.model.max_seq_length
+        # Some tokenizers say 10**30 for "unlimited".
+        return int(limit) if limit is not None and limit < 2**31 else None
+
+    def _dimension(self) -> int:
+        dimension = self.model.get_embedding_dimension()
+        return int(dimension or self.model.encode_document([PROBE], show_progress_bar=False).shape[1])
+
+    def _count_long(self, texts: list[str], prompt: str) -> int:
+        """How many texts are cut. A token stands for one byte at least, so that short texts need no look."""
+        import transformers
+
+        limit = self._max_tokens
+        tokenizer = getattr(self.model[0], "tokenizer", None)
+        if limit is None or not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
+            return 0
+        doubtful = [text for text in texts if len(f"{prompt}{text}".encode()) + SPECIAL_TOKENS > limit]
+        if not doubtful:
+            return 0
+        tokens = tokenizer([prompt + text for text in doubtful], truncation=False, verbose=False)["input_ids"]
+        return sum(len(ids) > limit for ids in tokens)
+
+
+def _load(name: str, *, device: str | None, trust_remote_code: bool) -> Any:
+    package = require(
+        "sentence_transformers", extra="sentence-transformers", purpose="A sentence-transformers encoder"
+    )
+    path = Path(name).expanduser()
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
+        raise ModelNotFoundError(f"There is no folder {name}; expected a sentence-transformers model.")
+    try:
+        return package.SentenceTransformer(
+            str(path) if path.is_dir() else name,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"use_safetensors": True},
+        )
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"The encoder {name!r} cannot be loaded: {_line(error)}",
+            hint="Pass a folder or hub id of a sentence-transformers model with safetensors weights.",
+        ) from error
+    except (ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(f"The encoder {name!r} cannot be loaded: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
+def _describe(module: Any) -> str:
+    mode = getattr(module, "pooling_mode", None)
+    mode = "" if mode is None else f"({mode if isinstance(mode, str) else '+'.join(mode)})"
+    return f"{type(module).__name__}{mode}"
+
+
+def _inner_dtype(inner: Any, weights: Any) -> Any:
+    """A quantised model's first weight may be packed integers: its own `dtype` is what it computes in."""
+    return getattr(inner, "dtype", None) or weights.dtype
+
+
+def _quantization(method: Any) -> str:
+    if getattr(method, "load_in_4bit", False):
+        return str(getattr(method, "bnb_4bit_quant_type", "4bit"))
+    return str(getattr(method, "quant_method", type(method).__name__))
+
+
+def is_sentence_transformer(value: Any) -> bool:
+    """Whether `value` is a loaded model, found out without importing the package."""
+    package = sys.modules.get("sentence_transformers")  # not loaded: nobody can have made one
+    return package is not None and isinstance(value, package.SentenceTransformer)

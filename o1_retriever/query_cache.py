@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from o1_retriever.backend import Backend, Thinking
-from o1_retriever.conversation import Conversation
+from o1_retriever.query import Conversation
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from o1_retriever.backend import Backend, Thinking
-from o1_retriever.conversation import Conversation, histories_of, several
 from o1_retriever.progress import progress
+from o1_retriever.query import Conversation, histories_of, several
 from o1_retriever.query_cache import QueryCache
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
 from o1_retriever.under_way import UnderWay

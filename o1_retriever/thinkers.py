@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from o1_retriever.conversation import Conversation, histories_of, several, takes_histories
 from o1_retriever.endpoint import DEFAULT_PROMPT, ChatPrompt, OpenAIThinker, RequestPolicy
 from o1_retriever.errors import InputError, SettingsError, ThinkerError
-from o1_retriever.inputs import check_text, check_texts
+from o1_retriever.query import Conversation, check_text, check_texts, histories_of, several, takes_histories
 from o1_retriever.thought import Finish, Thought, ThoughtSettings
 
 __all__ = [

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from o1_retriever.conversation import Conversation
 from o1_retriever.errors import SettingsError
+from o1_retriever.query import Conversation
 
 Vector = NDArray[np.float32]
 Finish = Literal["eos", "length", "budget", "recorded", "failed"]

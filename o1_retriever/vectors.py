@@ -1,9 +1,12 @@
-"""What vectors have to be when they come in, and how they are handed out."""
+"""Vectors: the space that makes them comparable, what they have to be when they come in, and their mean."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,3 +81,64 @@ def check_dim(truncate_dim: int | None, dimension: int) -> None:
         raise SettingsError(
             f"truncate_dim is {truncate_dim!r}; expected None or a number from 1 to {dimension}."
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorSpace:
+    """Identity of a document space: documents indexed in one cannot be searched from another.
+
+    `weights` is a hash of the encoder's weights (or a name, for an encoder that has none to hash),
+    `layout` and `pooling` say how a text becomes a vector, `dimension` is the length of the vectors and
+    `max_tokens` where a document is truncated (None: unknown or unlimited).
+    """
+
+    weights: str
+    layout: str
+    pooling: str
+    dimension: int
+    max_tokens: int | None = None
+
+    def to_dict(self) -> dict[str, str | int | None]:
+        """The identity as plain JSON values."""
+        return asdict(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for the whole identity."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """How the encoder computes. It moves vectors by rounding only: a difference warns, it does not stop."""
+
+    dtype: str = "float32"
+    quantization: str | None = None
+    device: str = "cpu"
+
+    def to_dict(self) -> dict[str, str | None]:
+        """The precision as plain JSON values."""
+        return asdict(self)
+
+
+def unit(rows: Vector) -> Vector:
+    """Rows scaled to length 1; raise `EncoderError` for a row of zeros or of numbers that are not finite."""
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    bad = ~(np.isfinite(lengths) & (lengths > 0))
+    if bad.any():
+        place = int(np.argmax(bad.reshape(-1)))
+        raise EncoderError(
+            f"Vector {place} has length {float(lengths.reshape(-1)[place])}; expected a direction."
+        )
+    return np.asarray(rows / lengths, dtype=np.float32)
+
+
+def pool(rows: Vector, *, truncate_dim: int | None, normalize: bool) -> tuple[Vector, Vector]:
+    """Unit vectors (k, dimension) and their mean (dimension,), itself a unit vector if `normalize`.
+
+    Vectors are truncated first, so that each thought weighs the same in the truncated space.
+    """
+    vectors = unit(rows[:, :truncate_dim])
+    mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return vectors, unit(mean[None])[0] if normalize else mean

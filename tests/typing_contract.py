@@ -35,8 +35,8 @@ from o1_retriever import (
     Thought,
     ThoughtSettings,
 )
-from o1_retriever.conversation import Conversation, Message, read_history
 from o1_retriever.documents import Document
+from o1_retriever.query import Conversation, Message, read_history
 from o1_retriever.thinkers import OpenAIThinker
 
 Floats = NDArray[np.float32]

@@ -4,7 +4,7 @@ Run from the repository's root, after `python -m benchmarks.retrieval.run` (whic
 
     python -m benchmarks.retrieval.adaptive [DATA] [--sets ...] [--test ...] [--plot docs/adaptive.png]
 
-It prints the gate that `o1_retriever.adaptive.Gate` has as its default, and how a gate does on each set that
+It prints the gate that `o1_retriever.guard.Gate` has as its default, and how a gate does on each set that
 was calibrated on the others. Test splits are read with the gate as it is shipped, and change nothing.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.record import ROOT, Figure, record
 from benchmarks.retrieval.measure import MEASURE, Values, opened
 from benchmarks.retrieval.run import minilm, options_of
-from o1_retriever.adaptive import LOOKED_AT, Gate, calibrate
+from o1_retriever.guard import LOOKED_AT, Gate, calibrate
 
 SETS = ("entailmentbank/dev", "strategyqa_facts/train", "scifact/train", "hotpotqa_1k/train")
 TEST = ("entailmentbank/test",)

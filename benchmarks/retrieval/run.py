@@ -22,7 +22,7 @@ from benchmarks.record import RESULTS, ROOT, Figure, record
 from benchmarks.retrieval.measure import MEASURE, Bench, opened
 from o1_retriever.cache import default_cache_path
 from o1_retriever.encoders import Encoder, as_encoder
-from o1_retriever.search_settings import SearchOptions
+from o1_retriever.search.result import SearchOptions
 
 SETS = (
     "entailmentbank/dev",

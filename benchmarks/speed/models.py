@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 
 from o1_retriever.engine.load import LocalModel, assemble
 from o1_retriever.engine.packing import pack
-from o1_retriever.template import MARKERS
+from o1_retriever.engine.template import MARKERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from o1_retriever.documents import Document
-from o1_retriever.space import Precision, VectorSpace
 from o1_retriever.thought import Vector
+from o1_retriever.vectors import Precision, VectorSpace
 
 DIMENSION = 384
 # A vector is a mixture of so many of the base's, moved by noise of this length.

@@ -28,7 +28,7 @@ from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.metrics import per_query
 from o1_retriever.evaluation.ranking import tie_order
 from o1_retriever.evaluation.search import search_exactly
-from o1_retriever.pooling import unit
+from o1_retriever.vectors import unit
 from o1_retriever_training.committee import DenseMember
 from o1_retriever_training.vote import vote
 

@@ -8,9 +8,8 @@ from functools import cached_property
 from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import run_in_executor
 
-from o1_retriever.conversation import History
 from o1_retriever.embedder import ThinkingEmbedder
-from o1_retriever.inputs import check_text
+from o1_retriever.query import History, check_text
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings
 
 

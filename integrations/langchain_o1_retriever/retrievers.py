@@ -17,14 +17,13 @@ from langchain_o1_retriever.embeddings import O1Embeddings
 from langchain_o1_retriever.stores import Request, ScoredDocument, StoreSearch
 from langchain_o1_retriever.thinking import ThinkingStore
 from langchain_o1_retriever.tracing import athink_run, records, think_run
-from o1_retriever.conversation import Conversation
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
-from o1_retriever.explanation import Explanation
-from o1_retriever.hit import Hit
-from o1_retriever.inputs import check_text
-from o1_retriever.retriever import Retriever, SearchResult
-from o1_retriever.search_settings import Pooling, Thinking
+from o1_retriever.explain.explanation import Explanation
+from o1_retriever.index.hits import Hit
+from o1_retriever.query import Conversation, check_text
+from o1_retriever.search.result import Pooling, Thinking
+from o1_retriever.search.retriever import Retriever, SearchResult
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings
 
 _PER_CALL = ("k", "score_threshold", "filter", "settings")

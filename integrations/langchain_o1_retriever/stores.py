@@ -11,10 +11,10 @@ from langchain_core.documents import Document
 from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore
 
-from o1_retriever.conversation import Conversation
 from o1_retriever.errors import SettingsError
-from o1_retriever.fusion import best_of
-from o1_retriever.search_settings import SearchSettings
+from o1_retriever.query import Conversation
+from o1_retriever.ranking.fusion import best_of
+from o1_retriever.search.result import SearchSettings
 from o1_retriever.thought import ThoughtSettings, Vector
 from o1_retriever.vectors import searching
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from langchain_o1_retriever.embeddings import O1Embeddings
 from langchain_o1_retriever.stores import Request, ScoredDocument, StoreSearch
-from o1_retriever.adaptive import LOOKED_AT, Decision
 from o1_retriever.errors import SettingsError
-from o1_retriever.search_settings import SearchSettings
+from o1_retriever.guard import LOOKED_AT, Decision
+from o1_retriever.search.result import SearchSettings
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings, Vector
 
 

@@ -13,8 +13,8 @@ from langchain_core.callbacks import (
     dispatch_custom_event,
 )
 
-from o1_retriever.adaptive import Decision
-from o1_retriever.search_result import thought_record
+from o1_retriever.guard import Decision
+from o1_retriever.search.result import thought_record
 from o1_retriever.thought import QueryEmbedding
 
 THOUGHTS_EVENT = "o1_retriever_thoughts"

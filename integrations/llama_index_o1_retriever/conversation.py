@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llama_index.core.schema import QueryBundle
 
-from o1_retriever.conversation import Conversation, History
+from o1_retriever.query import Conversation, History
 
 
 @dataclass

@@ -15,9 +15,9 @@ from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 
 from llama_index_o1_retriever.events import announce
-from o1_retriever.conversation import History
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
+from o1_retriever.query import History
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings
 
 _dispatcher = get_dispatcher(__name__)

@@ -7,8 +7,8 @@ from typing import Any
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.base import BaseEvent  # type: ignore[attr-defined]
 
-from o1_retriever.adaptive import Decision
-from o1_retriever.search_result import thought_record
+from o1_retriever.guard import Decision
+from o1_retriever.search.result import thought_record
 from o1_retriever.thought import QueryEmbedding
 
 _dispatcher = get_dispatcher(__name__)

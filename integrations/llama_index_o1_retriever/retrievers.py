@@ -16,8 +16,8 @@ from llama_index_o1_retriever.filters import as_where
 from llama_index_o1_retriever.roads import OurRoad, StoreRoad
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
-from o1_retriever.explanation import Explanation
-from o1_retriever.retriever import Retriever
+from o1_retriever.explain.explanation import Explanation
+from o1_retriever.search.retriever import Retriever
 from o1_retriever.thought import ThoughtSettings
 
 _BASE_OPTIONS = ("callback_manager", "object_map", "objects", "verbose")

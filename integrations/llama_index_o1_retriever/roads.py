@@ -16,17 +16,16 @@ from llama_index_o1_retriever.conversation import history_of
 from llama_index_o1_retriever.embeddings import O1Embedding
 from llama_index_o1_retriever.events import announce
 from llama_index_o1_retriever.scores import with_cosines
-from o1_retriever.adaptive import LOOKED_AT, Decision
-from o1_retriever.conversation import several
 from o1_retriever.errors import SettingsError
-from o1_retriever.explanation import Explanation
-from o1_retriever.fusion import best_of
-from o1_retriever.hit import Hit
-from o1_retriever.pooling import unit
-from o1_retriever.retriever import Retriever
-from o1_retriever.search_settings import SearchSettings
+from o1_retriever.explain.explanation import Explanation
+from o1_retriever.guard import LOOKED_AT, Decision
+from o1_retriever.index.hits import Hit
+from o1_retriever.query import several
+from o1_retriever.ranking.fusion import best_of
+from o1_retriever.search.result import SearchSettings
+from o1_retriever.search.retriever import Retriever
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings, Vector
-from o1_retriever.vectors import searching
+from o1_retriever.vectors import searching, unit
 
 _HOW = ("hybrid", "pooling", "thinking", "depth", "gate")
 

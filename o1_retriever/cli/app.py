@@ -84,7 +84,7 @@ app.add_typer(caching.app, name="cache")
 
 def _version(value: bool) -> None:
     if value:
-        from o1_retriever._version import __version__
+        from o1_retriever import __version__
 
         sys.stdout.write(f"o1-retriever {__version__}\n")
         raise typer.Exit

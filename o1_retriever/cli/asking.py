@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from o1_retriever.embedder import ThinkingEmbedder
-    from o1_retriever.explanation import Explanation
-    from o1_retriever.search_result import SearchResult
+    from o1_retriever.explain.explanation import Explanation
+    from o1_retriever.search.result import SearchResult
     from o1_retriever.thought import ThoughtSettings
 
 _BATCH = 32  # questions from standard input that are thought about together
@@ -72,8 +72,8 @@ def search(
     how, said = modes.options(), modes.said()
     _check_index(target.index)
     from o1_retriever.cli.models import load_embedder
-    from o1_retriever.index import Index
-    from o1_retriever.retriever import Retriever
+    from o1_retriever.index.index import Index
+    from o1_retriever.search.retriever import Retriever
 
     embedder = load_embedder(model)
     settings = thoughts.settings(embedder.settings, fast=how.get("thinking") == "never")
@@ -134,8 +134,8 @@ def _think(
 ) -> None:
     from rich.text import Text
 
-    from o1_retriever.explain import costs_view, printable, thoughts_view
-    from o1_retriever.search_result import thought_record
+    from o1_retriever.explain.render import costs_view, printable, thoughts_view
+    from o1_retriever.search.result import thought_record
     from o1_retriever.thought import Timings
 
     started = time.perf_counter()
@@ -152,7 +152,7 @@ def _think(
 
 
 def _show(result: SearchResult, *, full: bool, as_json: bool, spaced: bool) -> None:
-    from o1_retriever.explain import explain
+    from o1_retriever.explain.render import explain
 
     if as_json:
         write_json(result.to_dict())
@@ -164,7 +164,7 @@ def _show(result: SearchResult, *, full: bool, as_json: bool, spaced: bool) -> N
 
 
 def _show_explanation(explanation: Explanation, *, full: bool, as_json: bool, spaced: bool) -> None:
-    from o1_retriever.explain import explanation_view
+    from o1_retriever.explain.render import explanation_view
 
     if as_json:
         write_json(explanation.to_dict())
@@ -174,7 +174,7 @@ def _show_explanation(explanation: Explanation, *, full: bool, as_json: bool, sp
 
 def _check_index(path: Path) -> None:
     """Find out whether there is anything to search before a model is loaded."""
-    from o1_retriever.index import Index
+    from o1_retriever.index.index import Index
 
     with Index(path, create=False) as index:
         if not index.count():
@@ -200,7 +200,7 @@ class _Questions:
     """
 
     def __init__(self, argument: str | None) -> None:
-        from o1_retriever.inputs import check_text
+        from o1_retriever.query import check_text
 
         if argument is None and not sys.stdin.isatty():
             raise typer.BadParameter(

@@ -11,8 +11,8 @@ from o1_retriever.cli.terminal import output, working
 
 if TYPE_CHECKING:
     from o1_retriever.embedder import ThinkingEmbedder
-    from o1_retriever.index import Index
-    from o1_retriever.retriever import Retriever, SearchResult
+    from o1_retriever.index.index import Index
+    from o1_retriever.search.retriever import Retriever, SearchResult
     from o1_retriever.thought import ThoughtSettings
 
 EXAMPLES = 5
@@ -29,7 +29,7 @@ def demo(*, model: ModelOptions, thoughts: ThoughtOptions) -> None:
     require_measures()
     from o1_retriever.cli.demo_view import example, introduction, next_steps, quality
     from o1_retriever.cli.models import load_embedder
-    from o1_retriever.retriever import Retriever
+    from o1_retriever.search.retriever import Retriever
 
     embedder = load_embedder(model)
     settings = thoughts.settings(embedder.settings)
@@ -49,7 +49,7 @@ def _indexed(collection: Everyday, embedder: ThinkingEmbedder) -> Index:
     """The demo's index: the one from last time, or a new one where the model has changed."""
     from o1_retriever.cache import default_cache_path, make_private_folder
     from o1_retriever.errors import FingerprintError
-    from o1_retriever.index import Index
+    from o1_retriever.index.index import Index
 
     make_private_folder(default_cache_path())
     folder = default_cache_path() / "demo"

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from o1_retriever.cli.demo import DEPTH, EXAMPLES, Runs
 from o1_retriever.cli.everyday import Everyday, Quality, measure, rank_of_answer
-from o1_retriever.explain import hits_view, milliseconds, thoughts_view
+from o1_retriever.explain.render import hits_view, milliseconds, thoughts_view
 from o1_retriever.thought import ThoughtSettings
 
 _SHOWN = 3

@@ -14,7 +14,7 @@ from o1_retriever.extras import require
 
 if TYPE_CHECKING:
     from o1_retriever.documents import Document
-    from o1_retriever.retriever import SearchResult
+    from o1_retriever.search.retriever import SearchResult
 
 FOLDER = Path("cookbook", "data", "everyday")
 SPLITS = ("dev", "test")

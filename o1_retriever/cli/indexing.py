@@ -15,7 +15,7 @@ from o1_retriever.cli.terminal import output, warn
 from o1_retriever.errors import DocumentError
 
 if TYPE_CHECKING:
-    from o1_retriever.folder import FolderOptions, FolderReport
+    from o1_retriever.index.folder import FolderOptions, FolderReport
 
 _SHOWN = 10  # names in one line before the rest is counted
 
@@ -40,7 +40,7 @@ class FileOptions:
     def folder_options(self) -> FolderOptions:
         """The same for the library. Raises `SettingsError` for lengths that cannot be."""
         from o1_retriever.documents import Chunking
-        from o1_retriever.folder import FolderOptions
+        from o1_retriever.index.folder import FolderOptions
 
         return FolderOptions(
             include=tuple(self.include or ["*"]),
@@ -73,8 +73,8 @@ def index(
             str(folder), f"{found}; expected a folder with documents.", hint="Check the path."
         )
     from o1_retriever.cli.models import load_embedder
-    from o1_retriever.folder import sync_folder
-    from o1_retriever.index import Index
+    from o1_retriever.index.folder import sync_folder
+    from o1_retriever.index.index import Index
 
     embedder = load_embedder(model)
     with Index(target.index, embedder) as opened:

@@ -18,7 +18,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Show the model, device, number format, cache and index."""
-    from o1_retriever._version import __version__
+    from o1_retriever import __version__
     from o1_retriever.cli import records
 
     found: dict[str, Any] = {

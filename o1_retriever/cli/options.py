@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from o1_retriever.conversation import Conversation
-    from o1_retriever.search_settings import SearchOptions
+    from o1_retriever.query import Conversation
+    from o1_retriever.search.result import SearchOptions
     from o1_retriever.thought import ThoughtSettings
 
 DEBUG = "o1_retriever.debug"
@@ -143,7 +143,7 @@ class SearchModes:
 
     def said(self) -> Conversation | None:
         """The conversation in the file. Raises `InputError` for one that cannot be used."""
-        from o1_retriever.conversation import read_history
+        from o1_retriever.query import read_history
 
         return None if self.history is None else read_history(self.history)
 

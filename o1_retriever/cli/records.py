@@ -73,7 +73,7 @@ def _weights(folder: Path) -> dict[str, Any]:
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
     """Architecture, layout and lengths, from the checkpoint's config files."""
-    from o1_retriever.template import CONFIG_NAME, MARKERS, TemplateConfig, detect_layout
+    from o1_retriever.engine.template import CONFIG_NAME, MARKERS, TemplateConfig, detect_layout
 
     config = _json(folder / "config.json")
     tokens = _special_tokens(folder)
@@ -155,7 +155,7 @@ def cache_record() -> dict[str, Any]:
 
 def index_record(path: Path) -> dict[str, Any]:
     """What the index holds. Raises `IndexNotFoundError` or another `StoreError`."""
-    from o1_retriever.index import Index
+    from o1_retriever.index.index import Index
 
     with Index(path, create=False) as index:
         info = index.info()

@@ -15,7 +15,7 @@ from o1_retriever.documents.html import html_blocks
 from o1_retriever.documents.structure import Scalar, Section, code_sections, markdown_blocks, sections
 from o1_retriever.errors import DocumentError, InputError
 from o1_retriever.extras import require
-from o1_retriever.inputs import check_text
+from o1_retriever.query import check_text
 
 # A UTF-32 mark begins with that of UTF-16, so that it is looked for first.
 _MARKS = (

@@ -6,8 +6,8 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from o1_retriever.conversation import HISTORY_CHARACTERS, Conversation
 from o1_retriever.errors import SettingsError
+from o1_retriever.query import HISTORY_CHARACTERS, Conversation
 
 SLOT = "{query}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from o1_retriever.endpoint.problem import Problem, quote
 from o1_retriever.errors import InputError
-from o1_retriever.inputs import check_text
+from o1_retriever.query import check_text
 from o1_retriever.thought import Thought
 
 NAMES = r"(?:think|thinking|reasoning)"

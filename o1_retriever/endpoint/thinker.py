@@ -13,7 +13,6 @@ from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
-from o1_retriever.conversation import Conversation, histories_of
 from o1_retriever.endpoint.crew import Crew, RequestPolicy, Result, not_asked, persist
 from o1_retriever.endpoint.dialect import EXTRA, Dialect
 from o1_retriever.endpoint.problem import Problem, diagnose, presentable
@@ -21,7 +20,7 @@ from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt, as_prompt
 from o1_retriever.endpoint.reply import read_reply
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.extras import require
-from o1_retriever.inputs import check_texts
+from o1_retriever.query import Conversation, check_texts, histories_of
 from o1_retriever.thought import Thought, ThoughtSettings
 
 logger = logging.getLogger(__name__)

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from o1_retriever.backend import Thinking
-from o1_retriever.conversation import Conversation, rendered
 from o1_retriever.engine.decode import Job, write_thoughts
 from o1_retriever.engine.encode import embed_sequences
 from o1_retriever.engine.load import LocalModel
-from o1_retriever.space import Precision, VectorSpace
+from o1_retriever.query import Conversation, rendered
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
+from o1_retriever.vectors import Precision, VectorSpace
 
 logger = logging.getLogger(__name__)
 

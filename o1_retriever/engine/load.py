@@ -18,10 +18,10 @@ from o1_retriever.engine.precision import (
     nf4_config,
     precision_of,
 )
+from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
 from o1_retriever.engine.weights import hash_files, hash_signs
 from o1_retriever.errors import CheckpointError, SettingsError
-from o1_retriever.space import Precision
-from o1_retriever.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
+from o1_retriever.vectors import Precision
 
 if TYPE_CHECKING:
     import torch

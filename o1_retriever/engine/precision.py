@@ -9,7 +9,7 @@ import torch
 from o1_retriever.engine.packing import Int8Linear, fastest
 from o1_retriever.errors import SettingsError
 from o1_retriever.extras import require
-from o1_retriever.space import Precision
+from o1_retriever.vectors import Precision
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # For a processor only; int8 is quantised from float32 when the weights are there.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from o1_retriever.errors import CollectionError, InputError
 from o1_retriever.evaluation.problems import CollectionReport
 from o1_retriever.evaluation.qrels import Qrels, check_qrels, read_qrels
-from o1_retriever.inputs import check_text
+from o1_retriever.query import check_text
 
 _BOM = codecs.BOM_UTF8
 

@@ -16,10 +16,9 @@ import numpy as np
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Corpus
-from o1_retriever.pooling import unit
 from o1_retriever.progress import progress
-from o1_retriever.space import Precision, VectorSpace
 from o1_retriever.thought import Vector
+from o1_retriever.vectors import Precision, VectorSpace, unit
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Corpus
 from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.systems import Bm25Index, Dense, Hybrid, Hyde, Lexical, Scorer, System
-from o1_retriever.search_settings import Pooling
+from o1_retriever.search.result import Pooling
 from o1_retriever.thought import ThoughtSettings
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from o1_retriever.fusion import Places, reciprocal_scores
+from o1_retriever.ranking.fusion import Places, reciprocal_scores
 from o1_retriever.thought import Vector
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from o1_retriever.evaluation.ranking import Ranking, best
 from o1_retriever.extras import require
-from o1_retriever.fusion import Places
+from o1_retriever.ranking.fusion import Places
 from o1_retriever.thought import Vector
 
 BLOCK_BYTES = 64 << 20  # of scores or of vectors that are in memory at a time

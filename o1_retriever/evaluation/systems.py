@@ -14,11 +14,11 @@ from o1_retriever.evaluation.collection import Corpus
 from o1_retriever.evaluation.corpus import EncodedCorpus
 from o1_retriever.evaluation.ranking import Ranking, best, best_of_groups, fuse, tie_order
 from o1_retriever.evaluation.search import RecallLost, all_scores, recall_lost, search_exactly, search_hnsw
-from o1_retriever.fusion import Places
-from o1_retriever.lexical import Bm25, lexical_query
-from o1_retriever.pooling import unit
-from o1_retriever.search_settings import Pooling
+from o1_retriever.ranking.bm25 import Bm25, lexical_query
+from o1_retriever.ranking.fusion import Places
+from o1_retriever.search.result import Pooling
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
+from o1_retriever.vectors import unit
 
 NEVER = ThoughtSettings(mode="never")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 import o1_retriever.evaluation.corpus as corpus_module
 from o1_retriever.evaluation.collection import load_collection
-from o1_retriever.space import Precision, VectorSpace
+from o1_retriever.vectors import Precision, VectorSpace
 
 DIMENSION = 8
 

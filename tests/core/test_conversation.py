@@ -12,10 +12,10 @@ import pytest
 
 from o1_retriever import Index, Retriever, ThinkingEmbedder, Thought, ThoughtSettings
 from o1_retriever.cache import ThoughtCache, cache_key
-from o1_retriever.conversation import Conversation
 from o1_retriever.documents import Document
 from o1_retriever.errors import InputError, ThinkerError
-from o1_retriever.search_result import SearchResult
+from o1_retriever.query import Conversation
+from o1_retriever.search.result import SearchResult
 from o1_retriever.thinkers import ChatPrompt, OpenAIThinker, RecordedThinker
 from tests.support.adapters import ALWAYS_WORTH_IT, QUERY, TEXTS, bag_of_words
 from tests.support.chat_server import chat_server, completion, refusal

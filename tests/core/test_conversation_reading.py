@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from o1_retriever.conversation import Conversation, Message, read_history, rendered
 from o1_retriever.errors import InputError
+from o1_retriever.query import Conversation, Message, read_history, rendered
 
 SAID = [("human", "My mirror is in the bathroom."), {"role": "assistant", "content": "I see."}]
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from o1_retriever.explain import costs_view, explain, hits_view, milliseconds, printable, thoughts_view
-from o1_retriever.hit import Hit
-from o1_retriever.retriever import SearchResult
+from o1_retriever.explain.render import costs_view, explain, hits_view, milliseconds, printable, thoughts_view
+from o1_retriever.index.hits import Hit
+from o1_retriever.search.retriever import SearchResult
 from o1_retriever.thought import QueryEmbedding, Thought, Timings
 
 LONG = " ".join(f"word{number}" for number in range(200))

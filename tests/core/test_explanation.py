@@ -15,13 +15,13 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from o1_retriever import Explanation, Index, Retriever, ThinkingEmbedder, ThoughtSettings
-from o1_retriever.adaptive import Gate
 from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever.explain import explanation_view
-from o1_retriever.explanation import Move, moves
-from o1_retriever.hit import Hit
+from o1_retriever.explain.explanation import Move, moves
+from o1_retriever.explain.render import explanation_view
+from o1_retriever.guard import Gate
+from o1_retriever.index.hits import Hit
 from o1_retriever.thought import Thought
 
 QUERY = "why?"

@@ -11,8 +11,8 @@ import pytest
 
 from o1_retriever.documents import Chunking
 from o1_retriever.errors import DocumentError, InputError, SettingsError
-from o1_retriever.folder import FolderOptions, sync_folder
-from o1_retriever.index import Index
+from o1_retriever.index.folder import FolderOptions, sync_folder
+from o1_retriever.index.index import Index
 from tests.support.index_worker import OPTIONS, TinyEmbedder, answers, contents, finish, numbered, worker
 
 
@@ -224,7 +224,7 @@ def test_patterns(index, folder, options, expected):
 
 
 def test_files_that_are_too_long_to_keep_are_read_again(index, folder, monkeypatch):
-    monkeypatch.setattr("o1_retriever.folder._KEPT_TEXT", 20)
+    monkeypatch.setattr("o1_retriever.index.folder._KEPT_TEXT", 20)
     assert counts(sync_folder(index, folder)) == (6, 0, 0, 4, 0, 0)
     assert counts(sync_folder(index, folder)) == (0, 0, 6, 0, 0, 4)
 

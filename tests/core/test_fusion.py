@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from o1_retriever.fusion import ABSENT, best_of, fuse, reciprocal_scores
+from o1_retriever.ranking.fusion import ABSENT, best_of, fuse, reciprocal_scores
 
 NAMES = st.lists(st.sampled_from("abcdefghij"), unique=True)
 

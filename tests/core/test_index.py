@@ -21,7 +21,7 @@ from o1_retriever.errors import (
     SettingsError,
     StoreError,
 )
-from o1_retriever.index import Index
+from o1_retriever.index.index import Index
 from tests.support.index_worker import TinyEmbedder, answers, contents, finish, numbered, vectors, worker
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
-from o1_retriever.adaptive import Decision, Gate, calibrate, features
 from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import SettingsError
-from o1_retriever.lexical import lexical_query
-from o1_retriever.retriever import SearchSettings
+from o1_retriever.guard import Decision, Gate, calibrate, features
+from o1_retriever.ranking.bm25 import lexical_query
+from o1_retriever.search.retriever import SearchSettings
 from o1_retriever.thought import Thought
 
 WORDS = ("mirror", "steam", "kettle", "bubble", "tulip", "cold", "battery", "ski")

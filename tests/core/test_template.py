@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from o1_retriever.engine.template import MARKERS, Layout, Template, TemplateConfig, detect_layout
 from o1_retriever.errors import CheckpointError
-from o1_retriever.template import MARKERS, Layout, Template, TemplateConfig, detect_layout
 from tests.support.tiny import byte_tokenizer, letter_tokenizer
 
 PAPER = byte_tokenizer("paper")

@@ -13,9 +13,9 @@ from langchain_core.runnables import RunnableLambda
 
 from langchain_o1_retriever import ChatModelThinker, O1Embeddings, O1Retriever
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
-from o1_retriever.conversation import Conversation
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import InputError
+from o1_retriever.query import Conversation
 from tests.support.adapters import ALWAYS_WORTH_IT, NEVER_WORTH_IT, bag_of_words
 from tests.support.langchain import in_memory
 

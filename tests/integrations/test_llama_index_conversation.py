@@ -17,9 +17,9 @@ from llama_index.core.schema import QueryBundle, TextNode
 
 from llama_index_o1_retriever import ConversationBundle, O1Embedding, O1Retriever
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
-from o1_retriever.conversation import Conversation
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import InputError
+from o1_retriever.query import Conversation
 from tests.support.adapters import ALWAYS_WORTH_IT, TEXTS, bag_of_words
 
 CHAT = [

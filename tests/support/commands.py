@@ -7,7 +7,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from o1_retriever.cli.app import app
-from o1_retriever.template import TemplateConfig
+from o1_retriever.engine.template import TemplateConfig
 from tests.support.tiny import tiny_model
 
 NOTES = {

@@ -10,9 +10,9 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from o1_retriever.documents import Chunking, Document
-from o1_retriever.folder import FolderOptions, sync_folder
-from o1_retriever.index import Index
-from o1_retriever.space import Precision, VectorSpace
+from o1_retriever.index.folder import FolderOptions, sync_folder
+from o1_retriever.index.index import Index
+from o1_retriever.vectors import Precision, VectorSpace
 
 
 class TinyEmbedder:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from o1_retriever.engine.template import Layout
 from o1_retriever.evaluation.sources import write_collection
-from o1_retriever.template import Layout
 from o1_retriever_training.joint.backbone import Backbone, open_backbone
 from o1_retriever_training.joint.collate import Batch, Collator, DrawnRows
 from o1_retriever_training.joint.model import JointModel

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from o1_retriever.template import TemplateConfig
+from o1_retriever.engine.template import TemplateConfig
 from o1_retriever_training.saving import save_embedder
 from tests.support.hub_server import HubServer
 from tests.support.tiny import tiny_model

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from o1_retriever.template import MARKERS, Layout
+from o1_retriever.engine.template import MARKERS, Layout
 
 POSITIONS = 160
 _SHAPE = {

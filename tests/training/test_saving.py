@@ -14,8 +14,8 @@ from tokenizers import pre_tokenizers, processors
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine.load import LoadOptions, load_model
+from o1_retriever.engine.template import TemplateConfig
 from o1_retriever.errors import CheckpointError
-from o1_retriever.template import TemplateConfig
 from o1_retriever_training.saving import save_embedder
 from tests.support.tiny import tiny_model
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever.errors import SettingsError
-from o1_retriever.lexical import Bm25
+from o1_retriever.ranking.bm25 import Bm25
 from o1_retriever_training.agreement import Agreement
 from o1_retriever_training.ballots import elect
 from o1_retriever_training.cases import Case

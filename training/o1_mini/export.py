@@ -17,7 +17,7 @@ from model import build_model, load_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import BertLMHeadModel, GenerationConfig, PreTrainedTokenizerBase
 
-from o1_retriever.template import Template, TemplateConfig
+from o1_retriever.engine.template import Template, TemplateConfig
 from o1_retriever_training.saving import chat_template, save_sentence_transformers
 
 MAX_BYTES = 32_000_000

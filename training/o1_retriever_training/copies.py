@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from o1_retriever.lexical import content_words
+from o1_retriever.ranking.bm25 import content_words
 from o1_retriever_training.ledger import writing_whole
 from o1_retriever_training.problems import Problems
 from o1_retriever_training.reading import read_rows

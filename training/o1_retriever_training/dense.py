@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from o1_retriever.pooling import unit
 from o1_retriever.thought import ThoughtSettings
+from o1_retriever.vectors import unit
 
 Matrix = npt.NDArray[np.float32]
 
@@ -61,7 +61,7 @@ def minilm() -> str:
 
 
 def _is_ours(folder: Path) -> bool:
-    from o1_retriever.template import CONFIG_NAME
+    from o1_retriever.engine.template import CONFIG_NAME
 
     return (folder / CONFIG_NAME).is_file()
 

@@ -41,7 +41,7 @@ class LocalExpert:
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
         from o1_retriever.engine.load import assemble
-        from o1_retriever.template import MARKERS
+        from o1_retriever.engine.template import MARKERS
 
         vocabulary = tokenizer.get_vocab()
         self.thinks = any(all(marker in vocabulary for marker in layout) for layout in MARKERS.values())

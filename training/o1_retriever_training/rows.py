@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from o1_retriever.errors import InputError
-from o1_retriever.inputs import check_text
+from o1_retriever.query import check_text
 
 # What stands in every line, even when it is empty: readers of the released data expect it.
 _ALWAYS = ("query", "pos", "neg", "all_thought", "thought")

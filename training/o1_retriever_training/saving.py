@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from o1_retriever.engine.load import stop_ids
+from o1_retriever.engine.template import Layout, Template, TemplateConfig
 from o1_retriever.errors import CheckpointError, SettingsError
-from o1_retriever.template import Layout, Template, TemplateConfig
 from o1_retriever.thought import ThoughtSettings
 
 logger = logging.getLogger(__name__)

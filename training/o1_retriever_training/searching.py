@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from o1_retriever.lexical import Bm25
+from o1_retriever.ranking.bm25 import Bm25
 from o1_retriever.thought import Vector
 from o1_retriever_training.dense import Dense
 

@@ -11,8 +11,8 @@ import pytest
 
 from o1_retriever.cli.demo_view import _conclusion
 from o1_retriever.cli.everyday import Quality, find_everyday, measure, rank_of_answer, read_everyday
-from o1_retriever.hit import Hit
-from o1_retriever.retriever import SearchResult
+from o1_retriever.index.hits import Hit
+from o1_retriever.search.retriever import SearchResult
 from o1_retriever.thought import QueryEmbedding
 from tests.support.commands import ok, refused
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o1_retriever.template import Layout, Template, TemplateConfig
+from o1_retriever.engine.template import Layout, Template, TemplateConfig
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint.collate import Collator, Drawn, DrawnRows
 from o1_retriever_training.joint.losses import allowed_negatives

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever.engine.template import MARKERS
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, SettingsError
-from o1_retriever.template import MARKERS
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.run import train
 from o1_retriever_training.joint.trainer import load_weights

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from o1_retriever.engine.template import TemplateConfig
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever.template import TemplateConfig
 from o1_retriever_training.publishing.card import CardFacts
 from o1_retriever_training.publishing.figures import as_eval_results, as_table, read_figures
 from o1_retriever_training.publishing.staging import StageOptions, stage

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from o1_retriever.template import MARKERS
+from o1_retriever.engine.template import MARKERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

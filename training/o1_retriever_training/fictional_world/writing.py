@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from o1_retriever.template import TemplateConfig
+from o1_retriever.engine.template import TemplateConfig
 from o1_retriever_training.errors import LedgerError
 from o1_retriever_training.fictional_world.base_model import POSITIONS, base_model
 from o1_retriever_training.fictional_world.expert import candidate_thoughts

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from o1_retriever.template import Template
+from o1_retriever.engine.template import Template
 from o1_retriever_training.joint.recipe_parts import DataSection, LossSection
 from o1_retriever_training.joint.rows import TrainingRows
 from o1_retriever_training.joint.sampler import Pick

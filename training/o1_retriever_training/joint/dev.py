@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.engine.template import TemplateConfig
 from o1_retriever.evaluation.collection import Collection, load_collection
 from o1_retriever.evaluation.corpus import EncodedCorpus
 from o1_retriever.evaluation.metrics import means, per_query
 from o1_retriever.evaluation.systems import NEVER, Dense
-from o1_retriever.template import TemplateConfig
 from o1_retriever.thought import ThoughtSettings
 from o1_retriever_training.joint.recipe_parts import EvaluationSection
 

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import torch
 
 from o1_retriever.engine.batching import forward_tokens
+from o1_retriever.engine.template import MARKERS, Template, TemplateConfig
 from o1_retriever.errors import O1RetrieverError
-from o1_retriever.template import MARKERS, Template, TemplateConfig
 from o1_retriever_training.joint.recipe import Source, TrainRecipe
 from o1_retriever_training.problems import Problems
 from o1_retriever_training.reading import HUB, count_rows, read_rows

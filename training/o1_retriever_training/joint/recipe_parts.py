@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from o1_retriever.template import Layout
+from o1_retriever.engine.template import Layout
 
 TAIL = 3  # a thought of one token, its eos and the last <emb>
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from o1_retriever.engine.template import Template
 from o1_retriever.progress import progress
-from o1_retriever.template import Template
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint.recipe_parts import DataSection, Source
 from o1_retriever_training.joint.texts import Texts, TextWriter, text_key

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from o1_retriever.engine.template import MARKERS, Layout
 from o1_retriever.errors import ModelNotFoundError, SettingsError
-from o1_retriever.template import MARKERS, Layout
 from o1_retriever_training.joint.recipe_changes import looks_local
 from o1_retriever_training.joint.recipe_parts import ModelSection
 

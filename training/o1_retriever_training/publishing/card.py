@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from o1_retriever.engine.template import CONFIG_NAME, Layout, TemplateConfig
 from o1_retriever.errors import InputError
-from o1_retriever.template import CONFIG_NAME, Layout, TemplateConfig
 from o1_retriever_training.publishing.contents import CARD, NF4
 from o1_retriever_training.publishing.figures import Figure, as_eval_results, as_table
 from o1_retriever_training.publishing.provenance import RECIPE_FILE, Provenance, Recipe

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from o1_retriever.engine.checkpoint import find_folder, first_line
 from o1_retriever.engine.precision import nf4_config
+from o1_retriever.engine.template import CONFIG_NAME, TemplateConfig, detect_layout
 from o1_retriever.errors import CheckpointError
 from o1_retriever.extras import require
-from o1_retriever.template import CONFIG_NAME, TemplateConfig, detect_layout
 
 logger = logging.getLogger(__name__)
 

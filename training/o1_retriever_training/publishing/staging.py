@@ -14,8 +14,8 @@ from typing import Any
 
 from o1_retriever.engine.checkpoint import first_line
 from o1_retriever.engine.precision import nf4_config
+from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
 from o1_retriever.errors import CheckpointError, SettingsError
-from o1_retriever.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
 from o1_retriever_training.publishing.card import CardFacts, write_card
 from o1_retriever_training.publishing.contents import CARD, NF4, Contents, File, LeftOut, listing, look_into
 from o1_retriever_training.publishing.merging import QUANTISING, Dtype, base_of, merge_adapter

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from o1_retriever.lexical import Bm25
-from o1_retriever.storage.rows import Session, State
+from o1_retriever.index.rows import Session, State
+from o1_retriever.ranking.bm25 import Bm25
 
 logger = logging.getLogger(__name__)
 

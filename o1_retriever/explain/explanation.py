@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from o1_retriever.hit import Hit
-from o1_retriever.search_result import SearchResult, hit_record, thought_record
+from o1_retriever.index.hits import Hit
+from o1_retriever.search.result import SearchResult, hit_record, thought_record
 from o1_retriever.thought import Thought
 
 if TYPE_CHECKING:
@@ -141,12 +141,12 @@ class Explanation:
         return "\n".join(line.rstrip() for line in shown.get().splitlines())
 
     def __rich__(self) -> Group:
-        from o1_retriever.explain import explanation_view
+        from o1_retriever.explain.render import explanation_view
 
         return explanation_view(self)
 
     def _repr_html_(self) -> str:
-        from o1_retriever.explanation_html import as_html
+        from o1_retriever.explain.html import as_html
 
         return as_html(self)
 

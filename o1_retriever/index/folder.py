@@ -14,9 +14,9 @@ from pathlib import Path
 from o1_retriever.documents import SUFFIXES, Chunking, Document, read_documents
 from o1_retriever.documents.files import find_files
 from o1_retriever.errors import DocumentError, SettingsError
-from o1_retriever.index import Index
-from o1_retriever.inputs import check_text
+from o1_retriever.index.index import Index
 from o1_retriever.progress import progress
+from o1_retriever.query import check_text
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike
 
 from o1_retriever.documents.structure import Scalar
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever.space import Precision, VectorSpace
 from o1_retriever.thought import Vector
+from o1_retriever.vectors import Precision, VectorSpace
 
 if TYPE_CHECKING:
-    from o1_retriever.storage.blend import Found
-    from o1_retriever.storage.rows import Row
+    from o1_retriever.index.nearest import Found
+    from o1_retriever.index.rows import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

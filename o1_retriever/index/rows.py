@@ -14,8 +14,8 @@ import numpy as np
 
 from o1_retriever.documents import Document
 from o1_retriever.errors import StoreError
-from o1_retriever.space import VectorSpace
 from o1_retriever.thought import Vector
+from o1_retriever.vectors import VectorSpace
 
 FORMAT = 1
 _APPLICATION = 0x6F317231  # "o1r1"

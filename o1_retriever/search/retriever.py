@@ -9,19 +9,17 @@ from typing import Any, Protocol, Unpack
 
 import numpy as np
 
-from o1_retriever.adaptive import LOOKED_AT, Decision
-from o1_retriever.conversation import Conversation, History, histories_of, several
 from o1_retriever.errors import FingerprintError
-from o1_retriever.explanation import RANKED, Explanation, ExplanationTimings, moves
-from o1_retriever.hit import Hit, check_count
-from o1_retriever.index import Index
-from o1_retriever.inputs import check_text, check_texts
-from o1_retriever.lexical import Bm25, lexical_query
-from o1_retriever.search_result import SearchResult, thought_record
-from o1_retriever.search_settings import SearchOptions, SearchSettings, Thinking
-from o1_retriever.space import VectorSpace
-from o1_retriever.storage.graph import check_where
+from o1_retriever.explain.explanation import RANKED, Explanation, ExplanationTimings, moves
+from o1_retriever.guard import LOOKED_AT, Decision
+from o1_retriever.index.graph import check_where
+from o1_retriever.index.hits import Hit, check_count
+from o1_retriever.index.index import Index
+from o1_retriever.query import Conversation, History, check_text, check_texts, histories_of, several
+from o1_retriever.ranking.bm25 import Bm25, lexical_query
+from o1_retriever.search.result import SearchOptions, SearchResult, SearchSettings, Thinking, thought_record
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings, Timings
+from o1_retriever.vectors import VectorSpace
 
 __all__ = ["Hit", "QueryEmbedder", "Retriever", "SearchResult", "SearchSettings", "thought_record"]
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from o1_retriever.documents import Document
 from o1_retriever.errors import EncoderError, InputError
-from o1_retriever.inputs import check_text
-from o1_retriever.space import Precision, VectorSpace
-from o1_retriever.storage.rows import Row, Session, metadata_json
+from o1_retriever.index.rows import Row, Session, metadata_json
+from o1_retriever.query import check_text
 from o1_retriever.thought import Vector
+from o1_retriever.vectors import Precision, VectorSpace
 
 # Batches of the encoder that are written at once: what a kill may cost.
 _WRITE_EVERY = 2

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from o1_retriever.explain import (
+from o1_retriever.explain.explanation import Change, Explanation
+from o1_retriever.explain.render import (
     SHOWN_PER_THOUGHT,
     cost_line,
     decision_line,
@@ -16,8 +17,7 @@ from o1_retriever.explain import (
     title_of,
     without_line,
 )
-from o1_retriever.explanation import Change, Explanation
-from o1_retriever.hit import Hit
+from o1_retriever.index.hits import Hit
 from o1_retriever.thought import Thought
 
 # Half-transparent, so that they go with the page's own text on light and on dark grounds. Notebooks that are

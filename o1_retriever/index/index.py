@@ -15,17 +15,16 @@ from numpy.typing import ArrayLike
 
 from o1_retriever.documents import Document
 from o1_retriever.errors import FingerprintError, IndexNotFoundError, InputError, SettingsError, StoreError
-from o1_retriever.hit import Hit, IndexInfo, check_count, check_group, check_queries, fused_hits, hits
+from o1_retriever.index.batches import DocumentEmbedder, batches, embed_rows, new_documents
+from o1_retriever.index.graph import Graph, check_where
+from o1_retriever.index.hits import Hit, IndexInfo, check_count, check_group, check_queries, fused_hits, hits
+from o1_retriever.index.lexicon import LexiconKeeper
+from o1_retriever.index.nearest import FUSION_DEPTH, Fusion, fused, nearest, nearest_to_any
+from o1_retriever.index.rows import Session, State
+from o1_retriever.index.store import Store
 from o1_retriever.progress import progress
-from o1_retriever.space import Precision, VectorSpace
-from o1_retriever.storage.batches import DocumentEmbedder, batches, embed_rows, new_documents
-from o1_retriever.storage.blend import FUSION_DEPTH, Fusion, fused, nearest_to_any
-from o1_retriever.storage.graph import Graph, check_where
-from o1_retriever.storage.lexicon import LexiconKeeper
-from o1_retriever.storage.ranking import nearest
-from o1_retriever.storage.rows import Session, State
-from o1_retriever.storage.store import Store
 from o1_retriever.thought import Vector
+from o1_retriever.vectors import Precision, VectorSpace
 
 __all__ = ["DocumentEmbedder", "Hit", "Index", "IndexInfo"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chromadb.api.collection_configuration import CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
 
-    from o1_retriever.storage.rows import Row, State
+    from o1_retriever.index.rows import Row, State
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from o1_retriever.adaptive import Decision
-from o1_retriever.hit import Hit
-from o1_retriever.search_result import SearchResult
+from o1_retriever.guard import Decision
+from o1_retriever.index.hits import Hit
+from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import Thought, Timings
 
 if TYPE_CHECKING:
-    from o1_retriever.explanation import Change, Explanation, Move
+    from o1_retriever.explain.explanation import Change, Explanation, Move
 
 # Of what each thought finds by itself, so much is shown.
 SHOWN_PER_THOUGHT = 3

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from o1_retriever.errors import StoreError
-from o1_retriever.storage.graph import DamagedGraphError, Graph
-from o1_retriever.storage.ledger import LEDGER_FILE, Ledger
-from o1_retriever.storage.lock import LOCK_FILES
-from o1_retriever.storage.rows import Row, Session, State
+from o1_retriever.index.graph import DamagedGraphError, Graph
+from o1_retriever.index.ledger import LEDGER_FILE, Ledger
+from o1_retriever.index.lock import LOCK_FILES
+from o1_retriever.index.rows import Row, Session, State
 
 logger = logging.getLogger(__name__)
 

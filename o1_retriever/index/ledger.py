@@ -15,8 +15,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from o1_retriever.errors import StoreError
-from o1_retriever.storage.lock import PATIENCE_S, locked
-from o1_retriever.storage.rows import Session, State
+from o1_retriever.index.lock import PATIENCE_S, locked
+from o1_retriever.index.rows import Session, State
 
 LEDGER_FILE = "documents.sqlite3"
 

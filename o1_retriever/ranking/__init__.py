@@ -1,0 +1,1 @@
+"""Rankings from scores: BM25, fusion, and the best of several. They know arrays and keys alone."""
