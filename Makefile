@@ -11,7 +11,7 @@ DATA ?= ../shared/data
 # Two threads of one job and another busy process slow each other down many times over.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test slow lint format wheel notebooks bench bench-full o1-mini clean
+.PHONY: help install demo test slow lint format wheel notebooks bench bench-full o1-embedder-22m clean
 
 help:
 	@echo "make demo     index the everyday corpus, ask it five questions, show the thoughts"
@@ -20,7 +20,7 @@ help:
 	@echo "make lint     check style and types      make format   put the code into shape"
 	@echo "make wheel    build dist/*.whl           make clean    remove what make made"
 	@echo "make bench    measure speed, under 15 minutes on a quiet machine    make bench-full  hours"
-	@echo "make o1-mini  train the model of this repository again, hours; DATA=... is the data, ARGS=--quick tries the way"
+	@echo "make o1-embedder-22m  train the model of this repository again, hours; DATA=... is the data, ARGS=--quick tries the way"
 	@echo "make notebooks  run the notebooks of cookbook/ and keep what they print"
 
 install: $(VENV)/.installed
@@ -54,8 +54,8 @@ format: install
 wheel: install
 	$(BIN)/python -m build
 
-o1-mini: install
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python training/o1_mini/stages.py training/recipes/o1-mini/*.yaml --data $(DATA) $(ARGS)
+o1-embedder-22m: install
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python training/o1_embedder_22m/stages.py training/recipes/o1-embedder-22m/*.yaml --data $(DATA) $(ARGS)
 
 notebooks: install
 	$(BIN)/python cookbook/execute.py $(ARGS)

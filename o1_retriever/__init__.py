@@ -3,7 +3,7 @@
 ```python
 from o1_retriever import ThinkingEmbedder
 
-embedder = ThinkingEmbedder.from_pretrained("models/o1-mini")
+embedder = ThinkingEmbedder.from_pretrained("models/o1-embedder-22m")
 embedding = embedder.embed_query("Why does my bathroom mirror go blank after a hot shower?")
 print(embedding.thoughts[0].text)
 ```

@@ -51,7 +51,7 @@ def encode(texts: list[str]) -> Floats:
 
 
 def core() -> Retriever:
-    embedder = ThinkingEmbedder.from_pretrained("models/o1-mini", device="cpu", load_in_4bit=False)
+    embedder = ThinkingEmbedder.from_pretrained("models/o1-embedder-22m", device="cpu", load_in_4bit=False)
     assert_type(embedder.embed_query("why?"), QueryEmbedding)
     assert_type(embedder.think(["why?"], k=2), list[list[Thought]])
     assert_type(embedder.embed_query("why?").vector, Floats)
@@ -86,7 +86,7 @@ async def langchain(embedder: ThinkingEmbedder, ours: Retriever) -> None:
     assert_type(embeddings.embed_query("why?"), list[float])
     assert_type(await embeddings.aembed_documents(["a"]), list[list[float]])
     assert_type(embeddings.think("why?").thoughts, tuple[Thought, ...])
-    store = InMemoryVectorStore.from_texts(["a"], O1Embeddings("models/o1-mini"))
+    store = InMemoryVectorStore.from_texts(["a"], O1Embeddings("models/o1-embedder-22m"))
     retriever = LangChainRetriever(vectorstore=store, k=3, score_threshold=0.2)
     assert_type(retriever.invoke("why?", k=1), list[LangChainDocument])
     assert_type(await retriever.ainvoke("why?"), list[LangChainDocument])
@@ -127,5 +127,7 @@ async def llama_index(embedder: ThinkingEmbedder, ours: Retriever) -> None:
 def others(embedder: ThinkingEmbedder) -> Any:
     collection = open_collection(chromadb.EphemeralClient(), "facts", O1EmbeddingFunction(embedder))
     collection.query(query_texts=["why?"], n_results=1, where={"page": 1})
-    assert_type(O1EmbeddingFunction("models/o1-mini", truncate_dim=128).think(["why?"]), list[QueryEmbedding])
-    return O1Model(embedder, name="o1/mini", settings=ThoughtSettings(k=1)).mteb_model_meta.name
+    assert_type(
+        O1EmbeddingFunction("models/o1-embedder-22m", truncate_dim=128).think(["why?"]), list[QueryEmbedding]
+    )
+    return O1Model(embedder, name="o1/embedder-22m", settings=ThoughtSettings(k=1)).mteb_model_meta.name

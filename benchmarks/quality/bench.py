@@ -63,7 +63,11 @@ class Bench:
         import torch
 
         dtype = self.model.precision.dtype if self.model else "float32"
-        record(self.results, figures, used=f"threads of torch: {torch.get_num_threads()}, o1-mini in {dtype}")
+        record(
+            self.results,
+            figures,
+            used=f"threads of torch: {torch.get_num_threads()}, o1-embedder-22m in {dtype}",
+        )
 
 
 def open_bench(
@@ -74,14 +78,14 @@ def open_bench(
     sets: Sequence[str],
     results: str,
 ) -> Bench:
-    """Read the options that all scripts have and load the models; o1-mini is left out where it is absent."""
+    """Read the options that all scripts have and load the models; o1-embedder-22m is left out where it is absent."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {script}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("data", nargs="?", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "o1-mini")
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "o1-embedder-22m")
     parser.add_argument("--sets", type=lambda text: text.split(","), default=list(sets))
     parser.add_argument("--work", type=Path, default=default_cache_path() / "quality")
     parser.add_argument("--results", type=Path, default=RESULTS / results)
@@ -118,7 +122,7 @@ def systems(
     """All systems of the quality table over a collection, by the names of the recorded figures.
 
     `original` is the collection of which this one is another wording: recorded thoughts are found by it.
-    `control` adds o1-mini with thoughts about other queries.
+    `control` adds o1-embedder-22m with thoughts about other queries.
     """
     corpus = collection.corpus
     minilm = ThinkingEmbedder.from_parts(
@@ -140,10 +144,13 @@ def systems(
     if bench.model is not None:
         own = encode_corpus(bench.model, corpus, bench.work / "corpora")
         always = bench.model.settings.with_changes(mode="always")
-        members = [("o1_mini_fast", bench.model, NEVER), ("o1_mini_thinking", bench.model, always)]
+        members = [
+            ("o1_embedder_22m_fast", bench.model, NEVER),
+            ("o1_embedder_22m_thinking", bench.model, always),
+        ]
         if control:
             others = with_other_thoughts(bench.model, list(collection.queries.values()))
-            members.append(("o1_mini_other_thoughts", others, always))
+            members.append(("o1_embedder_22m_other_thoughts", others, always))
         found += [
             Dense(name=key, embedder=embedder, corpus=corpus, encoded=own, settings=settings)
             for key, embedder, settings in members

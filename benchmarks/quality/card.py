@@ -1,4 +1,4 @@
-"""The metadata of o1-mini's card: its measured results in the Hub's format, from the recorded figures."""
+"""The metadata of o1-embedder-22m's card: its measured results in the Hub's format, from the recorded figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from o1_retriever_training.publishing.figures import Figure, as_eval_results
 
 MEASURE = "nDCG@10"
-SYSTEMS = {"o1_mini_fast": "fast", "o1_mini_thinking": "thinking, 3 thoughts"}
+SYSTEMS = {"o1_embedder_22m_fast": "fast", "o1_embedder_22m_thinking": "thinking, 3 thoughts"}
 DATASETS = [
     "rajpurkar/squad",
     "hotpotqa/hotpot_qa",
@@ -32,5 +32,5 @@ def with_results(card: str, rows: Sequence[Mapping[str, object]], sets: Sequence
     results = [result for figure in figures for result in as_eval_results([figure])]
     read = ModelCard(card)
     data = {name: value for name, value in read.data.__dict__.items() if value is not None}
-    data |= {"datasets": DATASETS, "model_name": "o1-mini", "eval_results": results}
+    data |= {"datasets": DATASETS, "model_name": "o1-embedder-22m", "eval_results": results}
     return f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{read.text.strip()}\n"

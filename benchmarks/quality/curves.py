@@ -2,7 +2,7 @@
 
 Run from the repository's root:
 
-    python -m benchmarks.quality.curves [DATA] [--model models/o1-mini] [--sets entailmentbank/dev,...]
+    python -m benchmarks.quality.curves [DATA] [--model models/o1-embedder-22m] [--sets entailmentbank/dev,...]
 
 Recorded thoughts are cut after a number of words, those of the model by `max_new_tokens`. Only queries with
 recorded thoughts take part. No test split is read, so that defaults may follow these curves.
@@ -69,14 +69,16 @@ def _recorded(
 def _own(
     name: str, collection: Collection, model: ThinkingEmbedder, encoded: EncodedCorpus
 ) -> Iterator[Figure]:
-    yield Figure(name=f"{name}/o1_mini/never", value=_ndcg(collection, model, encoded, NEVER), unit=MEASURE)
+    yield Figure(
+        name=f"{name}/o1_embedder_22m/never", value=_ndcg(collection, model, encoded, NEVER), unit=MEASURE
+    )
     for k in OWN_K:
         value = _ndcg(collection, model, encoded, model.settings.with_changes(k=k, mode="always"))
-        yield Figure(name=f"{name}/o1_mini/k={k}", value=value, unit=MEASURE)
+        yield Figure(name=f"{name}/o1_embedder_22m/k={k}", value=value, unit=MEASURE)
     for tokens in TOKENS:
         settings = model.settings.with_changes(k=3, max_new_tokens=tokens, mode="always")
         value = _ndcg(collection, model, encoded, settings)
-        yield Figure(name=f"{name}/o1_mini/k=3/tokens={tokens}", value=value, unit=MEASURE)
+        yield Figure(name=f"{name}/o1_embedder_22m/k=3/tokens={tokens}", value=value, unit=MEASURE)
 
 
 def _first(words: int, thought: str) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_MODELS = {"minilm": ("MiniLM, recorded thoughts", "-"), "o1_mini": ("o1-mini, its own", ":")}
-_LENGTHS = {"minilm": "words", "o1_mini": "tokens"}
+_MODELS = {"minilm": ("MiniLM, recorded thoughts", "-"), "o1_embedder_22m": ("o1-embedder-22m, its own", ":")}
+_LENGTHS = {"minilm": "words", "o1_embedder_22m": "tokens"}
 
 
 def draw(rows: Sequence[Mapping[str, object]], path: Path) -> None:
@@ -28,7 +28,7 @@ def draw(rows: Sequence[Mapping[str, object]], path: Path) -> None:
             _line(left, _by_number(values, f"{name}/{model}"), {**look, "label": label})
             _line(right, _by_length(values, f"{name}/{model}", _LENGTHS[model]), look)
     left.set(xlabel="thoughts per query (0: the query alone)", ylabel="nDCG@10")
-    right.set(xlabel="words (recorded) or tokens (o1-mini) of a thought, k = 3")
+    right.set(xlabel="words (recorded) or tokens (o1-embedder-22m) of a thought, k = 3")
     right.set_xscale("log", base=2)
     right.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     left.xaxis.get_major_locator().set_params(integer=True)

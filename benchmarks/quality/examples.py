@@ -1,4 +1,4 @@
-"""Ten test queries for a reader: in each set the one that o1-mini's thinking helped most, and hurt most.
+"""Ten test queries for a reader: in each set the one that o1-embedder-22m's thinking helped most, and hurt most.
 
 `python -m benchmarks.quality.run` writes them to benchmarks/results/examples.jsonl. A query is named and not
 quoted: its text belongs to its collection.
@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.quality.bench import MEASURE
 from o1_retriever.evaluation.comparison import Evaluation
 
-FAST, THINKING = "o1_mini_fast", "o1_mini_thinking"
+FAST, THINKING = "o1_embedder_22m_fast", "o1_embedder_22m_thinking"
 
 
 def write_examples(path: Path, done: Mapping[str, Evaluation]) -> None:

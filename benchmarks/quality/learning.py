@@ -1,4 +1,4 @@
-"""o1-mini's learning curves, from the logs of its training runs.
+"""o1-embedder-22m's learning curves, from the logs of its training runs.
 
 python -m benchmarks.quality.learning STAGE2/log.jsonl STAGE3/log.jsonl    # keeps them, and draws
 python -m benchmarks.quality.learning                                      # draws what was kept
@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks.record import RESULTS, ROOT, read
 
-KEPT = RESULTS / "o1_mini_learning.jsonl"
-PICTURE = ROOT / "docs" / "o1-mini-learning.png"
+KEPT = RESULTS / "o1_embedder_22m_learning.jsonl"
+PICTURE = ROOT / "docs" / "o1-embedder-22m-learning.png"
 # What is drawn of each stage: the log's name, and what a reader calls it.
 PANELS = {
     2: {"cosine": "1 - cosine to MiniLM", "thought": "loss of a thought's token"},

@@ -32,8 +32,8 @@ COLUMNS = {
     "minilm_with_thoughts": "MiniLM + thoughts",
     "hybrid": "MiniLM + BM25",
     "hybrid_with_thoughts": "MiniLM + BM25 + thoughts",
-    "o1_mini_fast": "o1-mini, fast",
-    "o1_mini_thinking": "o1-mini, thinking",
+    "o1_embedder_22m_fast": "o1-embedder-22m, fast",
+    "o1_embedder_22m_thinking": "o1-embedder-22m, thinking",
 }
 WORDINGS = {
     "as_written": "as written",
@@ -46,11 +46,11 @@ WORDINGS = {
 GAINS = {
     "minilm_with_thoughts": "minilm",
     "hybrid_with_thoughts": "hybrid",
-    "o1_mini_thinking": "o1_mini_fast",
+    "o1_embedder_22m_thinking": "o1_embedder_22m_fast",
 }
-CARD = "models/o1-mini/README.md"
-P_VALUE = "o1_mini_thinking_p"
-WINS = "o1_mini/sets_where_thinking_wins"
+CARD = "models/o1-embedder-22m/README.md"
+P_VALUE = "o1_embedder_22m_thinking_p"
+WINS = "o1_embedder_22m/sets_where_thinking_wins"
 LEVEL = 0.05
 _NONE = "–"
 
@@ -93,7 +93,7 @@ def quality_table(rows: Rows) -> str:
 
 
 def mini_table(rows: Rows) -> str:
-    """o1-mini alone: what thinking changes, whether chance explains it, the control, and what it costs."""
+    """o1-embedder-22m alone: what thinking changes, whether chance explains it, the control, and what it costs."""
     values = _values(rows)
     heads = [
         "nDCG@10", "fast", "share of MiniLM", "thinking", "p", "another's thoughts", "tokens a query",
@@ -101,18 +101,20 @@ def mini_table(rows: Rows) -> str:
     ]  # fmt: skip
     body = []
     for name, title in SETS.items():
-        if f"{name}/o1_mini_fast" not in values:
+        if f"{name}/o1_embedder_22m_fast" not in values:
             continue
-        share = values[f"{name}/o1_mini_fast"] / values[f"{name}/minilm"]
+        share = values[f"{name}/o1_embedder_22m_fast"] / values[f"{name}/minilm"]
         cells = [
             *(
                 _cell(values, f"{name}/{key}", ".3f")
-                for key in ("o1_mini_thinking", P_VALUE, "o1_mini_other_thoughts")
+                for key in ("o1_embedder_22m_thinking", P_VALUE, "o1_embedder_22m_other_thoughts")
             ),
-            _cell(values, f"{name}/o1_mini_thinking/tokens", ".0f"),
-            *(_cell(values, f"{name}/o1_mini_{key}/ms", ".1f") for key in ("fast", "thinking")),
+            _cell(values, f"{name}/o1_embedder_22m_thinking/tokens", ".0f"),
+            *(_cell(values, f"{name}/o1_embedder_22m_{key}/ms", ".1f") for key in ("fast", "thinking")),
         ]
-        body.append([title.partition(":")[0], _cell(values, f"{name}/o1_mini_fast"), f"{share:.1%}", *cells])
+        body.append(
+            [title.partition(":")[0], _cell(values, f"{name}/o1_embedder_22m_fast"), f"{share:.1%}", *cells]
+        )
     return "\n".join(markdown_table(heads, body))
 
 
@@ -184,10 +186,10 @@ def curves_table(rows: Rows) -> str:
 
 def _curve(name: str) -> tuple[str, str]:
     """(the curve a figure lies on, its place there), two empty texts for what lies on none."""
-    match = re.fullmatch(r"(?P<set>\w+/\w+)/(?P<model>minilm|o1_mini)/(?P<point>.+)", name)
+    match = re.fullmatch(r"(?P<set>\w+/\w+)/(?P<model>minilm|o1_embedder_22m)/(?P<point>.+)", name)
     if match is None:
         return "", ""
-    model = COLUMNS["minilm"] if match["model"] == "minilm" else "o1-mini"
+    model = COLUMNS["minilm"] if match["model"] == "minilm" else "o1-embedder-22m"
     *_, last = match["point"].split("/")
     kind = "length at k = 3" if "/" in match["point"] else "k"
     return f"{match['set']}, {model}, {kind}", last.replace("k=", "").replace("=", " ")
@@ -212,7 +214,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
         "mini": ("quality.jsonl", mini_table),
         "speed": ("speed.jsonl", speed_table),
     },
-    "docs/o1-mini.md": {
+    "docs/o1-embedder-22m.md": {
         "mini": ("quality.jsonl", mini_table),
         "examples": ("examples.jsonl", examples_table),
     },

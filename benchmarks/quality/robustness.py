@@ -2,10 +2,10 @@
 
 Run from the repository's root:
 
-    python -m benchmarks.quality.robustness [DATA] [--model models/o1-mini] [--sets scifact/test,...]
+    python -m benchmarks.quality.robustness [DATA] [--model models/o1-embedder-22m] [--sets scifact/test,...]
 
 Sets with recorded thoughts, written `SET/SPLIT`; only queries with thoughts take part. Recorded thoughts are
-those written about the original wording; o1-mini reads the other wording and thinks again.
+those written about the original wording; o1-embedder-22m reads the other wording and thinks again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Run from the repository's root:
 
-    python -m benchmarks.quality.run [DATA] [--model models/o1-mini] [--sets scifact,...]
+    python -m benchmarks.quality.run [DATA] [--model models/o1-embedder-22m] [--sets scifact,...]
     python -m benchmarks.quality.pages      # then the tables of the README and of docs/ follow the figures
 
 DATA (default ../shared/data) holds `eval/<set>` in BEIR format and `expert_thoughts/<set>.test.jsonl`.
@@ -57,7 +57,7 @@ def _figures(name: str, evaluation: Evaluation) -> list[Figure]:
     for result in evaluation.results:
         key = f"{name}/{result.name}"
         figures.append(Figure(name=key, value=round(result.means[MEASURE], 4), unit=MEASURE))
-        if result.name.startswith("o1_mini_"):
+        if result.name.startswith("o1_embedder_22m_"):
             tokens, ms = round(result.cost.thought_tokens, 1), round(result.cost.ms_per_query, 1)
             figures.append(Figure(name=f"{key}/tokens", value=tokens, unit="tokens a query", better="lower"))
             if not result.cost.cached:  # thoughts that were kept take no time
@@ -66,10 +66,11 @@ def _figures(name: str, evaluation: Evaluation) -> list[Figure]:
 
 
 def _thinking(done: Mapping[str, Evaluation]) -> list[Figure]:
-    """Thinking against the fast path of o1-mini: the p-value in each set, and in how many it wins."""
+    """Thinking against the fast path of o1-embedder-22m: the p-value in each set, and in how many it wins."""
     p_values = _p_values(done)
     gains = {
-        name: evaluation["o1_mini_thinking"].means[MEASURE] - evaluation["o1_mini_fast"].means[MEASURE]
+        name: evaluation["o1_embedder_22m_thinking"].means[MEASURE]
+        - evaluation["o1_embedder_22m_fast"].means[MEASURE]
         for name, evaluation in done.items()
     }
     wins = sum(gains[name] > 0 and p_values[name] < LEVEL for name in done)
@@ -87,7 +88,7 @@ def _p_values(done: Mapping[str, Evaluation]) -> dict[str, float]:
         queries = list(evaluation.collection.qrels)
         fast, thinking = (
             aligned(evaluation[name].values[MEASURE], queries)
-            for name in ("o1_mini_fast", "o1_mini_thinking")
+            for name in ("o1_embedder_22m_fast", "o1_embedder_22m_thinking")
         )
         raw.append(randomisation_test(fast, thinking))
     return dict(zip(done, holm(raw), strict=True))

@@ -20,7 +20,7 @@ from benchmarks.speed.pairs import seconds
 from benchmarks.speed.synthetic import SyntheticEmbedder, numbered
 from o1_retriever import Index, Retriever, ThinkingEmbedder
 
-MODEL = ROOT / "models" / "o1-mini"
+MODEL = ROOT / "models" / "o1-embedder-22m"
 _DRAWS = 1000
 _BATCH = 500
 

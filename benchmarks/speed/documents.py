@@ -17,7 +17,7 @@ from benchmarks.speed.pairs import ratio
 from o1_retriever import ThinkingEmbedder
 from o1_retriever.evaluation.comparison import peak_megabytes
 
-MODEL = ROOT / "models" / "o1-mini"
+MODEL = ROOT / "models" / "o1-embedder-22m"
 SIDES = ("ours", "sentence-transformers")
 _ALIKE = 1e-4
 # Of the stream's texts one in so many is a whole document; the others are some words of one.

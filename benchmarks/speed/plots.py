@@ -80,7 +80,7 @@ def _label(name: str) -> str:
         kind = f", {match['kind']}" if match["kind"] else ""
         return f"think about {queries}, {match['model']}{kind}\nbeside two passes of transformers"
     if name == "encode_documents/ratio":
-        return "embed documents, o1-mini\nbeside sentence-transformers"
+        return "embed documents, o1-embedder-22m\nbeside sentence-transformers"
     return ""
 
 

@@ -5,7 +5,7 @@ import chromadb
 from chroma_o1_retriever import O1EmbeddingFunction, open_collection
 
 client = chromadb.PersistentClient("chroma")
-collection = open_collection(client, "facts", O1EmbeddingFunction("models/o1-mini"))
+collection = open_collection(client, "facts", O1EmbeddingFunction("models/o1-embedder-22m"))
 collection.add(ids=["1"], documents=["Water vapour condenses on cold glass."])
 collection.query(query_texts=["Why does my bathroom mirror go blank?"], n_results=1)
 ```

@@ -5,7 +5,7 @@ from langchain_chroma import Chroma
 from langchain_o1_retriever import O1Embeddings, O1Retriever
 
 store = Chroma(
-    embedding_function=O1Embeddings("models/o1-mini"),
+    embedding_function=O1Embeddings("models/o1-embedder-22m"),
     collection_configuration={"hnsw": {"space": "cosine"}},
 )
 store.add_texts(["Water vapour condenses on cold glass."])

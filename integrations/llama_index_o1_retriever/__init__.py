@@ -4,7 +4,7 @@
 from llama_index.core import Settings, SimpleDirectoryReader, VectorStoreIndex
 from llama_index_o1_retriever import O1Embedding, O1Retriever
 
-Settings.embed_model = O1Embedding("models/o1-mini")
+Settings.embed_model = O1Embedding("models/o1-embedder-22m")
 index = VectorStoreIndex.from_documents(SimpleDirectoryReader("docs").load_data())
 nodes = O1Retriever(index, similarity_top_k=3).retrieve("Why does my bathroom mirror go blank?")
 ```

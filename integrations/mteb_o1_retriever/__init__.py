@@ -5,7 +5,7 @@ import mteb
 from mteb_o1_retriever import O1Model
 from o1_retriever import ThinkingEmbedder
 
-model = O1Model(ThinkingEmbedder.from_pretrained("models/o1-mini"), name="o1/mini")
+model = O1Model(ThinkingEmbedder.from_pretrained("models/o1-embedder-22m"), name="o1/embedder-22m")
 print(mteb.evaluate(model, mteb.get_tasks(tasks=["NFCorpus"])))
 ```
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from o1_retriever.embedder import ThinkingEmbedder
     from o1_retriever.thought import Thought, ThoughtSettings
 
-MINI = Path("models", "o1-mini")
+MINI = Path("models", "o1-embedder-22m")
 CLONE = Path(__file__).resolve().parents[2]
 
 
@@ -49,9 +49,9 @@ def is_pair(options: ModelOptions) -> bool:
 
 
 def model_name(options: ModelOptions) -> str:
-    """The folder or Hub id of the model: what was named, else o1-mini where it lies in a clone.
+    """The folder or Hub id of the model: what was named, else o1-embedder-22m where it lies in a clone.
 
-    Raises `ModelNotFoundError` when nothing was named and o1-mini is not here.
+    Raises `ModelNotFoundError` when nothing was named and o1-embedder-22m is not here.
     """
     named = options.model or os.environ.get("O1_RETRIEVER_MODEL")
     if named:

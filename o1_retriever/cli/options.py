@@ -47,7 +47,9 @@ class ModelOptions:
 
     model: Annotated[
         str | None,
-        _model("--model", help="Folder or Hub id (default: $O1_RETRIEVER_MODEL, else models/o1-mini)."),
+        _model(
+            "--model", help="Folder or Hub id (default: $O1_RETRIEVER_MODEL, else models/o1-embedder-22m)."
+        ),
     ] = None
     encoder: Annotated[
         str | None,

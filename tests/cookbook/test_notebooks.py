@@ -81,7 +81,10 @@ def _only_warns(cell: Any) -> bool:
 def test_recorded_thoughts_find_more_than_none(root: Path) -> None:
     """The claim of the first notebook, in its committed outputs."""
     text = shown(nbformat.read(root / "cookbook" / "01_retrieve_and_see_the_thoughts.ipynb", as_version=4))
-    first = {name: int(count) for name, count in re.findall(r"o1-mini, ([a-z ]+?) +(\d+) of 14 first", text)}
+    first = {
+        name: int(count)
+        for name, count in re.findall(r"o1-embedder-22m, ([a-z ]+?) +(\d+) of 14 first", text)
+    }
     assert first["recorded thoughts"] > first["without thinking"] + 3
 
 

@@ -11,7 +11,7 @@ from o1_retriever import ThinkingEmbedder
 
 
 def test_a_query_gets_the_thoughts_about_the_next_one_and_its_own_fast_vector(root: Path) -> None:
-    embedder = ThinkingEmbedder.from_pretrained(root / "models" / "o1-mini", cache=False)
+    embedder = ThinkingEmbedder.from_pretrained(root / "models" / "o1-embedder-22m", cache=False)
     queries = ["What is ice?", "Why do birds sing?", "Who wrote letters?"]
     settings = embedder.settings.with_changes(mode="always", k=2, max_new_tokens=8)
     own = embedder.embed_queries(queries, settings=settings)

@@ -21,7 +21,7 @@ QUERIES = ["Why does my bathroom mirror go blank after a hot shower?", "dew"]
 
 @pytest.fixture(scope="module")
 def folder(root: Path) -> Path:
-    return root / "models" / "o1-mini"
+    return root / "models" / "o1-embedder-22m"
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def test_the_card_has_the_recorded_figures_in_the_hubs_format(root: Path) -> Non
         (each.dataset_name, each.metric_name): each.metric_value for each in ModelCard(card).data.eval_results
     }
     wanted = {row["name"]: row["value"] for row in rows}
-    assert found["qasc_2hop", "nDCG@10, fast"] == wanted["qasc_2hop/o1_mini_fast"]
+    assert found["qasc_2hop", "nDCG@10, fast"] == wanted["qasc_2hop/o1_embedder_22m_fast"]
     assert len(found) == 2 * len(SETS)
 
 
@@ -74,13 +74,16 @@ def test_what_was_not_measured_is_a_dash_and_other_sets_are_left_out() -> None:
     assert line == "| SciFact: 300 claims, 5,183 abstracts | 0.686 | 0.600 | – | – | – | – | – |"
 
 
-def test_o1_mini_has_its_share_of_minilm_its_control_and_its_costs() -> None:
+def test_o1_embedder_22m_has_its_share_of_minilm_its_control_and_its_costs() -> None:
     rows = [
         row("scifact/minilm", 0.5),
-        row("scifact/o1_mini_fast", 0.49),
-        row("scifact/o1_mini_thinking", 0.6),
+        row("scifact/o1_embedder_22m_fast", 0.49),
+        row("scifact/o1_embedder_22m_thinking", 0.6),
     ]
-    rows += [row("scifact/o1_mini_thinking_p", 0.02), row("scifact/o1_mini_thinking/tokens", 20.4)]
+    rows += [
+        row("scifact/o1_embedder_22m_thinking_p", 0.02),
+        row("scifact/o1_embedder_22m_thinking/tokens", 20.4),
+    ]
     *_, line = mini_table(rows).splitlines()
     assert line == "| SciFact | 0.490 | 98.0% | 0.600 | 0.020 | – | 20 | – | – |"
 

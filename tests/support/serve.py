@@ -95,6 +95,6 @@ def _wait(server: ModelServer, health: str) -> None:
 
 @pytest.fixture(scope="session")
 def served_model(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    """`transformers serve` with models/o1-mini, started once for all tests that ask for it."""
-    with model_server(root / "models" / "o1-mini", tmp_path_factory.mktemp("serve")) as server:
+    """`transformers serve` with models/o1-embedder-22m, started once for all tests that ask for it."""
+    with model_server(root / "models" / "o1-embedder-22m", tmp_path_factory.mktemp("serve")) as server:
         yield server

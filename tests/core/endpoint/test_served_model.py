@@ -1,4 +1,4 @@
-"""The endpoint thinker against a real server: `transformers serve` with models/o1-mini."""
+"""The endpoint thinker against a real server: `transformers serve` with models/o1-embedder-22m."""
 
 from __future__ import annotations
 

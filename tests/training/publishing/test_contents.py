@@ -98,7 +98,7 @@ def test_what_only_looks_like_a_secret_is_no_secret(tmp_path: Path, root: Path) 
     text = "hf_token sk-learn password: short task-oriented-dialogue-with-long-hyphenated-words-in-it\n"
     (tmp_path / "README.md").write_text(text + "see https://example.org/a:b and user@example.org\n")
     refuse_secrets(tmp_path, ["README.md"])
-    mini = root / "models" / "o1-mini"
+    mini = root / "models" / "o1-embedder-22m"
     refuse_secrets(mini, [path.name for path in mini.iterdir() if path.is_file()])
 
 

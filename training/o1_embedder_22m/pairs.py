@@ -1,7 +1,7 @@
 """The rows of the joint training, and the collection that chooses among its checkpoints.
 
 ```
-python training/o1_mini/pairs.py --data ../shared/data --work WORK
+python training/o1_embedder_22m/pairs.py --data ../shared/data --work WORK
 ```
 
 Writes into WORK:

@@ -1,7 +1,7 @@
-"""Run the stages of o1-mini: each recipe is a list of steps, a step one of our commands with its options.
+"""Run the stages of o1-embedder-22m: each recipe is a list of steps, a step one of our commands with its options.
 
 ```
-python training/o1_mini/stages.py training/recipes/o1-mini/*.yaml --data ../shared/data --work build/o1-mini
+python training/o1_embedder_22m/stages.py training/recipes/o1-embedder-22m/*.yaml --data ../shared/data --work build/o1-embedder-22m
 ```
 
 `{data}` and `{work}` in a recipe stand for these folders. A step that was finished with the same options is
@@ -70,11 +70,11 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="folder with text/ and train/"
     )
-    parser.add_argument("--work", type=Path, default=Path("build/o1-mini"))
+    parser.add_argument("--work", type=Path, default=Path("build/o1-embedder-22m"))
     parser.add_argument("--quick", action="store_true", help="few steps of everything")
     args = parser.parse_args()
     if not args.data.is_dir():
-        raise SystemExit(f"There is no folder {args.data}. Type: make o1-mini DATA=FOLDER")
+        raise SystemExit(f"There is no folder {args.data}. Type: make o1-embedder-22m DATA=FOLDER")
     args.work.mkdir(parents=True, exist_ok=True)
     places = {"data": str(args.data), "work": str(args.work)}
     for recipe in args.recipes:

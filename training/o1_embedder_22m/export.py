@@ -1,7 +1,7 @@
 """Step 4: a checkpoint of train.py as a model folder that transformers and sentence-transformers load.
 
 ```
-python training/o1_mini/export.py --work WORK --run WORK/run --out models/o1-mini
+python training/o1_embedder_22m/export.py --work WORK --run WORK/run --out models/o1-embedder-22m
 ```
 """
 

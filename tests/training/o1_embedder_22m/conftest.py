@@ -1,4 +1,4 @@
-"""The scripts of training/o1_mini find each other by name, as they do when they are run."""
+"""The scripts of training/o1_embedder_22m find each other by name, as they do when they are run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[3] / "training" / "o1_mini"
+SCRIPTS = Path(__file__).resolve().parents[3] / "training" / "o1_embedder_22m"
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """Step 3: train vectors and thoughts together; run the same command again to resume exactly.
 
 ```
-python training/o1_mini/train.py --work WORK --run WORK/run
+python training/o1_embedder_22m/train.py --work WORK --run WORK/run
 ```
 
 The learning rate warms up, stays, and falls linearly to zero over the last part of `--steps`; a run can

@@ -1,7 +1,7 @@
 """Step 2: all-MiniLM-L6-v2's vector of every text (and of every text with its thought), shard by shard.
 
 ```
-python training/o1_mini/teacher.py --work WORK
+python training/o1_embedder_22m/teacher.py --work WORK
 ```
 
 Shards that are already done are skipped, so running the command again continues where it stopped.

@@ -149,9 +149,9 @@ def causal_attention(
 
 def use_training_attention(model: BertLMHeadModel) -> None:
     """Switch the model to `causal_attention`, which needs no mask because rows are padded on the right."""
-    AttentionInterface.register("o1_mini", causal_attention)
-    AttentionMaskInterface.register("o1_mini", lambda *_args, **_kwargs: None)
-    model.set_attn_implementation("o1_mini")
+    AttentionInterface.register("o1_embedder_22m", causal_attention)
+    AttentionMaskInterface.register("o1_embedder_22m", lambda *_args, **_kwargs: None)
+    model.set_attn_implementation("o1_embedder_22m")
 
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:

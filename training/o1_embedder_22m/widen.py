@@ -1,7 +1,7 @@
 """Step 3b: go on from a run with a small vocabulary in a larger one.
 
 ```
-python training/o1_mini/widen.py --work WORK --run WORK/run --new-work WIDE --new-run WIDE/run
+python training/o1_embedder_22m/widen.py --work WORK --run WORK/run --new-work WIDE --new-run WIDE/run
 ```
 
 Pieces that both vocabularies have keep their trained embedding; the others return with MiniLM's own, in whose

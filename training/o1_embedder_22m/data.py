@@ -1,8 +1,8 @@
 """Step 1: choose the vocabulary, then write the rows as tokenised shards.
 
 ```
-python training/o1_mini/data.py --data ../shared/data --work WORK
-python training/o1_mini/data.py --work WORK2 --stage collections --held-out DEV/queries.jsonl
+python training/o1_embedder_22m/data.py --data ../shared/data --work WORK
+python training/o1_embedder_22m/data.py --work WORK2 --stage collections --held-out DEV/queries.jsonl
 ```
 """
 

@@ -1,4 +1,4 @@
-"""What the scripts that make o1-mini are built of."""
+"""What the scripts that make o1-embedder-22m are built of."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-RECIPES = Path(__file__).resolve().parents[3] / "training" / "recipes" / "o1-mini"
+RECIPES = Path(__file__).resolve().parents[3] / "training" / "recipes" / "o1-embedder-22m"
 
 
 def test_a_telegram_keeps_the_words_that_carry_meaning_in_their_order() -> None:
@@ -100,7 +100,7 @@ def test_a_thought_that_repeats_its_passage_is_written_and_never_searched_with(t
     }
     path = tmp_path / "voted.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    tokenizer = load_tokenizer(RECIPES.parents[2] / "models" / "o1-mini")
+    tokenizer = load_tokenizer(RECIPES.parents[2] / "models" / "o1-embedder-22m")
     found, vectors = load_questions([path], Bank(torch.zeros(1, 384), {passage: 0}), tokenizer)
     assert vectors.shape == (1, 384)
     assert [(len(each.positives), each.written) for each in found] == [(1, False), (0, True)]
