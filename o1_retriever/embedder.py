@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from o1_retriever.backend import Backend, PairBackend, settings_of
-from o1_retriever.errors import SettingsError
 from o1_retriever.progress import progress
-from o1_retriever.query import Conversation, History, check_text, check_texts, histories_of, text_blocks
-from o1_retriever.query_cache import QueryCache
-from o1_retriever.road import Road
-from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings, Vector
-from o1_retriever.vectors import Precision, VectorSpace, check_dim, delivered, pool, unit
+from o1_retriever.query import History, Query, as_queries, as_query, check_texts, text_blocks
+from o1_retriever.thinking import Backend, PairBackend, ThoughtPipeline, settings_of
+from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Vector
+from o1_retriever.vectors import Precision, VectorSpace, check_dim, delivered, unit
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +39,7 @@ class ThinkingEmbedder:
     ) -> None:
         self.backend = backend
         self.settings = settings or settings_of(backend)
-        self._road = Road(backend, QueryCache(backend, cache))
+        self._pipeline = ThoughtPipeline(backend, cache)
 
     @classmethod
     def from_pretrained(
@@ -53,29 +49,35 @@ class ThinkingEmbedder:
         device: str | None = None,
         dtype: str = "auto",
         load_in_4bit: bool = False,
+        revision: str | None = None,
+        instruction: str | None = None,
+        trust_remote_code: bool = False,
         settings: ThoughtSettings | None = None,
         cache: bool | str | os.PathLike[str] | ThoughtCache = True,
-        **options: Any,
     ) -> ThinkingEmbedder:
         """Load a checkpoint that thinks and embeds, from a folder or by its Hub id (safetensors only).
 
         `device` None takes CUDA when there is one. `dtype` is "auto" (float32 on a CPU), "float32",
         "bfloat16", "float16", or for a CPU "int8" or "fastest" (bfloat16 or int8 where faster here).
-        `load_in_4bit` quantises to NF4 (extra `4bit`). `options` are the rarer
-        fields of `engine.load.LoadOptions`: `revision`, `instruction`, `trust_remote_code`.
+        `load_in_4bit` quantises to NF4 (extra `4bit`). `revision` is a branch, tag or commit on the Hub.
+        `instruction` follows `<query>` in every query; None takes the checkpoint's own, "" none.
+        `trust_remote_code` runs Python that comes with a checkpoint: leave it False for what you have not
+        read.
 
         Raises `ModelNotFoundError` or `CheckpointError`, both `ModelError`.
         """
         from o1_retriever.engine.backend import LocalBackend
         from o1_retriever.engine.load import LoadOptions, load_model
 
-        unknown = sorted(set(options) - {"revision", "instruction", "trust_remote_code"})
-        if unknown:
-            raise SettingsError(
-                f"Unknown options {unknown}; expected some of revision, instruction, trust_remote_code."
-            )
-        chosen = LoadOptions(device=device, dtype=dtype, load_in_4bit=load_in_4bit, **options)
-        return cls(LocalBackend(load_model(os.fspath(model), chosen)), settings=settings, cache=cache)
+        options = LoadOptions(
+            device=device,
+            dtype=dtype,
+            load_in_4bit=load_in_4bit,
+            revision=revision,
+            instruction=instruction,
+            trust_remote_code=trust_remote_code,
+        )
+        return cls(LocalBackend(load_model(os.fspath(model), options)), settings=settings, cache=cache)
 
     @classmethod
     def from_model(
@@ -108,7 +110,7 @@ class ThinkingEmbedder:
     ) -> ThinkingEmbedder:
         """Join any thinker with any encoder.
 
-        A thinker is a `Thinker`, a function from (queries, k) to k texts per query, or the path of a JSONL
+        A thinker is a `Thinker`, a function from (queries, n) to n texts per query, or the path of a JSONL
         file with recorded thoughts. An encoder is an `Encoder`, a `SentenceTransformer` or its name, or a
         function from texts to an array of shape (texts, dimension).
         """
@@ -135,36 +137,32 @@ class ThinkingEmbedder:
     @property
     def cache(self) -> ThoughtCache | None:
         """The thought cache, None when it is off."""
-        return self._road.cache.store
+        return self._pipeline.cache.store
 
     def think(
         self,
-        queries: Sequence[str],
+        queries: Sequence[str | Query],
         *,
-        k: int | None = None,
+        n_thoughts: int | None = None,
         settings: ThoughtSettings | None = None,
         histories: Sequence[History] | None = None,
     ) -> list[list[Thought]]:
-        """Write `k` thoughts about each query, without embedding them by themselves."""
-        chosen = (settings or self.settings).with_changes(k=k, mode="always")
-        texts = check_texts(queries, what="query")
-        said = histories_of(histories, texts)
-        thinking = self._road.think(texts, chosen, batch_size=None, show=False, histories=said)
-        return [list(row) for row in thinking.thoughts]
+        """Write `n_thoughts` thoughts about each query, without embedding them by themselves."""
+        chosen = (settings or self.settings).with_changes(n_thoughts=n_thoughts, thinking="always")
+        return self._pipeline.think(as_queries(queries, histories), chosen)
 
     def embed_query(
-        self, query: str, *, settings: ThoughtSettings | None = None, history: History = None
+        self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
     ) -> QueryEmbedding:
         """One query with its thoughts, their vectors and the vector to search with.
 
         `history` is what was said before it: a `Conversation`, or a list of turns as `Conversation.of` reads.
         """
-        said = [Conversation.of(history)]
-        return self.embed_queries([check_text(query, what="query")], settings=settings, histories=said)[0]
+        return self.embed_queries([as_query(query, history)], settings=settings)[0]
 
     def embed_queries(
         self,
-        queries: Sequence[str],
+        queries: Sequence[str | Query],
         *,
         settings: ThoughtSettings | None = None,
         batch_size: int | None = None,
@@ -173,7 +171,7 @@ class ThinkingEmbedder:
         truncate_dim: int | None = None,
         histories: Sequence[History] | None = None,
     ) -> list[QueryEmbedding]:
-        """Queries with their thoughts, the k unit vectors of each, and the vector to search with.
+        """Queries with their thoughts, the unit vectors of each, and the vector to search with.
 
         Vectors are truncated to `truncate_dim`, normalised, averaged, and the mean is normalised again
         unless `normalize_embeddings=False` (the reference implementation leaves the plain mean). A
@@ -181,34 +179,16 @@ class ThinkingEmbedder:
         say why. Equal queries are computed once. `batch_size` is how many are in flight at most; None sizes
         batches by tokens. `histories` are what was said before each query: the thinker alone reads them.
         """
-        chosen = settings or self.settings
-        texts = check_texts(queries, what="query")
+        asked = as_queries(queries, histories)
         check_dim(truncate_dim, self.dimension)
-        started = time.perf_counter()
-        said = histories_of(histories, texts)
-        asked = list(zip(texts, said if chosen.thinks else histories_of(None, texts), strict=True))
-        unique = list(dict.fromkeys(asked))
-        queries, said = [query for query, _ in unique], [history for _, history in unique]
-        thinking = self._road.think(
-            queries, chosen, batch_size=batch_size, show=show_progress_bar, histories=said
+        return self._pipeline.embed(
+            asked,
+            settings or self.settings,
+            batch_size=batch_size,
+            show=show_progress_bar,
+            truncate_dim=truncate_dim,
+            normalize=normalize_embeddings,
         )
-        thought_at = time.perf_counter()
-        raw = self._road.vectors(thinking, batch_size=batch_size)
-        ended = time.perf_counter()
-        share = 1000 / max(1, len(unique))
-        timings = Timings(think_ms=(thought_at - started) * share, embed_ms=(ended - thought_at) * share)
-        results = {}
-        for each, thoughts, rows in zip(unique, thinking.thoughts, raw, strict=True):
-            vectors, vector = pool(rows, truncate_dim=truncate_dim, normalize=normalize_embeddings)
-            results[each] = QueryEmbedding(
-                query=each[0],
-                thoughts=tuple(thoughts),
-                vectors=vectors,
-                vector=vector,
-                timings=timings,
-                history=each[1],
-            )
-        return [results[each] for each in asked]
 
     def encode_queries(
         self,

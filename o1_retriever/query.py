@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,9 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from o1_retriever.errors import InputError
-
-__all__ = ["Conversation", "History", "Message", "Role", "read_history"]
-
 
 # Texts read at a time: enough to put those of similar length together.
 _BLOCK = 4096
@@ -169,10 +165,37 @@ class Conversation:
 History = Conversation | Sequence[Any] | None
 
 
-def histories_of(histories: Sequence[History] | None, queries: Sequence[str]) -> list[Conversation]:
-    """One conversation for each query, without the query itself; None: nothing was said before any."""
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query and the conversation before it, as `as_queries` makes them: checked, and trusted from there on."""
+
+    text: str
+    history: Conversation = Conversation()
+
+
+def as_queries(queries: Sequence[str | Query], histories: Sequence[History] | None = None) -> list[Query]:
+    """Check what a user asks, where it comes in: the only place that does. `Query` objects pass as they are.
+
+    `histories` are what was said before each query, None where nothing was. Raises `InputError` with the
+    position of a query or a history that cannot be used.
+    """
     if histories is None:
-        return [Conversation()] * len(queries)
+        if isinstance(queries, list | tuple) and all(isinstance(query, Query) for query in queries):
+            return list(queries)
+        return [Query(text) for text in check_texts(queries, what="query")]  # type: ignore[arg-type]
+    texts = check_texts(queries, what="query")  # type: ignore[arg-type]
+    return [Query(text, said) for text, said in zip(texts, _histories(histories, texts), strict=True)]
+
+
+def as_query(query: str | Query, history: History = None) -> Query:
+    """One query with what was said before it, checked as by `as_queries`."""
+    if isinstance(query, Query):
+        return query
+    return Query(check_text(query, what="query"), Conversation.of(history).before(query))
+
+
+def _histories(histories: Sequence[History], queries: Sequence[str]) -> list[Conversation]:
+    """One conversation for each query, without the query itself."""
     if isinstance(histories, str | bytes | Mapping | Conversation) or not isinstance(histories, Sequence):
         raise InputError(
             f"histories is a {type(histories).__name__}; expected a list with one history for each query."
@@ -189,20 +212,6 @@ def histories_of(histories: Sequence[History] | None, queries: Sequence[str]) ->
         except InputError as error:
             raise InputError(f"History {place}: {error.message}", hint=error.hint, position=place) from None
     return read
-
-
-def several(histories: Sequence[Conversation]) -> dict[str, Sequence[Conversation]]:
-    """The keyword that hands histories on; nothing when all are empty, for those who know of none."""
-    return {"histories": histories} if any(len(history) for history in histories) else {}
-
-
-def takes_histories(function: Callable[..., Any]) -> bool:
-    """Whether a function has a parameter `histories`, or takes any keyword."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some built-in functions do not tell
-        return False
-    return any(each.name == "histories" or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
 def rendered(

@@ -14,17 +14,17 @@ from o1_retriever.query import Conversation
 
 Vector = NDArray[np.float32]
 Finish = Literal["eos", "length", "budget", "recorded", "failed"]
-Mode = Literal["always", "never"]
+Thinking = Literal["always", "auto", "never"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThoughtSettings:
     """How to think. Defaults are those of the released O1 Embedder checkpoint (arXiv 2502.07555).
 
-    `k` thoughts per query, each of at most `max_new_tokens` tokens, sampled with `temperature` (0 takes
+    `n_thoughts` per query, each of at most `max_new_tokens` tokens, sampled with `temperature` (0 takes
     the likeliest token) and nucleus `top_p`. `seed` together with the query and the thought's index
-    fixes the draw, so that a thought does not depend on the other queries of a batch nor on `k`.
-    `mode="never"` takes the fast path: the query is embedded without thoughts. `budget_ms` is how long the
+    fixes the draw, so that a thought does not depend on the other queries of a batch nor on `n_thoughts`.
+    `thinking="never"` takes the fast path: the query is embedded without thoughts. `budget_ms` is how long the
     local engine may write about one query, in wall-clock milliseconds from its first token on (None: as long
     as it takes); what has been thought by then is embedded, and its `finish` is "budget".
     `repetition_penalty` above 1 makes tokens that a thought already holds less likely (Keskin et al. 2019): a
@@ -33,17 +33,17 @@ class ThoughtSettings:
     Raises `SettingsError` for a value out of range.
     """
 
-    k: int = 3
+    n_thoughts: int = 3
     temperature: float = 0.1
     top_p: float = 0.9
     max_new_tokens: int = 128
     seed: int = 0
-    mode: Mode = "always"
+    thinking: Thinking = "always"
     budget_ms: float | None = None
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        _check("k", self.k, int, 1, 1024)
+        _check("n_thoughts", self.n_thoughts, int, 1, 1024)
         _check("temperature", self.temperature, (int, float), 0.0, 100.0)
         _check("top_p", self.top_p, (int, float), 1e-6, 1.0)
         _check("max_new_tokens", self.max_new_tokens, int, 1, 1_000_000)
@@ -51,21 +51,22 @@ class ThoughtSettings:
         _check("repetition_penalty", self.repetition_penalty, (int, float), 1e-2, 100.0)
         if self.budget_ms is not None:
             _check("budget_ms", self.budget_ms, (int, float), 1e-3, 1e9)
-        if str(self.mode) == "auto":
+        if self.thinking == "auto":
             raise SettingsError(
-                "mode is 'auto', which needs a search without thoughts first; expected 'always' or 'never'.",
+                "thinking is 'auto', which needs a search without thoughts first; expected 'always' or "
+                "'never' here.",
                 hint="Type: Retriever(embedder, index, thinking='auto')",
             )
-        if self.mode not in ("always", "never"):
-            raise SettingsError(f"mode is {self.mode!r}; expected 'always' or 'never'.")
+        if self.thinking not in ("always", "never"):
+            raise SettingsError(f"thinking is {self.thinking!r}; expected 'always' or 'never'.")
 
     @property
     def thinks(self) -> bool:
         """Whether thoughts are written at all."""
-        return self.mode != "never"
+        return self.thinking != "never"
 
     def sampling(self) -> dict[str, float]:
-        """The part that decides what a thought says (neither `k` nor the mode), for cache keys."""
+        """The part that decides what a thought says (neither how many there are nor whether), for cache keys."""
         parts = {
             "temperature": float(self.temperature),
             "top_p": float(self.top_p),

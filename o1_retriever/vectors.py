@@ -132,13 +132,3 @@ def unit(rows: Vector) -> Vector:
             f"Vector {place} has length {float(lengths.reshape(-1)[place])}; expected a direction."
         )
     return np.asarray(rows / lengths, dtype=np.float32)
-
-
-def pool(rows: Vector, *, truncate_dim: int | None, normalize: bool) -> tuple[Vector, Vector]:
-    """Unit vectors (k, dimension) and their mean (dimension,), itself a unit vector if `normalize`.
-
-    Vectors are truncated first, so that each thought weighs the same in the truncated space.
-    """
-    vectors = unit(rows[:, :truncate_dim])
-    mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return vectors, unit(mean[None])[0] if normalize else mean

@@ -53,10 +53,10 @@ def encode(texts: list[str]) -> Floats:
 def core() -> Retriever:
     embedder = ThinkingEmbedder.from_pretrained("models/o1-embedder-22m", device="cpu", load_in_4bit=False)
     assert_type(embedder.embed_query("why?"), QueryEmbedding)
-    assert_type(embedder.think(["why?"], k=2), list[list[Thought]])
+    assert_type(embedder.think(["why?"], n_thoughts=2), list[list[Thought]])
     assert_type(embedder.embed_query("why?").vector, Floats)
     ThinkingEmbedder.from_parts(think, encode, cache=False)
-    ThinkingEmbedder.from_parts("thoughts.jsonl", encode, settings=ThoughtSettings(k=1))
+    ThinkingEmbedder.from_parts("thoughts.jsonl", encode, settings=ThoughtSettings(n_thoughts=1))
     ThinkingEmbedder.from_parts(OpenAIThinker("qwen", base_url="http://127.0.0.1:8000/v1"), encode)
     with Index("index", embedder) as index:
         index.add([Document(id="a", text="b", metadata={"page": 1})])
@@ -82,7 +82,7 @@ def core() -> Retriever:
 
 
 async def langchain(embedder: ThinkingEmbedder, ours: Retriever) -> None:
-    embeddings = O1Embeddings(embedder, settings=ThoughtSettings(k=1))
+    embeddings = O1Embeddings(embedder, settings=ThoughtSettings(n_thoughts=1))
     assert_type(embeddings.embed_query("why?"), list[float])
     assert_type(await embeddings.aembed_documents(["a"]), list[list[float]])
     assert_type(embeddings.think("why?").thoughts, tuple[Thought, ...])
@@ -91,7 +91,7 @@ async def langchain(embedder: ThinkingEmbedder, ours: Retriever) -> None:
     assert_type(retriever.invoke("why?", k=1), list[LangChainDocument])
     assert_type(await retriever.ainvoke("why?"), list[LangChainDocument])
     LangChainRetriever(vectorstore=store, embeddings=embeddings)
-    LangChainRetriever(retriever=ours, filter={"source": "a.md"}, settings=ThoughtSettings(mode="never"))
+    LangChainRetriever(retriever=ours, filter={"source": "a.md"}, settings=ThoughtSettings(thinking="never"))
     LangChainRetriever(retriever=ours, pooling="best", thinking="auto", hybrid=True)
     assert_type(LangChainRetriever(retriever=ours).explain("why?", k=2), Explanation)
     retriever.invoke("why?", pooling="best", thinking="never", filter={"page": 1})
@@ -110,7 +110,7 @@ async def llama_index(embedder: ThinkingEmbedder, ours: Retriever) -> None:
     Settings.embed_model = O1Embedding(embedder, embed_batch_size=16)
     retriever = LlamaIndexRetriever(VectorStoreIndex([]), similarity_top_k=3, similarity_cutoff=0.1)
     assert_type(retriever.retrieve("why?"), list[NodeWithScore])
-    await LlamaIndexRetriever(ours, settings=ThoughtSettings(k=1)).aretrieve(QueryBundle("why?"))
+    await LlamaIndexRetriever(ours, settings=ThoughtSettings(n_thoughts=1)).aretrieve(QueryBundle("why?"))
     chat = [ChatMessage(role="user", content="What is dew?")]
     retriever.retrieve(ConversationBundle("And then?", history=chat))
     LlamaIndexRetriever(ours, pooling="best", thinking="auto", hybrid=True, verbose=True)
@@ -130,4 +130,6 @@ def others(embedder: ThinkingEmbedder) -> Any:
     assert_type(
         O1EmbeddingFunction("models/o1-embedder-22m", truncate_dim=128).think(["why?"]), list[QueryEmbedding]
     )
-    return O1Model(embedder, name="o1/embedder-22m", settings=ThoughtSettings(k=1)).mteb_model_meta.name
+    return O1Model(
+        embedder, name="o1/embedder-22m", settings=ThoughtSettings(n_thoughts=1)
+    ).mteb_model_meta.name

@@ -71,7 +71,7 @@ def ablations(work: Path, size: Size = SMALL, variants: Sequence[Variant] = ABLA
         if variant.thinks:
             yield _figure(variant, "thinking", found["thinking"].means[MEASURE])
         for thoughts in variant.drawn:
-            several = ThoughtSettings(k=thoughts, temperature=1.0, top_p=1.0, max_new_tokens=40)
+            several = ThoughtSettings(n_thoughts=thoughts, temperature=1.0, top_p=1.0, max_new_tokens=40)
             found = measure_world(folder, world.collection, split="dev", settings=several)
             yield _figure(variant, f"k={thoughts}", found["thinking"].means[MEASURE])
 

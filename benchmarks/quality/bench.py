@@ -22,7 +22,7 @@ from o1_retriever.evaluation.robustness import follow_wording
 from o1_retriever.evaluation.systems import NEVER, Bm25Index, Dense, Hybrid, Lexical, System
 
 MEASURE = "nDCG@10"
-RECORDED = ThoughtSettings(k=3)
+RECORDED = ThoughtSettings(n_thoughts=3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,7 @@ def systems(
         found += [thinking, Hybrid(name="hybrid_with_thoughts", corpus=corpus, parts=[thinking, said])]
     if bench.model is not None:
         own = encode_corpus(bench.model, corpus, bench.work / "corpora")
-        always = bench.model.settings.with_changes(mode="always")
+        always = bench.model.settings.with_changes(thinking="always")
         members = [
             ("o1_embedder_22m_fast", bench.model, NEVER),
             ("o1_embedder_22m_thinking", bench.model, always),

@@ -57,12 +57,12 @@ def _recorded(
     encoded = encode_corpus(embedder, collection.corpus, bench.work / "corpora")
     yield Figure(name=f"{name}/minilm/never", value=_ndcg(collection, embedder, encoded, NEVER), unit=MEASURE)
     for k in RECORDED_K:
-        value = _ndcg(collection, embedder, encoded, ThoughtSettings(k=k))
+        value = _ndcg(collection, embedder, encoded, ThoughtSettings(n_thoughts=k))
         yield Figure(name=f"{name}/minilm/k={k}", value=value, unit=MEASURE)
     for words in WORDS:
         cut = {query: [_first(words, thought) for thought in said] for query, said in thoughts.items()}
         shorter = ThinkingEmbedder.from_parts(RecordedThinker(cut), bench.minilm, cache=False)
-        value = _ndcg(collection, shorter, encoded, ThoughtSettings(k=3))
+        value = _ndcg(collection, shorter, encoded, ThoughtSettings(n_thoughts=3))
         yield Figure(name=f"{name}/minilm/k=3/words={words}", value=value, unit=MEASURE)
 
 
@@ -73,10 +73,12 @@ def _own(
         name=f"{name}/o1_embedder_22m/never", value=_ndcg(collection, model, encoded, NEVER), unit=MEASURE
     )
     for k in OWN_K:
-        value = _ndcg(collection, model, encoded, model.settings.with_changes(k=k, mode="always"))
+        value = _ndcg(
+            collection, model, encoded, model.settings.with_changes(n_thoughts=k, thinking="always")
+        )
         yield Figure(name=f"{name}/o1_embedder_22m/k={k}", value=value, unit=MEASURE)
     for tokens in TOKENS:
-        settings = model.settings.with_changes(k=3, max_new_tokens=tokens, mode="always")
+        settings = model.settings.with_changes(n_thoughts=3, max_new_tokens=tokens, thinking="always")
         value = _ndcg(collection, model, encoded, settings)
         yield Figure(name=f"{name}/o1_embedder_22m/k=3/tokens={tokens}", value=value, unit=MEASURE)
 

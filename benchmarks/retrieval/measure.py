@@ -41,7 +41,7 @@ class Bench:
 
     def search(self, *, thoughts: int, k: int = 10, **options: Unpack[SearchOptions]) -> list[SearchResult]:
         """Every query with so many thoughts; 0 does not think."""
-        settings = ThoughtSettings(k=thoughts) if thoughts else ThoughtSettings(mode="never")
+        settings = ThoughtSettings(n_thoughts=thoughts) if thoughts else ThoughtSettings(thinking="never")
         return self.retriever.search_many(
             self.queries, k=k, settings=settings, show_progress_bar=False, **options
         )

@@ -20,7 +20,7 @@ from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine.backend import LocalBackend
 from o1_retriever.engine.load import LoadOptions, LocalModel, load_model
 
-_SETTINGS = ThoughtSettings(k=3, max_new_tokens=128)
+_SETTINGS = ThoughtSettings(n_thoughts=3, max_new_tokens=128)
 _QUERIES = (1, 8, 64)
 _DOCUMENT_TOKENS = 512
 # A share is of what this very GPU reaches for a large copy and a large product.

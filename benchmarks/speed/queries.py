@@ -15,7 +15,7 @@ from benchmarks.speed.pairs import ratio
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine.backend import LocalBackend
 
-SETTINGS = ThoughtSettings(k=3, max_new_tokens=128)
+SETTINGS = ThoughtSettings(n_thoughts=3, max_new_tokens=128)
 _QUICK = [("16M", 32), ("16M", 1)]
 _FULL = [*_QUICK, ("110M", 32)]
 _PAIRS = 5

@@ -38,15 +38,17 @@ def _batch(local: LocalModel, queries: Sequence[str], settings: ThoughtSettings)
         temperature=settings.temperature,
         top_p=settings.top_p,
         top_k=0,
-        num_return_sequences=settings.k,
+        num_return_sequences=settings.n_thoughts,
         max_new_tokens=settings.max_new_tokens,
         eos_token_id=None,
         pad_token_id=tokenizer.pad_token_id,
     )
     texts = tokenizer.batch_decode(written[:, prompts.shape[1] :], skip_special_tokens=True)
     thoughts = template.text_ids(texts)
-    rows = [template.thinking_query(ids[place // settings.k], row) for place, row in enumerate(thoughts)]
+    rows = [
+        template.thinking_query(ids[place // settings.n_thoughts], row) for place, row in enumerate(thoughts)
+    ]
     again, mask = padded(rows, local.device, side="left")
     hidden = local.model(input_ids=again, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
     vectors = normalize(hidden[:, -1].float(), dim=-1)
-    return vectors.view(len(queries), settings.k, -1).mean(1)
+    return vectors.view(len(queries), settings.n_thoughts, -1).mean(1)

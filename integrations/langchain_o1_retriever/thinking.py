@@ -79,7 +79,7 @@ class ThinkingStore:
 
     def _settings(self, mode: str | None = None) -> ThoughtSettings:
         base = self._request.settings or self._embeddings.settings or self._embeddings.embedder.settings
-        return base.with_changes(mode=mode or self._how.thinking)
+        return base.with_changes(thinking=mode or self._how.thinking)
 
     def _looking(self) -> Request:
         return replace(self._request, k=max(self._request.k, LOOKED_AT), score_threshold=None)

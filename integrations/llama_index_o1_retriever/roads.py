@@ -20,7 +20,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
 from o1_retriever.guard import LOOKED_AT, Decision
 from o1_retriever.index.hits import Hit
-from o1_retriever.query import several
+from o1_retriever.query import as_queries
 from o1_retriever.ranking.fusion import best_of
 from o1_retriever.search.result import SearchSettings
 from o1_retriever.search.retriever import Retriever
@@ -84,8 +84,10 @@ class OurRoad:
         embedder = self._retriever.embedder
         if self._how.thinking is not None:
             base = settings or getattr(embedder, "settings", None) or ThoughtSettings()
-            settings = base.with_changes(mode=self._how.thinking)
-        embedded = embedder.embed_queries(bundle.embedding_strs, settings=settings, **_said(bundle))
+            settings = base.with_changes(thinking=self._how.thinking)
+        embedded = embedder.embed_queries(
+            as_queries(bundle.embedding_strs, **_said(bundle)), settings=settings
+        )
         for embedding in embedded:
             announce(embedding)
         return _pooled(embedded, self._how)
@@ -153,16 +155,18 @@ class StoreRoad:
             return _Thinking(vectors=np.asarray(bundle.embedding, np.float32)[None])
         base = settings or self._model.settings
         if self._how.thinking != "auto":
-            chosen = base.with_changes(mode=self._how.thinking)
+            chosen = base.with_changes(thinking=self._how.thinking)
             embedded = self._model.think(bundle.embedding_strs, settings=chosen, **_said(bundle))
             return _Thinking(vectors=_pooled(embedded, self._how))
-        fast = self._model.think(bundle.embedding_strs, settings=base.with_changes(mode="never"), tell=False)
+        fast = self._model.think(
+            bundle.embedding_strs, settings=base.with_changes(thinking="never"), tell=False
+        )
         nodes = self._find(self._deep, bundle, _mean(fast))
         decision = self._how.gate.decide([_score(node) for node in nodes])
         if not decision.think:
             _announce(fast, decision)
             return _Thinking(vectors=_pooled(fast, self._how), found=nodes[:k])
-        chosen = base.with_changes(mode="always")
+        chosen = base.with_changes(thinking="always")
         embedded = self._model.think(bundle.embedding_strs, settings=chosen, tell=False, **_said(bundle))
         _announce(embedded, decision)
         return _Thinking(vectors=_pooled(embedded, self._how))
@@ -184,7 +188,7 @@ class StoreRoad:
 
 def _said(bundle: QueryBundle) -> dict[str, Any]:
     """The history of a bundle for each of its strings, for those who think."""
-    return several([history_of(bundle)] * len(bundle.embedding_strs))
+    return {"histories": [history_of(bundle)] * len(bundle.embedding_strs)}
 
 
 def _announce(embedded: Sequence[QueryEmbedding], decision: Decision) -> None:

@@ -88,7 +88,7 @@ class Runs:
         self, questions: list[str], *, thinking: bool, show: bool | None = None
     ) -> dict[str, SearchResult]:
         texts = [self._collection.questions[question] for question in questions]
-        settings = self._settings if thinking else self._settings.with_changes(mode="never")
+        settings = self._settings if thinking else self._settings.with_changes(thinking="never")
         return dict(
             zip(
                 questions,

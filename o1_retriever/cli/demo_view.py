@@ -23,7 +23,7 @@ _CLEAR = 0.01  # a smaller change of nDCG@10 is not worth a word of praise
 def introduction(collection: Everyday, settings: ThoughtSettings) -> Text:
     """What is about to be shown."""
     passages, questions = len(collection.documents), len(collection.questions)
-    thoughts = f"{settings.k} thought{'' if settings.k == 1 else 's'}"
+    thoughts = f"{settings.n_thoughts} thought{'' if settings.n_thoughts == 1 else 's'}"
     return Text(
         f"{passages} passages of everyday science and technology, {questions} questions, {thoughts} about "
         f"each. Here are the first {EXAMPLES} questions of the dev split."

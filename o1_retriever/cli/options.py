@@ -95,13 +95,13 @@ class ThoughtOptions:
     def settings(self, base: ThoughtSettings, *, fast: bool = False) -> ThoughtSettings:
         """`base` with what was named here. Raises `SettingsError` for a value out of range."""
         return base.with_changes(
-            k=self.thoughts,
+            n_thoughts=self.thoughts,
             temperature=self.temperature,
             top_p=self.top_p,
             repetition_penalty=self.repetition_penalty,
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
-            mode="never" if fast else None,
+            thinking="never" if fast else None,
         )
 
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from o1_retriever.errors import SettingsError
-from o1_retriever.query import HISTORY_CHARACTERS, Conversation
+from o1_retriever.query import HISTORY_CHARACTERS, Query
 
 SLOT = "{query}"
 
@@ -32,17 +32,17 @@ class ChatPrompt:
                 hint=f"Write {SLOT} where the query belongs.",
             )
 
-    def messages(self, query: str, history: Conversation | None = None) -> list[dict[str, str]]:
-        """The chat messages that ask about `query` after the newest turns of a history.
+    def messages(self, query: Query) -> list[dict[str, str]]:
+        """The chat messages that ask about a query after the newest turns of its history.
 
         They are what most chat templates insist on: one system message, first, with those of the history;
         then users and assistants in turn, so that messages of one after another are joined.
         """
-        said = (history or Conversation()).newest(HISTORY_CHARACTERS).to_list()
+        said = query.history.newest(HISTORY_CHARACTERS).to_list()
         system = [self.system] if self.system else []
         system += [turn["content"] for turn in said if turn["role"] == "system"]
         chat = [{"role": "system", "content": "\n\n".join(system)}] if system else []
-        asked = {"role": "user", "content": self.user.replace(SLOT, query)}
+        asked = {"role": "user", "content": self.user.replace(SLOT, query.text)}
         for turn in [*(turn for turn in said if turn["role"] != "system"), asked]:
             if chat and chat[-1]["role"] == turn["role"]:
                 chat[-1]["content"] += "\n\n" + turn["content"]

@@ -20,7 +20,7 @@ from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt, as_prompt
 from o1_retriever.endpoint.reply import read_reply
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.extras import require
-from o1_retriever.query import Conversation, check_texts, histories_of
+from o1_retriever.query import Query
 from o1_retriever.thought import Thought, ThoughtSettings
 
 logger = logging.getLogger(__name__)
@@ -28,10 +28,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    query: str
+    query: Query
     index: int
     settings: ThoughtSettings
-    history: Conversation
 
 
 class OpenAIThinker:
@@ -95,15 +94,9 @@ class OpenAIThinker:
             self._client.close()
 
     def think(
-        self,
-        queries: Sequence[str],
-        k: int,
-        *,
-        settings: ThoughtSettings,
-        start: int = 0,
-        histories: Sequence[Conversation] | None = None,
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0
     ) -> list[list[Thought]]:
-        """Thoughts `start` to `k - 1` about every query, in the order of the queries.
+        """Thoughts `start` to `settings.n_thoughts - 1` about every query, in the order of the queries.
 
         What was said before a query is sent as the messages before it (see `ChatPrompt.messages`).
 
@@ -111,14 +104,13 @@ class OpenAIThinker:
         them. Raises `ThinkerError` when nothing can succeed before the caller changes something (wrong
         key, model or address), and none of this call's thoughts had been written.
         """
-        texts = check_texts(queries, what="query")
-        asked = zip(texts, histories_of(histories, texts), strict=True)
-        jobs = [_Job(text, index, settings, said) for text, said in asked for index in range(start, k)]
+        indices = range(start, settings.n_thoughts)
+        jobs = [_Job(query, index, settings) for query in queries for index in indices]
         results = self._work_through(jobs)
         self._report(results)
         thoughts = [_recorded(result) for result in results]
-        each = max(0, k - start)
-        return [thoughts[place * each : (place + 1) * each] for place in range(len(texts))]
+        each = len(indices)
+        return [thoughts[place * each : (place + 1) * each] for place in range(len(queries))]
 
     def _work_through(self, jobs: list[_Job]) -> list[Result]:
         """Ask for all; when the last call was given up, find out first with one request, sent once."""
@@ -147,7 +139,7 @@ class OpenAIThinker:
     def _exchange(self, job: _Job, timeout: float) -> Result:
         """One request, and at once another where the server refuses a parameter that can be left out."""
         while True:
-            sent = self._dialect.request(self.prompt.messages(job.query, job.history), _parameters(job))
+            sent = self._dialect.request(self.prompt.messages(job.query), _parameters(job))
             named = {name: value for name, value in sent.items() if name not in EXTRA}
             extra = {name: sent[name] for name in EXTRA & sent.keys()} | self._extra_body
             try:

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from o1_retriever.backend import Thinking
 from o1_retriever.engine.decode import Job, write_thoughts
 from o1_retriever.engine.encode import embed_sequences
 from o1_retriever.engine.load import LocalModel
-from o1_retriever.query import Conversation, rendered
+from o1_retriever.query import Query, rendered
+from o1_retriever.thinking import NewThoughts
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
 from o1_retriever.vectors import Precision, VectorSpace
 
@@ -57,22 +57,15 @@ class LocalBackend:
         return self.thinker_identity
 
     def think(
-        self,
-        queries: Sequence[str],
-        k: int,
-        *,
-        settings: ThoughtSettings,
-        start: int,
-        batch_size: int | None,
-        histories: Sequence[Conversation] | None = None,
-    ) -> Iterator[Thinking]:
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int, batch_size: int | None
+    ) -> Iterator[NewThoughts]:
         """Write thoughts, each query's handed over as soon as they are done; their vectors come for free.
 
         Not so after a history: it stands in the prompt, where those vectors would see it.
         """
         template = self.local.template
-        indices = tuple(range(start, k))
-        prompts, after = self._prompts(queries, histories)
+        indices = tuple(range(start, settings.n_thoughts))
+        prompts, after = self._prompts(queries)
         jobs = [Job(prompt=prompt, indices=indices, room=template.room(prompt)) for prompt in prompts]
         for place, drafts in write_thoughts(self.local, jobs, settings, most=batch_size):
             texts = self.decode([draft.token_ids for draft in drafts.drafts])
@@ -88,26 +81,26 @@ class LocalBackend:
                 for index, text, draft in zip(indices, texts, drafts.drafts, strict=True)
             ]
             if place in after:
-                yield Thinking(place=place, start=start, thoughts=thoughts)
+                yield NewThoughts(place=place, start=start, thoughts=thoughts)
                 continue
             vectors = [draft.state for draft in drafts.drafts]
-            yield Thinking(place=place, start=start, thoughts=thoughts, vectors=vectors, fast=drafts.fast)
+            yield NewThoughts(place=place, start=start, thoughts=thoughts, vectors=vectors, fast=drafts.fast)
 
-    def _prompts(
-        self, queries: Sequence[str], histories: Sequence[Conversation] | None
-    ) -> tuple[list[tuple[int, ...]], set[int]]:
+    def _prompts(self, queries: Sequence[Query]) -> tuple[list[tuple[int, ...]], set[int]]:
         """What precedes the thoughts about each query, and the places of those with a history in it.
 
         The query has the room that it has by itself, and the newest turns of the history what is left of it.
         """
         template = self.local.template
-        ids = self._query_ids(queries)
-        said = [
-            rendered(history, template.text_ids, template.max_query_text - len(row))
-            for row, history in zip(ids, histories or [Conversation()] * len(ids), strict=True)
+        ids = self._query_ids([query.text for query in queries])
+        histories = [
+            rendered(query.history, template.text_ids, template.max_query_text - len(row))
+            for query, row in zip(queries, ids, strict=True)
         ]
-        prompts = [tuple(template.prompt([*before, *row])) for before, row in zip(said, ids, strict=True)]
-        return prompts, {place for place, before in enumerate(said) if before}
+        prompts = [
+            tuple(template.prompt([*before, *row])) for before, row in zip(histories, ids, strict=True)
+        ]
+        return prompts, {place for place, before in enumerate(histories) if before}
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Token ids as text."""

@@ -148,11 +148,11 @@ def _thinking(k: int) -> str:
 
 
 def _settings(base: ThoughtSettings, k: int) -> ThoughtSettings:
-    return base.with_changes(k=k, mode="always") if k else base.with_changes(mode="never")
+    return base.with_changes(n_thoughts=k, thinking="always") if k else base.with_changes(thinking="never")
 
 
 def _lexical(
     corpus: Corpus, index: Bm25Index, embedder: ThinkingEmbedder, settings: ThoughtSettings
 ) -> Lexical:
-    name = f"BM25 {_thinking(settings.k)}" if settings.thinks else "BM25"
+    name = f"BM25 {_thinking(settings.n_thoughts)}" if settings.thinks else "BM25"
     return Lexical(name=name, corpus=corpus, index=index, embedder=embedder, settings=settings)

@@ -11,6 +11,7 @@ import numpy as np
 from o1_retriever.backend import PairBackend
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.evaluation.collection import Collection
+from o1_retriever.query import Query
 from o1_retriever.thinkers import RecordedThinker, Thinker
 from o1_retriever.thought import Thought, ThoughtSettings
 
@@ -110,10 +111,10 @@ class _Reworded:
         self._originals = originals
 
     def think(
-        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int = 0
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0
     ) -> list[list[Thought]]:
-        known = [self._originals.get(query, query) for query in queries]
-        return self._thinker.think(known, k, settings=settings, start=start)
+        known = [Query(self._originals.get(query.text, query.text)) for query in queries]
+        return self._thinker.think(known, settings=settings, start=start)
 
 
 def _misspelt(word: str, generator: np.random.Generator) -> str:

@@ -20,7 +20,7 @@ from o1_retriever.search.result import Pooling
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
 from o1_retriever.vectors import unit
 
-NEVER = ThoughtSettings(mode="never")
+NEVER = ThoughtSettings(thinking="never")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

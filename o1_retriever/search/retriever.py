@@ -15,16 +15,13 @@ from o1_retriever.guard import LOOKED_AT, Decision
 from o1_retriever.index.graph import check_where
 from o1_retriever.index.hits import Hit, check_count
 from o1_retriever.index.index import Index
-from o1_retriever.query import Conversation, History, check_text, check_texts, histories_of, several
+from o1_retriever.query import History, Query, as_queries, as_query
 from o1_retriever.ranking.bm25 import Bm25, lexical_query
 from o1_retriever.search.result import SearchOptions, SearchResult, SearchSettings, Thinking, thought_record
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings, Timings
 from o1_retriever.vectors import VectorSpace
 
 __all__ = ["Hit", "QueryEmbedder", "Retriever", "SearchResult", "SearchSettings", "thought_record"]
-
-
-_Asked = tuple[str, Conversation]  # a question and what was said before it
 
 
 class QueryEmbedder(Protocol):
@@ -37,13 +34,12 @@ class QueryEmbedder(Protocol):
 
     def embed_queries(
         self,
-        queries: Sequence[str],
+        queries: Sequence[Query],
         *,
         settings: ThoughtSettings | None = None,
         show_progress_bar: bool | None = None,
-        histories: Sequence[History] | None = None,
     ) -> list[QueryEmbedding]:
-        """One embedding per question, in order; `histories` are what was said before each."""
+        """One embedding per query, in order."""
         ...
 
 
@@ -70,7 +66,7 @@ class Retriever:
 
     def search(
         self,
-        query: str,
+        query: str | Query,
         *,
         k: int = 10,
         where: dict[str, Any] | None = None,
@@ -82,13 +78,11 @@ class Retriever:
 
         `history` is what was said before it: a list of turns, in any form that `Conversation.of` reads.
         """
-        check_text(query, what="query")
-        said = [Conversation.of(history)]
-        return self.search_many([query], k=k, where=where, settings=settings, histories=said, **options)[0]
+        return self.search_many([as_query(query, history)], k=k, where=where, settings=settings, **options)[0]
 
     def search_many(
         self,
-        queries: Sequence[str],
+        queries: Sequence[str | Query],
         *,
         k: int = 10,
         where: dict[str, Any] | None = None,
@@ -101,22 +95,21 @@ class Retriever:
 
         They are thought about together and looked up together. `where` filters by metadata as in
         `Index.search`; `settings` None takes the embedder's own; `options` are those of the class, for this
-        search. Where `settings` say `mode="never"` and no `thinking` is passed here, nothing is thought.
+        search. Where `settings` say `thinking="never"` and no `thinking` is passed here, nothing is thought.
         `histories` are what was said before each question (None: nothing). The thoughts are written after
         them; all else, and whether thinking="auto" thinks, is of the question alone.
         Everything is checked before any model runs: `InputError` with the position of a question that cannot
         be used or for a filter, `SettingsError` for `k` and options, `MissingExtraError` without bm25s.
         """
-        texts = check_texts(queries, what="query")
-        asked = list(zip(texts, histories_of(histories, texts), strict=True))
+        asked = as_queries(queries, histories)
         search = self._prepared(k, where, settings, show_progress_bar, options)
-        if not texts:
+        if not asked:
             return []
         return search.adaptive(asked) if search.how.thinking == "auto" else search.plain(asked)
 
     def explain(
         self,
-        query: str,
+        query: str | Query,
         *,
         k: int = 10,
         where: dict[str, Any] | None = None,
@@ -129,9 +122,8 @@ class Retriever:
         Nothing is thought about twice; the searches for the query alone, for each thought and for the result
         go in one batch. All parameters are as in `search`.
         """
-        check_text(query, what="query")
-        said = Conversation.of(history).before(query)
-        return self._prepared(k, where, settings, None, options).explained((query, said))
+        asked = as_query(query, history)
+        return self._prepared(k, where, settings, None, options).explained(asked)
 
     def _prepared(
         self,
@@ -163,7 +155,7 @@ class _Search:
     settings: ThoughtSettings | None
     show: bool | None
 
-    def plain(self, asked: Sequence[_Asked]) -> list[SearchResult]:
+    def plain(self, asked: Sequence[Query]) -> list[SearchResult]:
         """Think about all of them, or about none."""
         embeddings = self._embedded(asked, self.how.thinking)
         found, milliseconds = self._found(embeddings)
@@ -172,36 +164,37 @@ class _Search:
             for embedding, hits in zip(embeddings, found, strict=True)
         ]
 
-    def adaptive(self, asked: Sequence[_Asked]) -> list[SearchResult]:
+    def adaptive(self, asked: Sequence[Query]) -> list[SearchResult]:
         """Look at the fast ranking of all of them first, and think where the gate says so."""
-        unique = list(dict.fromkeys(asked))
-        fast = self._embedded(unique, "never")
+        fast = self._embedded(asked, "never")
         first, first_ms = self._fast_hits(fast)
         decisions = [self.how.gate.decide([hit.score for hit in hits]) for hits in first]
-        results: dict[_Asked, SearchResult] = {}
+        results: dict[int, SearchResult] = {}
         for think in (True, False):
             places = [place for place, decision in enumerate(decisions) if decision.think == think]
             if not places:
                 continue
             chosen = [fast[place] for place in places]
             if think:
-                embeddings = self._embedded([unique[place] for place in places], "always")
+                embeddings = self._embedded([asked[place] for place in places], "always")
                 chosen = [_with_fast(one, before) for one, before in zip(embeddings, chosen, strict=True)]
             again = think or self.how.hybrid
             found, spent = self._found(chosen) if again else ([first[at][: self.k] for at in places], 0.0)
             for place, embedding, hits in zip(places, chosen, found, strict=True):
-                results[unique[place]] = self._result(embedding, hits, first_ms + spent, decisions[place])
-        return [results[each] for each in asked]
+                results[place] = self._result(embedding, hits, first_ms + spent, decisions[place])
+        return [results[place] for place in range(len(asked))]
 
-    def explained(self, asked: _Asked) -> Explanation:
+    def explained(self, query: Query) -> Explanation:
         """Search without thinking, for each thought, and for all of them."""
-        (fast,) = self._embedded([asked], "never")
-        embedding, decision, decided_ms = self._thought_about(asked, fast)
+        (fast,) = self._embedded([query], "never")
+        embedding, decision, decided_ms = self._thought_about(query, fast)
         usable = [thought for thought in embedding.thoughts if not thought.failed]
         how = self.how
         pooled = embedding.vectors if how.pooling == "best" else embedding.vector[None]
         own = [vector[None] for vector in embedding.vectors] if usable else []
-        lexical = [lexical_query(asked[0], said) for said in ((), *([one] for one in usable), usable)]
+        lexical = [
+            lexical_query(query.text, thoughts) for thoughts in ((), *([one] for one in usable), usable)
+        ]
         started = time.perf_counter()
         without, *found, after = self.retriever.index.search_groups(
             [fast.vector[None], *own, pooled],
@@ -210,7 +203,7 @@ class _Search:
             texts=lexical if how.hybrid else None,
             depth=how.depth,
         )
-        search_ms = _share_ms(started, [asked])
+        search_ms = _share_ms(started, [query])
         hits = iter(found)
         per_thought = tuple(
             (thought, () if thought.failed else tuple(next(hits)[: self.k])) for thought in embedding.thoughts
@@ -232,16 +225,16 @@ class _Search:
             timings=timings,
         )
 
-    def _thought_about(self, asked: _Asked, fast: QueryEmbedding) -> tuple[QueryEmbedding, Decision, float]:
+    def _thought_about(self, query: Query, fast: QueryEmbedding) -> tuple[QueryEmbedding, Decision, float]:
         """The embedding to search with, why it was thought about or not, and the milliseconds to decide."""
         if self.how.thinking == "never":
             return fast, self._decided(fast), 0.0
         if self.how.thinking != "auto":
-            (embedding,) = self._embedded([asked], self.how.thinking)
+            (embedding,) = self._embedded([query], self.how.thinking)
             return embedding, self._decided(embedding), 0.0
         (first,), milliseconds = self._fast_hits([fast])
         decision = self.how.gate.decide([hit.score for hit in first])
-        embedding = self._embedded([asked], "always")[0] if decision.think else fast
+        embedding = self._embedded([query], "always")[0] if decision.think else fast
         return embedding, decision, milliseconds
 
     def _fast_hits(self, fast: Sequence[QueryEmbedding]) -> tuple[list[list[Hit]], float]:
@@ -251,15 +244,14 @@ class _Search:
         found = self.retriever.index.search(vectors, k=max(self.k, LOOKED_AT), where=self.where)
         return found, _share_ms(started, fast)
 
-    def _embedded(self, asked: Sequence[_Asked], thinking: Thinking | None) -> list[QueryEmbedding]:
+    def _embedded(self, asked: Sequence[Query], thinking: Thinking | None) -> list[QueryEmbedding]:
         embedder = self.retriever.embedder
         settings = self.settings
         if thinking is not None:
             base = settings or getattr(embedder, "settings", None) or ThoughtSettings()
-            settings = base.with_changes(mode=thinking)
+            settings = base.with_changes(thinking=thinking)
         show = False if thinking == "never" and self.how.thinking == "auto" else self.show
-        texts, said = [text for text, _ in asked], several([history for _, history in asked])
-        return embedder.embed_queries(texts, settings=settings, show_progress_bar=show, **said)
+        return embedder.embed_queries(asked, settings=settings, show_progress_bar=show)
 
     def _found(self, embeddings: Sequence[QueryEmbedding]) -> tuple[list[list[Hit]], float]:
         """The hits of each, and the milliseconds for each."""

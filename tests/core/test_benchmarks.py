@@ -24,7 +24,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def embedder(cache: Path) -> ThinkingEmbedder:
-    settings = ThoughtSettings(k=2, max_new_tokens=4)
+    settings = ThoughtSettings(n_thoughts=2, max_new_tokens=4)
     return ThinkingEmbedder.from_model(*tiny_model("qwen2"), settings=settings, cache=cache)
 
 

@@ -23,7 +23,7 @@ from tests.support.tiny import tiny_model
 
 SAID = [("human", "My mirror is in the bathroom."), {"role": "assistant", "content": "I see."}]
 OTHER = [("user", "I bake bread."), ("ai", "Lovely.")]
-SETTINGS = ThoughtSettings(k=2, temperature=1.0, top_p=0.95, max_new_tokens=8)
+SETTINGS = ThoughtSettings(n_thoughts=2, temperature=1.0, top_p=0.95, max_new_tokens=8)
 
 
 VAPOUR = [("user", "Where does the vapour go?"), ("assistant", "Warm water vapour condenses as droplets.")]
@@ -101,7 +101,7 @@ class TestThinkingAfterIt:
         assert listener.asked == []
 
     def test_a_query_that_is_not_thought_about_has_none(self) -> None:
-        fast = listening().embed_query(QUERY, settings=ThoughtSettings(mode="never"), history=SAID)
+        fast = listening().embed_query(QUERY, settings=ThoughtSettings(thinking="never"), history=SAID)
         assert fast.thoughts == ()
         assert fast.history == Conversation()
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from o1_retriever.backend import PairBackend
 
 from o1_retriever import ThinkingEmbedder, Thought, ThoughtSettings
-from o1_retriever.backend import PairBackend
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import EncoderError, InputError, SettingsError, ThinkerError
 from tests.support.tiny import tiny_model
 
-WARM = ThoughtSettings(k=3, temperature=1.0, top_p=0.95, max_new_tokens=12)
+WARM = ThoughtSettings(n_thoughts=3, temperature=1.0, top_p=0.95, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ class TestVectors:
 
     def test_the_fast_path_has_no_thoughts(self, model: tuple[Any, Any]) -> None:
         embedder = local(model)
-        fast = embedder.embed_query("why?", settings=WARM.with_changes(mode="never"))
+        fast = embedder.embed_query("why?", settings=WARM.with_changes(thinking="never"))
         assert fast.thoughts == ()
         assert not fast.thought_about
         assert fast.vectors.shape == (1, 32)
@@ -150,7 +150,7 @@ class TestPairs:
             embedding = embedder.embed_query("fail all")
         assert not embedding.thought_about
         assert len(embedding.thoughts) == 3
-        fast = embedder.embed_query("fail all", settings=WARM.with_changes(mode="never"))
+        fast = embedder.embed_query("fail all", settings=WARM.with_changes(thinking="never"))
         assert np.allclose(embedding.vector, fast.vector)
         assert "no answer" in caplog.text
 
@@ -159,7 +159,7 @@ class TestPairs:
             return [[f"{query} {i}" for i in range(k)] for query in queries]
 
         embedder = ThinkingEmbedder.from_parts(think, letters, cache=False)
-        assert [t.text for t in embedder.think(["a"], k=2)[0]] == ["a 0", "a 1"]
+        assert [t.text for t in embedder.think(["a"], n_thoughts=2)[0]] == ["a 0", "a 1"]
         assert embedder.encode_queries(["a"]).shape == (1, 26)
 
     def test_a_thinker_that_returns_too_few_is_an_error(self) -> None:
@@ -197,7 +197,7 @@ class TestCache:
 
     def test_three_thoughts_reuse_the_first(self, tmp_path: Path) -> None:
         embedder, notebook = pair(tmp_path)
-        embedder.embed_query("why", settings=WARM.with_changes(k=1))
+        embedder.embed_query("why", settings=WARM.with_changes(n_thoughts=1))
         embedder.embed_query("why")
         assert notebook.asked == [("why", 0, 1), ("why", 1, 3)]
 
@@ -218,12 +218,12 @@ class TestCache:
     def test_the_local_model_is_not_run_on_a_hit(self, tmp_path: Path, model: tuple[Any, Any]) -> None:
         embedder = local(model, cache=tmp_path)
         first = embedder.embed_query("why?")
-        fast = embedder.embed_query("why?", settings=WARM.with_changes(mode="never"))
+        fast = embedder.embed_query("why?", settings=WARM.with_changes(thinking="never"))
         runs: list[Any] = []
         handle = model[0].base_model.register_forward_hook(lambda *arguments: runs.append(arguments))
         try:
             again = embedder.embed_query("why?")
-            fast_again = embedder.embed_query("why?", settings=WARM.with_changes(mode="never"))
+            fast_again = embedder.embed_query("why?", settings=WARM.with_changes(thinking="never"))
             assert runs == []
             embedder.embed_query("something else")
             assert runs
@@ -317,6 +317,6 @@ class TestInputs:
             with pytest.raises(SettingsError, match="expected"):
                 ThoughtSettings(**bad)
         with pytest.raises(SettingsError, match="'always' or 'never'"):
-            ThoughtSettings(mode="sometimes")  # type: ignore[arg-type]
+            ThoughtSettings(thinking="sometimes")  # type: ignore[arg-type]
         with pytest.raises(SettingsError, match="temprature"):
             WARM.with_changes(temprature=1)

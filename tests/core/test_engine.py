@@ -19,7 +19,7 @@ from o1_retriever.engine.steps import Shared, StaticSteps, Step
 from o1_retriever.thought import ThoughtSettings
 from tests.support.tiny import CONFIGS, POSITIONS, tiny_model
 
-WARM = ThoughtSettings(k=3, temperature=1.0, top_p=0.95, max_new_tokens=30)
+WARM = ThoughtSettings(n_thoughts=3, temperature=1.0, top_p=0.95, max_new_tokens=30)
 QUERIES = ["a", "why is the sky blue?", "spelled <emb> and </s>", "x" * 70]
 
 

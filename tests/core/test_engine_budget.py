@@ -25,7 +25,7 @@ from tests.support.engine import (
 
 # Lengths are the room's and the clock's: these models never stop by themselves.
 QUERIES = ["a", "why is the sky blue?", "z" * 30, "b"]
-ENDLESS = ThoughtSettings(k=2, temperature=1.0, max_new_tokens=40)
+ENDLESS = ThoughtSettings(n_thoughts=2, temperature=1.0, max_new_tokens=40)
 NOTHING = ENDLESS.with_changes(budget_ms=0.001)
 
 
@@ -103,7 +103,7 @@ def test_a_thought_that_is_full_at_its_first_token_was_not_cut() -> None:
 
 def test_a_thought_that_the_model_ended_in_time_was_not_cut() -> None:
     local = exact_model("qwen2")
-    how = NOTHING.with_changes(k=8)
+    how = NOTHING.with_changes(n_thoughts=8)
     finishes = set()
     for query in QUERIES:
         job = job_for(local, query, range(8))
@@ -134,8 +134,8 @@ def test_whole_thoughts_in_the_cache_are_served_to_those_in_a_hurry(tmp_path: Pa
 
 
 def test_the_fast_path_has_all_the_time_it_needs() -> None:
-    never = NOTHING.with_changes(mode="never")
+    never = NOTHING.with_changes(thinking="never")
     found = embedder().embed_query("why?", settings=never)
-    usual = embedder().embed_query("why?", settings=ENDLESS.with_changes(mode="never"))
+    usual = embedder().embed_query("why?", settings=ENDLESS.with_changes(thinking="never"))
     assert found.thoughts == ()
     assert gap(found.vectors, usual.vectors) < TOLERANCE

@@ -70,7 +70,7 @@ def test_every_element_can_be_written_in_any_type():
 def test_thoughts_in_kept_memory_are_those_of_fresh_memory(monkeypatch):
     model, tokenizer = tiny_model("qwen2")
     embedder = ThinkingEmbedder.from_model(model, tokenizer, cache=False)
-    how = ThoughtSettings(k=3, temperature=1.0, max_new_tokens=16)
+    how = ThoughtSettings(n_thoughts=3, temperature=1.0, max_new_tokens=16)
     asked = ["a", "why is the sky blue?", "x" * 70]
     fresh = embedder.embed_queries(asked, settings=how)
     monkeypatch.setattr(memory, "_PAGE", mmap.PAGESIZE)

@@ -103,7 +103,7 @@ def test_what_is_not_worth_sharing_or_cannot_be_is_not_shared(architecture: str,
 @pytest.mark.parametrize("architecture", SHARING)
 def test_an_instruction_by_sharing_is_the_instruction_in_the_query(architecture: str) -> None:
     """What a user sees: the embedder with an instruction, and one whose queries begin with it."""
-    how = ThoughtSettings(k=2, temperature=1.0, max_new_tokens=9)
+    how = ThoughtSettings(n_thoughts=2, temperature=1.0, max_new_tokens=9)
     queries = ["a", "why is the sky blue?", "z" * 30]
     with_instruction, without = exact_model(architecture, INSTRUCTION), exact_model(architecture)
     assert len(with_instruction.prefix.ids) > 8
@@ -130,7 +130,7 @@ def test_one_pass_over_the_prompt_serves_all_thoughts() -> None:
     try:
         for k in (1, 5):
             tokens.clear()
-            embedder.embed_query("why?", settings=ThoughtSettings(k=k, max_new_tokens=1))
+            embedder.embed_query("why?", settings=ThoughtSettings(n_thoughts=k, max_new_tokens=1))
             # The prompt once; then the token, eos and <emb> of each thought.
             assert tokens == [len(job_for(local, "why?").prompt), k, k, k]
     finally:

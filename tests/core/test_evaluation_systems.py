@@ -123,7 +123,7 @@ def test_dense_and_hyde_vectors_are_those_of_their_definitions(
 ) -> None:
     encoded = encode_corpus(embedder, collection.corpus, tmp_path)
     unit = lambda rows: rows / np.linalg.norm(rows, axis=-1, keepdims=True)  # noqa: E731
-    one = ThoughtSettings(k=1)
+    one = ThoughtSettings(n_thoughts=1)
     parts = {"embedder": embedder, "corpus": collection.corpus, "encoded": encoded}
     query, thought = QUERIES["q1"], THOUGHTS["q1"][0]
     expected = {
@@ -143,7 +143,11 @@ def test_bm25_reads_the_query_three_times_and_finds_only_what_shares_a_word(
 ) -> None:
     index = Bm25Index(collection.corpus)
     thinking = Lexical(
-        name="b", corpus=collection.corpus, index=index, embedder=embedder, settings=ThoughtSettings(k=2)
+        name="b",
+        corpus=collection.corpus,
+        index=index,
+        embedder=embedder,
+        settings=ThoughtSettings(n_thoughts=2),
     )
     scores, thoughts = thinking.scores([QUERIES["q4"]])
     expected = 3 * index.scores(QUERIES["q4"]) + sum(index.scores(text) for text in THOUGHTS["q4"])
@@ -173,7 +177,7 @@ def test_a_plan_pools_in_each_way_and_the_best_thought_is_that_of_all_scores(
     answer = best.search(queries, 6)
     rows, _ = best.scores(queries)
     for query, row, ranking in zip(queries, rows, answer.rankings, strict=True):
-        vectors = embedder.embed_query(query, settings=ThoughtSettings(k=2)).vectors
+        vectors = embedder.embed_query(query, settings=ThoughtSettings(n_thoughts=2)).vectors
         brute = (best.encoded.matrix @ vectors.T).max(axis=1)
         assert row == pytest.approx(brute, abs=1e-5)
         assert ranking.scores == pytest.approx(np.sort(brute)[::-1], abs=1e-5)
@@ -274,7 +278,7 @@ def test_recorded_thoughts_follow_other_wordings(collection: Collection, embedde
     assert names == ["small", *(f"small ({n})" for n in ("typos", "synonyms", "upper case", "lower case"))]
     upper = variants(collection)[3]
     follower = follow_wording(embedder, collection, upper)
-    found = follower.think([upper.queries["q1"]], k=2)[0]
+    found = follower.think([upper.queries["q1"]], n_thoughts=2)[0]
     assert [thought.text for thought in found] == THOUGHTS["q1"]
 
 

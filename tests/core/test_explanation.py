@@ -60,7 +60,7 @@ class Thinker:
 
 def retriever_of(tmp_path, *thoughts: Thought, texts=None, **options) -> Retriever:
     encoder = CallableEncoder(by_hand, name="by-hand")
-    settings = ThoughtSettings(k=len(thoughts))
+    settings = ThoughtSettings(n_thoughts=len(thoughts))
     embedder = ThinkingEmbedder.from_parts(Thinker(*thoughts), encoder, cache=False, settings=settings)
     index = Index(tmp_path / "index", embedder)
     named = texts or {name: f"the passage {name}" for name in "abcd"}
@@ -173,7 +173,7 @@ def test_nothing_is_thought_twice(retriever):
 def test_never_moves_nothing_and_says_so(retriever):
     for found in (
         retriever.explain(QUERY, thinking="never"),
-        retriever.explain(QUERY, settings=ThoughtSettings(mode="never")),
+        retriever.explain(QUERY, settings=ThoughtSettings(thinking="never")),
     ):
         assert found.per_thought == ()
         assert found.moved == ()

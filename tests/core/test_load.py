@@ -44,7 +44,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 def test_a_saved_checkpoint_gives_the_same_vectors(architecture: str, tmp_path: Path) -> None:
     model, tokenizer = tiny_model(architecture)
     saved(tmp_path, architecture)
-    warm = ThoughtSettings(k=2, temperature=1.0, max_new_tokens=8)
+    warm = ThoughtSettings(n_thoughts=2, temperature=1.0, max_new_tokens=8)
     loaded = ThinkingEmbedder.from_pretrained(tmp_path, device="cpu", cache=False, settings=warm)
     memory = ThinkingEmbedder.from_model(model, tokenizer, cache=False, settings=warm)
     assert np.allclose(loaded.encode_queries(["why?"]), memory.encode_queries(["why?"]), atol=1e-6)
@@ -54,7 +54,7 @@ def test_a_saved_checkpoint_gives_the_same_vectors(architecture: str, tmp_path: 
 def test_the_checkpoints_own_config_decides(copy: Path) -> None:
     TemplateConfig(max_length=48, settings={"k": 2, "max_new_tokens": 5}).save(copy)
     embedder = ThinkingEmbedder.from_pretrained(copy, device="cpu", cache=False)
-    assert embedder.settings.k == 2
+    assert embedder.settings.n_thoughts == 2
     assert embedder.space.max_tokens == 48
     assert len(embedder.embed_query("why?").thoughts) == 2
 

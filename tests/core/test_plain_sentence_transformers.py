@@ -15,7 +15,7 @@ from o1_retriever import ThinkingEmbedder, ThoughtSettings
 
 package = pytest.importorskip("sentence_transformers", reason="needs the extra `sentence-transformers`")
 
-FAST = ThoughtSettings(mode="never")
+FAST = ThoughtSettings(thinking="never")
 QUERIES = ["Why does my bathroom mirror go blank after a hot shower?", "dew"]
 
 

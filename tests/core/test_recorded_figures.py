@@ -37,7 +37,7 @@ def test_recorded_thoughts_with_minilm_give_the_known_figures(name: str, root: P
 
 
 def _ndcg(embedder: ThinkingEmbedder, collection: Collection, matrix, k: int) -> float:
-    settings = ThoughtSettings(k=k) if k else ThoughtSettings(mode="never")
+    settings = ThoughtSettings(n_thoughts=k) if k else ThoughtSettings(thinking="never")
     embedded = embedder.embed_queries(list(collection.queries.values()), settings=settings)
     assert all(len(item.vectors) == max(1, k) and item.thought_about == bool(k) for item in embedded)
     ids = collection.corpus.ids

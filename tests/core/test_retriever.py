@@ -22,7 +22,7 @@ TEXTS = {
     "phones": "battery cold ski",
 }
 THOUGHTS = {"mirror": "steam meets cold", "phone": "a battery in the cold"}
-FAST = ThoughtSettings(mode="never")
+FAST = ThoughtSettings(thinking="never")
 
 
 def count_words(texts: list[str]) -> np.ndarray:
@@ -56,7 +56,7 @@ def thinker():
 @pytest.fixture
 def embedder(thinker):
     encoder = CallableEncoder(count_words, name="words")
-    return ThinkingEmbedder.from_parts(thinker, encoder, cache=False, settings=ThoughtSettings(k=2))
+    return ThinkingEmbedder.from_parts(thinker, encoder, cache=False, settings=ThoughtSettings(n_thoughts=2))
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def thinker():
 @pytest.fixture
 def embedder(thinker, tmp_path):
     encoder = CallableEncoder(count_words, name="words")
-    settings = ThoughtSettings(k=2)
+    settings = ThoughtSettings(n_thoughts=2)
     return ThinkingEmbedder.from_parts(thinker, encoder, cache=tmp_path / "cache", settings=settings)
 
 
@@ -150,7 +150,7 @@ def test_few_documents_say_little_and_are_thought_about(embedder, index):
 
 
 def test_who_says_never_last_is_heard(embedder, index, thinker):
-    never = ThoughtSettings(mode="never")
+    never = ThoughtSettings(thinking="never")
     for options in ({}, {"thinking": "always"}, {"thinking": "auto"}):
         result = Retriever(embedder, index, **options).search("mirror", settings=never)
         assert not result.decision.think
@@ -193,7 +193,7 @@ def test_settings_that_cannot_be_are_refused_before_anybody_thinks(embedder, ind
 
 def test_the_bare_embedder_says_where_auto_belongs():
     with pytest.raises(SettingsError, match="Retriever\\(embedder, index, thinking='auto'\\)"):
-        ThoughtSettings(mode="auto")
+        ThoughtSettings(thinking="auto")
 
 
 def test_settings_as_json():

@@ -98,9 +98,9 @@ def test_documents_never_reach_the_language_model_head() -> None:
         embedder_of().encode_documents(["a", "b" * 50])
         assert seen
         assert passes == []
-        embedder_of().embed_query("why?", settings=ThoughtSettings(mode="never"))
+        embedder_of().embed_query("why?", settings=ThoughtSettings(thinking="never"))
         assert passes == [], "nor do queries without thoughts"
-        embedder_of().embed_query("why?", settings=ThoughtSettings(k=1, max_new_tokens=2))
+        embedder_of().embed_query("why?", settings=ThoughtSettings(n_thoughts=1, max_new_tokens=2))
         assert passes, "while thinking needs it"
 
 
@@ -188,7 +188,7 @@ def test_a_lone_text_is_no_stream(text: Any) -> None:
     k=st.integers(1, 3),
 )
 def test_the_batch_size_bounds_the_queries_in_flight(queries: list[str], batch_size: int, k: int) -> None:
-    how = ThoughtSettings(k=k, temperature=1.0, max_new_tokens=4)
+    how = ThoughtSettings(n_thoughts=k, temperature=1.0, max_new_tokens=4)
     with watched(exact_model("llama")) as watch, batches() as seen:
         bounded = embedder_of().embed_queries(queries, settings=how, batch_size=batch_size)
     assert watch.flights == [min(batch_size, len(queries)) * k]

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from o1_retriever.under_way import UnderWay
 
 from o1_retriever import QueryEmbedding, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine.backend import LocalBackend
 from o1_retriever.engine.load import assemble
-from o1_retriever.under_way import UnderWay
 from tests.support.caches import EXAMPLES, FILE, execute, rows
 from tests.support.engine import TOLERANCE, before_passes, exact_model, gap, watched
 
-WARM = ThoughtSettings(k=2, temperature=1.0, max_new_tokens=6)
+WARM = ThoughtSettings(n_thoughts=2, temperature=1.0, max_new_tokens=6)
 PATIENCE = 30.0  # seconds after which a caller counts as stuck
 
 
@@ -212,7 +212,7 @@ class TestBatches:
             ids = [number for (number,) in rows(folder, f"SELECT id FROM {table} ORDER BY id")]
             assert len(ids) > max(places, default=0)
             execute(folder, *(f"DELETE FROM {table} WHERE id = {ids[place]}" for place in places))
-        how = WARM.with_changes(k=k)
+        how = WARM.with_changes(n_thoughts=k)
         embedder = embedder_of(folder)
         assert_same(
             embedder.embed_queries(queries, settings=how, batch_size=batch_size),
@@ -228,7 +228,7 @@ class TestBatches:
 
 @functools.cache
 def _expected(query: str, k: int = 2) -> QueryEmbedding:
-    return embedder_of().embed_query(query, settings=WARM.with_changes(k=k))
+    return embedder_of().embed_query(query, settings=WARM.with_changes(n_thoughts=k))
 
 
 @functools.cache
@@ -236,7 +236,7 @@ def _file_of_abc() -> bytes:
     """A cache with four thoughts about each of three queries, their vectors, and the fast ones."""
     with tempfile.TemporaryDirectory() as folder:
         embedder = embedder_of(Path(folder))
-        embedder.embed_queries(["a", "b", "c"], settings=WARM.with_changes(k=4))
+        embedder.embed_queries(["a", "b", "c"], settings=WARM.with_changes(n_thoughts=4))
         assert embedder.cache is not None
         embedder.cache.close()
         return (Path(folder) / FILE).read_bytes()

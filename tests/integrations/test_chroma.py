@@ -20,7 +20,7 @@ from o1_retriever.errors import FingerprintError, ModelError, SettingsError
 from tests.support.adapters import QUERY, TEXTS, THOUGHT, Mind, small_embedder
 from tests.support.tiny import tiny_model
 
-SETTINGS = ThoughtSettings(k=2, max_new_tokens=8)
+SETTINGS = ThoughtSettings(n_thoughts=2, max_new_tokens=8)
 
 
 def saved(folder: Path, *, seed: int = 0) -> Path:
@@ -57,7 +57,7 @@ def test_a_plain_query_thinks_and_documents_do_not(tmp_path: Path) -> None:
     assert found["ids"] == [["vapour"], ["bread"]]
     assert mind.asked == [QUERY, "dough"]
     assert collection.configuration_json["hnsw"]["space"] == "cosine"
-    fast = O1EmbeddingFunction(small_embedder(), settings=ThoughtSettings(mode="never"))
+    fast = O1EmbeddingFunction(small_embedder(), settings=ThoughtSettings(thinking="never"))
     assert open_collection(client, "facts", fast).query(query_texts=[QUERY], n_results=1)["ids"] == [
         ["mirror"]
     ]

@@ -56,7 +56,7 @@ async def test_async_embeddings_are_the_same_and_leave_the_loop_alone() -> None:
 
 
 def test_settings_and_dimension_are_the_callers() -> None:
-    embeddings = O1Embeddings(small_embedder(), settings=ThoughtSettings(k=3), truncate_dim=8)
+    embeddings = O1Embeddings(small_embedder(), settings=ThoughtSettings(n_thoughts=3), truncate_dim=8)
     assert len(embeddings.think(QUERY).thoughts) == 3
     assert len(embeddings.embed_query(QUERY)) == len(embeddings.embed_documents(["a"])[0]) == 8
 

@@ -41,7 +41,9 @@ def last_said(queries: list[str], k: int, histories: Any = None) -> list[list[st
 
 def embedder() -> ThinkingEmbedder:
     encoder = CallableEncoder(bag_of_words, name="bag of words")
-    return ThinkingEmbedder.from_parts(last_said, encoder, settings=ThoughtSettings(k=1), cache=False)
+    return ThinkingEmbedder.from_parts(
+        last_said, encoder, settings=ThoughtSettings(n_thoughts=1), cache=False
+    )
 
 
 @pytest.fixture(params=["our index", "the framework's"])
@@ -99,6 +101,8 @@ def test_a_chat_model_is_sent_the_turns() -> None:
         return "a thought"
 
     thinker = ChatModelThinker(RunnableLambda(reply), prompt="About: {query}")
-    made = ThinkingEmbedder.from_parts(thinker, bag_of_words, settings=ThoughtSettings(k=1), cache=False)
+    made = ThinkingEmbedder.from_parts(
+        thinker, bag_of_words, settings=ThoughtSettings(n_thoughts=1), cache=False
+    )
     made.embed_query("And then?", history=CHAT)
     assert asked == [[*READ, ("user", "About: And then?")]]

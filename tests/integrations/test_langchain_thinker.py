@@ -24,7 +24,9 @@ from tests.support.adapters import PATIENCE, QUERY, THOUGHT, bag_of_words
 
 def thinking_with(model: Any, **options: Any) -> ThinkingEmbedder:
     return ThinkingEmbedder.from_parts(
-        ChatModelThinker(model, policy=PATIENCE, **options), bag_of_words, settings=ThoughtSettings(k=2)
+        ChatModelThinker(model, policy=PATIENCE, **options),
+        bag_of_words,
+        settings=ThoughtSettings(n_thoughts=2),
     )
 
 

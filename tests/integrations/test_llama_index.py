@@ -91,7 +91,7 @@ def test_what_the_embedding_refuses_and_shows() -> None:
         O1Embedding(embedder, embeddings_cache=SimpleKVStore())
     with pytest.raises(InputError, match="query 0 is empty"):
         O1Embedding(embedder).get_query_embedding("")
-    model = O1Embedding(embedder, truncate_dim=8, settings=ThoughtSettings(k=3))
+    model = O1Embedding(embedder, truncate_dim=8, settings=ThoughtSettings(n_thoughts=3))
     assert len(model.get_query_embedding(QUERY)) == len(model.get_text_embedding("a")) == 8
     assert model.to_payload()["fingerprint"] == embedder.space.fingerprint
     assert len(model.think([QUERY])[0].thoughts) == 3

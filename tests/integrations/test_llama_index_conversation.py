@@ -42,7 +42,9 @@ def last_said(queries: list[str], k: int, histories: Any = None) -> list[list[st
 
 def embedder() -> ThinkingEmbedder:
     encoder = CallableEncoder(bag_of_words, name="bag of words")
-    return ThinkingEmbedder.from_parts(last_said, encoder, settings=ThoughtSettings(k=1), cache=False)
+    return ThinkingEmbedder.from_parts(
+        last_said, encoder, settings=ThoughtSettings(n_thoughts=1), cache=False
+    )
 
 
 @pytest.fixture(params=["our index", "the framework's"])

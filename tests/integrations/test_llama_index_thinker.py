@@ -65,7 +65,7 @@ def test_a_cut_thought_is_known_as_cut() -> None:
 
 def test_an_llm_of_llama_index_thinks_for_an_embedder() -> None:
     embedder = ThinkingEmbedder.from_parts(
-        LLMThinker(MockLLM()), bag_of_words, settings=ThoughtSettings(k=2), cache=False
+        LLMThinker(MockLLM()), bag_of_words, settings=ThoughtSettings(n_thoughts=2), cache=False
     )
     thoughts = embedder.embed_query(QUERY).thoughts
     assert len(thoughts) == 2
@@ -73,7 +73,7 @@ def test_an_llm_of_llama_index_thinks_for_an_embedder() -> None:
 
 
 def test_failures_are_tried_again_and_recorded(caplog: pytest.LogCaptureFixture) -> None:
-    settings = ThoughtSettings(k=1)
+    settings = ThoughtSettings(n_thoughts=1)
     flaky = LLMThinker(scripted(ValueError("overloaded"), said(THOUGHT)), policy=PATIENCE)
     assert flaky.think([QUERY], 1, settings=settings)[0][0].text == THOUGHT
     broken = LLMThinker(scripted(RuntimeError("no"), RuntimeError("out of order")), policy=PATIENCE)

@@ -35,7 +35,7 @@ METADATA: dict[str, dict[str, Any]] = {
     "bread": {"topic": "home", "page": 3},
     "moon": {"topic": "physics", "page": 4},
 }
-FAST = ThoughtSettings(mode="never")
+FAST = ThoughtSettings(thinking="never")
 NEVER_WORTH_IT, ALWAYS_WORTH_IT = Gate(bias=-9.0), Gate(bias=9.0)
 # For models that fail on purpose: tried twice, without waiting.
 PATIENCE = RequestPolicy(retries=1, backoff=0.0, timeout=5, deadline=5)
@@ -80,7 +80,7 @@ def of_two_minds() -> ThinkingEmbedder:
     """Thinks THOUGHT and OTHER about QUERY, and embeds as `small_embedder` does."""
     encoder = CallableEncoder(bag_of_words, name="bag of words")
     thinker = RecordedThinker({QUERY: [THOUGHT, OTHER]})
-    return ThinkingEmbedder.from_parts(thinker, encoder, settings=ThoughtSettings(k=2), cache=False)
+    return ThinkingEmbedder.from_parts(thinker, encoder, settings=ThoughtSettings(n_thoughts=2), cache=False)
 
 
 def many_documents() -> list[Document]:
@@ -91,7 +91,9 @@ def many_documents() -> list[Document]:
 
 def small_embedder(mind: Mind | None = None, *, k: int = 2) -> ThinkingEmbedder:
     encoder = CallableEncoder(bag_of_words, name="bag of words")
-    return ThinkingEmbedder.from_parts(mind or Mind(), encoder, settings=ThoughtSettings(k=k), cache=False)
+    return ThinkingEmbedder.from_parts(
+        mind or Mind(), encoder, settings=ThoughtSettings(n_thoughts=k), cache=False
+    )
 
 
 async def beats_during(work: Awaitable[Result]) -> tuple[Result, int]:

@@ -37,7 +37,7 @@ def chat_model(template: str | None) -> LocalExpert:
 
 
 def ask(query: str, *, index: int = 0, seed: int = 0) -> Ask:
-    settings = ThoughtSettings(k=2, max_new_tokens=8, temperature=1.0, seed=seed)
+    settings = ThoughtSettings(n_thoughts=2, max_new_tokens=8, temperature=1.0, seed=seed)
     return Ask(query=query, prompt=ChatPrompt("Q: {query}", system="Think."), index=index, settings=settings)
 
 

@@ -19,7 +19,7 @@ from o1_retriever.errors import CheckpointError
 from o1_retriever_training.saving import save_embedder
 from tests.support.tiny import tiny_model
 
-FAST = ThoughtSettings(mode="never")
+FAST = ThoughtSettings(thinking="never")
 LONG = "A kettle boils because heat makes bubbles of steam; " * 8
 TEXTS = ["Dew settles at night.", "short", "Ein Wörtchen, 水", LONG]
 CONFIG = TemplateConfig(max_length=96, max_query_tokens=64, settings={"k": 2, "max_new_tokens": 6})

@@ -89,7 +89,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
 def export(args: argparse.Namespace) -> None:
     """Write the whole folder and check its size."""
     settings = {
-        "k": args.k,
+        "n_thoughts": args.n_thoughts,
         "temperature": args.temperature,
         "top_p": args.top_p,
         "max_new_tokens": args.max_new_tokens,

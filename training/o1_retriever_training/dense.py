@@ -47,7 +47,7 @@ class Dense:
         if self._encoder is not None:
             return _unit(self._encoder.embed_queries(texts))
         assert self._embedder is not None
-        never = ThoughtSettings(mode="never")
+        never = ThoughtSettings(thinking="never")
         return _unit(self._embedder.encode_queries(list(texts), settings=never, show_progress_bar=False))
 
 

@@ -18,6 +18,7 @@ from o1_retriever.endpoint.reply import read_reply
 from o1_retriever.endpoint.thinker import OpenAIThinker
 from o1_retriever.errors import ThinkerError
 from o1_retriever.extras import require
+from o1_retriever.query import Query
 from o1_retriever.thought import Thought
 from o1_retriever_training.experts import Answer, Ask, spent
 from o1_retriever_training.pacing import Pacer, RateLimit
@@ -147,7 +148,7 @@ class EndpointExpert:
 
     async def _attempt(self, ask: Ask, client: Any, timeout: float) -> tuple[Answer, float]:
         """One answer, and how many seconds the pace has kept the request back."""
-        messages = ask.prompt.messages(ask.query)
+        messages = ask.prompt.messages(Query(ask.query))
         settings = ask.settings
         guess = (
             sum(len(each["content"]) for each in messages) / CHARACTERS_PER_TOKEN + settings.max_new_tokens

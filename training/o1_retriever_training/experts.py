@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from o1_retriever.endpoint.problem import Problem
 from o1_retriever.endpoint.prompt import ChatPrompt
 from o1_retriever.errors import SettingsError, ThinkerError
+from o1_retriever.query import as_queries
 from o1_retriever.thinkers import Thinker, as_thinker
 from o1_retriever.thought import Thought, ThoughtSettings
 
@@ -65,7 +66,7 @@ class Expert(Protocol):
 
 
 class ThinkerExpert:
-    """Any thinker as an expert: a recorded file, or a function(queries, k).
+    """Any thinker as an expert: a recorded file, or a function(queries, n_thoughts).
 
     It is asked about `batch` queries at a time. Prompts and examples are its own affair.
     """
@@ -90,7 +91,8 @@ class ThinkerExpert:
         queries = list(dict.fromkeys(ask.query for ask in asks))
         first, last = (pick(ask.index for ask in asks) for pick in (min, max))
         with self._turn:
-            rows = self.thinker.think(queries, last + 1, settings=asks[0].settings, start=first)
+            settings = asks[0].settings.with_changes(n_thoughts=last + 1)
+            rows = self.thinker.think(as_queries(queries), settings=settings, start=first)
         known = dict(zip(queries, rows, strict=True))
         return [_as_answer(known[ask.query][ask.index - first]) for ask in asks]
 

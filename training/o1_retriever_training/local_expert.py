@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from o1_retriever.errors import CheckpointError
+from o1_retriever.query import Query
 from o1_retriever.thought import Thought
 from o1_retriever_training.experts import Answer, Ask
 
@@ -137,7 +138,7 @@ class LocalExpert:
         tokenizer = template.tokenizer
         if self.thinks:
             return tuple(template.prompt(template.text_ids([ask.query])[0]))
-        messages = ask.prompt.messages(ask.query)
+        messages = ask.prompt.messages(Query(ask.query))
         if not getattr(tokenizer, "chat_template", None):
             text = "\n\n".join(message["content"] for message in messages)
             opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]

@@ -66,7 +66,7 @@ class Recipe(_Frozen):
     def sampling(self) -> ThoughtSettings:
         """How every candidate is sampled; its index makes its draw another one."""
         return ThoughtSettings(
-            k=self.candidates,
+            n_thoughts=self.candidates,
             temperature=self.temperature,
             top_p=self.top_p,
             repetition_penalty=self.repetition_penalty,

@@ -19,7 +19,7 @@ PASSAGES = {
     "dough": "Yeast ferments sugar and gives off a gas that makes dough rise.",
     "magnet": "A magnet attracts iron, nickel and cobalt.",
 }
-SETTINGS = ThoughtSettings(k=2, max_new_tokens=24, temperature=0.5)
+SETTINGS = ThoughtSettings(n_thoughts=2, max_new_tokens=24, temperature=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,6 @@ def encode(texts: list[str]) -> list[list[float]]:
 
 client = OpenAI(base_url="http://127.0.0.1:9/v1", api_key="none", max_retries=0)
 thinker = OpenAIThinker("m", client=client, policy=RequestPolicy(retries=0, timeout=5, deadline=5))
-embedder = ThinkingEmbedder.from_parts(thinker, encode, cache=False, settings=ThoughtSettings(k=1))
+embedder = ThinkingEmbedder.from_parts(thinker, encode, cache=False, settings=ThoughtSettings(n_thoughts=1))
 query = embedder.embed_query("why?")
 print(query.thoughts[0].finish, query.thought_about, query.vector)

@@ -5,7 +5,7 @@ import sys
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import Document
 
-short = ThoughtSettings(k=2, max_new_tokens=8)
+short = ThoughtSettings(n_thoughts=2, max_new_tokens=8)
 embedder = ThinkingEmbedder.from_pretrained(sys.argv[1], cache=False, settings=short)
 with Index("index", embedder) as index:
     index.add(

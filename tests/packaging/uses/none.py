@@ -13,7 +13,7 @@ def encode(texts: list[str]) -> list[list[float]]:
     return [[3.0, 4.0] for _ in texts]
 
 
-short = ThoughtSettings(k=2, max_new_tokens=8)
+short = ThoughtSettings(n_thoughts=2, max_new_tokens=8)
 embedder = ThinkingEmbedder.from_pretrained(sys.argv[1], cache=False, settings=short)
 query = embedder.embed_query("Why does my bathroom mirror go blank?")
 parts = ThinkingEmbedder.from_parts(think, encode, cache=False)

@@ -72,7 +72,9 @@ def test_new_rows_learn_in_every_tuning(folder: Path, base: str, tuning: str) ->
     assert (after[name] - before[name]).abs().max() > 1e-5
     norm = "model.layers.0.input_layernorm.weight"
     assert (after[norm] == before[norm]).all() == (tuning != "full")
-    found = embedder.embed_query("amber birch?", settings=ThoughtSettings(k=1, max_new_tokens=4, seed=0))
+    found = embedder.embed_query(
+        "amber birch?", settings=ThoughtSettings(n_thoughts=1, max_new_tokens=4, seed=0)
+    )
     assert np.isfinite(found.vector).all()
     assert embedder.encode_documents(["amber"]).shape == (1, 32)
 

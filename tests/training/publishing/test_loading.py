@@ -103,7 +103,7 @@ def test_vectors_are_bit_equal_to_those_of_the_folder(
     assert said["space"] == here.space.fingerprint
     assert np.array_equal(vectors["ours_0"], here.encode_documents(TEXTS))
     assert np.array_equal(vectors["ours_1"], here.encode_queries([QUERY]))
-    fast = here.encode_queries([QUERY], settings=ThoughtSettings(mode="never"))
+    fast = here.encode_queries([QUERY], settings=ThoughtSettings(thinking="never"))
     assert np.array_equal(vectors["ours_2"], fast)
     assert not np.allclose(vectors["ours_1"], fast, atol=1e-3)
 

@@ -115,7 +115,7 @@ def test_vectors_are_those_of_the_merged_model(base: Path, tmp_path: Path) -> No
     folder = save_embedder(tmp_path / "merged", merged.model, merged.tokenizer, merged.config)
     parts = ThinkingEmbedder.from_pretrained(folder, device="cpu", cache=False)
     loaded = ThinkingEmbedder.from_pretrained(tmp_path / "staging", device="cpu", cache=False)
-    settings = ThoughtSettings(k=2, max_new_tokens=6)
+    settings = ThoughtSettings(n_thoughts=2, max_new_tokens=6)
     assert np.array_equal(parts.encode_documents(["x"]), loaded.encode_documents(["x"]))
     assert np.array_equal(
         parts.encode_queries(["why?"], settings=settings), loaded.encode_queries(["why?"], settings=settings)

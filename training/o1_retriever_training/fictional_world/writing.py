@@ -25,7 +25,7 @@ TEMPLATE = TemplateConfig(
     layout="paper",
     max_query_tokens=32,
     max_length=POSITIONS,
-    settings={"k": 1, "temperature": 0.0, "max_new_tokens": 40},
+    settings={"n_thoughts": 1, "temperature": 0.0, "max_new_tokens": 40},
 )
 
 

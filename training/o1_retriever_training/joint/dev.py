@@ -54,7 +54,7 @@ class DevEvaluation:
         found = {f"{metric} fast": self._measured(embedder, encoded, NEVER)[0]}
         if section.thoughts:
             settings = ThoughtSettings(
-                k=section.thoughts,
+                n_thoughts=section.thoughts,
                 temperature=section.temperature,
                 top_p=section.top_p,
                 max_new_tokens=section.max_new_tokens,

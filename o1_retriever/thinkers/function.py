@@ -1,0 +1,106 @@
+"""Thoughts that a function of the caller's writes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from o1_retriever.errors import SettingsError, ThinkerError
+from o1_retriever.query import Conversation, Query
+from o1_retriever.thinkers.recorded import written
+from o1_retriever.thought import Thought, ThoughtSettings
+
+
+class CallableThinker:
+    """A function of yours: `function(queries, n_thoughts)` returns so many thoughts (strings) for every query, in order.
+
+    None or an empty string stands for a thought that could not be had; a `Thought` is taken as it is.
+    With a `name`, the thoughts may be kept in the cache under it: change the name when the function
+    changes. Without one they are never kept. With a parameter `histories` it is passed a `Conversation` for
+    each query, `function(queries, n_thoughts, histories=...)`, when something was said before any of them.
+
+    Raises `SettingsError` for something that is no synchronous function.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Sequence[Sequence[str | Thought | None]]],
+        *,
+        name: str | None = None,
+    ) -> None:
+        if not callable(function) or inspect.iscoroutinefunction(function):
+            raise SettingsError(
+                f"Found {function!r:.80}; expected a synchronous function(queries, n_thoughts)."
+            )
+        self._function = function
+        self._name = name
+
+    def __repr__(self) -> str:
+        return f"CallableThinker({self._name or getattr(self._function, '__qualname__', self._function)})"
+
+    @property
+    def identity(self) -> str | None:
+        """The name that was given, or None."""
+        return None if self._name is None else f"callable {self._name}"
+
+    def think(
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0
+    ) -> list[list[Thought]]:
+        """What the function says about all queries at once, without the first `start` thoughts of each.
+
+        Raises `ThinkerError` when it raises, or does not return enough thoughts for every query, or is given a
+        history and takes none.
+        """
+        if not queries or start >= settings.n_thoughts:
+            return [[] for _ in queries]
+        texts, more = [query.text for query in queries], self._histories(queries)
+        try:
+            answer = self._function(texts, settings.n_thoughts, **more)
+        except Exception as error:
+            raise ThinkerError(f"{self!r} failed: {type(error).__name__}: {error}") from error
+        found = _listed(answer, len(queries), f"{self!r} returned", "queries")
+        rows = (
+            _listed(row, settings.n_thoughts, f"{self!r} returned for query {place}", "thoughts")
+            for place, row in enumerate(found)
+        )
+        return [[self._thought(value, place) for value in row[start:]] for place, row in enumerate(rows)]
+
+    def _histories(self, queries: Sequence[Query]) -> dict[str, list[Conversation]]:
+        """The keyword with the histories; nothing where all are empty, as many functions know of none."""
+        if not any(len(query.history) for query in queries):
+            return {}
+        if not _takes_histories(self._function):
+            raise ThinkerError(
+                f"{self!r} was given a conversation, and the function takes no histories.",
+                hint="Add a parameter: function(queries, n_thoughts, histories=None), a Conversation for "
+                "each query.",
+            )
+        return {"histories": [query.history for query in queries]}
+
+    def _thought(self, value: Any, place: int) -> Thought:
+        if isinstance(value, Thought):
+            return value
+        if value is None or isinstance(value, str):
+            return written(value or "", finish="eos")
+        raise ThinkerError(
+            f"{self!r} returned a {type(value).__name__} as a thought about query {place}; expected a string."
+        )
+
+
+def _listed(value: Any, length: int, said: str, of: str) -> list[Any]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise ThinkerError(f"{said} a {type(value).__name__}; expected a list for {length} {of}.")
+    found = list(value)
+    if len(found) != length:
+        raise ThinkerError(f"{said} a list of {len(found)}; expected {length}, one for each of the {of}.")
+    return found
+
+
+def _takes_histories(function: Callable[..., Any]) -> bool:
+    """Whether a function has a parameter `histories`, or takes any keyword."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built-in functions do not tell
+        return False
+    return any(each.name == "histories" or each.kind is each.VAR_KEYWORD for each in parameters)

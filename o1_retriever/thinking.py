@@ -1,0 +1,490 @@
+"""The way of a query: cache, think, embed, pool. It is read from top to bottom.
+
+`ThoughtPipeline` takes checked queries. Thoughts come from the cache or from the backend, each is composed with
+its query and embedded, and the unit vectors of a query's thoughts are averaged. A backend is one model that does
+both (`engine.backend.LocalBackend`), or a thinker joined to an encoder (`PairBackend`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from o1_retriever.errors import CheckpointError, SettingsError, ThinkerError
+from o1_retriever.progress import progress
+from o1_retriever.query import Query
+from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings, Vector
+from o1_retriever.vectors import Precision, VectorSpace, check_vectors, unit
+
+if TYPE_CHECKING:
+    from o1_retriever.cache import ThoughtCache
+    from o1_retriever.cache.store import JSON
+    from o1_retriever.encoders import Encoder
+    from o1_retriever.thinkers import Thinker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NewThoughts:
+    """New thoughts about the query at `place`, from index `start` on.
+
+    `vectors` has the raw vector of each thought where thinking gave it for free, and `fast` the raw vector
+    of the query without thoughts; both None otherwise.
+    """
+
+    place: int
+    start: int
+    thoughts: Sequence[Thought]
+    vectors: Sequence[Vector] | None = None
+    fast: Vector | None = None
+
+
+class Backend(Protocol):
+    """What a pipeline needs: thoughts, vectors, and names for both that a cache can key by."""
+
+    @property
+    def space(self) -> VectorSpace:
+        """Identity of the document space."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """How vectors are computed."""
+        ...
+
+    @property
+    def default_settings(self) -> Mapping[str, Any]:
+        """Preferred thought settings of the checkpoint."""
+        ...
+
+    @property
+    def thinker_identity(self) -> str | None:
+        """Stable name of who thinks, without sampling and query; None: thoughts must not be persisted."""
+        ...
+
+    @property
+    def encoder_identity(self) -> str | None:
+        """Stable name of who embeds queries; None: vectors must not be persisted."""
+        ...
+
+    def think(
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int, batch_size: int | None
+    ) -> Iterator[NewThoughts]:
+        """Thoughts `start` to `settings.n_thoughts - 1` of each query, handed over as they are done.
+
+        They are written after the query's history; a vector that comes with a thought must be of the query and
+        the thought alone. `batch_size` queries at once at most; None: as many as suit the backend. The same
+        below.
+        """
+        ...
+
+    def embed_queries(
+        self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int | None
+    ) -> Iterator[tuple[int, Vector]]:
+        """(place, raw vector) of each query with one thought, or without (None), in any order."""
+        ...
+
+    def embed_documents(
+        self, texts: Sequence[str], *, batch_size: int | None
+    ) -> Iterator[tuple[int, Vector]]:
+        """(place, raw vector) of each document, in any order."""
+        ...
+
+
+def settings_of(backend: Backend) -> ThoughtSettings:
+    """The library's thought settings with what the checkpoint prefers."""
+    try:
+        return ThoughtSettings().with_changes(**backend.default_settings)
+    except SettingsError as error:
+        raise CheckpointError(f"The checkpoint's own thought settings cannot be used: {error}") from error
+
+
+_Asked = tuple[Query, ThoughtSettings]
+
+
+class ThoughtPipeline:
+    """Joins a backend and its cache; what the cache has is neither thought nor embedded again.
+
+    A query that is asked several times, by one caller or by several at once, is thought about once. `cache` is
+    True (the default folder), a folder, a `ThoughtCache`, or False.
+    """
+
+    def __init__(self, backend: Backend, cache: bool | str | os.PathLike[str] | ThoughtCache) -> None:
+        self.backend = backend
+        self.cache = QueryCache(backend, cache)
+        self._shared: SharedWork[_Asked, _Written] = SharedWork()
+
+    def embed(
+        self,
+        queries: Sequence[Query],
+        settings: ThoughtSettings,
+        *,
+        batch_size: int | None,
+        show: bool | None,
+        truncate_dim: int | None,
+        normalize: bool,
+    ) -> list[QueryEmbedding]:
+        """The whole way: thoughts, one raw vector for each, and their mean. Equal queries take it once."""
+        if not settings.thinks:  # what was said before a query is for its thoughts alone
+            queries = [Query(query.text) for query in queries]
+        unique = list(dict.fromkeys(queries))
+        started = time.perf_counter()
+        thoughts, free = self._thoughts(unique, settings, batch_size, show)
+        thought_at = time.perf_counter()
+        raw = self._vectors(unique, thoughts, free, batch_size)
+        share = 1000 / max(1, len(unique))
+        timings = Timings(
+            think_ms=(thought_at - started) * share, embed_ms=(time.perf_counter() - thought_at) * share
+        )
+        done = {}
+        for query, written, rows in zip(unique, thoughts, raw, strict=True):
+            vectors, vector = pool(rows, truncate_dim=truncate_dim, normalize=normalize)
+            done[query] = QueryEmbedding(
+                query=query.text,
+                history=query.history,
+                thoughts=tuple(written),
+                vectors=vectors,
+                vector=vector,
+                timings=timings,
+            )
+        return [done[query] for query in queries]
+
+    def think(self, queries: Sequence[Query], settings: ThoughtSettings) -> list[list[Thought]]:
+        """The first half of the way alone: `settings.n_thoughts` thoughts about each query."""
+        unique = list(dict.fromkeys(queries))
+        thoughts = dict(zip(unique, self._thoughts(unique, settings, None, False)[0], strict=True))
+        return [list(thoughts[query]) for query in queries]
+
+    def _thoughts(
+        self, queries: Sequence[Query], settings: ThoughtSettings, batch_size: int | None, show: bool | None
+    ) -> tuple[list[list[Thought]], _Free]:
+        """Thoughts about each query, from the cache or written now, and the raw vectors that came for free."""
+        free: _Free = {}
+        if not settings.thinks:
+            return [[] for _ in queries], free
+        known: dict[Query, list[Thought]] = {}
+        for query, found in zip(queries, self.cache.thoughts(queries, settings), strict=True):
+            count = next((i for i in range(settings.n_thoughts) if i not in found), settings.n_thoughts)
+            known[query] = [found[i] for i in range(count)]
+        missing = {query: found for query, found in known.items() if len(found) < settings.n_thoughts}
+        # Closed when interrupted here too: other callers may wait for what is being written.
+        writing = closing(self._written(missing, settings, batch_size))
+        with writing as new, progress("Thinking", len(missing), show=show if missing else False) as advance:
+            for query, written in new:
+                known[query] = written.thoughts
+                for thought, vector in zip(written.new.thoughts, written.new.vectors or (), strict=False):
+                    free[query.text, thought.token_ids, thought.text] = vector
+                advance(1)
+        return [known[query] for query in queries], free
+
+    def _written(
+        self, missing: dict[Query, list[Thought]], settings: ThoughtSettings, batch_size: int | None
+    ) -> Generator[tuple[Query, _Written]]:
+        """What is missing, each query written here or taken from a caller who is writing it already."""
+        left = dict(missing)
+        while left:
+            with self._shared.claim([(query, settings) for query in left]) as (mine, theirs):
+                own = {query: left.pop(query) for query in list(left) if (query, settings) in mine}
+                for query, written in self._new(own, settings, batch_size):
+                    self._shared.settle((query, settings), written)
+                    yield query, written
+            for (query, _), future in theirs.items():
+                try:
+                    yield query, future.result()
+                    del left[query]
+                except LookupError:
+                    logger.debug("Another caller gave up thinking about %.60r", query.text)
+
+    def _new(
+        self, missing: dict[Query, list[Thought]], settings: ThoughtSettings, batch_size: int | None
+    ) -> Iterator[tuple[Query, _Written]]:
+        by_start: dict[int, list[Query]] = {}
+        for query, thoughts in missing.items():
+            by_start.setdefault(len(thoughts), []).append(query)
+        for start, queries in by_start.items():
+            for new in self.backend.think(queries, settings=settings, start=start, batch_size=batch_size):
+                query = queries[new.place]
+                # Kept at once: an interrupted batch loses only the queries that were being written.
+                self.cache.keep(query, new, settings)
+                yield query, _Written(thoughts=[*missing[query], *new.thoughts], new=new)
+
+    def _vectors(
+        self,
+        queries: Sequence[Query],
+        thoughts: Sequence[Sequence[Thought]],
+        free: _Free,
+        batch_size: int | None,
+    ) -> list[Vector]:
+        """Raw vectors (n, dimension) of each query: one per usable thought, or its fast vector alone."""
+        pairs: list[tuple[str, Thought | None]] = []
+        counts: list[int] = []
+        for query, written in zip(queries, thoughts, strict=True):
+            usable: list[Thought | None] = [thought for thought in written if not thought.failed]
+            if written and not usable:
+                logger.warning("No thought could be had about %.60r: %s", query.text, written[0].error)
+            pairs += [(query.text, thought) for thought in usable or [None]]
+            counts.append(max(1, len(usable)))
+        known = [
+            None if thought is None else free.get((text, thought.token_ids, thought.text))
+            for text, thought in pairs
+        ]
+        rows = iter(self.cache.filled(pairs, known, batch_size=batch_size))
+        return [np.stack([next(rows) for _ in range(count)]) for count in counts]
+
+
+@dataclass(kw_only=True, slots=True)
+class _Written:
+    """All thoughts about one query, and what is new of them."""
+
+    thoughts: list[Thought]
+    new: NewThoughts
+
+
+# Raw vectors by query text and thought.
+_Free = dict[tuple[str, tuple[int, ...], str], Vector]
+
+
+def pool(rows: Vector, *, truncate_dim: int | None, normalize: bool) -> tuple[Vector, Vector]:
+    """Unit vectors (k, dimension) and their mean (dimension,), itself a unit vector if `normalize`.
+
+    Vectors are truncated first, so that each thought weighs the same in the truncated space.
+    """
+    vectors = unit(rows[:, :truncate_dim])
+    mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return vectors, unit(mean[None])[0] if normalize else mean
+
+
+class PairBackend:
+    """Any thinker with any encoder: a thought is embedded as `query + " " + thought`."""
+
+    default_settings: Mapping[str, Any] = {}
+
+    def __init__(self, thinker: Thinker, encoder: Encoder) -> None:
+        self.thinker = thinker
+        self.encoder = encoder
+
+    @property
+    def space(self) -> VectorSpace:
+        """The encoder's document space."""
+        return self.encoder.space
+
+    @property
+    def precision(self) -> Precision:
+        """The encoder's precision."""
+        return self.encoder.precision
+
+    @property
+    def thinker_identity(self) -> str | None:
+        """The thinker's own name."""
+        return self.thinker.identity
+
+    @property
+    def encoder_identity(self) -> str | None:
+        """The encoder's space and precision."""
+        return f"pair:{self.space.to_dict()}:{self.precision.to_dict()}"
+
+    def think(
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int, batch_size: int | None
+    ) -> Iterator[NewThoughts]:
+        """Ask the thinker, batch by batch."""
+        size = batch_size or _AT_ONCE
+        expected = settings.n_thoughts - start
+        for first in range(0, len(queries), size):
+            chunk = queries[first : first + size]
+            rows = self.thinker.think(chunk, settings=settings, start=start)
+            if len(rows) != len(chunk) or any(len(row) != expected for row in rows):
+                raise ThinkerError(
+                    f"{type(self.thinker).__name__}.think returned {[len(row) for row in rows]} thoughts; "
+                    f"expected {expected} for each of {len(chunk)} queries."
+                )
+            for place, row in enumerate(rows, first):
+                yield NewThoughts(place=place, start=start, thoughts=row)
+
+    def embed_queries(
+        self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int | None
+    ) -> Iterator[tuple[int, Vector]]:
+        """Embed each query with its thought behind it."""
+        texts = [query if thought is None else f"{query} {thought.text}" for query, thought in pairs]
+        size = batch_size or _AT_ONCE
+        for first in range(0, len(texts), size):
+            part = texts[first : first + size]
+            rows = self.encoder.embed_queries(part, batch_size=size)
+            yield from enumerate(check_vectors(rows, len(part), self._returned), first)
+
+    def embed_documents(
+        self, texts: Sequence[str], *, batch_size: int | None
+    ) -> Iterator[tuple[int, Vector]]:
+        """Embed the documents, longest first so that a batch holds texts of similar length."""
+        size = batch_size or _AT_ONCE
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]), reverse=True)
+        for first in range(0, len(order), size):
+            places = order[first : first + size]
+            rows = self.encoder.embed_documents([texts[i] for i in places], batch_size=size)
+            yield from zip(places, check_vectors(rows, len(places), self._returned), strict=True)
+
+    @property
+    def _returned(self) -> str:
+        return f"{type(self.encoder).__name__} returned"
+
+
+_AT_ONCE = 32  # what sentence-transformers takes when nothing is said
+
+# Raised when a thinker is shown a history in another form, so that its thoughts are written anew.
+_HISTORY_FORM = 1
+# Vectors are kept after so many: what an interruption can lose.
+_KEEP_EVERY = 512
+
+
+class QueryCache:
+    """One pipeline's view of the thought cache; with `cache=False` every look-up misses.
+
+    There are two keys, because the two live differently: a thought costs most and stays valid whatever embeds
+    it; a vector belongs to one query with one thought in one encoder. The file is opened at the first look-up.
+    """
+
+    def __init__(self, backend: Backend, cache: bool | str | os.PathLike[str] | ThoughtCache) -> None:
+        self._backend = backend
+        self._option = cache
+        self._store: ThoughtCache | None = None
+
+    @property
+    def store(self) -> ThoughtCache | None:
+        """The cache itself, None when it is off."""
+        if self._option is False:
+            return None
+        if self._store is None:
+            from o1_retriever.cache import ThoughtCache
+
+            if isinstance(self._option, ThoughtCache):
+                self._store = self._option
+            else:
+                self._store = ThoughtCache(None if self._option is True else self._option)
+        return self._store
+
+    def thoughts(self, queries: Sequence[Query], settings: ThoughtSettings) -> list[dict[int, Thought]]:
+        """For each query the thoughts that are there, by index."""
+        who, store = self._backend.thinker_identity, self.store
+        if store is None or who is None:
+            return [{} for _ in queries]
+        keys = [_thought_key(who, settings, query) for query in queries]
+        return store.get_thoughts(keys, settings.n_thoughts)
+
+    def keep(self, query: Query, new: NewThoughts, settings: ThoughtSettings) -> None:
+        """Store new thoughts and the vectors that came with them."""
+        store = self.store
+        if store is None:
+            return
+        who, encoder = self._backend.thinker_identity, self._backend.encoder_identity
+        if who is not None:
+            key = _thought_key(who, settings, query)
+            store.put_thoughts((key, new.start + i, thought) for i, thought in enumerate(new.thoughts))
+        if encoder is not None:
+            rows = list(zip(new.thoughts, new.vectors or (), strict=False))
+            items = [(_vector_key(encoder, query.text, thought), row) for thought, row in rows]
+            if new.fast is not None:
+                items.append((_vector_key(encoder, query.text, None), new.fast))
+            store.put_vectors(items)
+
+    def filled(
+        self,
+        pairs: Sequence[tuple[str, Thought | None]],
+        known: Sequence[Vector | None],
+        *,
+        batch_size: int | None,
+    ) -> list[Vector]:
+        """Raw vectors of all pairs: those known, those in the cache, and the rest embedded once each."""
+        encoder, store = self._backend.encoder_identity, self.store
+        keys = [_vector_key(encoder or "", query, thought) for query, thought in pairs]
+        rows = {key: row for key, row in zip(keys, known, strict=True) if row is not None}
+        missing = [key for key in dict.fromkeys(keys) if key not in rows]
+        if store is not None and encoder is not None and missing:
+            found = zip(missing, store.get_vectors(missing), strict=True)
+            rows.update((key, row) for key, row in found if row is not None)
+            missing = [key for key in missing if key not in rows]
+        by_key = dict(zip(keys, pairs, strict=True))
+        for start in range(0, len(missing), _KEEP_EVERY):
+            part = missing[start : start + _KEEP_EVERY]
+            embedded = self._backend.embed_queries([by_key[key] for key in part], batch_size=batch_size)
+            new = {part[place]: row for place, row in embedded}
+            if store is not None and encoder is not None:
+                store.put_vectors(new.items())
+            rows.update(new)
+        return [rows[key] for key in keys]
+
+
+def _thought_key(who: str, settings: ThoughtSettings, query: Query) -> bytes:
+    from o1_retriever.cache import cache_key
+
+    parts: dict[str, JSON] = {"who": who, "sampling": settings.sampling(), "query": query.text}
+    if len(query.history):  # without one the key is what it was before there were any
+        parts["history"] = [_HISTORY_FORM, [[each.role, each.content] for each in query.history]]
+    return cache_key(kind="thought", **parts)
+
+
+def _vector_key(encoder: str, query: str, thought: Thought | None) -> bytes:
+    from o1_retriever.cache import cache_key
+
+    text, ids = (None, None) if thought is None else (thought.text, list(thought.token_ids))
+    return cache_key(kind="vector", encoder=encoder, query=query, thought=text, token_ids=ids)
+
+
+Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class SharedWork(Generic[Key, Result]):
+    """Work that several callers want at the same time, done by the first of them.
+
+    A caller claims keys, settles its own ones and then waits for the others: because it settles all that is
+    its own before it waits, two never wait for each other.
+    """
+
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _futures: dict[Key, Future[Result]] = field(default_factory=dict)
+
+    @contextmanager
+    def claim(self, keys: Iterable[Key]) -> Iterator[tuple[set[Key], dict[Key, Future[Result]]]]:
+        """The keys that are the caller's to settle, and the futures of those that another caller computes.
+
+        What is not settled when the context ends is given up: those who wait for it get a `LookupError`.
+        """
+        mine: set[Key] = set()
+        theirs: dict[Key, Future[Result]] = {}
+        with self._lock:
+            for key in keys:
+                if key in mine:
+                    continue
+                future = self._futures.get(key)
+                if future is None:
+                    self._futures[key] = Future()
+                    mine.add(key)
+                else:
+                    theirs[key] = future
+        try:
+            yield mine, theirs
+        finally:
+            for key in mine:
+                future = self._pop(key)
+                if future is not None:
+                    future.set_exception(LookupError("the caller that computed it gave up"))
+
+    def settle(self, key: Key, result: Result) -> None:
+        """Hand a result to all that wait for it."""
+        future = self._pop(key)
+        if future is not None:
+            future.set_result(result)
+
+    def _pop(self, key: Key) -> Future[Result] | None:
+        with self._lock:
+            return self._futures.pop(key, None)
