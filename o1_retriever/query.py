@@ -167,7 +167,7 @@ History = Conversation | Sequence[Any] | None
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query and the conversation before it, as `as_queries` makes them: checked, and trusted from there on."""
+    """A query and the conversation before it, made and checked by `as_queries` and trusted from there on."""
 
     text: str
     history: Conversation = Conversation()

@@ -1,8 +1,8 @@
 """The way of a query: cache, think, embed, pool. It is read from top to bottom.
 
-`ThoughtPipeline` takes checked queries. Thoughts come from the cache or from the backend, each is composed with
-its query and embedded, and the unit vectors of a query's thoughts are averaged. A backend is one model that does
-both (`engine.backend.LocalBackend`), or a thinker joined to an encoder (`PairBackend`).
+`ThoughtPipeline` takes checked queries. Thoughts come from the cache or from the backend, each is composed
+with its query and embedded, and the unit vectors of a query's thoughts are averaged. A backend is one model
+that does both (`engine.backend.LocalBackend`), or a thinker joined to an encoder (`PairBackend`).
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class Backend(Protocol):
     ) -> Iterator[NewThoughts]:
         """Thoughts `start` to `settings.n_thoughts - 1` of each query, handed over as they are done.
 
-        They are written after the query's history; a vector that comes with a thought must be of the query and
-        the thought alone. `batch_size` queries at once at most; None: as many as suit the backend. The same
-        below.
+        They are written after the query's history; a vector that comes with a thought must be of the query
+        and the thought alone. `batch_size` queries at once at most; None: as many as suit the backend. The
+        same below.
         """
         ...
 
@@ -115,8 +115,8 @@ _Asked = tuple[Query, ThoughtSettings]
 class ThoughtPipeline:
     """Joins a backend and its cache; what the cache has is neither thought nor embedded again.
 
-    A query that is asked several times, by one caller or by several at once, is thought about once. `cache` is
-    True (the default folder), a folder, a `ThoughtCache`, or False.
+    A query that is asked several times, by one caller or by several at once, is thought about once. `cache`
+    is True (the default folder), a folder, a `ThoughtCache`, or False.
     """
 
     def __init__(self, backend: Backend, cache: bool | str | os.PathLike[str] | ThoughtCache) -> None:
@@ -168,7 +168,7 @@ class ThoughtPipeline:
     def _thoughts(
         self, queries: Sequence[Query], settings: ThoughtSettings, batch_size: int | None, show: bool | None
     ) -> tuple[list[list[Thought]], _Free]:
-        """Thoughts about each query, from the cache or written now, and the raw vectors that came for free."""
+        """Thoughts about each query, from the cache or written now, and the raw vectors that came free."""
         free: _Free = {}
         if not settings.thinks:
             return [[] for _ in queries], free
@@ -348,8 +348,9 @@ _KEEP_EVERY = 512
 class QueryCache:
     """One pipeline's view of the thought cache; with `cache=False` every look-up misses.
 
-    There are two keys, because the two live differently: a thought costs most and stays valid whatever embeds
-    it; a vector belongs to one query with one thought in one encoder. The file is opened at the first look-up.
+    There are two keys, because the two live differently: a thought costs most and stays valid whatever
+    embeds it; a vector belongs to one query with one thought in one encoder. The file is opened at the first
+    look-up.
     """
 
     def __init__(self, backend: Backend, cache: bool | str | os.PathLike[str] | ThoughtCache) -> None:

@@ -24,9 +24,9 @@ class ThoughtSettings:
     `n_thoughts` per query, each of at most `max_new_tokens` tokens, sampled with `temperature` (0 takes
     the likeliest token) and nucleus `top_p`. `seed` together with the query and the thought's index
     fixes the draw, so that a thought does not depend on the other queries of a batch nor on `n_thoughts`.
-    `thinking="never"` takes the fast path: the query is embedded without thoughts. `budget_ms` is how long the
-    local engine may write about one query, in wall-clock milliseconds from its first token on (None: as long
-    as it takes); what has been thought by then is embedded, and its `finish` is "budget".
+    `thinking="never"` takes the fast path: the query is embedded without thoughts. `budget_ms` is how long
+    the local engine may write about one query, in wall-clock milliseconds from its first token on (None: as
+    long as it takes); what has been thought by then is embedded, and its `finish` is "budget".
     `repetition_penalty` above 1 makes tokens that a thought already holds less likely (Keskin et al. 2019): a
     positive logit is divided by it, a negative one multiplied. The query's own tokens are not penalised.
 
@@ -66,7 +66,7 @@ class ThoughtSettings:
         return self.thinking != "never"
 
     def sampling(self) -> dict[str, float]:
-        """The part that decides what a thought says (neither how many there are nor whether), for cache keys."""
+        """The part that decides what a thought says, for cache keys; neither how many there are nor whether."""
         parts = {
             "temperature": float(self.temperature),
             "top_p": float(self.top_p),

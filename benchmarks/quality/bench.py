@@ -78,7 +78,7 @@ def open_bench(
     sets: Sequence[str],
     results: str,
 ) -> Bench:
-    """Read the options that all scripts have and load the models; o1-embedder-22m is left out where it is absent."""
+    """Read the options that all scripts have and load the models; an absent o1-embedder-22m is left out."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {script}",
         description=description,

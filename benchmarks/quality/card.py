@@ -1,4 +1,4 @@
-"""The metadata of o1-embedder-22m's card: its measured results in the Hub's format, from the recorded figures."""
+"""The metadata of o1-embedder-22m's card: the recorded figures in the Hub's format."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Run from the repository's root:
 
-    python -m benchmarks.quality.curves [DATA] [--model models/o1-embedder-22m] [--sets entailmentbank/dev,...]
+    python -m benchmarks.quality.curves [DATA] [--model models/o1-embedder-22m] [--sets NAME,...]
 
 Recorded thoughts are cut after a number of words, those of the model by `max_new_tokens`. Only queries with
 recorded thoughts take part. No test split is read, so that defaults may follow these curves.

@@ -1,4 +1,4 @@
-"""Ten test queries for a reader: in each set the one that o1-embedder-22m's thinking helped most, and hurt most.
+"""Ten test queries for a reader: in each set the one that thinking of o1-embedder-22m helped and hurt most.
 
 `python -m benchmarks.quality.run` writes them to benchmarks/results/examples.jsonl. A query is named and not
 quoted: its text belongs to its collection.

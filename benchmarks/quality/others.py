@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from o1_retriever import ThinkingEmbedder
 from o1_retriever.backend import Backend, Thinking
+
+from o1_retriever import ThinkingEmbedder
 
 
 def with_other_thoughts(embedder: ThinkingEmbedder, queries: Sequence[str]) -> ThinkingEmbedder:

@@ -93,7 +93,7 @@ def quality_table(rows: Rows) -> str:
 
 
 def mini_table(rows: Rows) -> str:
-    """o1-embedder-22m alone: what thinking changes, whether chance explains it, the control, and what it costs."""
+    """o1-embedder-22m alone: what thinking changes, whether chance explains it, the control and the costs."""
     values = _values(rows)
     heads = [
         "nDCG@10", "fast", "share of MiniLM", "thinking", "p", "another's thoughts", "tokens a query",

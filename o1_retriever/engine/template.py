@@ -87,8 +87,8 @@ def detect_layout(tokenizer: Any) -> Layout:
     raise CheckpointError(
         f"The tokenizer has the special tokens {found or 'of no known layout'}; expected "
         f"{' '.join(MARKERS['paper'])} or {' '.join(MARKERS['released'])}.",
-        hint="Load a checkpoint that was trained to think and embed, such as models/o1-embedder-22m, or join an "
-        "ordinary encoder with any thinker: ThinkingEmbedder.from_parts(thinker, encoder).",
+        hint="Load a checkpoint that was trained to think and embed, such as models/o1-embedder-22m, or join "
+        "an ordinary encoder with any thinker: ThinkingEmbedder.from_parts(thinker, encoder).",
     )
 
 

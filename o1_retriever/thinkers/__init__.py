@@ -67,5 +67,5 @@ def as_thinker(value: Any) -> Thinker:
         if callable(value):
             return CallableThinker(value)
     raise SettingsError(
-        f"The thinker is {value!r:.80}; expected a thinker, a function(queries, n_thoughts), or a .jsonl file."
+        f"The thinker is {value!r:.80}; expected a thinker, a function(queries, n_thoughts) or a .jsonl file."
     )

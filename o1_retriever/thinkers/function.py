@@ -13,7 +13,7 @@ from o1_retriever.thought import Thought, ThoughtSettings
 
 
 class CallableThinker:
-    """A function of yours: `function(queries, n_thoughts)` returns so many thoughts (strings) for every query, in order.
+    """A function of yours: `function(queries, n_thoughts)` returns so many thoughts of each query, in order.
 
     None or an empty string stands for a thought that could not be had; a `Thought` is taken as it is.
     With a `name`, the thoughts may be kept in the cache under it: change the name when the function
@@ -49,8 +49,8 @@ class CallableThinker:
     ) -> list[list[Thought]]:
         """What the function says about all queries at once, without the first `start` thoughts of each.
 
-        Raises `ThinkerError` when it raises, or does not return enough thoughts for every query, or is given a
-        history and takes none.
+        Raises `ThinkerError` when it raises, or does not return enough thoughts for every query, or is given
+        a history and takes none.
         """
         if not queries or start >= settings.n_thoughts:
             return [[] for _ in queries]

@@ -1,7 +1,7 @@
 """Stage 3: one model learns to think and to embed together, against the whole index.
 
 ```
-python training/o1_embedder_22m/joint.py voted.jsonl --corpus corpus.jsonl --work WORK --start RUN --run WORK/joint
+python training/o1_embedder_22m/joint.py voted.jsonl --corpus corpus.jsonl --work WORK --start RUN --run RUN
 ```
 
 Each step takes a batch of questions with thoughts and a batch of documents. A question's thinking vector is

@@ -1,7 +1,7 @@
-"""Run the stages of o1-embedder-22m: each recipe is a list of steps, a step one of our commands with its options.
+"""Run the stages of o1-embedder-22m: a recipe is a list of steps, a step one of our commands with its options.
 
 ```
-python training/o1_embedder_22m/stages.py training/recipes/o1-embedder-22m/*.yaml --data ../shared/data --work build/o1-embedder-22m
+python training/o1_embedder_22m/stages.py training/recipes/o1-embedder-22m/*.yaml --data DATA --work FOLDER
 ```
 
 `{data}` and `{work}` in a recipe stand for these folders. A step that was finished with the same options is
