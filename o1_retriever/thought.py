@@ -66,7 +66,7 @@ class ThoughtSettings:
         return self.thinking != "never"
 
     def sampling(self) -> dict[str, float]:
-        """The part that decides what a thought says, for cache keys; neither how many there are nor whether."""
+        """The part that decides what a thought says, for cache keys: not how many there are, nor whether."""
         parts = {
             "temperature": float(self.temperature),
             "top_p": float(self.top_p),

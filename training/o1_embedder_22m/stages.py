@@ -1,4 +1,4 @@
-"""Run the stages of o1-embedder-22m: a recipe is a list of steps, a step one of our commands with its options.
+"""Run the stages of o1-embedder-22m: a recipe is a list of steps, a step is one of our commands with options.
 
 ```
 python training/o1_embedder_22m/stages.py training/recipes/o1-embedder-22m/*.yaml --data DATA --work FOLDER
