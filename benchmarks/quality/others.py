@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from o1_retriever.backend import Backend, Thinking
-
 from o1_retriever import ThinkingEmbedder
+from o1_retriever.query import Query
+from o1_retriever.thinking import Backend, NewThoughts
 
 
 def with_other_thoughts(embedder: ThinkingEmbedder, queries: Sequence[str]) -> ThinkingEmbedder:
@@ -29,13 +29,8 @@ class _Others:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def think(
-        self,
-        queries: Sequence[str],
-        k: int,
-        **options: Any,
-    ) -> Iterator[Thinking]:
-        others = [self._after[query] for query in queries]
-        for thinking in self._inner.think(others, k, **options):
+    def think(self, queries: Sequence[Query], **options: Any) -> Iterator[NewThoughts]:
+        others = [Query(self._after[query.text.strip()]) for query in queries]
+        for thinking in self._inner.think(others, **options):
             # Vectors that came with the thoughts are of the other query.
             yield replace(thinking, vectors=None, fast=None)

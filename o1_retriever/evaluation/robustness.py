@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from o1_retriever.backend import PairBackend
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.evaluation.collection import Collection
 from o1_retriever.query import Query
 from o1_retriever.thinkers import RecordedThinker, Thinker
+from o1_retriever.thinking import PairBackend
 from o1_retriever.thought import Thought, ThoughtSettings
 
 TYPO_SHARE = 0.2  # of the words that are long enough

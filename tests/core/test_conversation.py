@@ -14,7 +14,7 @@ from o1_retriever import Index, Retriever, ThinkingEmbedder, Thought, ThoughtSet
 from o1_retriever.cache import ThoughtCache, cache_key
 from o1_retriever.documents import Document
 from o1_retriever.errors import InputError, ThinkerError
-from o1_retriever.query import Conversation
+from o1_retriever.query import Conversation, as_queries, as_query
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thinkers import ChatPrompt, OpenAIThinker, RecordedThinker
 from tests.support.adapters import ALWAYS_WORTH_IT, QUERY, TEXTS, bag_of_words
@@ -37,11 +37,11 @@ class Listener:
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []
 
-    def think(self, queries, k, *, settings, start=0, histories=None):
-        histories = histories or [Conversation()] * len(queries)
-        self.asked += [(query, len(said)) for query, said in zip(queries, histories, strict=True)]
-        last = [said.messages[-1].content if len(said) else "nothing" for said in histories]
-        return [[Thought(text=text)] * (k - start) for text in last]
+    def think(self, queries, *, settings, start=0):
+        self.asked += [(query.text, len(query.history)) for query in queries]
+        histories = [query.history.messages for query in queries]
+        last = [history[-1].content if history else "nothing" for history in histories]
+        return [[Thought(text=text)] * (settings.n_thoughts - start) for text in last]
 
 
 def ids(result: SearchResult) -> list[str]:
@@ -120,17 +120,6 @@ class TestThinkingAfterIt:
         heard = ThinkingEmbedder.from_parts(hearing, bag_of_words, settings=SETTINGS, cache=False)
         assert heard.embed_query("why?", history=SAID).thoughts[0].text == "after 2"
 
-    def test_a_thinker_that_knows_of_none_is_refused_them(self) -> None:
-        class Deaf:
-            identity = None
-
-            def think(self, queries, k, *, settings, start=0):
-                return [[Thought(text="x")] * (k - start) for _ in queries]
-
-        embedder = ThinkingEmbedder.from_parts(Deaf(), bag_of_words, settings=SETTINGS, cache=False)
-        with pytest.raises(ThinkerError, match="Deaf was given a conversation"):
-            embedder.embed_query("why?", history=SAID)
-
     def test_recorded_thoughts_are_found_by_the_query(self) -> None:
         thinker = RecordedThinker({"why?": ["because", "so"]})
         embedder = ThinkingEmbedder.from_parts(thinker, bag_of_words, settings=SETTINGS, cache=False)
@@ -142,9 +131,9 @@ class TestAtTheSameTime:
         together = Barrier(3)
 
         class Slow(Listener):
-            def think(self, queries, k, *, settings, start=0, histories=None):
+            def think(self, queries, *, settings, start=0):
                 together.wait(timeout=20)  # nobody gets here twice, and nobody waits for another's thought
-                return super().think(queries, k, settings=settings, start=start, histories=histories)
+                return super().think(queries, settings=settings, start=start)
 
         embedder = listening(listener=Slow())
         with ThreadPoolExecutor(3) as pool:
@@ -229,10 +218,9 @@ class TestEndpoint:
 
     def test_turns_of_one_speaker_are_joined_and_without_history_nothing_changes(self) -> None:
         prompt = ChatPrompt("{query}", system=None)
-        joined = prompt.messages("why?", Conversation.of([("user", "a"), ("user", "b")]))
+        joined = prompt.messages(as_query("why?", [("user", "a"), ("user", "b")]))
         assert joined == [{"role": "user", "content": "a\n\nb\n\nwhy?"}]
-        assert prompt.messages("why?") == prompt.messages("why?", Conversation())
-        assert prompt.messages("why?") == [{"role": "user", "content": "why?"}]
+        assert prompt.messages(as_query("why?")) == [{"role": "user", "content": "why?"}]
 
     def test_a_server_without_system_messages_still_sees_the_turns(self) -> None:
         with chat_server() as server:
@@ -242,9 +230,9 @@ class TestEndpoint:
                 else completion()
             )
             thinker = OpenAIThinker("m", base_url=server.url, prompt=ChatPrompt(system="Think."))
-            thinker.think(["why?"], 1, settings=SETTINGS, histories=[Conversation.of(SAID)])
+            thinker.think(as_queries(["why?"], [SAID]), settings=SETTINGS.with_changes(n_thoughts=1))
             greeted = Conversation.of([("ai", "Hello."), *SAID])
-            thinker.think(["why?"], 1, settings=SETTINGS, histories=[greeted])
+            thinker.think(as_queries(["why?"], [greeted]), settings=SETTINGS.with_changes(n_thoughts=1))
         *_, bare, opened = (body["messages"] for body in server.bodies)
         assert opened == [{"role": "assistant", "content": "Hello."}, *bare]
         assert bare == [

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from o1_retriever.backend import PairBackend
 
 from o1_retriever import ThinkingEmbedder, Thought, ThoughtSettings
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import EncoderError, InputError, SettingsError, ThinkerError
+from o1_retriever.query import Query
+from o1_retriever.thinking import PairBackend
 from tests.support.tiny import tiny_model
 
 WARM = ThoughtSettings(n_thoughts=3, temperature=1.0, top_p=0.95, max_new_tokens=12)
@@ -45,10 +46,11 @@ class Notebook:
         self.asked: list[tuple[str, int, int]] = []
 
     def think(
-        self, queries: Sequence[str], k: int, *, settings: ThoughtSettings, start: int = 0
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0
     ) -> list[list[Thought]]:
-        self.asked += [(query, start, k) for query in queries]
-        return [[self._thought(query, i) for i in range(start, k)] for query in queries]
+        self.asked += [(query.text, start, settings.n_thoughts) for query in queries]
+        wanted = range(start, settings.n_thoughts)
+        return [[self._thought(query.text, i) for i in wanted] for query in queries]
 
     def _thought(self, query: str, index: int) -> Thought:
         if "fail" in query and (index == 1 or "all" in query):
@@ -259,10 +261,10 @@ class TestCache:
 
     def test_what_was_thought_before_an_interruption_is_kept(self, tmp_path: Path) -> None:
         class Stops(Notebook):
-            def think(self, queries: Sequence[str], k: int, **options: Any) -> list[list[Thought]]:
-                if any("stop" in query for query in queries):
+            def think(self, queries: Sequence[Query], **options: Any) -> list[list[Thought]]:
+                if any("stop" in query.text for query in queries):
                     raise KeyboardInterrupt
-                return super().think(queries, k, **options)
+                return super().think(queries, **options)
 
         encoder = CallableEncoder(letters, name="letters")
         embedder = ThinkingEmbedder.from_parts(Stops(), encoder, cache=tmp_path, settings=WARM)
@@ -313,7 +315,8 @@ class TestInputs:
         assert template.emb not in template.text_ids(["a <emb>"])[0]
 
     def test_settings_out_of_range_say_what_was_expected(self) -> None:
-        for bad in ({"k": 0}, {"k": 1.5}, {"k": True}, {"temperature": -1}, {"top_p": 0}, {"seed": -1}):
+        numbers = ({"n_thoughts": 0}, {"n_thoughts": 1.5}, {"n_thoughts": True})
+        for bad in (*numbers, {"temperature": -1}, {"top_p": 0}, {"seed": -1}):
             with pytest.raises(SettingsError, match="expected"):
                 ThoughtSettings(**bad)
         with pytest.raises(SettingsError, match="'always' or 'never'"):

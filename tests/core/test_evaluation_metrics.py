@@ -18,8 +18,9 @@ from o1_retriever.evaluation.ranking import best, fuse, ranks, tie_order
 from o1_retriever.evaluation.runs import read_run, thoughts_path, write_run
 from o1_retriever.evaluation.search import recall_lost, search_exactly, search_hnsw
 from o1_retriever.evaluation.statistics import bootstrap_interval, compare, holm, randomisation_test
+from o1_retriever.query import as_queries
 from o1_retriever.thinkers import RecordedThinker
-from o1_retriever.thought import Thought
+from o1_retriever.thought import Thought, ThoughtSettings
 
 QRELS = {"q": {"a": 2, "b": 1, "c": 0, "gone": 1}, "missing": {"a": 1}}
 RUN = {"q": {"x": 4.0, "b": 3.0, "a": 2.0, "c": 1.0}, "unjudged": {"a": 1.0}}
@@ -130,7 +131,9 @@ def test_the_thoughts_beside_a_run_can_be_thought_again(tmp_path: Path) -> None:
     write_run(tmp_path / "a.trec", RUN, queries={"q": "why?"}, thoughts=thoughts)
     row = json.loads(thoughts_path(tmp_path / "a.trec").read_text())
     assert (row["thoughts"], row["tokens"], row["errors"]) == (["one", None], [3, 0], [None, "no answer"])
-    again = RecordedThinker(thoughts_path(tmp_path / "a.trec")).think(["why?"], 2, settings=None)
+    again = RecordedThinker(thoughts_path(tmp_path / "a.trec")).think(
+        as_queries(["why?"]), settings=ThoughtSettings(n_thoughts=2)
+    )
     assert [thought.text for thought in again[0]] == ["one", ""]
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.thoughts.jsonl", "a.trec"]
 

@@ -53,9 +53,9 @@ class Thinker:
         self.thoughts = thoughts
         self.asked: list[str] = []
 
-    def think(self, queries, k, *, settings, start=0):
-        self.asked += queries
-        return [list(self.thoughts[start:k]) for _ in queries]
+    def think(self, queries, *, settings, start=0):
+        self.asked += [query.text for query in queries]
+        return [list(self.thoughts[start : settings.n_thoughts]) for _ in queries]
 
 
 def retriever_of(tmp_path, *thoughts: Thought, texts=None, **options) -> Retriever:

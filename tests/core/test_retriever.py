@@ -38,12 +38,13 @@ class Thinker:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def think(self, queries, k, *, settings, start=0):
-        self.asked += queries
+    def think(self, queries, *, settings, start=0):
+        self.asked += [query.text for query in queries]
+        count = settings.n_thoughts - start
         return [
-            [Thought(text=THOUGHTS[query], completion_tokens=3)] * (k - start)
-            if query in THOUGHTS
-            else [Thought.failure("nothing comes to mind")] * (k - start)
+            [Thought(text=THOUGHTS[query.text], completion_tokens=3)] * count
+            if query.text in THOUGHTS
+            else [Thought.failure("nothing comes to mind")] * count
             for query in queries
         ]
 

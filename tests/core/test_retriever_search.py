@@ -37,10 +37,10 @@ class Thinker:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def think(self, queries, k, *, settings, start=0):
-        self.asked += queries
-        said = [Thought(text="steam steam cold"), Thought(text="tulip tulip bubble")]
-        return [(said * k)[start:k] for _ in queries]
+    def think(self, queries, *, settings, start=0):
+        self.asked += [query.text for query in queries]
+        thoughts = [Thought(text="steam steam cold"), Thought(text="tulip tulip bubble")]
+        return [(thoughts * settings.n_thoughts)[start : settings.n_thoughts] for _ in queries]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever.errors import InputError, SettingsError, ThinkerError
+from o1_retriever.query import as_queries
 from o1_retriever.thinkers import CallableThinker, OpenAIThinker, RecordedThinker, Thinker, as_thinker
 from o1_retriever.thought import Thought, ThoughtSettings
 
@@ -46,11 +47,15 @@ def test_recorded_thoughts_are_read_in_every_known_form(record):
     thinker = as_thinker(path)
     assert isinstance(thinker, Thinker)
     assert len(thinker) == 4
-    rows = thinker.think(["how?", "why?"], 2, settings=SETTINGS)
+    rows = thinker.think(as_queries(["how?", "why?"]), settings=SETTINGS.with_changes(n_thoughts=2))
     assert texts(rows) == [["y", "x"], ["a", "b"]]
     assert {thought.finish for row in rows for thought in row} == {"recorded"}
-    assert texts(thinker.think(["why?"], 3, settings=SETTINGS, start=1)) == [["b", "c"]]
-    assert texts(thinker.think([" who? \n"], 1, settings=SETTINGS)) == [["only"]]
+    assert texts(
+        thinker.think(as_queries(["why?"]), settings=SETTINGS.with_changes(n_thoughts=3), start=1)
+    ) == [["b", "c"]]
+    assert texts(thinker.think(as_queries([" who? \n"]), settings=SETTINGS.with_changes(n_thoughts=1))) == [
+        ["only"]
+    ]
 
 
 def test_what_is_not_recorded_is_a_failure_with_its_reason(record):
@@ -63,13 +68,18 @@ def test_what_is_not_recorded_is_a_failure_with_its_reason(record):
             )
         )
     )
-    (row,) = thinker.think(["why?"], 5, settings=SETTINGS)
+    (row,) = thinker.think(as_queries(["why?"]), settings=SETTINGS.with_changes(n_thoughts=5))
     assert [thought.failed for thought in row] == [False, True, True, True, True]
     assert "recorded that this thought could not be had" in row[1].error
     assert "empty" in row[2].error
     assert "3 thoughts are recorded for this query; number 5 was asked for" in row[4].error
-    assert thinker.think(["why?"], 4, settings=SETTINGS)[0] == row[:4]
-    unknown, bare, odd = (row[0] for row in thinker.think(["what?", "bare?", "odd?"], 1, settings=SETTINGS))
+    assert thinker.think(as_queries(["why?"]), settings=SETTINGS.with_changes(n_thoughts=4))[0] == row[:4]
+    unknown, bare, odd = (
+        row[0]
+        for row in thinker.think(
+            as_queries(["what?", "bare?", "odd?"]), settings=SETTINGS.with_changes(n_thoughts=1)
+        )
+    )
     assert "not recorded in" in unknown.error
     assert "No thought is recorded" in bare.error
     assert "lone surrogate" in odd.error
@@ -77,7 +87,9 @@ def test_what_is_not_recorded_is_a_failure_with_its_reason(record):
 
 def test_a_query_on_several_lines_has_all_their_thoughts_once(record):
     path = record({"text": "q", "thoughts": ["a", "b"]}, {"text": "q", "thoughts": ["b", "c"]})
-    assert texts(as_thinker(path).think(["q"], 3, settings=SETTINGS)) == [["a", "b", "c"]]
+    assert texts(as_thinker(path).think(as_queries(["q"]), settings=SETTINGS.with_changes(n_thoughts=3))) == [
+        ["a", "b", "c"]
+    ]
 
 
 def test_a_compressed_file_and_a_byte_order_mark_are_read(tmp_path):
@@ -143,7 +155,9 @@ def test_a_file_that_cannot_be_used_is_an_error(record, tmp_path):
 def test_a_mapping_is_checked():
     with pytest.raises(ThinkerError, match="'q' is 'a string'"):
         RecordedThinker({"q": "a string"})
-    assert texts(as_thinker({"q": ("a", "b")}).think(["q"], 2, settings=SETTINGS)) == [["a", "b"]]
+    assert texts(
+        as_thinker({"q": ("a", "b")}).think(as_queries(["q"]), settings=SETTINGS.with_changes(n_thoughts=2))
+    ) == [["a", "b"]]
 
 
 usable = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
@@ -163,7 +177,9 @@ def test_every_text_survives_the_file(tmp_path_factory, mapping):
     path.write_text("\n".join(lines), encoding="utf-8", newline="")
     thinker = RecordedThinker(path)
     for query, thoughts in mapping.items():
-        assert texts(thinker.think([query], len(thoughts), settings=SETTINGS)) == [thoughts]
+        assert texts(
+            thinker.think(as_queries([query]), settings=SETTINGS.with_changes(n_thoughts=len(thoughts)))
+        ) == [thoughts]
 
 
 def test_the_recorded_thoughts_of_the_expert_are_read(root):
@@ -171,7 +187,10 @@ def test_the_recorded_thoughts_of_the_expert_are_read(root):
     if not folder.is_dir():
         pytest.skip("The shared data is not here.")
     thinker = RecordedThinker(folder / "scifact.test.jsonl")
-    (row,) = thinker.think(["0-dimensional biomaterials show inductive properties."], 3, settings=SETTINGS)
+    (row,) = thinker.think(
+        as_queries(["0-dimensional biomaterials show inductive properties."]),
+        settings=SETTINGS.with_changes(n_thoughts=3),
+    )
     assert len(thinker) == 300
     assert all(thought.finish == "recorded" and len(thought.text) > 100 for thought in row)
 
@@ -186,10 +205,15 @@ def numbered(queries, k):
 def test_a_function_thinks():
     thinker = as_thinker(numbered)
     assert isinstance(thinker, Thinker)
-    assert texts(thinker.think(["a", "b"], 2, settings=SETTINGS)) == [["a 0", "a 1"], ["b 0", "b 1"]]
-    assert texts(thinker.think(["b"], 3, settings=SETTINGS, start=1)) == [["b 1", "b 2"]]
-    assert thinker.think([], 3, settings=SETTINGS) == []
-    assert thinker.think(["a"], 3, settings=SETTINGS, start=3) == [[]]
+    assert texts(thinker.think(as_queries(["a", "b"]), settings=SETTINGS.with_changes(n_thoughts=2))) == [
+        ["a 0", "a 1"],
+        ["b 0", "b 1"],
+    ]
+    assert texts(thinker.think(as_queries(["b"]), settings=SETTINGS.with_changes(n_thoughts=3), start=1)) == [
+        ["b 1", "b 2"]
+    ]
+    assert thinker.think(as_queries([]), settings=SETTINGS.with_changes(n_thoughts=3)) == []
+    assert thinker.think(as_queries(["a"]), settings=SETTINGS.with_changes(n_thoughts=3), start=3) == [[]]
     assert thinker.identity is None
     assert "mine" in CallableThinker(numbered, name="mine").identity
 
@@ -198,14 +222,16 @@ def test_a_function_is_not_called_for_nothing():
     def explode(queries, k):
         raise AssertionError
 
-    assert CallableThinker(explode).think([], 3, settings=SETTINGS) == []
-    assert CallableThinker(explode).think(["a"], 1, settings=SETTINGS, start=1) == [[]]
+    assert CallableThinker(explode).think(as_queries([]), settings=SETTINGS.with_changes(n_thoughts=3)) == []
+    assert CallableThinker(explode).think(
+        as_queries(["a"]), settings=SETTINGS.with_changes(n_thoughts=1), start=1
+    ) == [[]]
 
 
 def test_what_a_function_could_not_think_is_a_failure():
     mine = Thought(text="mine", completion_tokens=4)
     (row,) = as_thinker(lambda queries, k: [[None, "", "  ", "\ud800", mine, "good"]]).think(
-        ["a"], 6, settings=SETTINGS
+        as_queries(["a"]), settings=SETTINGS.with_changes(n_thoughts=6)
     )
     assert [thought.failed for thought in row] == [True] * 4 + [False] * 2
     assert all(thought.error for thought in row[:4])
@@ -228,7 +254,9 @@ def test_what_a_function_could_not_think_is_a_failure():
 )
 def test_a_function_that_returns_something_else_is_an_error(answer, message):
     with pytest.raises(ThinkerError, match=message):
-        as_thinker(lambda queries, k: answer).think(["a", "b"], 1, settings=SETTINGS)
+        as_thinker(lambda queries, k: answer).think(
+            as_queries(["a", "b"]), settings=SETTINGS.with_changes(n_thoughts=1)
+        )
 
 
 def test_an_exception_of_the_function_is_named_and_kept():
@@ -236,7 +264,7 @@ def test_an_exception_of_the_function_is_named_and_kept():
         raise ZeroDivisionError("by zero")
 
     with pytest.raises(ThinkerError, match=r"broken.*ZeroDivisionError: by zero") as caught:
-        as_thinker(broken).think(["a"], 1, settings=SETTINGS)
+        as_thinker(broken).think(as_queries(["a"]), settings=SETTINGS.with_changes(n_thoughts=1))
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
@@ -246,7 +274,10 @@ def test_a_function_cannot_spoil_the_queries():
         queries.clear()
         return rows
 
-    assert len(as_thinker(greedy).think(["a", "b"], 1, settings=SETTINGS)) == 2
+    assert (
+        len(as_thinker(greedy).think(as_queries(["a", "b"]), settings=SETTINGS.with_changes(n_thoughts=1)))
+        == 2
+    )
 
 
 # ---- all of them
@@ -263,7 +294,7 @@ def test_a_function_cannot_spoil_the_queries():
 @pytest.mark.parametrize("bad", ["", " \n", None, 3, "\ud800"])
 def test_a_bad_query_is_named_by_its_position(thinker, bad):
     with pytest.raises(InputError) as caught:
-        thinker.think(["fine", bad], 1, settings=SETTINGS)
+        thinker.think(as_queries(["fine", bad]), settings=SETTINGS.with_changes(n_thoughts=1))
     assert caught.value.position == 1
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from o1_retriever.query import as_queries
+
 pytest.importorskip("langchain_core", reason="needs the extra `langchain`")
 
 from langchain_core.language_models import FakeListChatModel
@@ -46,7 +48,7 @@ def test_a_chat_model_is_asked_with_the_prompt_and_counts_tokens() -> None:
         return AIMessage(blocks, usage_metadata=usage, response_metadata={"stop_reason": "max_tokens"})
 
     thinker = ChatModelThinker(RunnableLambda(reply), prompt="Answer: {query}")
-    [[thought]] = thinker.think([QUERY], 1, settings=ThoughtSettings())
+    [[thought]] = thinker.think(as_queries([QUERY]), settings=ThoughtSettings(n_thoughts=1))
     assert asked == [[("user", f"Answer: {QUERY}")]]
     assert (thought.text, thought.finish) == (THOUGHT, "length")
     assert (thought.prompt_tokens, thought.completion_tokens) == (5, 7)
@@ -79,7 +81,7 @@ def test_a_chat_model_that_does_not_answer_is_given_up() -> None:
     hasty = RequestPolicy(retries=0, timeout=0.1, deadline=0.2)
     thinker = ChatModelThinker(RunnableLambda(lambda _: str(answered.wait(20))), policy=hasty)
     began = time.monotonic()
-    [[thought]] = thinker.think([QUERY], 1, settings=ThoughtSettings())
+    [[thought]] = thinker.think(as_queries([QUERY]), settings=ThoughtSettings(n_thoughts=1))
     assert time.monotonic() - began < 5
     answered.set()
     assert thought.failed

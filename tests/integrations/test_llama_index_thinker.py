@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from o1_retriever.query import as_queries
+
 pytest.importorskip("llama_index.core", reason="needs the extra `llama-index`")
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
@@ -49,7 +51,7 @@ def said(text: str | None, **facts: Any) -> ChatResponse:
 def test_an_llm_is_asked_with_the_prompt_and_its_reasoning_is_dropped() -> None:
     llm = scripted(said(f"<think>Hm.</think>{THOUGHT}", prompt_tokens=5, completion_tokens=7))
     thinker = LLMThinker(llm, prompt="Answer: {query}")
-    [[thought]] = thinker.think([QUERY], 1, settings=ThoughtSettings())
+    [[thought]] = thinker.think(as_queries([QUERY]), settings=ThoughtSettings(n_thoughts=1))
     assert [(message.role.value, message.content) for message in llm._asked[0]] == [
         ("user", f"Answer: {QUERY}")
     ]
@@ -59,7 +61,9 @@ def test_an_llm_is_asked_with_the_prompt_and_its_reasoning_is_dropped() -> None:
 def test_a_cut_thought_is_known_as_cut() -> None:
     raw = {"choices": [{"finish_reason": "length"}]}
     reply = ChatResponse(message=ChatMessage(role="assistant", content=THOUGHT), raw=raw)
-    [[thought]] = LLMThinker(scripted(reply)).think([QUERY], 1, settings=ThoughtSettings())
+    [[thought]] = LLMThinker(scripted(reply)).think(
+        as_queries([QUERY]), settings=ThoughtSettings(n_thoughts=1)
+    )
     assert thought.finish == "length"
 
 
@@ -75,15 +79,19 @@ def test_an_llm_of_llama_index_thinks_for_an_embedder() -> None:
 def test_failures_are_tried_again_and_recorded(caplog: pytest.LogCaptureFixture) -> None:
     settings = ThoughtSettings(n_thoughts=1)
     flaky = LLMThinker(scripted(ValueError("overloaded"), said(THOUGHT)), policy=PATIENCE)
-    assert flaky.think([QUERY], 1, settings=settings)[0][0].text == THOUGHT
+    assert (
+        flaky.think(as_queries([QUERY]), settings=settings.with_changes(n_thoughts=1))[0][0].text == THOUGHT
+    )
     broken = LLMThinker(scripted(RuntimeError("no"), RuntimeError("out of order")), policy=PATIENCE)
     with caplog.at_level(logging.WARNING):
-        [[thought]] = broken.think([QUERY], 1, settings=settings)
+        [[thought]] = broken.think(as_queries([QUERY]), settings=settings.with_changes(n_thoughts=1))
     assert thought.failed
     assert "the model failed (RuntimeError: out of order) (tried 2 times)" in str(thought.error)
     assert "LLMThinker('Scripted')" in caplog.text
     empty = LLMThinker(scripted(said(None), said("")), policy=PATIENCE)
-    assert "reply is empty" in str(empty.think([QUERY], 1, settings=settings)[0][0].error)
+    assert "reply is empty" in str(
+        empty.think(as_queries([QUERY]), settings=settings.with_changes(n_thoughts=1))[0][0].error
+    )
 
 
 def test_an_llm_that_does_not_answer_is_given_up() -> None:
@@ -95,7 +103,9 @@ def test_an_llm_that_does_not_answer_is_given_up() -> None:
 
     hasty = RequestPolicy(retries=0, timeout=0.1, deadline=0.2)
     began = time.monotonic()
-    [[thought]] = LLMThinker(Silent(), policy=hasty).think([QUERY], 1, settings=ThoughtSettings())
+    [[thought]] = LLMThinker(Silent(), policy=hasty).think(
+        as_queries([QUERY]), settings=ThoughtSettings(n_thoughts=1)
+    )
     assert time.monotonic() - began < 5
     answered.set()
     assert "no complete answer within 0.2 s" in str(thought.error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from o1_retriever.query import as_queries
 from o1_retriever.thought import ThoughtSettings
 from tests.support.chat_server import completion
 
@@ -10,7 +11,7 @@ QUICK = {"timeout": 5.0, "retries": 2, "backoff": 0.01, "deadline": 10.0}
 
 
 def think_one(thinker, query="why?"):
-    return thinker.think([query], 1, settings=SETTINGS)[0][0]
+    return thinker.think(as_queries([query]), settings=SETTINGS.with_changes(n_thoughts=1))[0][0]
 
 
 def in_turn(*answers):

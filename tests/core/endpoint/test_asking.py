@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever.errors import SettingsError
+from o1_retriever.query import Query, as_queries
 from o1_retriever.thinkers import ChatPrompt, Thinker
 from tests.support.asking import SETTINGS, echo, think_one
 from tests.support.chat_server import Answer, as_json, completion, refusal
@@ -30,19 +31,24 @@ def test_a_request_says_all_that_the_settings_say(server, thinker):
 
 def test_a_thought_depends_on_seed_query_and_index_only(server, thinker):
     server.answer = echo
-    whole = thinker().think(["a", "b", "c"], 3, settings=SETTINGS)
+    whole = thinker().think(as_queries(["a", "b", "c"]), settings=SETTINGS.with_changes(n_thoughts=3))
     assert [[thought.text.split(" / ")[0] for thought in row] for row in whole] == [[q] * 3 for q in "abc"]
     assert len({thought.text for thought in whole[0]}) == 3
-    assert thinker().think(["b"], 2, settings=SETTINGS)[0] == whole[1][:2]
-    assert thinker().think(["b"], 3, settings=SETTINGS, start=2)[0] == whole[1][2:]
-    other = thinker().think(["b"], 3, settings=SETTINGS.with_changes(seed=6))[0]
+    assert thinker().think(as_queries(["b"]), settings=SETTINGS.with_changes(n_thoughts=2))[0] == whole[1][:2]
+    assert (
+        thinker().think(as_queries(["b"]), settings=SETTINGS.with_changes(n_thoughts=3), start=2)[0]
+        == whole[1][2:]
+    )
+    other = thinker().think(
+        as_queries(["b"]), settings=SETTINGS.with_changes(seed=6).with_changes(n_thoughts=3)
+    )[0]
     assert not {thought.text for thought in other} & {thought.text for thought in whole[1]}
     assert all(0 <= body["seed"] < 2**31 for body in server.bodies)
 
 
 def test_nothing_is_asked_when_nothing_is_wanted(server, thinker):
-    assert thinker().think([], 3, settings=SETTINGS) == []
-    assert thinker().think(["a"], 2, settings=SETTINGS, start=2) == [[]]
+    assert thinker().think(as_queries([]), settings=SETTINGS.with_changes(n_thoughts=3)) == []
+    assert thinker().think(as_queries(["a"]), settings=SETTINGS.with_changes(n_thoughts=2), start=2) == [[]]
     assert server.bodies == []
 
 
@@ -56,7 +62,9 @@ def test_order_is_kept_and_concurrency_is_bounded(server, thinker):
 
     server.answer = uneven
     queries = [f"query {place}" for place in range(12)]
-    rows = thinker(concurrency=3, timeout=30, deadline=60).think(queries, 2, settings=SETTINGS)
+    rows = thinker(concurrency=3, timeout=30, deadline=60).think(
+        as_queries(queries), settings=SETTINGS.with_changes(n_thoughts=2)
+    )
     assert [row[1].text.split(" / ")[0] for row in rows] == queries
     assert server.busiest == 3
 
@@ -64,7 +72,7 @@ def test_order_is_kept_and_concurrency_is_bounded(server, thinker):
 @given(st.text(min_size=1).filter(str.strip), st.text())
 def test_a_query_with_braces_is_put_in_as_it_is(query, around):
     template = ChatPrompt("{a} {query} {0} {{", system=around)
-    asked = template.messages(query)[-1]["content"]
+    asked = template.messages(Query(query))[-1]["content"]
     assert asked == "{a} " + query + " {0} {{"
 
 
@@ -96,26 +104,28 @@ def test_a_parameter_that_is_refused_is_left_out_from_then_on(server, thinker, c
     mine = thinker(concurrency=1)
     assert think_one(mine).text == "max_tokens messages model temperature"
     assert len(server.bodies) == 3
-    mine.think(["a", "b"], 3, settings=SETTINGS)
+    mine.think(as_queries(["a", "b"]), settings=SETTINGS.with_changes(n_thoughts=3))
     assert len(server.bodies) == 9
     assert len([each for each in caplog.records if "takes no 'seed'" in each.getMessage()]) == 1
 
 
 def test_a_repetition_penalty_is_sent_beside_the_interface_and_left_out_where_it_is_refused(server, thinker):
     how = SETTINGS.with_changes(repetition_penalty=1.5)
-    thinker().think(["why?"], 1, settings=how)
+    thinker().think(as_queries(["why?"]), settings=how.with_changes(n_thoughts=1))
     assert server.bodies[-1]["repetition_penalty"] == 1.5
     server.answer = picky(repetition_penalty="Unrecognized argument: repetition_penalty")
     mine = thinker()
-    assert not mine.think(["why?"], 1, settings=how)[0][0].failed
+    assert not mine.think(as_queries(["why?"]), settings=how.with_changes(n_thoughts=1))[0][0].failed
     assert "repetition_penalty" not in server.bodies[-1]
-    thinker().think(["why?"], 1, settings=SETTINGS)
+    thinker().think(as_queries(["why?"]), settings=SETTINGS.with_changes(n_thoughts=1))
     assert "repetition_penalty" not in server.bodies[-1]
 
 
 def test_many_requests_at_once_learn_it_too(server, thinker, caplog):
     server.answer = picky(seed="Unrecognized argument: seed", top_p="top_p is not supported")
-    rows = thinker(concurrency=8).think([f"q{n}" for n in range(24)], 1, settings=SETTINGS)
+    rows = thinker(concurrency=8).think(
+        as_queries([f"q{n}" for n in range(24)]), settings=SETTINGS.with_changes(n_thoughts=1)
+    )
     assert not any(row[0].failed for row in rows)
     assert len([each for each in caplog.records if "takes no" in each.getMessage()]) == 2
 

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from o1_retriever.errors import ThinkerError
+from o1_retriever.query import as_queries
 from o1_retriever.thinkers import OpenAIThinker, RequestPolicy
 from tests.support.asking import QUICK, SETTINGS, echo, think_one
 from tests.support.chat_server import Answer, completion, refusal
@@ -21,7 +22,9 @@ def test_nobody_listening_is_a_recorded_failure_soon(caplog):
     url = f"http://127.0.0.1:{free_port()}/v1"
     thinker = OpenAIThinker("m", base_url=url, policy=RequestPolicy(**{**QUICK, "concurrency": 2}))
     began = time.monotonic()
-    rows = thinker.think([f"q{place}" for place in range(500)], 3, settings=SETTINGS)
+    rows = thinker.think(
+        as_queries([f"q{place}" for place in range(500)]), settings=SETTINGS.with_changes(n_thoughts=3)
+    )
     assert time.monotonic() - began < 5
     assert all(thought.failed for row in rows for thought in row)
     assert "refused" in rows[0][0].error
@@ -35,21 +38,23 @@ def test_a_server_that_was_down_is_probed_once_and_used_again_when_it_is_back(se
     server.answer = lambda body, number: Answer(status=503)
     mine = thinker(concurrency=2, retries=1)
     queries = [f"q{place}" for place in range(20)]
-    mine.think(queries, 1, settings=SETTINGS)
+    mine.think(as_queries(queries), settings=SETTINGS.with_changes(n_thoughts=1))
     first = len(server.bodies)
     assert 8 <= first <= 12
-    rows = mine.think(queries, 1, settings=SETTINGS)
+    rows = mine.think(as_queries(queries), settings=SETTINGS.with_changes(n_thoughts=1))
     assert all(row[0].failed for row in rows)
     assert len(server.bodies) == first + 1
     server.answer = echo
-    rows = mine.think(queries, 1, settings=SETTINGS)
+    rows = mine.think(as_queries(queries), settings=SETTINGS.with_changes(n_thoughts=1))
     assert [row[0].text.split(" / ")[0] for row in rows] == queries
     assert len(server.bodies) == first + 1 + 20
 
 
 def test_a_short_break_does_not_end_a_call_that_had_answers(server, thinker):
     server.answer = lambda body, number: Answer(status=503) if 10 <= number < 30 else completion()
-    rows = thinker(concurrency=2, retries=0).think([f"q{n}" for n in range(50)], 1, settings=SETTINGS)
+    rows = thinker(concurrency=2, retries=0).think(
+        as_queries([f"q{n}" for n in range(50)]), settings=SETTINGS.with_changes(n_thoughts=1)
+    )
     assert sum(row[0].failed for row in rows) == 20
     assert len(server.bodies) == 50
 
@@ -66,7 +71,9 @@ def test_a_short_break_does_not_end_a_call_that_had_answers(server, thinker):
 def test_what_the_caller_has_to_change_is_an_error_that_says_what(server, thinker, status, code, hint):
     server.answer = lambda body, number: refusal(status, "key sk-secret: no", code=code)
     with pytest.raises(ThinkerError, match=f"{status}.*no") as caught:
-        thinker(concurrency=2).think([f"q{n}" for n in range(50)], 3, settings=SETTINGS)
+        thinker(concurrency=2).think(
+            as_queries([f"q{n}" for n in range(50)]), settings=SETTINGS.with_changes(n_thoughts=3)
+        )
     assert hint in caught.value.hint
     assert "sk-secret" not in str(caught.value)
     assert "***" in str(caught.value)
@@ -91,7 +98,9 @@ def test_a_wrong_path_is_such_an_error(server):
 
 def test_thoughts_that_were_had_are_not_lost_when_the_key_is_withdrawn(server, thinker):
     server.answer = lambda body, number: completion() if number < 10 else refusal(401, "withdrawn")
-    rows = thinker(concurrency=2).think([f"q{n}" for n in range(100)], 1, settings=SETTINGS)
+    rows = thinker(concurrency=2).think(
+        as_queries([f"q{n}" for n in range(100)]), settings=SETTINGS.with_changes(n_thoughts=1)
+    )
     assert sum(not row[0].failed for row in rows) == 10
     assert "withdrawn" in rows[-1][0].error
     assert len(server.bodies) <= 16

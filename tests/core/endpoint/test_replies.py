@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever.endpoint.reply import without_reasoning
+from o1_retriever.query import as_queries
 from tests.support.asking import SETTINGS, in_turn, think_one
 from tests.support.chat_server import Answer, as_json, completion, refusal
 
@@ -141,5 +142,5 @@ def test_one_bad_query_does_not_spoil_the_others(server, thinker):
         return refusal(400, "too long") if body["messages"][-1]["content"] == "b" else completion()
 
     server.answer = answer
-    rows = thinker().think(["a", "b", "c"], 2, settings=SETTINGS)
+    rows = thinker().think(as_queries(["a", "b", "c"]), settings=SETTINGS.with_changes(n_thoughts=2))
     assert [[thought.failed for thought in row] for row in rows] == [[False] * 2, [True] * 2, [False] * 2]

@@ -10,6 +10,7 @@ import pytest
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import Document
 from o1_retriever.encoders import as_encoder
+from o1_retriever.query import as_queries
 from o1_retriever.thinkers import OpenAIThinker, RequestPolicy
 from tests.support.serve import ModelServer
 
@@ -61,7 +62,9 @@ def test_thoughts_come_are_kept_and_find_the_passage(
 
 def test_a_thought_says_when_the_length_limit_ended_it(served_model: ModelServer) -> None:
     thinker = OpenAIThinker(served_model.model, base_url=served_model.url)
-    [[thought]] = thinker.think(QUERIES[:1], 1, settings=ThoughtSettings(max_new_tokens=2, temperature=0.5))
+    [[thought]] = thinker.think(
+        as_queries(QUERIES[:1]), settings=ThoughtSettings(n_thoughts=1, max_new_tokens=2, temperature=0.5)
+    )
     assert thought.finish == "length", served_model.said()
     assert thought.completion_tokens == 2
 
@@ -69,7 +72,7 @@ def test_a_thought_says_when_the_length_limit_ended_it(served_model: ModelServer
 def test_the_query_changes_what_the_server_thinks(served_model: ModelServer) -> None:
     thinker = OpenAIThinker(served_model.model, base_url=served_model.url)
     settings = ThoughtSettings(max_new_tokens=16, temperature=0.01)
-    [[one], [other]] = thinker.think(QUERIES, 1, settings=settings)
+    [[one], [other]] = thinker.think(as_queries(QUERIES), settings=settings.with_changes(n_thoughts=1))
     assert one.text != other.text
 
 
@@ -84,7 +87,7 @@ def test_a_model_that_the_server_does_not_serve_is_a_recorded_failure(
     served_model: ModelServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     thinker = OpenAIThinker("no/such-model", base_url=served_model.url)
-    [[thought]] = thinker.think(QUERIES[:1], 1, settings=SETTINGS)
+    [[thought]] = thinker.think(as_queries(QUERIES[:1]), settings=SETTINGS.with_changes(n_thoughts=1))
     assert thought.failed
     assert "answered 400" in str(thought.error)
     assert "no/such-model" in str(thought.error)

@@ -9,6 +9,7 @@ from email.utils import formatdate
 
 import pytest
 
+from o1_retriever.query import as_queries
 from o1_retriever.thinkers import RequestPolicy
 from tests.support.asking import SETTINGS, in_turn, think_one
 from tests.support.chat_server import Answer, completion, refusal
@@ -32,7 +33,9 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up_at_the_deadline(server, t
     slow = Answer(**{**vars(completion()), "drip": 0.05})
     server.answer = lambda body, number: slow if body["messages"][-1]["content"] == "slow" else completion()
     began = time.monotonic()
-    rows = thinker(deadline=0.4, concurrency=2).think(["slow", "a", "slow", "b", "c"], 1, settings=SETTINGS)
+    rows = thinker(deadline=0.4, concurrency=2).think(
+        as_queries(["slow", "a", "slow", "b", "c"]), settings=SETTINGS.with_changes(n_thoughts=1)
+    )
     assert [row[0].failed for row in rows] == [True, False, True, False, False]
     assert "no complete answer within 0.4 s" in rows[0][0].error
     assert time.monotonic() - began < 3
@@ -89,12 +92,13 @@ def test_ctrl_c_stops_at_once_and_for_good(server, delay, most):
     script = f"""
         import _thread, threading, time
         from o1_retriever.thinkers import OpenAIThinker
+        from o1_retriever.query import as_queries
         from o1_retriever.thought import ThoughtSettings
         thinker = OpenAIThinker("m", base_url={server.url!r})
         began = time.monotonic()
         threading.Timer(0.5, _thread.interrupt_main).start()
         try:
-            thinker.think(["a"] * 200, 3, settings=ThoughtSettings())
+            thinker.think(as_queries(["a"] * 200), settings=ThoughtSettings())
         except KeyboardInterrupt:
             print("stopped after", time.monotonic() - began, flush=True)
         time.sleep(2)
@@ -113,7 +117,7 @@ def test_ctrl_c_stops_at_once_and_for_good(server, delay, most):
 
 
 def test_threads_end_with_their_work(server, thinker):
-    thinker().think(["a", "b"], 3, settings=SETTINGS)
+    thinker().think(as_queries(["a", "b"]), settings=SETTINGS.with_changes(n_thoughts=3))
     until = time.monotonic() + 5
     while any(thread.name == "o1-retriever-thinker" for thread in threading.enumerate()):
         assert time.monotonic() < until

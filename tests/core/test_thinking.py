@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from o1_retriever.under_way import UnderWay
 
 from o1_retriever import QueryEmbedding, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine.backend import LocalBackend
 from o1_retriever.engine.load import assemble
+from o1_retriever.thinking import SharedWork
 from tests.support.caches import EXAMPLES, FILE, execute, rows
 from tests.support.engine import TOLERANCE, before_passes, exact_model, gap, watched
 
@@ -129,7 +129,7 @@ class TestCallersAtOnce:
         assert sorted(watch.flights) == [2, 4], "two thoughts about each of three queries"
 
     def test_other_settings_are_other_work(self) -> None:
-        changes = [{}, {"k": 3}, {"seed": 1}, {"temperature": 0.0}, {"max_new_tokens": 3}]
+        changes = [{}, {"n_thoughts": 3}, {"seed": 1}, {"temperature": 0.0}, {"max_new_tokens": 3}]
         how = [WARM.with_changes(**change) for change in changes]
         expected = [embedder_of().embed_query("why?", settings=one) for one in how]
         embedder, gate = embedder_of(), Gate()
@@ -242,9 +242,9 @@ def _file_of_abc() -> bytes:
         return (Path(folder) / FILE).read_bytes()
 
 
-class TestUnderWay:
+class TestSharedWork:
     def test_a_key_is_claimed_by_the_first_alone(self) -> None:
-        work: UnderWay[str] = UnderWay()
+        work: SharedWork[str, str] = SharedWork()
         with work.claim(["a", "b", "a"]) as (mine, theirs):
             assert (mine, theirs) == ({"a", "b"}, {})
             with work.claim(["b", "c"]) as (other, waits):
@@ -255,7 +255,7 @@ class TestUnderWay:
             assert (mine, theirs) == ({"a", "b", "c"}, {}), "what is settled or given up is free again"
 
     def test_what_is_not_settled_is_given_up(self) -> None:
-        work: UnderWay[str] = UnderWay()
+        work: SharedWork[str, str] = SharedWork()
         with work.claim(["a", "b"]):
             with work.claim(["a", "b"]) as (_, waits):
                 pass
@@ -265,7 +265,7 @@ class TestUnderWay:
             waits["b"].result(0)
 
     def test_leaving_gives_up_only_what_is_ones_own(self) -> None:
-        work: UnderWay[str] = UnderWay()
+        work: SharedWork[str, str] = SharedWork()
         with work.claim(["a"]):
             with work.claim(["a"]):
                 pass
@@ -274,7 +274,7 @@ class TestUnderWay:
                 assert not waits["a"].done()
 
     def test_an_error_gives_up_as_well(self) -> None:
-        work: UnderWay[str] = UnderWay()
+        work: SharedWork[str, str] = SharedWork()
         waits: dict[str, Future[str]] = {}
 
         def fails() -> None:
