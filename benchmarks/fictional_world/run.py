@@ -18,13 +18,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.fictional_world.measuring import MEASURE, measure_world
 from benchmarks.fictional_world.variants import ABLATIONS, FULL, PROMISED, SMALL, Size, Variant
+from benchmarks.fictional_world.world import WorldSettings
+from benchmarks.fictional_world.writing import WorldReport, write_world
 from benchmarks.record import RESULTS, ROOT, Figure, record
 from o1_retriever.cache import default_cache_path
 from o1_retriever.thought import ThoughtSettings
 from o1_retriever_training.expert_options import quiet
-from o1_retriever_training.fictional_world import WorldReport, WorldSettings, write_world
-from o1_retriever_training.fictional_world.measuring import MEASURE, measure_world
 
 RECIPE = ROOT / "training" / "recipes" / "fictional-world.yaml"
 

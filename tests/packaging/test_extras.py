@@ -70,7 +70,6 @@ CASES = {
             "tests/training",
             "--ignore=tests/training/test_served_expert.py",
             "--ignore=tests/training/o1_embedder_22m",  # of scripts, which are not installed
-            "--ignore=tests/training/test_fictional_figures.py",  # of benchmarks/, which are not installed
             "-k",
             "not qlora and not four_bits",  # these need the extra 4bit as well
         ),

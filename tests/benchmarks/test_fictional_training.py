@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from o1_retriever_training.fictional_world import WorldSettings, write_world
-from o1_retriever_training.fictional_world.measuring import MEASURE, measure_world
+from benchmarks.fictional_world.measuring import MEASURE, measure_world
+from benchmarks.fictional_world.world import WorldSettings
+from benchmarks.fictional_world.writing import write_world
 from o1_retriever_training.joint.recipe import read_train_recipe
 from o1_retriever_training.joint.run import train
 

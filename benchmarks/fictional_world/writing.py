@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from o1_retriever.engine.template import TemplateConfig
+from benchmarks.fictional_world.questions import Question, Split, candidate_thoughts, split_questions
+from benchmarks.fictional_world.world import World, WorldSettings, make_world
+from o1_retriever.engine.template import MARKERS, TemplateConfig
 from o1_retriever_training.errors import LedgerError
-from o1_retriever_training.fictional_world.base_model import POSITIONS, base_model
-from o1_retriever_training.fictional_world.expert import candidate_thoughts
-from o1_retriever_training.fictional_world.questions import Question, Split, split_questions
-from o1_retriever_training.fictional_world.settings import WorldSettings
-from o1_retriever_training.fictional_world.tokenizer import word_tokenizer
-from o1_retriever_training.fictional_world.world import World, make_world
 from o1_retriever_training.rows import Row
 
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+POSITIONS = 128  # of the base model
 _NEGATIVES = 3
 # Greedy, one thought: what the model deploys with, unless a call says otherwise.
 TEMPLATE = TemplateConfig(
@@ -168,3 +169,50 @@ def _write_json(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
 
 def _write(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+EOS, PAD, UNKNOWN = "</s>", "<pad>", "<unk>"
+
+
+def words_of(texts: Iterable[str]) -> list[str]:
+    """Every word and punctuation mark of the texts once, in alphabetical order."""
+    return sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text)})
+
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows the words of these texts; any other becomes `<unk>`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: place for place, word in enumerate([UNKNOWN, PAD, EOS, *words_of(texts)])}
+    tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(cleanup=True)  # no space before a full stop
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, unk_token=UNKNOWN, pad_token=PAD, eos_token=EOS
+    )
+    fast.add_special_tokens({"extra_special_tokens": list(MARKERS["paper"])})
+    return fast
+
+
+def base_model(tokenizer: PreTrainedTokenizerFast, settings: WorldSettings) -> LlamaForCausalLM:
+    """A model that knows nothing yet, drawn from the seed; torch's own generator is left as it was."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.width,
+        intermediate_size=4 * settings.width,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=POSITIONS,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return LlamaForCausalLM(config)

@@ -12,16 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.fictional_world.__main__ import main
+from benchmarks.fictional_world.questions import candidate_thoughts, split_questions
+from benchmarks.fictional_world.world import RELATIONS, World, WorldSettings, invent_names, make_world
+from benchmarks.fictional_world.writing import WorldReport, write_world
 from o1_retriever.engine.load import LoadOptions, load_model
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation import load_collection
-from o1_retriever_training.fictional_world import WorldReport, WorldSettings, write_world
-from o1_retriever_training.fictional_world.__main__ import main
-from o1_retriever_training.fictional_world.expert import candidate_thoughts
-from o1_retriever_training.fictional_world.names import invent_names
-from o1_retriever_training.fictional_world.questions import split_questions
-from o1_retriever_training.fictional_world.relations import RELATIONS
-from o1_retriever_training.fictional_world.world import World, make_world
 from o1_retriever_training.problems import Problems
 from o1_retriever_training.reading import read_rows
 from o1_retriever_training.vote import vote
@@ -316,7 +313,7 @@ def test_the_command_says_what_is_wrong(
     assert main([str(tmp_path / "file")]) == 1
     assert "cannot be written" in " ".join(capfd.readouterr().err.split())
     shown = subprocess.run(
-        [sys.executable, "-m", "o1_retriever_training.fictional_world", "--help"],
+        [sys.executable, "-m", "benchmarks.fictional_world", "--help"],
         capture_output=True, text=True, check=True, env={"PYTHONPATH": f"{root}:{root / 'training'}"},
     )  # fmt: skip
     assert "--held-out" in shown.stdout

@@ -1,4 +1,4 @@
-"""Questions about the world with the facts that answer them, and which of them training never sees."""
+"""Questions about the world, what of them is held out, and what an expert who errs writes about them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.fictional_world.world import CHAINS, Entity, Fact, World, WorldSettings
 from o1_retriever.errors import SettingsError
-from o1_retriever_training.fictional_world.relations import CHAINS
-from o1_retriever_training.fictional_world.settings import WorldSettings
-from o1_retriever_training.fictional_world.world import Entity, Fact, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +96,40 @@ def split_questions(world: World, settings: WorldSettings) -> Split:
         dev=held_out[: count // 2],
         test=held_out[count // 2 :],
     )
+
+
+def candidate_thoughts(
+    world: World, questions: Sequence[Question], settings: WorldSettings
+) -> list[list[str]]:
+    """For each question `settings.candidates` thoughts in random order, one of them right at least."""
+    generator = random.Random(f"expert {settings.seed}")
+    return [_candidates(world, question, settings, generator) for question in questions]
+
+
+def _candidates(
+    world: World, question: Question, settings: WorldSettings, generator: random.Random
+) -> list[str]:
+    errs = [generator.random() < settings.wrong for _ in range(settings.candidates - 1)]
+    thoughts = [question.thought]
+    thoughts += [wrong_thought(world, question, generator) if wrong else question.thought for wrong in errs]
+    generator.shuffle(thoughts)
+    return thoughts
+
+
+def wrong_thought(world: World, question: Question, generator: random.Random) -> str:
+    """A chain that goes astray at the first object and on from there truly, to a wrong answer if it can."""
+    first = question.chain[0]
+    kind = [entity for entity in world.of_kind(first.relation.object) if entity != first.object]
+    others = [entity for entity in kind if _end(world, question, entity) != question.answer]
+    if not kind:
+        return question.thought
+    astray = generator.choice(others or kind)
+    said = [str(Fact(first.subject, first.relation, astray))]
+    said += [str(world.fact(astray, fact.relation)) for fact in question.chain[1:]]
+    return " ".join(said)
+
+
+def _end(world: World, question: Question, bridge: Entity) -> Entity:
+    if len(question.chain) == 1:
+        return bridge
+    return world.fact(bridge, question.chain[1].relation).object

@@ -1,4 +1,4 @@
-"""`python -m o1_retriever_training.fictional_world FOLDER` writes a world to train on."""
+"""`python -m benchmarks.fictional_world FOLDER` writes a world to train on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from benchmarks.fictional_world.world import WorldSettings
+from benchmarks.fictional_world.writing import WorldReport, write_world
 from o1_retriever.cli.terminal import fail, messages
 from o1_retriever.errors import O1RetrieverError
 from o1_retriever_training.expert_options import quiet
-from o1_retriever_training.fictional_world.settings import WorldSettings
-from o1_retriever_training.fictional_world.writing import WorldReport, write_world
 
 _HELP = {
     "seed": "another seed, another world",
@@ -40,9 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m o1_retriever_training.fictional_world", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fictional_world", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the files go")
     for field in fields(WorldSettings):
         parser.add_argument(
