@@ -246,7 +246,7 @@ def test_the_base_is_a_model_of_the_paper_layout_that_knows_every_word(report: W
     model = load_model(report.base, LoadOptions(device="cpu"))
     template, tokenizer = model.template, model.template.tokenizer
     assert template.config.layout == "paper"
-    assert model.settings == {"k": 1, "temperature": 0.0, "max_new_tokens": 40}
+    assert model.settings == {"n_thoughts": 1, "temperature": 0.0, "max_new_tokens": 40}
     assert model.dimension == SMALL.width
     rows = [json.loads(line) for line in report.candidates.open()]
     asked = [json.loads(line) for line in (report.collection / "queries.jsonl").open()]
