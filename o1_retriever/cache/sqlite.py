@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from o1_retriever.cache.folder import create_private_file, make_private_folder
+from o1_retriever.storage.lock import locked
 
 logger = logging.getLogger(__name__)
 
@@ -245,18 +246,11 @@ class Database:
 
     @contextlib.contextmanager
     def _only_process(self) -> Iterator[None]:
-        """Hold the lock under which the file is opened, created or moved. SQLite's own locks are portable,
-        wait, exclude threads as well as processes, are not inherited and end with the process."""
+        """Hold the lock under which the file is opened, created or moved."""
         file = Path(f"{self.file}.lock")
         create_private_file(file)
-        if file.stat().st_size:
-            os.truncate(file, 0)
-        lock = sqlite3.connect(file, timeout=self.patience, isolation_level=None, check_same_thread=False)
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
+        with locked(file, patience=self.patience):
             yield
-        finally:
-            lock.close()
 
 
 def _identity(file: Path) -> Identity:

@@ -20,6 +20,7 @@ from o1_retriever.cache import rows
 from o1_retriever.cache.folder import absolute, default_cache_path
 from o1_retriever.cache.sqlite import Database
 from o1_retriever.errors import CacheError, SettingsError
+from o1_retriever.storage.lock import is_busy
 from o1_retriever.thought import Thought, Vector
 
 __all__ = ["CacheInfo", "ThoughtCache", "cache_key", "default_cache_path"]
@@ -180,7 +181,7 @@ class ThoughtCache:
         try:
             self._db.run(lambda db: None)
         except (sqlite3.Error, OSError, ValueError) as error:
-            if not _is_busy(error):
+            if not is_busy(error):
                 raise CacheError(
                     f"The cache folder {str(self._path)!r} cannot be used: {_reason(error)}.",
                     hint="Choose another folder (cache=..., O1_RETRIEVER_CACHE), or none with cache=False.",
@@ -248,7 +249,7 @@ class ThoughtCache:
             self._db.patience = self._patience
 
     def _note(self, error: Exception) -> None:
-        if _is_busy(error):
+        if is_busy(error):
             self._db.patience = min(_IMPATIENT, self._patience)
 
     def _touch(self, table: rows.Table, ids: list[int]) -> None:
@@ -270,10 +271,6 @@ class ThoughtCache:
     def _check_open(self) -> None:
         if self._closed:
             raise CacheError(f"The cache {self._path} is closed.", hint="Open it again: ThoughtCache(path).")
-
-
-def _is_busy(error: Exception) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _reason(error: Exception) -> str:

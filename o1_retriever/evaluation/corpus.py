@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import numpy as np
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Corpus
 from o1_retriever.progress import progress
+from o1_retriever.storage.files import written_whole
+from o1_retriever.storage.lock import locked
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace, unit
 
@@ -83,7 +86,8 @@ def encode_corpus(
     count = len(corpus.ids)
     path = Path(folder) / _name(embedder, corpus, batch_size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.with_suffix(".lock")):
+    # As long as it takes: another run may be encoding the same corpus.
+    with locked(path.with_suffix(".lock"), patience=math.inf):
         seconds = _fill(embedder, corpus, path, batch_size=batch_size, show=show_progress_bar)
     matrix: Vector = np.memmap(path, dtype=np.float32, mode="r", shape=(count, dimension))
     if truncate_dim not in (None, dimension):
@@ -109,7 +113,8 @@ def _fill(
             file.flush()
             os.fsync(file.fileno())
             seconds += time.perf_counter() - started
-            _note(path, {"rows": first + len(texts), "seconds": seconds})
+            with written_whole(path.with_suffix(".json")) as note:
+                json.dump({"rows": first + len(texts), "seconds": seconds}, note)
             advance(len(texts))
     return seconds
 
@@ -139,33 +144,6 @@ def _progress_of(path: Path, dimension: int) -> tuple[int, float]:
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("%s cannot be read (%s): the corpus is encoded anew", path.with_suffix(".json"), error)
     return 0, 0.0
-
-
-def _note(path: Path, values: dict[str, Any]) -> None:
-    new = path.with_suffix(".json.new")
-    with new.open("w", encoding="utf-8") as file:
-        json.dump(values, file)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path.with_suffix(".json"))
-
-
-class _locked:  # noqa: N801 - used as a function
-    """Held by one process at a time; the system releases it when the process dies."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        self._file = self._path.open("ab")
-        try:
-            import fcntl
-        except ImportError:  # Windows: two runs at once are the user's own affair there.
-            return
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
 
 def _truncated(matrix: Vector, dimension: int) -> Vector:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from o1_retriever.errors import CollectionError
 from o1_retriever.evaluation.metrics import Run, ordered
+from o1_retriever.storage.files import written_whole
 from o1_retriever.thought import Thought
 
 _COLUMNS = "query Q0 document rank score tag"
@@ -37,11 +38,13 @@ def write_run(
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     lines = [line for query, scores in run.items() for line in _lines(query, scores, _checked(tag, "tag"))]
-    _replace(target, lines)
+    with written_whole(target) as file:
+        file.writelines(lines)
     if thoughts is not None:
         texts = queries or {}
         rows = (_thoughts_row(key, texts.get(key, ""), said) for key, said in thoughts.items())
-        _replace(thoughts_path(target), [json.dumps(row, ensure_ascii=False) + "\n" for row in rows])
+        with written_whole(thoughts_path(target)) as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
@@ -110,13 +113,3 @@ def _thoughts_row(key: str, text: str, thoughts: Sequence[Thought]) -> dict[str,
         "errors": [thought.error for thought in thoughts],
         "tokens": [thought.completion_tokens for thought in thoughts],
     }
-
-
-def _replace(path: Path, lines: Sequence[str]) -> None:
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        with new.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)

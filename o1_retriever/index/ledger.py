@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 from o1_retriever.errors import StoreError
-from o1_retriever.index.lock import PATIENCE_S, locked
 from o1_retriever.index.rows import Session, State
+from o1_retriever.storage.lock import is_busy, locked_fairly
 
 LEDGER_FILE = "documents.sqlite3"
+LOCK_FILES = ("lock.sqlite3", "turn.sqlite3")
+# A rebuild of the search graph holds the lock for minutes where there are millions of documents.
+PATIENCE_S = 600.0
 
 
 class Ledger:
@@ -39,7 +42,7 @@ class Ledger:
         Raises `StoreError` when the file is damaged or not ours, or when another process keeps the lock.
         """
         try:
-            with locked(self.folder, alone=write), closing(self._connect("rw")) as connection:
+            with self._locked(alone=write), closing(self._connect("rw")) as connection:
                 yield Session(connection, self.file)
         except sqlite3.Error as error:
             raise self._failure(error) from error
@@ -48,7 +51,7 @@ class Ledger:
         """Begin an empty ledger, unless there is one."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with locked(self.folder, alone=True), closing(self._connect("rwc")) as connection:
+            with self._locked(alone=True), closing(self._connect("rwc")) as connection:
                 Session(connection, self.file).create(state)
         except sqlite3.Error as error:
             raise self._failure(error) from error
@@ -58,6 +61,10 @@ class Ledger:
                 hint="Choose another folder for it.",
             ) from error
 
+    def _locked(self, *, alone: bool) -> AbstractContextManager[None]:
+        lock, turn = (self.folder / name for name in LOCK_FILES)
+        return locked_fairly(lock, turn, alone=alone, patience=PATIENCE_S)
+
     def _connect(self, mode: str) -> sqlite3.Connection:
         address = f"{self.file.resolve().as_uri()}?mode={mode}"
         connection = sqlite3.connect(address, uri=True, timeout=PATIENCE_S, isolation_level=None)
@@ -66,7 +73,7 @@ class Ledger:
 
     def _failure(self, error: sqlite3.Error) -> StoreError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if is_busy(error):
             return StoreError(
                 f"Another process has been using the index at {self.folder} for {PATIENCE_S:.0f} seconds.",
                 hint="Wait until that process has finished, or end it.",

@@ -1,0 +1,1 @@
+"""What reports share: Markdown tables, HTML, counted nouns, and a list of problems. It knows texts alone."""

@@ -1,0 +1,81 @@
+"""Locks between threads and processes that work on every system and end with the process that holds them.
+
+A lock is an empty SQLite file: SQLite's own locks tell threads apart and are not inherited by a fork. The
+file is never opened in another way: closing it would drop all locks that this process holds on it (POSIX).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+# SQLite itself sleeps up to 100 ms between attempts, in which another writer begins again and again.
+_FIRST_SLEEP_S, _LONGEST_SLEEP_S = 0.001, 0.02
+
+
+def acquire(file: Path, *, patience: float = 0.0, shared: bool = False) -> sqlite3.Connection:
+    """Take the lock of `file`, alone or shared with other readers; closing the connection gives it back.
+
+    Raises `sqlite3.OperationalError` with the code SQLITE_BUSY after `patience` seconds, and with another
+    code where the file cannot be made or used.
+    """
+    with contextlib.suppress(OSError):
+        # Whatever a damaged disk or another program has left in the file: SQLite would refuse it.
+        if file.stat().st_size:
+            os.truncate(file, 0)
+    lock = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        _begin(lock, "BEGIN" if shared else "BEGIN EXCLUSIVE", time.monotonic() + patience)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+@contextmanager
+def locked(file: Path, *, patience: float) -> Iterator[None]:
+    """Hold the lock of `file` alone. Raises as `acquire` does."""
+    with closing(acquire(file, patience=patience)):
+        yield
+
+
+@contextmanager
+def locked_fairly(file: Path, turn: Path, *, alone: bool, patience: float) -> Iterator[None]:
+    """Hold the lock of `file`, alone or with other readers. Raises as `acquire` does.
+
+    The locks are not fair by themselves: whoever waits holds the lock of `turn`, so that a writer cannot
+    begin again before a reader that came first.
+    """
+    deadline = time.monotonic() + patience
+    with closing(acquire(turn, patience=patience)) as waiting:
+        lock = acquire(file, patience=deadline - time.monotonic(), shared=not alone)
+        with closing(lock):
+            waiting.execute("ROLLBACK")
+            yield
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether an error says that somebody else holds the lock."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _begin(lock: sqlite3.Connection, statement: str, deadline: float) -> None:
+    sleep = _FIRST_SLEEP_S
+    while True:
+        try:
+            lock.execute(statement)
+            # A plain BEGIN locks nothing before it reads.
+            lock.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            if lock.in_transaction:
+                lock.execute("ROLLBACK")
+        time.sleep(sleep)
+        sleep = min(2 * sleep, _LONGEST_SLEEP_S)
