@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -36,7 +37,9 @@ class Memory:
             block = found.pop() if found else None
         if block is None:
             block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            block.madvise(mmap.MADV_HUGEPAGE)
+            # A wish: a system that was built without huge pages refuses, and the memory is as good.
+            with suppress(OSError):
+                block.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(block, dtype=dtype, count=count).view(*shape), block
 
     def give_back(self, blocks: Sequence[mmap.mmap | None]) -> None:

@@ -7,21 +7,30 @@ loading, products are about twice as fast (`python -m benchmarks.speed roofline`
 
 from __future__ import annotations
 
+import functools
+import logging
 import platform
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from o1_retriever.errors import ModelError
 
+logger = logging.getLogger(__name__)
+
 # The layout depends little on the rows of a batch; it is made for this many.
 _ROWS = 64
 
 
 class _Prepared(torch.nn.Module):
-    """A layer that can be run and nothing else."""
+    """A linear layer that can be run and nothing else."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def state_dict(self, *_args: Any, **_kwargs: Any) -> Any:
         """Raises `ModelError`: without it, the weights would be missing from what is saved, silently."""
@@ -35,8 +44,7 @@ class PackedLinear(_Prepared):
     """A linear layer whose weights are laid out for oneDNN; it can be run and nothing else."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        super().__init__(linear)
         self.bias = linear.bias
         # Not a parameter: it has no strides, and can neither be moved nor saved.
         self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
@@ -53,8 +61,7 @@ class Int8Linear(_Prepared):
     """A linear layer in 8 bits: weights scaled by output, inputs by batch as they come."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        super().__init__(linear)
         weight = linear.weight.detach().float()
         scales = weight.abs().amax(1).clamp(min=1e-12).double() / 127
         zeros = torch.zeros(len(scales), dtype=torch.long)
@@ -65,7 +72,7 @@ class Int8Linear(_Prepared):
         bias = None if linear.bias is None else linear.bias.detach().float()
         self._packed = torch.ops.quantized.linear_prepack(quantized, bias)
         # Without the instructions for it, sums of full 8-bit products overflow.
-        self._reduce = not torch.cpu._is_vnni_supported()
+        self._reduce = not _has_vnni()
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """The layer's product; states (..., in) give (..., out)."""
@@ -73,30 +80,72 @@ class Int8Linear(_Prepared):
         return result
 
 
+Kind = Callable[[torch.nn.Linear], torch.nn.Module]
+
+
+def _has_vnni() -> bool:
+    # A function that torch does not promise: where it is missing, the safe way is taken.
+    known = getattr(torch.cpu, "_is_vnni_supported", None)
+    return known is not None and bool(known())
+
+
+@functools.cache
+def has_kernel(kind: Kind, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this processor and this torch can run a kind of layer: tried once, on a small one.
+
+    The kernels for bfloat16 need AVX-512 or newer, and some builds of torch have none of them.
+    """
+    layer, states = torch.nn.Linear(16, 16, dtype=dtype), torch.ones(2, 16, dtype=dtype)
+    try:
+        with torch.inference_mode():
+            kind(layer)(states)
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        logger.debug("No kernel for %s in %s: %s", kind, dtype, error)
+        return False
+    return True
+
+
 def can_pack(model: Any) -> bool:
     """Whether this machine and this torch have the kernels, and the model is one they compute."""
+    return _is_for_kernels(model) and has_kernel(PackedLinear, model.dtype)
+
+
+def _is_for_kernels(model: Any) -> bool:
     return (
         platform.machine() in ("x86_64", "AMD64")
         and model.device.type == "cpu"
         and model.dtype in (torch.float32, torch.bfloat16)
-        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )
 
 
 def pack(model: Any, *, int8: bool = False) -> None:
     """Replace a model's linear layers by packed ones, in place, where the machine can; `int8` quantises them.
 
-    Layers that are quantised already stay as they are.
+    Layers that are quantised already stay as they are. Where the machine cannot, torch's own layers stay, and
+    a warning says so once.
     """
-    kind: type[PackedLinear | Int8Linear] = Int8Linear if int8 else PackedLinear
-    if not int8 and not can_pack(model):
+    kind: Kind = Int8Linear if int8 else PackedLinear
+    if not int8 and not _is_for_kernels(model):
+        return
+    if not has_kernel(kind, torch.float32 if int8 else model.dtype):
+        _warn_once("int8" if int8 else str(model.dtype).removeprefix("torch."))
         return
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is torch.nn.Linear:
                 setattr(parent, name, kind(child))
+
+
+_INSTEAD = {
+    "float32": "torch's own linear layers are used",
+    "bfloat16": "torch's own linear layers are used, and float32 may be faster",
+    "int8": "the model computes in float32",
+}
+
+
+@functools.cache
+def _warn_once(dtype: str) -> None:
+    logger.warning("This processor has no fast kernels for %s: %s.", dtype, _INSTEAD[dtype])
 
 
 @torch.inference_mode()
@@ -106,10 +155,17 @@ def fastest(*, width: int = 768, rows: int = 96) -> str:
     "bfloat16" before "int8" where both are faster than "float32": it moves vectors a hundred times less.
     """
     layer, states = torch.nn.Linear(width, width, bias=False), torch.randn(rows, width)
-    plain = _seconds(PackedLinear(layer), states)
-    if _seconds(PackedLinear(layer.bfloat16()), states.bfloat16()) < _WORTH_IT * plain:
+    plain = _seconds(_prepared(layer), states)
+    if _seconds(_prepared(layer.bfloat16()), states.bfloat16()) < _WORTH_IT * plain:
         return "bfloat16"
-    return "int8" if _seconds(Int8Linear(layer), states) < _WORTH_IT * plain else "float32"
+    if has_kernel(Int8Linear) and _seconds(Int8Linear(layer), states) < _WORTH_IT * plain:
+        return "int8"
+    return "float32"
+
+
+def _prepared(layer: torch.nn.Linear) -> torch.nn.Module:
+    """The layer as a loaded model would have it."""
+    return PackedLinear(layer) if has_kernel(PackedLinear, layer.weight.dtype) else layer
 
 
 _WORTH_IT = 0.8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -119,11 +121,22 @@ def forward(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{_cache_name(local.model): cache},
         )
         return output.logits[:, -1], seen["last"]
+
+
+def _cache_name(model: Any) -> str:
+    """What the model calls its cache: newer versions of transformers have another name, and warn of the old."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return _cache_name_of(type(inner))
+
+
+@functools.cache
+def _cache_name_of(kind: Any) -> str:
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 @contextmanager

