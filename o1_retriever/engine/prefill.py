@@ -129,14 +129,15 @@ def forward(
 
 
 def _cache_name(model: Any) -> str:
-    """What the model calls its cache: newer versions of transformers have another name, and warn of the old."""
+    """What the model calls its cache: newer versions of transformers have a new name and warn of the old."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return _cache_name_of(type(inner))
+    forward: Any = type(inner).forward
+    return "cache" if "cache" in _parameters(forward) else "past_key_values"
 
 
 @functools.cache
-def _cache_name_of(kind: Any) -> str:
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+def _parameters(function: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 @contextmanager
