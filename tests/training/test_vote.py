@@ -15,12 +15,9 @@ from hypothesis import strategies as st
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.ranking.bm25 import Bm25
-from o1_retriever_training.agreement import Agreement
-from o1_retriever_training.ballots import elect
-from o1_retriever_training.cases import Case
-from o1_retriever_training.committee import Bm25Member, CallableMember, DenseMember, as_member
 from o1_retriever_training.errors import DataError, LedgerError
-from o1_retriever_training.vote import VoteRules, vote
+from o1_retriever_training.scorers import Bm25Scorer, EncoderScorer, FunctionScorer, as_scorer
+from o1_retriever_training.vote import Agreement, Case, VoteRules, elect, verdicts, vote
 
 TEXTS = ["the cat sat on the mat", "a dog chased the cat up a tree", "trees are tall", "cats, cats and cats"]
 
@@ -78,16 +75,16 @@ def scores_of_bm25s(texts: list[str], query: str) -> list[float]:
 
 def test_bm25_over_candidates_is_that_of_bm25s() -> None:
     positive, query = "my cat likes trees and cats", "where is the cat that likes mice?"
-    verdict = Bm25Member().score([Case(query=query, candidates=tuple(TEXTS), positive=positive)])[0]
+    verdict = verdicts(Bm25Scorer(), [Case(query=query, candidates=tuple(TEXTS), positive=positive)])[0]
     assert verdict.scores == pytest.approx(scores_of_bm25s(TEXTS, positive), abs=1e-5)
     assert verdict.bare == pytest.approx(scores_of_bm25s([*TEXTS, query], positive)[-1], abs=1e-5)
 
 
 def test_bm25_over_a_corpus_is_the_score_of_the_positive() -> None:
-    member = Bm25Member(iter(TEXTS))
+    member = Bm25Scorer(iter(TEXTS))
     member.open()
     case = Case(query="cats", candidates=("a cat on a tree", "dog dog"), positive=TEXTS[1])
-    verdict = member.score([case])[0]
+    verdict = verdicts(member, [case])[0]
     index = Bm25(TEXTS)
     assert verdict.scores == pytest.approx(
         [float(index.scores(text)[1]) for text in case.candidates], abs=1e-5
@@ -97,15 +94,15 @@ def test_bm25_over_a_corpus_is_the_score_of_the_positive() -> None:
 
 def test_a_dense_member_is_the_cosine_and_does_not_depend_on_the_batch() -> None:
     model = load_model(device="cpu")
-    member = DenseMember(model, name="minilm")
+    member = EncoderScorer(model, name="minilm")
     cases = [
         Case(query="q", candidates=tuple(TEXTS), positive="a kitten"),
         Case(query="q", candidates=("x",), positive="y"),
     ]
-    verdict = member.score(cases)[0]
+    verdict = verdicts(member, cases)[0]
     vectors = model.encode([*TEXTS, "a kitten"], normalize_embeddings=True)
     assert verdict.scores == pytest.approx((100 * vectors[:4] @ vectors[4]).tolist(), abs=1e-3)
-    alone = member.score(cases[:1])[0]
+    alone = verdicts(member, cases[:1])[0]
     assert np.allclose(alone.scores, verdict.scores, atol=1e-3)
 
 
@@ -143,7 +140,7 @@ def test_a_member_is_loaded_alone_and_a_stopped_vote_goes_on(tmp_path: Path) -> 
     source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     opened: list[str] = []
 
-    class Watched(CallableMember):
+    class Watched(FunctionScorer):
         def open(self) -> None:
             opened.append(self.name)
             assert (
@@ -160,12 +157,12 @@ def test_a_member_is_loaded_alone_and_a_stopped_vote_goes_on(tmp_path: Path) -> 
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError):
-        vote(source, out, committee=[Watched(words, name="one"), CallableMember(broken, name="two")])
+        vote(source, out, committee=[Watched(words, name="one"), FunctionScorer(broken, name="two")])
     assert opened == ["one", "-one"]
     vote(source, out, committee=[Watched(words, name="one"), Watched(length, name="two")])
     assert opened == ["one", "-one", "two", "-two"], "the first member has scored again"
     plain = tmp_path / "plain.jsonl"
-    vote(source, plain, committee=[CallableMember(words, name="one"), CallableMember(length, name="two")])
+    vote(source, plain, committee=[FunctionScorer(words, name="one"), FunctionScorer(length, name="two")])
     assert plain.read_bytes() == out.read_bytes()
     assert sorted(path.name for path in tmp_path.glob("out.*")) == [
         "out.jsonl", "out.jsonl.lock", "out.jsonl.manifest.json"
@@ -185,10 +182,10 @@ def test_other_thoughts_under_the_same_name_are_refused(tmp_path: Path) -> None:
 
 def test_another_member_under_a_known_name_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [{"query": "q", "pos": ["a"], "all_thought": ["a", "b"]}])
-    vote(source, tmp_path / "out.jsonl", committee=[Bm25Member(["a b", "c"])])
+    vote(source, tmp_path / "out.jsonl", committee=[Bm25Scorer(["a b", "c"])])
     with pytest.raises(LedgerError, match="committee was"):
-        vote(source, tmp_path / "out.jsonl", committee=[Bm25Member(["a b", "d"])])
-    vote(source, tmp_path / "out.jsonl", committee=[Bm25Member(["a b", "c"])])
+        vote(source, tmp_path / "out.jsonl", committee=[Bm25Scorer(["a b", "d"])])
+    vote(source, tmp_path / "out.jsonl", committee=[Bm25Scorer(["a b", "c"])])
 
 
 def test_an_output_that_was_deleted_is_made_again(tmp_path: Path) -> None:
@@ -220,8 +217,8 @@ def test_strict_names_the_first_bad_line_before_anybody_scores(tmp_path: Path) -
 
 
 def test_names_are_those_of_the_released_data() -> None:
-    assert DenseMember("BAAI/bge-large-en-v1.5").name == "BAAI/bge-large-en-v1.5"
-    assert as_member("minilm").name == "minilm"
+    assert EncoderScorer("BAAI/bge-large-en-v1.5").name == "BAAI/bge-large-en-v1.5"
+    assert as_scorer("minilm").name == "minilm"
 
 
 def test_fleiss_kappa_is_that_of_the_definition() -> None:
@@ -236,9 +233,10 @@ def test_fleiss_kappa_is_that_of_the_definition() -> None:
     assert figures["win_rate"]["a"] == 0.75
 
 
-@pytest.mark.parametrize("value", [lambda texts, positives: [], 7])
-def test_a_member_without_a_name_is_refused(value) -> None:
-    with pytest.raises(SettingsError, match="member"):
-        as_member(value)
+def test_a_member_without_a_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="function without a name"):
+        vote(tmp_path / "in.jsonl", tmp_path / "out.jsonl", committee=[lambda texts, positives: []])
+    with pytest.raises(SettingsError, match="The member is 7"):
+        as_scorer(7)
     with pytest.raises(SettingsError, match="--corpus"):
-        as_member("bm25-corpus")
+        as_scorer("bm25-corpus")

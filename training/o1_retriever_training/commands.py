@@ -1,4 +1,4 @@
-"""`o1-retriever synthesize | vote | negatives | make-data`, which the command line finds by entry points."""
+"""`o1-retriever synthesize | vote | negatives | make-data | improve`, found by their entry points."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from o1_retriever.cli.options import with_options
 from o1_retriever.cli.terminal import messages, warn
+from o1_retriever.extras import require
 from o1_retriever_training.expert_options import ExpertOptions, quiet
 
 _DROP = "Leave out rows whose thought is no better than the query."
@@ -167,12 +168,51 @@ def make_data(
     _say(f"Written: {out / 'train.jsonl'} and {out / 'report.html'}")
 
 
+@with_options
+def improve(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML) whose base model thinks already.")],
+    *,
+    pairs: Annotated[str, typer.Option("--pairs", help="Queries and positives to think about.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the rounds; the same command goes on.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", help="At most so many.")] = 3,
+    samples: Annotated[int, typer.Option("--samples", help="Thoughts per query and round.")] = 4,
+    temperature: Annotated[float, typer.Option("--temperature", help="How far they differ.")] = 0.8,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="The longest thought.")] = 64,
+    committee: Annotated[str, typer.Option("--committee", help="Who elects: names with commas.")] = (
+        "bm25,minilm"
+    ),
+) -> None:
+    """Have a model sample thoughts, a committee elect some, and train it on them, while that helps."""
+    for module in ("pydantic", "yaml"):
+        require(module, extra="train", purpose="Training")
+    from o1_retriever_training.improve import Improvement
+    from o1_retriever_training.improve import improve as run
+    from o1_retriever_training.joint.recipe import read_train_recipe
+
+    quiet()
+    # `output` is each round's own.
+    said = read_train_recipe(recipe, [*(changes or []), f"output={out}"])
+    plan = Improvement(
+        rounds=rounds,
+        samples=samples,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        committee=_members(committee, None),
+    )
+    found = run(said, pairs, out, plan=plan, say=_say)
+    best = [each for each in found if each.improved][-1]
+    _say(f"Best: {best.model} (round {best.number})")
+
+
 def _members(names: str, corpus: Path | None) -> list[Any]:
-    from o1_retriever_training.committee import as_member
-    from o1_retriever_training.corpus import read_corpus
+    from o1_retriever_training.reading import read_corpus
+    from o1_retriever_training.scorers import as_scorer
 
     texts = None if corpus is None else read_corpus(corpus).texts
-    return [as_member(name.strip(), corpus=texts) for name in names.split(",") if name.strip()]
+    return [as_scorer(name.strip(), corpus=texts) for name in names.split(",") if name.strip()]
 
 
 def _weights(given: list[str]) -> dict[str, float]:

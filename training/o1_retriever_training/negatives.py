@@ -14,14 +14,11 @@ import numpy as np
 from o1_retriever.errors import SettingsError
 from o1_retriever.progress import progress
 from o1_retriever.thought import Vector
-from o1_retriever_training.corpus import Corpus, read_corpus
-from o1_retriever_training.inputs import Input
-from o1_retriever_training.ledger import Ledger
+from o1_retriever_training.ledger import Input, Ledger
 from o1_retriever_training.problems import Problems
-from o1_retriever_training.reading import count_rows, digest
+from o1_retriever_training.reading import Corpus, count_rows, digest, read_corpus
 from o1_retriever_training.rows import Row
-from o1_retriever_training.searching import Searcher, as_searcher
-from o1_retriever_training.teaching import Teacher, as_teacher
+from o1_retriever_training.scorers import Scorer, as_scorer
 
 CHUNK = 256
 _SENTENCE = 4  # different words; a shorter positive stands in many documents that are not about it
@@ -66,18 +63,18 @@ def mine_negatives(
     """Put negatives from `corpus` into every row of `rows`, in the place of any it had, and write the rows.
 
     `by` searches: "bm25", "minilm", a sentence-transformers model, or one of ours. `teacher` (None: nobody)
-    is what `as_teacher` takes; its scores become `pos_scores` and `neg_scores`. Positives are known by their
+    is what `as_scorer` takes; its scores become `pos_scores` and `neg_scores`. Positives are known by their
     text, and by the ids that a row may have in a field `pos_ids`. `options` are those of `synthesize`.
     Returned are counts. Rows without a positive are written as they are.
     """
     from o1_retriever_training.synthesize import Options
 
     rules, options = rules or MiningRules(), options or Options()
-    judge = None if teacher is None else as_teacher(teacher)
+    judge = None if teacher is None else as_scorer(teacher, role="teacher", target="query")
     recipe = {
         **asdict(rules),
         "by": by if isinstance(by, str) else type(by).__name__,
-        "teacher": judge and judge.name,
+        "teacher": judge and judge.identity,
         "corpus": digest(corpus),
         "input": digest(rows),
     }
@@ -105,9 +102,9 @@ def mine_negatives(
 
 
 class _Miner:
-    def __init__(self, corpus: Corpus, by: Any, judge: Teacher | None, rules: MiningRules) -> None:
+    def __init__(self, corpus: Corpus, by: Any, judge: Scorer | None, rules: MiningRules) -> None:
         self.corpus, self.judge, self.rules = corpus, judge, rules
-        self.searcher: Searcher = as_searcher(by, corpus.texts)
+        self.search = as_scorer(by, role="searcher").search(corpus.texts)
         self.by_text: dict[str, list[int]] = {}
         for place, text in enumerate(corpus.texts):
             self.by_text.setdefault(_plain(text), []).append(place)
@@ -115,7 +112,7 @@ class _Miner:
     def mine(self, chunk: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
         """The rows with their negatives, and with the teacher's scores where there is one."""
         asked = [row for _, row in chunk if row.pos]
-        found = self.searcher.scores([row.query for row in asked])
+        found = self.search([row.query for row in asked])
         chosen = [
             [self.corpus.texts[one] for one in self._chosen(row, scores)]
             for row, scores in zip(asked, found, strict=True)

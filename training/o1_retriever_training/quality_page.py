@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import io
 import math
@@ -13,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from o1_retriever.extras import require
-from o1_retriever_training.agreement import Agreement
 from o1_retriever_training.errors import DataError
-from o1_retriever_training.keys import KeyIndex
-from o1_retriever_training.ledger import write_whole
+from o1_retriever_training.ledger import KeyIndex, write_whole
 from o1_retriever_training.problems import Problems
 from o1_retriever_training.reading import read_rows
-from o1_retriever_training.rows import Row
+from o1_retriever_training.rows import Row, key_of
+from o1_retriever_training.vote import Agreement
 
 SHOWN = 20
 _STEP = 10  # words per bar of a histogram, at least
@@ -66,8 +64,7 @@ def _count(found: Quality, row: Row, seen: KeyIndex) -> None:
     found.counts["rows with negatives"] += bool(row.neg)
     found.counts["candidates that repeat one of their row"] += len(usable) - len(set(usable))
     for text in usable:
-        key = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).hexdigest()
-        found.counts["candidates that repeat an earlier one"] += not seen.see(key)
+        found.counts["candidates that repeat an earlier one"] += not seen.see(key_of(" ".join(text.split())))
     named = {"query": [row.query], "thought": [row.thought] if row.thought else [], "positive": row.pos[:1]}
     for name, texts in named.items():
         for text in texts:

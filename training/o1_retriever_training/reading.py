@@ -1,22 +1,35 @@
-"""Rows from JSON lines (plain, gzip, Zstandard), Parquet, or a data set of the Hub, one at a time."""
+"""Rows and documents from JSON lines (plain, gzip, Zstandard), Parquet, or a data set of the Hub.
+
+All of them are read one at a time, in UTF-8 or UTF-16, and a damaged file is named with its line.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
+import io
 import json
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from o1_retriever.errors import O1RetrieverError
 from o1_retriever.extras import require
 from o1_retriever.progress import is_shown
 from o1_retriever_training.errors import DataError
-from o1_retriever_training.opening import DAMAGE, HINT, count_lines, lines_of, opened, unreadable
 from o1_retriever_training.problems import Problems
 from o1_retriever_training.rows import Row, parse_row
 
 HUB = "hub:"
+HINT = "Pass .jsonl, .jsonl.gz, .jsonl.zst, .parquet, or hub:OWNER/NAME[:SPLIT]."
+_SUFFIXES = (".jsonl", ".json", ".ndjson")
+# What reading a damaged file raises, by its compression and its encoding.
+_DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, UnicodeDecodeError)
+_WIDE = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16: line ends are no single bytes there
+_BLOCK = 1 << 20
 
 
 def read_rows(source: str | Path, problems: Problems) -> Iterator[Row]:
@@ -39,12 +52,44 @@ def read_rows(source: str | Path, problems: Problems) -> Iterator[Row]:
         yield row
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Corpus:
+    """Documents in order, as title, space, text; `places` finds them by id."""
+
+    texts: list[str]
+    places: dict[str, int]
+
+
+def read_corpus(path: str | Path) -> Corpus:
+    """Documents of a BEIR corpus: `_id`, `title` and `text`, in any format that rows may have.
+
+    Empty documents are left out. Raises `DataError` when there is none at all.
+    """
+    problems = Problems(str(path))
+    texts: list[str] = []
+    places: dict[str, int] = {}
+    for place, value in read_values(path, problems):
+        if not isinstance(value, dict) or not isinstance(value.get("text", value.get("query")), str):
+            raise DataError(
+                f"{path}, {place}: found {json.dumps(value)[:60]}; expected an object with a 'text'."
+            )
+        body = value.get("text", value.get("query"))
+        text = " ".join(part for part in (value.get("title"), body) if part and part.strip()).strip()
+        name = str(value.get("_id", value.get("id", place)))
+        if text and name not in places:
+            places[name] = len(texts)
+            texts.append(text)
+    if problems or not texts:
+        raise DataError(f"The corpus cannot be used: {problems}; {len(texts)} documents.")
+    return Corpus(texts=texts, places=places)
+
+
 def count_rows(source: str | Path, *, show: bool | None) -> int | None:
     """How many rows a file has at most, for a progress bar; None where none is shown, or nobody knows."""
     name = str(source)
     if name.startswith(HUB) or not is_shown(show):
         return None
-    return int(_parquet(name).metadata.num_rows) if name.endswith(".parquet") else count_lines(name)
+    return int(_parquet(name).metadata.num_rows) if name.endswith(".parquet") else _count_lines(name)
 
 
 def digest(source: str | Path) -> str:
@@ -55,7 +100,7 @@ def digest(source: str | Path) -> str:
         return found.hexdigest()
     try:
         with Path(source).open("rb") as file:
-            while block := file.read(1 << 20):
+            while block := file.read(_BLOCK):
                 found.update(block)
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror or error}.", hint=HINT) from error
@@ -76,8 +121,8 @@ def read_values(path: str | Path, problems: Problems) -> Iterator[tuple[str, Any
 def _json_values(path: str, problems: Problems) -> Iterator[tuple[str, Any]]:
     number = 0
     try:
-        with opened(path) as stream:
-            for number, line in enumerate(lines_of(stream), start=1):
+        with _opened(path) as stream:
+            for number, line in enumerate(_lines_of(stream), start=1):
                 place = f"line {number}"
                 if not line.strip():
                     continue
@@ -93,8 +138,8 @@ def _json_values(path: str, problems: Problems) -> Iterator[tuple[str, Any]]:
                     problems.add("not JSON", place, str(error))
                     continue
                 yield place, value
-    except DAMAGE as error:
-        raise unreadable(path, error, f"after line {number}") from error
+    except _DAMAGE as error:
+        raise _unreadable(path, error, f"after line {number}") from error
 
 
 def _parquet(path: str) -> Any:
@@ -114,7 +159,7 @@ def _parquet_values(path: str) -> Iterator[tuple[str, Any]]:
         try:
             batch = next(batches, None)
         except (OSError, ValueError) as error:
-            raise unreadable(path, error, f"after row {number}") from error
+            raise _unreadable(path, error, f"after row {number}") from error
         if batch is None:
             return
         for value in batch.to_pylist():
@@ -141,3 +186,87 @@ def _hub_values(source: str) -> Iterator[tuple[str, Any]]:
 def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
     """A table has a column for every row, and None where a JSON line would not have the field."""
     return {name: each for name, each in value.items() if each is not None}
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """The uncompressed bytes of a file, read as a stream. Raises `DataError` for another kind of file."""
+    if not Path(path).is_file():
+        raise DataError(f"There is no file {path}; expected rows.", hint=HINT)
+    if path.endswith(".gz"):
+        with gzip.open(path, "rb") as zipped:
+            yield cast(IO[bytes], zipped)
+    elif path.endswith(".zst"):
+        with Path(path).open("rb") as raw, io.BufferedReader(_Zstandard(raw), _BLOCK) as stream:
+            yield cast(IO[bytes], stream)
+    elif path.endswith(_SUFFIXES):
+        with Path(path).open("rb") as plain:
+            yield plain
+    else:
+        raise DataError(f"The suffix of {path} is unknown.", hint=HINT)
+
+
+def _lines_of(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines as they are; those of UTF-16, told by its mark, as UTF-8."""
+    start = cast(Any, stream).peek(2)[:2]
+    if start not in _WIDE:
+        yield from stream
+        return
+    for line in io.TextIOWrapper(stream, encoding="utf-16", newline="\n"):
+        yield line.encode("utf-8", "surrogatepass")
+
+
+def _count_lines(path: str) -> int:
+    """How many lines a file has. Raises `DataError` for one that is damaged."""
+    found, last = 0, b"\n"
+    try:
+        with _opened(path) as stream:
+            while block := stream.read(_BLOCK):
+                found, last = found + block.count(b"\n"), block[-1:]
+    except _DAMAGE as error:
+        raise _unreadable(path, error, f"after line {found}") from error
+    return found + (last != b"\n")
+
+
+def _unreadable(path: str, error: Exception, where: str) -> DataError:
+    """The error that says what is the matter with a file, and where."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return DataError(f"{path} cannot be read {where}: {reason}.", hint=HINT)
+
+
+class _Zstandard(io.RawIOBase):
+    """Decompresses one frame after the other; a last one that is cut short is an error, not an end."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._package = require("zstandard", extra="train", purpose="Reading .zst files")
+        self._raw = raw
+        self._frame: Any = None
+        self._left = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        while not self._ready:
+            block = self._left or self._raw.read(_BLOCK)
+            self._left = b""
+            if not block:
+                if self._frame is not None:
+                    raise EOFError("the last Zstandard frame is not finished")
+                return 0
+            self._ready = memoryview(self._decompressed(block))
+        count = min(len(target), len(self._ready))
+        target[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _decompressed(self, block: bytes) -> bytes:
+        self._frame = self._frame or self._package.ZstdDecompressor().decompressobj()
+        try:
+            found: bytes = self._frame.decompress(block)
+        except self._package.ZstdError as error:
+            raise OSError(f"it is no Zstandard file ({error})") from error
+        if self._frame.eof:
+            self._left, self._frame = self._frame.unused_data, None
+        return found

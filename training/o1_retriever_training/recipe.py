@@ -1,16 +1,25 @@
-"""What is asked of whom: all that decides what the synthesised thoughts say."""
+"""What is asked of whom: all that decides what the synthesised thoughts say; and recipes as YAML files."""
 
 from __future__ import annotations
 
-import hashlib
+import difflib
 import json
+import re
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from o1_retriever.errors import SettingsError
 from o1_retriever.thought import ThoughtSettings
 from o1_retriever_training.prompts import INSTRUCTIONS
+from o1_retriever_training.rows import key_of
+
+# YAML 1.1, which PyYAML reads, takes 1e-4 for a text; YAML 1.2 and everybody else for a number.
+_FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+\Z")
 
 
 class _Frozen(BaseModel):
@@ -81,14 +90,11 @@ class Recipe(_Frozen):
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that stand for the recipe."""
-        content = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+        return key_of(json.dumps(self.to_dict(), sort_keys=True))
 
 
 def read_recipe(path: str | Path) -> Recipe:
     """A recipe from a YAML or JSON file. Raises `SettingsError` naming the first field that is wrong."""
-    from o1_retriever_training.recipe_files import read_yaml
-
     return as_recipe(read_yaml(path), where=str(path))
 
 
@@ -97,6 +103,104 @@ def as_recipe(value: Any, *, where: str = "The recipe") -> Recipe:
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
-        from o1_retriever_training.recipe_files import refusal
-
         raise refusal(error, Recipe, where) from None
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(name, Hashable):
+                if name in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {name!r} stands there twice", key.start_mark
+                    )
+                seen.add(name)
+        found: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+        return found
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The value of a YAML or JSON file, {} for an empty one. Raises `SettingsError` for what cannot be read.
+
+    A key that stands twice is refused, and 1e-4 is a number.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SettingsError(f"There is no file {path}; expected a recipe.") from None
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"The recipe {path} cannot be read: {error}.") from error
+    try:
+        value = yaml_value(text)
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise SettingsError(f"The recipe {path} cannot be read: {said}.") from None
+    return {} if value is None else value
+
+
+def yaml_value(text: str) -> Any:
+    """The value of a YAML text, read as `read_yaml` does. Raises `yaml.YAMLError`."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def refusal(error: ValidationError, model: type[BaseModel], where: str) -> SettingsError:
+    """What to raise for a value that is no `model`: its first wrong field, and what is known there."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    field = ".".join(place) or "the whole"
+    section = _section(model, place[:-1])
+    known = f"Known fields: {', '.join(section.model_fields)}."
+    if first["type"] == "extra_forbidden":
+        return SettingsError(f"{where}: {field} is no known field.", hint=f"{_closest(model, place)}{known}")
+    if first["type"] == "missing":
+        return SettingsError(f"{where}: {field} is missing.", hint=known)
+    said = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and isinstance(first["input"], dict):
+        # Fields that contradict each other: the message names them.
+        return SettingsError(f"{where}: {f'{field}: ' if place else ''}{said}.")
+    return SettingsError(f"{where}: {field} is {first['input']!r:.80}: {said}.")
+
+
+def _closest(model: type[BaseModel], place: Sequence[str]) -> str:
+    """The question whether another field was meant: first of the same section, then of any."""
+    own = {name: ".".join([*place[:-1], name]) for name in _section(model, place[:-1]).model_fields}
+    for known in (own, _all_fields(model)):
+        near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.6)
+        if near:
+            return f"Did you mean {known[near[0]]}? "
+    return ""
+
+
+def _all_fields(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """Every field of a model and its sections: its own name to its place."""
+    found: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        if inner is not None:
+            found = _all_fields(inner, f"{prefix}{name}.") | found
+        found.setdefault(name, f"{prefix}{name}")
+    return found
+
+
+def _section(model: type[BaseModel], place: Sequence[str]) -> type[BaseModel]:
+    """The model that stands at a place; the deepest known one where there is none."""
+    for name in place:
+        field = model.model_fields.get(name)
+        inner = _model_in(field.annotation) if field is not None else None
+        if inner is not None:
+            model = inner
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Annotated, Union, UnionType, tuple, list):
+        inner = (_model_in(each) for each in get_args(annotation))
+        return next((each for each in inner if each is not None), None)
+    return None

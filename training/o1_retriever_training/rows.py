@@ -109,8 +109,12 @@ class Row(BaseModel):
 
 def content_key(row: Row) -> str:
     """A hash of what makes a row the one it is: id, query, positives, instruction and type."""
-    content = [row.id, row.query, row.pos, row.prompt, row.type]
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+    return key_of(json.dumps([row.id, row.query, row.pos, row.prompt, row.type]))
+
+
+def key_of(text: str) -> str:
+    """16 hexadecimal digits that stand for a text."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def parse_row(value: Any) -> Row:

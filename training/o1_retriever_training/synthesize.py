@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ from o1_retriever.endpoint.problem import Problem
 from o1_retriever.errors import SettingsError
 from o1_retriever.progress import Advance, progress
 from o1_retriever_training.experts import Answer, Ask, Expert, as_experts, spent
-from o1_retriever_training.inputs import Input
-from o1_retriever_training.ledger import Ledger
+from o1_retriever_training.ledger import Input, Ledger
 from o1_retriever_training.problems import Problems
 from o1_retriever_training.prompts import Examples, prompt_for
 from o1_retriever_training.reading import count_rows, read_rows
 from o1_retriever_training.recipe import Recipe
-from o1_retriever_training.rows import Failure, Row
-from o1_retriever_training.tally import Tally, summarise
+from o1_retriever_training.rows import Failure, Row, key_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +40,37 @@ class Options:
     strict: bool = False
     show: bool | None = None
     prices: tuple[float, float] | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """Counts of one run: rows of the input, those `kept` from before, and what was written now.
+
+    `failures` counts candidates that could not be had, `without` rows without any candidate. Tokens are
+    all that were spent, those of answers that could not be used included.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    written: int = 0
+    failures: int = 0
+    without: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def note(self, prices: tuple[float, float] | None = None) -> str:
+        """What a progress bar says beside the count."""
+        tokens = self.prompt_tokens + self.completion_tokens
+        cost = "" if prices is None else f", ${self.cost(prices):.2f}"
+        return f"{tokens:,} tokens{cost}, {self.failures:,} failed"
+
+    def cost(self, prices: tuple[float, float]) -> float:
+        """What the tokens cost at (prompt, completion) prices per million."""
+        return (self.prompt_tokens * prices[0] + self.completion_tokens * prices[1]) / 1e6
+
+    def to_dict(self) -> dict[str, int]:
+        """The counts by name."""
+        return asdict(self)
 
 
 def synthesize(
@@ -109,7 +137,7 @@ class _Run:
         finally:
             for expert in self._experts():
                 await expert.close()
-            counts = summarise(self.ledger.path) if finished else self.tally.to_dict()
+            counts = _summarise(self.ledger.path) if finished else self.tally.to_dict()
             self.ledger.finish(counts, finished=finished)
         self.aside.unlink(missing_ok=True)
         return self.tally, self.problems
@@ -241,11 +269,10 @@ def _pool(source: str | Path | Sequence[Row], recipe: Recipe) -> Iterator[Row]:
 
 
 def _manifest(recipe: Recipe, voices: Sequence[_Voice], examples: Examples) -> dict[str, Any]:
-    pool = json.dumps(examples.content).encode()
     return {
         **recipe.to_dict(),
         "experts": [voice.expert.identity for voice in voices],
-        "examples drawn from": hashlib.blake2b(pool, digest_size=8).hexdigest(),
+        "examples drawn from": key_of(json.dumps(examples.content)),
         "hash": recipe.fingerprint,
     }
 
@@ -258,3 +285,22 @@ def _put_aside(path: Path) -> Iterator[Row]:
         for line in lines:
             if line.endswith(b"\n"):
                 yield Row.model_validate(json.loads(line))
+
+
+def _summarise(path: Path) -> dict[str, int]:
+    """What the rows of an output hold, whoever has written them and when."""
+    found = dict.fromkeys(
+        ("rows", "candidates", "failures", "without", "prompt_tokens", "completion_tokens"), 0
+    )
+    with path.open("rb") as lines:
+        for line in lines:
+            row = json.loads(line)
+            usable = sum(thought is not None for thought in row["all_thought"])
+            tokens = row.get("tokens") or (0, 0)
+            found["rows"] += 1
+            found["candidates"] += usable
+            found["failures"] += len(row["all_thought"]) - usable
+            found["without"] += not usable
+            found["prompt_tokens"] += tokens[0]
+            found["completion_tokens"] += tokens[1]
+    return found

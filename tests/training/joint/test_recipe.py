@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from o1_retriever.errors import SettingsError
 from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe, read_train_recipe
-from o1_retriever_training.recipe_files import yaml_value
+from o1_retriever_training.recipe import yaml_value
 
 SMALL = {"model": {"base": "some/model"}, "data": {"train": "rows.jsonl"}, "output": "out"}
 

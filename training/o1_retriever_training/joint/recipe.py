@@ -25,7 +25,7 @@ from o1_retriever_training.joint.recipe_parts import (
     StopSection,
     Text,
 )
-from o1_retriever_training.recipe_files import read_yaml, refusal
+from o1_retriever_training.recipe import read_yaml, refusal
 
 __all__ = [
     "CheckpointSection",

@@ -12,9 +12,8 @@ import yaml
 
 from o1_retriever.errors import SettingsError
 from o1_retriever_training.joint.recipe import EvaluationSection, TrainRecipe
-from o1_retriever_training.opening import HINT
-from o1_retriever_training.reading import HUB
-from o1_retriever_training.recipe_files import yaml_value
+from o1_retriever_training.reading import HINT, HUB
+from o1_retriever_training.recipe import yaml_value
 
 _EXPECTED = "expected SECTION.FIELD=VALUE, such as optimisation.seed=1"
 

@@ -90,7 +90,7 @@ def _of_run(summary: dict[str, Any]) -> Recipe:
 
 
 def _read(path: Path) -> Recipe:
-    from o1_retriever_training.recipe_files import read_yaml
+    from o1_retriever_training.recipe import read_yaml
 
     values = read_yaml(path)
     if not isinstance(values, dict):

