@@ -8,7 +8,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 DATA ?= ../shared/data
-# Two threads of one job and another busy process slow each other down many times over.
+# Errors alone: what pip warns about is about the machine, and hides the first line of the demo.
+PIP := $(BIN)/python -m pip install --quiet --quiet
+# Processes that run the tests, a file of them at a time; 0 runs them in pytest's own. One thread each: two threads
+# of one job and another busy process slow each other down many times over.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: help install demo test slow lint format wheel notebooks bench bench-full o1-embedder-22m clean
@@ -29,18 +34,18 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python {v.major}.{v.minor} found; expected 3.11, 3.12 or 3.13. Type: make $(MAKECMDGOALS) PYTHON=python3.12")'
 	@echo "Creating $(VENV) and installing: about 2 GB, a few minutes, once"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet "$(TORCH)" --editable '.[all]' --group test --group lint
+	@$(PIP) --upgrade pip
+	@$(PIP) "$(TORCH)" --editable '.[all]' --group test --group lint
 	@touch $@
 
 demo: install
 	@$(BIN)/o1-retriever demo $(ARGS)
 
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
+	$(TEST_ENV) $(PYTEST) $(ARGS)
 
 slow: install
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not gpu and not network" $(ARGS)
+	$(TEST_ENV) $(PYTEST) -m "not gpu and not network" $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .
