@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,40 @@ from o1_retriever import errors
 
 CORE = Path(o1_retriever.__file__).parent
 ADAPTERS = CORE.parent / "integrations"
+TRAINING = CORE.parent / "training" / "o1_retriever_training"
 FRAMEWORKS = {
     "langchain", "langchain_core", "llama_index", "langchain_o1_retriever", "llama_index_o1_retriever",
     "chroma_o1_retriever", "mteb_o1_retriever", "o1_retriever_training",
 }  # fmt: skip
+# The rooms of the core, lowest first: a module imports from lower ones and from its own alone. A module that
+# stands in another place than its room has a line of its own.
+LAYERS = [
+    "errors", "extras", "storage", "query", "thought", "vectors", "progress", "guard", "cache", "endpoint",
+    "thinkers", "engine", "encoders", "thinking", "engine.backend", "embedder", "documents", "ranking", "index",
+    "search.result", "explain", "search", "evaluation", "cli", "__main__",
+]  # fmt: skip
+# Modules that stand in a circle today; this list only becomes shorter.
+CIRCLES: list[set[str]] = [
+    {"o1_retriever.engine.load", "o1_retriever.engine.prefill", "o1_retriever.engine.steps"},
+    {"o1_retriever.explain.explanation", "o1_retriever.explain.html", "o1_retriever.explain.render"},
+    {"o1_retriever.cli.demo", "o1_retriever.cli.demo_view"},
+    {"o1_retriever_training.joint.recipe", "o1_retriever_training.joint.recipe_changes"},
+    {"o1_retriever_training.prompts", "o1_retriever_training.recipe"},
+    {
+        "o1_retriever_training.endpoint_expert",
+        "o1_retriever_training.experts",
+        "o1_retriever_training.local_expert",
+    },
+]
+# Who checks a query or reads a conversation beside the module that does; this list only becomes shorter.
+CHECKS_AGAIN = {
+    "o1_retriever.encoders",
+    "o1_retriever.cli.asking",
+    "langchain_o1_retriever.embeddings",
+    "langchain_o1_retriever.retrievers",
+    "llama_index_o1_retriever.conversation",
+}
+LOOSE = 12  # modules at the top of the core
 HEAVY = {"torch", "transformers", "chromadb", "sentence_transformers", "bitsandbytes", "openai", "numpy"}
 
 
@@ -40,8 +71,124 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("package", ["o1_retriever"])
-def test_the_core_imports_no_framework_and_no_training(package: str) -> None:
+@cache
+def trees() -> dict[str, ast.Module]:
+    """The syntax tree of each of our modules, by its name."""
+    found = {}
+    for base, package in ((CORE.parent, CORE), (ADAPTERS, ADAPTERS), (TRAINING.parent, TRAINING)):
+        for path, tree in modules(package):
+            parts = path.relative_to(base).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = tree
+    return found
+
+
+def graph(every: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """Which of our modules each one imports: in functions and for types too."""
+    edges: dict[str, set[str]] = {}
+    for name, tree in every.items():
+        edges[name] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                edges[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module, f"{name} imports from a relative place; expected whole names"
+                assert not node.level, f"{name} imports from a relative place; expected whole names"
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                edges[name] |= whole & set(every) or {node.module}
+        edges[name] &= set(every) - {name}
+    return edges
+
+
+def reachable(edges: dict[str, set[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = edges[waiting.pop()] - seen
+        seen |= new
+        waiting += new
+    return seen
+
+
+def circles(edges: dict[str, set[str]]) -> list[set[str]]:
+    """The groups of modules that reach each other."""
+    reach = {name: reachable(edges, name) for name in edges}
+    groups = {
+        frozenset(other for other in reach[name] if name in reach[other])
+        for name in edges
+        if name in reach[name]
+    }
+    return [set(group) for group in groups]
+
+
+def test_a_circle_is_seen_in_functions_and_for_types_too() -> None:
+    texts = {
+        "a": "from p import b",
+        "p.b": "if TYPE_CHECKING:\n    import c.d",
+        "c.d": "def f():\n    from a import x",
+        "e": "import a",
+        "p": "",
+    }
+    edges = graph({name: ast.parse(text) for name, text in texts.items()})
+    assert edges["p.b"] == {"c.d"}
+    assert edges["e"] == {"a"}
+    edges["a"] = {"p.b"}
+    assert circles(edges) == [{"a", "p.b", "c.d"}]
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    found = circles(graph(trees()))
+    new = [sorted(group) for group in found if not any(group <= known for known in CIRCLES)]
+    assert not new, new
+
+
+def layer(name: str) -> int:
+    """The place of a module of the core: that of its own line in the table, or of its room."""
+    own = name.removeprefix("o1_retriever.")
+    assert own in LAYERS or own.split(".")[0] in LAYERS, f"{own}: write its room into LAYERS"
+    return LAYERS.index(own if own in LAYERS else own.split(".")[0])
+
+
+def test_inside_the_core_imports_point_down() -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in graph(trees()).items()
+        for other in others
+        if name.startswith("o1_retriever.")
+        and other.startswith("o1_retriever.")
+        and name.split(".")[1] != other.split(".")[1]
+        and layer(name) < layer(other)
+    ]
+    assert not wrong, wrong
+
+
+def test_few_modules_stand_loose_at_the_top() -> None:
+    loose = [path.name for path in CORE.glob("*.py")]
+    assert len(loose) <= LOOSE, loose
+
+
+def checks_queries(tree: ast.Module) -> bool:
+    """Whether a module checks a query or reads a conversation itself."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        what = {keyword.arg: keyword.value for keyword in node.keywords}.get("what")
+        if name == "Conversation.of" or (
+            name in ("check_text", "check_texts")
+            and isinstance(what, ast.Constant)
+            and what.value in ("query", "question", "queries")
+        ):
+            return True
+    return False
+
+
+def test_a_query_is_checked_and_a_conversation_read_in_one_module() -> None:
+    found = {name for name, tree in trees().items() if checks_queries(tree)}
+    assert "o1_retriever.query" in found, "the search is broken"
+    assert found - {"o1_retriever.query"} <= CHECKS_AGAIN
+
+
+def test_the_core_imports_no_framework_and_no_training() -> None:
     for path, tree in modules(CORE):
         assert not imported(tree) & FRAMEWORKS, path
 
