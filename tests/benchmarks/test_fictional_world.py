@@ -19,8 +19,7 @@ from benchmarks.fictional_world.writing import WorldReport, write_world
 from o1_retriever.engine.load import LoadOptions, load_model
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation import load_collection
-from o1_retriever_training.problems import Problems
-from o1_retriever_training.reading import read_rows
+from o1_retriever_training.reading import RowProblems, read_rows
 from o1_retriever_training.vote import vote
 
 SMALL = WorldSettings(people=12, companies=5, cities=6, countries=3, layers=1, width=16, heads=2)
@@ -207,7 +206,7 @@ def test_the_same_seed_gives_the_same_bytes(report: WorldReport, tmp_path: Path)
 
 
 def test_rows_are_read_and_hold_what_they_should(report: WorldReport) -> None:
-    rows = list(read_rows(report.train, Problems(str(report.train), strict=True)))
+    rows = list(read_rows(report.train, RowProblems(str(report.train), strict=True)))
     assert len(rows) == report.one_hop + report.two_hop
     assert {row.type for row in rows} == {"one-hop", "two-hop"}
     texts = {json.loads(line)["text"] for line in (report.collection / "corpus.jsonl").open()}
@@ -219,7 +218,7 @@ def test_rows_are_read_and_hold_what_they_should(report: WorldReport) -> None:
         assert row.pos[0] not in row.neg
         # Whoever is asked about has a page that says the name, and is not the answer.
         assert row.query.rstrip("?").split()[-1] in row.neg[0] or "born" in row.query or "work" in row.query
-    undecided = list(read_rows(report.candidates, Problems(str(report.candidates), strict=True)))
+    undecided = list(read_rows(report.candidates, RowProblems(str(report.candidates), strict=True)))
     assert [row.query for row in undecided] == [row.query for row in rows]
     for row, right in zip(undecided, rows, strict=True):
         assert row.thought is None

@@ -13,8 +13,7 @@ import pytest
 import zstandard
 
 from o1_retriever_training.errors import DataError
-from o1_retriever_training.problems import Problems
-from o1_retriever_training.reading import count_rows, read_rows
+from o1_retriever_training.reading import RowProblems, count_rows, read_rows
 from o1_retriever_training.rows import Row
 
 ROWS = [
@@ -69,7 +68,7 @@ KEPT = [as_plain, as_wide, as_gzip, as_zstandard, as_parquet, as_hub]
 
 
 def read(source: str) -> list[Row]:
-    problems = Problems(source)
+    problems = RowProblems(source)
     rows = list(read_rows(source, problems))
     assert not problems, str(problems)
     return rows
@@ -123,10 +122,10 @@ def test_reading_holds_one_row_at_a_time(keep, tmp_path: Path) -> None:
     source = keep(tmp_path)
     tracemalloc.start()
     try:
-        list(zip(read_rows(source, Problems(source)), range(10), strict=False))  # imports, first blocks
+        list(zip(read_rows(source, RowProblems(source)), range(10), strict=False))  # imports, first blocks
         tracemalloc.reset_peak()
         start = tracemalloc.get_traced_memory()[0]
-        assert sum(1 for _ in read_rows(source, Problems(source))) == len(ROWS)
+        assert sum(1 for _ in read_rows(source, RowProblems(source))) == len(ROWS)
         peak = tracemalloc.get_traced_memory()[1] - start
     finally:
         tracemalloc.stop()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from o1_retriever.ranking.bm25 import content_words
 from o1_retriever_training.ledger import writing_whole
-from o1_retriever_training.problems import Problems
 from o1_retriever_training.reading import read_rows
 from o1_retriever_training.rows import Row
 
@@ -42,7 +41,7 @@ def separate_copies(source: str | Path, out: str | Path, *, most: float = 0.6) -
     counts = {"rows": 0, "copies": 0}
 
     def lines() -> Iterator[str]:
-        for row in read_rows(source, Problems(str(source))):
+        for row in read_rows(source):
             parts = split_copies(row, most)
             counts["rows"] += 1
             counts["copies"] += len(parts) > 1

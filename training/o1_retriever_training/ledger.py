@@ -18,9 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from o1_retriever.storage.files import written_whole
+from o1_retriever.storage.lock import acquire, is_busy
 from o1_retriever_training.errors import LedgerError, OtherRecipeError
-from o1_retriever_training.problems import Problems
-from o1_retriever_training.reading import read_rows
+from o1_retriever_training.reading import RowProblems, read_rows
 from o1_retriever_training.rows import Row, key_of
 
 logger = logging.getLogger(__name__)
@@ -296,7 +297,7 @@ class Ledger:
 class Input:
     """Reads a source and leaves out what is repeated in it; `rows` counts what is left."""
 
-    def __init__(self, source: str | Path, ledger: Ledger, problems: Problems) -> None:
+    def __init__(self, source: str | Path, ledger: Ledger, problems: RowProblems) -> None:
         self.source = source
         self.rows = 0
         self._ledger = ledger
@@ -338,13 +339,9 @@ def write_whole(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def writing_whole(path: Path) -> Iterator[IO[str]]:
     """A file that takes the place of `path` when it is written. Raises `LedgerError` on a full disk."""
-    new = path.with_name(f"{path.name}.new")
     try:
-        with new.open("w", encoding="utf-8") as target:
+        with written_whole(path) as target:
             yield target
-            target.flush()
-            os.fsync(target.fileno())
-        new.replace(path)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -353,19 +350,14 @@ def writing_whole(path: Path) -> Iterator[IO[str]]:
 
 def _locked(path: Path) -> sqlite3.Connection:
     """A lock that ends with the process, on every system."""
-    lock = sqlite3.connect(
-        path.with_name(f"{path.name}.lock"), timeout=0, isolation_level=None, check_same_thread=False
-    )
     try:
-        lock.execute("BEGIN EXCLUSIVE")
+        return acquire(path.with_name(f"{path.name}.lock"))
     except sqlite3.OperationalError as error:
-        lock.close()
-        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+        if is_busy(error):
             raise LedgerError(
                 f"Another process is writing {path}.", hint="Wait for it, or choose another --out."
             ) from None
         raise LedgerError(f"{path} cannot be written ({error}).", hint=_FULL) from error
-    return lock
 
 
 def _key_of(line: bytes) -> str | None:

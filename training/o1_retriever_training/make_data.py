@@ -19,7 +19,6 @@ from o1_retriever_training.errors import DataError, OtherRecipeError
 from o1_retriever_training.experts import Expert, as_experts
 from o1_retriever_training.ledger import KeyIndex, writing_whole
 from o1_retriever_training.negatives import MiningRules, mine_negatives
-from o1_retriever_training.problems import Problems
 from o1_retriever_training.quality_page import write_page
 from o1_retriever_training.reading import Corpus, count_rows, read_corpus, read_rows
 from o1_retriever_training.recipe import Contributor, Recipe
@@ -206,7 +205,7 @@ def query_recipe(per_passage: int, *, seed: int = 0, examples: int = 0) -> Recip
 
 def example_questions(pairs: str | Path, *, most: int = 1000) -> list[Row]:
     """Pairs of query and document, turned round, to show an expert what kind of questions people ask."""
-    rows = islice(read_rows(pairs, Problems(str(pairs))), most)
+    rows = islice(read_rows(pairs), most)
     return [Row(query=row.pos[0], pos=[row.query]) for row in rows if row.pos]
 
 
@@ -228,7 +227,7 @@ def round_trip(
     search = as_scorer(by, role="searcher").search(corpus.texts)
     counts = {"written": 0, "kept": 0, "not found": 0, "repeated": 0}
     seen = KeyIndex()
-    rows = read_rows(written, Problems(str(written)))
+    rows = read_rows(written)
     with (
         progress("Round trip", count_rows(written, show=show), show=show) as advance,
         writing_whole(Path(out)) as target,

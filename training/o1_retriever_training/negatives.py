@@ -15,8 +15,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.progress import progress
 from o1_retriever.thought import Vector
 from o1_retriever_training.ledger import Input, Ledger
-from o1_retriever_training.problems import Problems
-from o1_retriever_training.reading import Corpus, count_rows, digest, read_corpus
+from o1_retriever_training.reading import Corpus, RowProblems, count_rows, digest, read_corpus
 from o1_retriever_training.rows import Row
 from o1_retriever_training.scorers import Scorer, as_scorer
 
@@ -79,7 +78,7 @@ def mine_negatives(
         "input": digest(rows),
     }
     with Ledger(out, stage="negatives", recipe=recipe) as ledger:
-        problems = Problems(str(rows), strict=options.strict)
+        problems = RowProblems(str(rows), strict=options.strict)
         counts = {"rows": 0, "negatives": 0, "without_positive": 0, "fewer_than_wanted": 0}
         with progress("Mining", count_rows(rows, show=options.show), show=options.show) as advance:
             source = Input(rows, ledger, problems)

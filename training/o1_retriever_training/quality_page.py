@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import math
 import random
@@ -12,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from o1_retriever.extras import require
+from o1_retriever.reporting import html
+from o1_retriever.reporting.html import element
+from o1_retriever.reporting.text import counted
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.ledger import KeyIndex, write_whole
-from o1_retriever_training.problems import Problems
 from o1_retriever_training.reading import read_rows
 from o1_retriever_training.rows import Row, key_of
 from o1_retriever_training.vote import Agreement
@@ -42,7 +43,7 @@ def examine(path: str | Path, *, seed: int = 0) -> Quality:
     found = Quality()
     generator = random.Random(seed)
     seen = KeyIndex()
-    for row in read_rows(path, Problems(str(path))):
+    for row in read_rows(path):
         found.rows += 1
         if len(found.sample) < SHOWN:
             found.sample.append(row)
@@ -90,27 +91,20 @@ def write_page(rows: str | Path, page: str | Path, *, seed: int = 0) -> Path:
     """Write the report on a file of rows as one HTML file that needs nothing else; its path."""
     found = examine(rows, seed=seed)
     title = f"Training data: {Path(rows).name}"
-    parts = [f"<h1>{html.escape(title)}</h1>", _table(_figures(found))]
-    parts += ["<h2>Length in words</h2>", _drawn(found.lengths, _STEP, "words")]
+    parts = [element("h1", html.text(title)), html.table(_figures(found))]
+    parts += [element("h2", "Length in words"), _drawn(found.lengths, _STEP, "words")]
     if found.gains:
-        parts.append("<h2>Score of the elected thought less that of the bare query</h2>")
+        parts.append(element("h2", "Score of the elected thought less that of the bare query"))
         parts.append(_drawn(found.gains, 1, "gain"))
-    parts.append(f"<h2>{len(found.sample)} random rows</h2>")
+    parts.append(element("h2", counted(len(found.sample), "random row")))
     parts += [_row(row) for row in found.sample]
-    body = "\n".join(parts)
-    write_whole(
-        Path(page),
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n",
-    )
+    write_whole(Path(page), html.page(title, parts, style=_STYLE))
     return Path(page)
 
 
 _STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;"
-    "text-align:left;vertical-align:top}svg{max-width:100%;height:auto}.row{border-top:2px solid #888;"
-    "margin-top:1.5rem}.row td{width:33%;font-size:.9rem}.won{background:#eaf6ea}small{color:#666}"
+    ".row{border-top:2px solid #888;margin-top:1.5rem}.row td{width:33%;font-size:.9rem}"
+    ".won{background:#eaf6ea}small{color:#666}"
 )
 
 
@@ -129,35 +123,35 @@ def _figures(found: Quality) -> list[tuple[str, str]]:
     return lines
 
 
-def _table(lines: list[tuple[str, str]]) -> str:
-    cells = "".join(f"<tr><td>{html.escape(one)}</td><td>{html.escape(two)}</td></tr>" for one, two in lines)
-    return f"<table>{cells}</table>"
-
-
 def _row(row: Row) -> str:
     """A row with its candidates side by side, the elected one marked."""
-    cells = []
-    for place, text in enumerate(row.all_thought):
-        won = ' class="won"' if text is not None and text == row.thought else ""
-        scores = ", ".join(
-            f"{name} {own[place]:.1f}"
-            for name, own in row.model2scores.items()
-            if place < len(own) and own[place] is not None
-        )
-        why = next((each.reason for each in row.failures if each.candidate == place), "not recorded")
-        shown = html.escape(text) if text is not None else f"<em>failed: {html.escape(why)}</em>"
-        cells.append(f"<td{won}>{shown}<br><small>{html.escape(scores)}</small></td>")
+    cells = "".join(_candidate(row, place) for place in range(len(row.all_thought)))
     bare = ", ".join(f"{name} {score:.1f}" for name, score in row.bare_scores.items() if score is not None)
-    query = f"<p><small>the query alone: {html.escape(bare)}</small></p>" if bare else ""
-    documents = "".join(f"<li>{html.escape(text[:600])}</li>" for text in row.pos)
-    negatives = ""
-    if row.neg:
-        shown = html.escape(row.neg[0][:300])
-        negatives = f"<p><small>{len(row.neg)} negatives, such as: {shown}</small></p>"
-    return (
-        f'<div class="row"><h3>{html.escape(row.query)}</h3>{query}<ul>{documents}</ul>'
-        f"<table><tr>{''.join(cells)}</tr></table>{negatives}</div>"
+    parts = [
+        element("h3", html.text(row.query)),
+        _note(f"the query alone: {bare}") if bare else "",
+        html.items(html.text(document[:600]) for document in row.pos),
+        element("table", element("tr", cells)),
+        _note(f"{counted(len(row.neg), 'negative')}, such as: {row.neg[0][:300]}") if row.neg else "",
+    ]
+    return element("div", "".join(parts), class_="row")
+
+
+def _candidate(row: Row, place: int) -> str:
+    text = row.all_thought[place]
+    scores = ", ".join(
+        f"{name} {score:.1f}"
+        for name, own in row.model2scores.items()
+        if (score := own[place] if place < len(own) else None) is not None
     )
+    why = next((each.reason for each in row.failures if each.candidate == place), "not recorded")
+    shown = element("em", html.text(f"failed: {why}")) if text is None else html.text(text)
+    won = text is not None and text == row.thought
+    return element("td", f"{shown}<br>{element('small', html.text(scores))}", class_="won" if won else "")
+
+
+def _note(text: str) -> str:
+    return element("p", element("small", html.text(text)))
 
 
 def _histograms(figure: Any, counts: dict[str, Counter[int]], step: int, label: str) -> None:

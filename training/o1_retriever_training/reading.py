@@ -11,16 +11,16 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, ClassVar, cast
 
 from o1_retriever.errors import O1RetrieverError
 from o1_retriever.extras import require
 from o1_retriever.progress import is_shown
+from o1_retriever.reporting.problems import Problems
 from o1_retriever_training.errors import DataError
-from o1_retriever_training.problems import Problems
 from o1_retriever_training.rows import Row, parse_row
 
 HUB = "hub:"
@@ -32,12 +32,27 @@ _WIDE = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16: line ends are 
 _BLOCK = 1 << 20
 
 
-def read_rows(source: str | Path, problems: Problems) -> Iterator[Row]:
+class RowProblems(Problems):
+    """What was left out of a file of rows; with `strict`, the first problem is raised as a `DataError`."""
+
+    error = DataError
+    remedies: ClassVar[Mapping[str, str]] = {
+        "not text": "the line is left out",
+        "not JSON": "the line is left out",
+        "wrong fields": "the row is left out",
+        "empty query": "the row is left out",
+        "repeated row": "the first is kept",
+        "repeated id": "the first is kept",
+    }
+
+
+def read_rows(source: str | Path, problems: RowProblems | None = None) -> Iterator[Row]:
     """The usable rows of a source in order; what is not usable is noted in `problems` with its line.
 
     A source is the path of a file, or `hub:owner/name` with an optional `:split` (default: train). It is
     read as a stream, so that its size does not matter. Raises `DataError` for what cannot be read at all.
     """
+    problems = RowProblems(str(source)) if problems is None else problems
     for place, value in read_values(source, problems):
         if isinstance(value, dict):
             query = value.get("query", value.get("text"))
@@ -65,7 +80,7 @@ def read_corpus(path: str | Path) -> Corpus:
 
     Empty documents are left out. Raises `DataError` when there is none at all.
     """
-    problems = Problems(str(path))
+    problems = RowProblems(str(path))
     texts: list[str] = []
     places: dict[str, int] = {}
     for place, value in read_values(path, problems):
@@ -80,7 +95,7 @@ def read_corpus(path: str | Path) -> Corpus:
             places[name] = len(texts)
             texts.append(text)
     if problems or not texts:
-        raise DataError(f"The corpus cannot be used: {problems}; {len(texts)} documents.")
+        raise DataError(f"The corpus has {len(texts)} documents and cannot be used. {problems}")
     return Corpus(texts=texts, places=places)
 
 
@@ -107,7 +122,7 @@ def digest(source: str | Path) -> str:
     return found.hexdigest()
 
 
-def read_values(path: str | Path, problems: Problems) -> Iterator[tuple[str, Any]]:
+def read_values(path: str | Path, problems: RowProblems) -> Iterator[tuple[str, Any]]:
     """(place, JSON value) of everything in a source, for what has another shape than rows."""
     source = str(path)
     if source.startswith(HUB):
@@ -118,7 +133,7 @@ def read_values(path: str | Path, problems: Problems) -> Iterator[tuple[str, Any
         yield from _json_values(source, problems)
 
 
-def _json_values(path: str, problems: Problems) -> Iterator[tuple[str, Any]]:
+def _json_values(path: str, problems: RowProblems) -> Iterator[tuple[str, Any]]:
     number = 0
     try:
         with _opened(path) as stream:

@@ -16,9 +16,8 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.progress import Advance, progress
 from o1_retriever_training.experts import Answer, Ask, Expert, as_experts, spent
 from o1_retriever_training.ledger import Input, Ledger
-from o1_retriever_training.problems import Problems
 from o1_retriever_training.prompts import Examples, prompt_for
-from o1_retriever_training.reading import count_rows, read_rows
+from o1_retriever_training.reading import RowProblems, count_rows, read_rows
 from o1_retriever_training.recipe import Recipe
 from o1_retriever_training.rows import Failure, Row, key_of
 
@@ -81,7 +80,7 @@ def synthesize(
     recipe: Recipe | None = None,
     options: Options | None = None,
     examples: str | Path | Sequence[Row] | None = None,
-) -> tuple[Tally, Problems]:
+) -> tuple[Tally, RowProblems]:
     """Write `recipe.candidates` thoughts about every row of `pairs` into `out`, or go on with that.
 
     `experts` is one, or several by the names that the recipe's contributors have for them; each is what
@@ -117,13 +116,13 @@ class _Run:
 
     def __init__(self, pairs: str | Path, ledger: Ledger, recipe: Recipe, options: Options) -> None:
         self.ledger, self.recipe, self.options = ledger, recipe, options
-        self.problems = Problems(str(pairs), strict=options.strict)
+        self.problems = RowProblems(str(pairs), strict=options.strict)
         self.input = Input(pairs, ledger, self.problems)
         self.tally = Tally()
         self.aside = ledger.path.with_name(f"{ledger.path.name}.retry")
         self.known: dict[str, Row] = {}
 
-    async def work(self) -> tuple[Tally, Problems]:
+    async def work(self) -> tuple[Tally, RowProblems]:
         """Write all rows that are not there yet."""
         if self.options.retry_failed:
             self.ledger.forget(lambda row: not row.get("failures"))
@@ -263,8 +262,8 @@ def _voices(recipe: Recipe, experts: Mapping[str, Expert]) -> list[_Voice]:
 
 
 def _pool(source: str | Path | Sequence[Row], recipe: Recipe) -> Iterator[Row]:
-    # Problems are told when the rows themselves are read.
-    rows = read_rows(source, Problems(str(source))) if isinstance(source, str | Path) else iter(source)
+    # RowProblems are told when the rows themselves are read.
+    rows = read_rows(source) if isinstance(source, str | Path) else iter(source)
     return islice(rows, recipe.example_pool)
 
 

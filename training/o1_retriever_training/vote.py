@@ -22,8 +22,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.progress import progress
 from o1_retriever_training.errors import LedgerError
 from o1_retriever_training.ledger import Input, Ledger
-from o1_retriever_training.problems import Problems
-from o1_retriever_training.reading import count_rows, digest, read_rows
+from o1_retriever_training.reading import RowProblems, count_rows, digest, read_rows
 from o1_retriever_training.rows import Row
 from o1_retriever_training.scorers import Scorer, as_scorer
 
@@ -250,9 +249,9 @@ def vote(
             return dict(ledger.known["counts"])
         files = [ScoreFile(ledger.path, member.name) for member in members]
         for member, file in zip(members, files, strict=True):
-            rows = read_rows(thoughts, Problems(str(thoughts), strict=strict))
+            rows = read_rows(thoughts, RowProblems(str(thoughts), strict=strict))
             _score_all(rows, member, file, rules=rules, total=count_rows(thoughts, show=show), show=show)
-        problems = Problems(str(thoughts), strict=strict)
+        problems = RowProblems(str(thoughts), strict=strict)
         report = VoteReport()
         _count_all(Input(thoughts, ledger, problems), ledger, files, rules, report)
         figures = report.to_dict() | {"problems": str(problems) if problems else ""}

@@ -15,7 +15,6 @@ from o1_retriever.engine.batching import forward_tokens
 from o1_retriever.engine.template import MARKERS, Template, TemplateConfig
 from o1_retriever.errors import O1RetrieverError
 from o1_retriever_training.joint.recipe import Source, TrainRecipe
-from o1_retriever_training.problems import Problems
 from o1_retriever_training.reading import HUB, count_rows, read_rows
 from o1_retriever_training.rows import Row
 
@@ -83,7 +82,7 @@ def sample(recipe: TrainRecipe, device: str = "cpu") -> Sampled:
         count = count_rows(source.path, show=True) if here else None
         counts.append(_least(count, source.rows))
         if here:
-            rows = islice(read_rows(source.path, Problems(source.path)), _least(source.rows, _SAMPLE))
+            rows = islice(read_rows(source.path), _least(source.rows, _SAMPLE))
             found += [_lengths(row, source, recipe, template) for row in rows]
     if not found:
         note = "No rows are here to look at: every sequence is taken to be as long as the recipe allows."

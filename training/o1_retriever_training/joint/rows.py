@@ -21,8 +21,7 @@ from o1_retriever.progress import progress
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint.recipe_parts import DataSection, Source
 from o1_retriever_training.joint.texts import Texts, TextWriter, text_key
-from o1_retriever_training.problems import Problems
-from o1_retriever_training.reading import count_rows, digest, read_rows
+from o1_retriever_training.reading import RowProblems, count_rows, digest, read_rows
 from o1_retriever_training.rows import Row
 
 logger = logging.getLogger(__name__)
@@ -206,7 +205,7 @@ class _Builder:
         return int((lengths[np.asarray(self._flat["thoughts"], np.int64)] > room).sum())
 
     def _read(self, number: int, source: Source, writer: TextWriter, show: bool | None) -> None:
-        problems = Problems(str(source.path))
+        problems = RowProblems(str(source.path))
         total = count_rows(source.path, show=show)
         rows: Iterator[Row] = islice(read_rows(source.path, problems), source.rows)
         taken = 0
