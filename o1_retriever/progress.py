@@ -1,4 +1,4 @@
-"""A progress bar on long work: count, rate and time left, on standard error."""
+"""A progress bar on long work: count, rate and time left, on standard error. A finished bar is wiped away."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Advance(Protocol):
 
 
 def is_shown(show: bool | None) -> bool:
-    """Whether there is a bar: as it was said, and where nothing was said (None), on a terminal."""
+    """Whether there is a bar: as `show` says, and where that is None, on a terminal."""
     return sys.stderr.isatty() if show is None else show
 
 
@@ -51,7 +51,10 @@ def progress(description: str, total: int | None, *, show: bool | None) -> Itera
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with _bar()(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    # In a log file, where nothing can be wiped away, the last state is kept.
+    wiped = console.is_terminal or console.is_jupyter
+    with _bar()(*columns, console=console, transient=wiped) as bar:
         task = bar.add_task(description, total=total, rate="", note="", below="")
 
         def advance(count: int, note: str = "") -> None:

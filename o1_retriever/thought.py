@@ -129,6 +129,16 @@ class Thought:
         """Whether the thought could not be had."""
         return self.finish == "failed"
 
+    def to_dict(self) -> dict[str, Any]:
+        """The thought as plain JSON values: `text`, `finish`, `error`, `tokens` and `cached`."""
+        return {
+            "text": self.text,
+            "finish": self.finish,
+            "error": self.error,
+            "tokens": self.completion_tokens,
+            "cached": self.cached,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:

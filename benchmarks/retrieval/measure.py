@@ -17,8 +17,7 @@ from o1_retriever.documents import Document
 from o1_retriever.evaluation.collection import Collection, Corpus, load_collection
 from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.metrics import per_query
-from o1_retriever.search.result import SearchOptions
-from o1_retriever.search.retriever import SearchResult
+from o1_retriever.search.result import SearchOptions, SearchResult
 
 MEASURE = "nDCG@10"
 Values = NDArray[np.float64]

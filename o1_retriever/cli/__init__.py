@@ -1,8 +1,9 @@
 """The command `o1-retriever`.
 
-`app` puts the commands together and turns errors into one line each, `plugins` finds the commands of other
-packages, `options` declares what several commands share, `terminal` is all that is written to a terminal,
-and every other module holds commands. None of them imports anything heavy before a command needs it.
+`app` has the table of all commands and turns errors into one line each, `options` declares what several
+commands share, `models` loads what the options name, and `terminal` is all that is written to a
+terminal. Every other module holds one command (`search` holds `think` too). None of them imports
+anything heavy before a command needs it.
 """
 
 from __future__ import annotations

@@ -1,36 +1,159 @@
-"""The commands together, and what becomes of an error in any of them."""
+"""The commands in one table, and what becomes of an error in any of them.
+
+A command is loaded when it is used, so that neither a slow nor a broken package touches the other commands.
+The table holds our own commands, those of the extra `train` included, and the entry points of the group
+`o1_retriever.commands`, by which other packages add commands. A value names a typer app, or a function with
+typer's annotations.
+"""
 
 from __future__ import annotations
 
+import inspect
 import sys
+from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from o1_retriever.cli import asking, caching, demo, evaluate, indexing, information, plugins
 from o1_retriever.cli.options import DEBUG, Debug
 from o1_retriever.cli.terminal import fail, stop
-from o1_retriever.errors import O1RetrieverError
+from o1_retriever.errors import MissingExtraError, O1RetrieverError, SettingsError
+
+GROUP = "o1_retriever.commands"
+
+# Name: module, function and the extra that installs what it needs; and what `--help` says without loading it.
+OWN = {
+    "index": ("o1_retriever.cli.index:index", "Index a FOLDER of documents, or bring its index up to date."),
+    "search": (
+        "o1_retriever.cli.search:search",
+        "Ask a QUERY: think about it, then show the thoughts and the passages they led to.",
+    ),
+    "think": ("o1_retriever.cli.search:think", "Show what a model thinks about a QUERY, without searching."),
+    "eval": ("o1_retriever.cli.evaluate:evaluate", "Measure retrieval with and without thoughts."),
+    "info": ("o1_retriever.cli.info:info", "Show the model, device, number format, cache and index."),
+    "demo": ("o1_retriever.cli.demo:demo", "Ask a small corpus five questions, and see what thinking does."),
+    "cache": ("o1_retriever.cli.cache:app", "Look after the cache of thoughts and query vectors."),
+    "synthesize": (
+        "o1_retriever_training.commands:synthesize [train]",
+        "Have an expert write several thoughts about every query of a file.",
+    ),
+    "vote": (
+        "o1_retriever_training.commands:vote [train]",
+        "Have a committee of retrievers elect one thought for every row.",
+    ),
+    "negatives": (
+        "o1_retriever_training.commands:negatives [train]",
+        "Add hard negatives from a corpus to every row.",
+    ),
+    "make-data": (
+        "o1_retriever_training.commands:make_data [train]",
+        "Make a training file of a FOLDER: queries, thoughts, votes and negatives.",
+    ),
+    "train": (
+        "o1_retriever_training.joint.command:train [train]",
+        "Train a model to think and embed, as a RECIPE says.",
+    ),
+    "improve": (
+        "o1_retriever_training.commands:improve [train]",
+        "Have a model think, a committee elect, and train it on that, in rounds.",
+    ),
+    "publish": (
+        "o1_retriever_training.publishing.command:publish [train]",
+        "Put a trained model's FOLDER on the Hugging Face Hub.",
+    ),
+}  # fmt: skip
 
 _AGAIN = "Type the command again with --debug to see where."
 
 
+def commands() -> dict[str, LazyCommand]:
+    """All commands by name: our own, then those of other packages, in alphabetical order.
+
+    Of two with the same name ours counts, then that of the first package in alphabetical order.
+    """
+    table: dict[str, LazyCommand] = {}
+    for name, (value, line) in OWN.items():
+        point = EntryPoint(name=name, value=value, group=GROUP)
+        table[name] = LazyCommand(point, line, "Training (extra train)" if point.extras else None)
+    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, _package(point))):
+        if point.name not in table:
+            line = f"Provided by {_package(point)}."
+            table[point.name] = LazyCommand(point, line, "Commands of other packages")
+    return table
+
+
+class LazyCommand(TyperCommand):
+    """Stands for a command until it is used."""
+
+    def __init__(self, point: EntryPoint, line: str, panel: str | None) -> None:
+        super().__init__(name=point.name, help=line)
+        self.rich_help_panel = panel
+        self.point = point
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of the real command, which then takes over."""
+        return load(self.point).make_context(info_name, args, parent=parent, **extra)
+
+
+def load(point: EntryPoint) -> Any:
+    """The command behind an entry of the table.
+
+    Raises `MissingExtraError` as the package raised it, and `SettingsError` naming the package for
+    whatever else keeps it from loading.
+    """
+    whose = f"The command {point.name!r} of {_package(point)}"
+    try:
+        value = point.load()
+    except MissingExtraError:
+        raise
+    except ImportError as error:
+        missing = f" ({error.name} is missing)" if error.name else ""
+        raise SettingsError(
+            f"{whose} cannot be imported{missing}: {error}.",
+            hint=_install(point) if isinstance(error, ModuleNotFoundError) else None,
+        ) from error
+    except Exception as error:
+        raise SettingsError(f"{whose} cannot be loaded: {type(error).__name__}: {error}.") from error
+    try:
+        return _command(value, point.name)
+    except (O1RetrieverError, RuntimeError, AssertionError, TypeError) as error:
+        raise SettingsError(
+            f"{whose} is {value!r:.50}; expected a typer app or a function with typer's annotations: {error}."
+        ) from error
+
+
+def _command(value: Any, name: str) -> Any:
+    if isinstance(value, typer.Typer):
+        return typer.main.get_command(value)
+    if not inspect.isroutine(value):
+        raise TypeError(f"a {type(value).__name__} is neither")
+    app = typer.Typer(add_completion=False)
+    app.command(name)(value)
+    return typer.main.get_command(app)
+
+
+def _package(point: EntryPoint) -> str:
+    if point.dist is not None:
+        return point.dist.name
+    return "o1-retriever" if point.name in OWN else point.module
+
+
+def _install(point: EntryPoint) -> str:
+    extras = f"[{','.join(point.extras)}]" if point.extras else ""
+    return f"Type: pip install '{_package(point)}{extras}'"
+
+
 class Commands(TyperGroup):
-    """The command group: own commands first, then those of other packages; every error becomes one line."""
+    """The command group over the table; every error becomes one line."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order in which they are shown."""
-        own = super().list_commands(ctx)
-        return [*own, *sorted(set(plugins.found()) - set(own))]
+        return [*super().list_commands(ctx), *commands()]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, None if there is none."""
-        own = super().get_command(ctx, cmd_name)
-        if own is not None:
-            return own
-        point = plugins.found().get(cmd_name)
-        return None if point is None else plugins.PluginCommand(point)
+        return super().get_command(ctx, cmd_name) or commands().get(cmd_name)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; say what went wrong in one line, unless `--debug` wants the traceback."""
@@ -61,7 +184,7 @@ def _explained(error: Exception) -> tuple[str, str | None]:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'The system says'}: {error.strerror}.", _AGAIN
     if type(error).__name__ == "OutOfMemoryError":
-        return "The device has not enough memory.", "Try --4bit, another --device, or fewer thoughts (-k 1)."
+        return "The device has not enough memory.", "Try --4bit, another --device, or fewer thoughts (-n 1)."
     return f"Something unexpected happened: {type(error).__name__}: {error}.", _AGAIN
 
 
@@ -73,13 +196,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("index")(indexing.index)
-app.command("search")(asking.search)
-app.command("think")(asking.think)
-app.command("eval")(evaluate.evaluate)
-app.command("info")(information.info)
-app.command("demo")(demo.demo)
-app.add_typer(caching.app, name="cache")
 
 
 def _version(value: bool) -> None:

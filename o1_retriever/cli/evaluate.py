@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from o1_retriever.cli.options import ModelOptions, ThoughtOptions, with_options
+from o1_retriever.cli.options import ModelOptions, SamplingOptions, with_options
 from o1_retriever.cli.terminal import messages, output, warn, write_json
 
 if TYPE_CHECKING:
@@ -47,9 +47,14 @@ class DataOptions:
 class SystemOptions:
     """What is compared."""
 
-    thinking: Annotated[
+    n_thoughts: Annotated[
         str,
-        typer.Option("--thinking", help="Numbers of thoughts, such as never,1,3.", rich_help_panel="Systems"),
+        typer.Option(
+            "-n",
+            "--n-thoughts",
+            help="Numbers of thoughts to compare, such as never,1,3.",
+            rich_help_panel="Systems",
+        ),
     ] = "never,1,3"
     pooling: Annotated[
         str,
@@ -109,7 +114,7 @@ def evaluate(
     data: DataOptions,
     model: ModelOptions,
     systems: SystemOptions,
-    thoughts: ThoughtOptions,
+    thoughts: SamplingOptions,
     results: ResultOptions,
 ) -> None:
     """Measure retrieval with and without thoughts: one table per collection, with statistics and costs."""
@@ -134,7 +139,7 @@ def _plan(systems: SystemOptions, results: ResultOptions) -> Plan:
     from o1_retriever.evaluation.plan import Plan, parse_dimensions, parse_pooling, parse_thoughts
 
     return Plan(
-        thoughts=parse_thoughts(systems.thinking),
+        thoughts=parse_thoughts(systems.n_thoughts),
         dimensions=parse_dimensions(systems.dim),
         pooling=parse_pooling(systems.pooling),
         hybrid=systems.hybrid,
@@ -178,7 +183,7 @@ def _variants(
         for variant in variants(collection)[1:]:
             yield (
                 variant,
-                {name: follow_wording(one, collection, variant) for name, one in embedders.items()},
+                {name: follow_wording(embedder, collection, variant) for name, embedder in embedders.items()},
             )
 
 
@@ -210,17 +215,17 @@ def _show(evaluation: Evaluation, results: ResultOptions) -> None:
         console.width = max(console.width, _table_width(widths))  # a file has room
     _, *others = evaluation.results[0].values
     shown = _fitting(heads, widths, console.width, [*reversed(others), *_COSTS])
-    said = caption(evaluation)
+    note = caption(evaluation)
     if len(shown) < len(heads):
         left_out = ", ".join(head for place, head in enumerate(heads) if place not in shown)
-        said += f" Left out, as the terminal is narrow: {left_out} (--json and --report have all)."
+        note += f" Left out, as the terminal is narrow: {left_out} (--json and --report have all)."
     table = Table()
     for place in shown:
         table.add_column(heads[place], justify="right" if place else "left", overflow="fold")
     for line in lines:
         table.add_row(*(line[place] for place in shown))
     console.print(table)
-    console.print(said, style="italic")
+    console.print(note, style="italic")
 
 
 def _fitting(heads: Sequence[str], widths: Sequence[int], room: int, spared: Sequence[str]) -> list[int]:

@@ -13,6 +13,7 @@ from o1_retriever.errors import ModelNotFoundError, SettingsError, ThinkerError
 
 if TYPE_CHECKING:
     from o1_retriever.embedder import ThinkingEmbedder
+    from o1_retriever.query import Query
     from o1_retriever.thought import Thought, ThoughtSettings
 
 MINI = Path("models", "o1-embedder-22m")
@@ -131,13 +132,7 @@ class _Nobody:
     identity = None
 
     def think(
-        self,
-        queries: Sequence[str],
-        k: int,
-        *,
-        settings: ThoughtSettings,
-        start: int = 0,
-        histories: Any = None,
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0
     ) -> list[list[Thought]]:
         raise ThinkerError(
             "An encoder was named, and nobody to think for it.",

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from o1_retriever.query import Conversation
     from o1_retriever.search.result import SearchOptions
-    from o1_retriever.thought import ThoughtSettings
+    from o1_retriever.thought import Thinking, ThoughtSettings
 
 DEBUG = "o1_retriever.debug"
 
@@ -74,10 +73,9 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThoughtOptions:
-    """How to think; what is not named is the model's own preference."""
+class SamplingOptions:
+    """How a thought is written; what is not named is the model's own preference."""
 
-    thoughts: Annotated[int | None, _thoughts("-k", "--thoughts", help="How many thoughts to write.")] = None
     temperature: Annotated[
         float | None, _thoughts("--temperature", help="Variety of the thoughts; 0 for the likeliest.")
     ] = None
@@ -92,17 +90,18 @@ class ThoughtOptions:
     ] = None
     seed: Annotated[int | None, _thoughts("--seed", help="Another seed, other thoughts.")] = None
 
-    def settings(self, base: ThoughtSettings, *, fast: bool = False) -> ThoughtSettings:
+    def settings(self, base: ThoughtSettings) -> ThoughtSettings:
         """`base` with what was named here. Raises `SettingsError` for a value out of range."""
-        return base.with_changes(
-            n_thoughts=self.thoughts,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
-            thinking="never" if fast else None,
-        )
+        return base.with_changes(**{field.name: getattr(self, field.name) for field in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThoughtOptions(SamplingOptions):
+    """How many thoughts are written, and how."""
+
+    n_thoughts: Annotated[
+        int | None, _thoughts("-n", "--n-thoughts", help="How many thoughts to write about a question.")
+    ] = None
 
 
 class Pooling(StrEnum):
@@ -112,19 +111,40 @@ class Pooling(StrEnum):
     best = "best"
 
 
-class Thinking(StrEnum):
+class When(StrEnum):
     """When to think."""
 
     always = "always"
-    never = "never"
     auto = "auto"
+    never = "never"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinkingOptions:
+    """Whether to think about a question at all."""
+
+    thinking: Annotated[
+        When | None,
+        _thoughts("--thinking", help="auto thinks only where the question alone finds nothing clear."),
+    ] = None
+    fast: Annotated[bool, _thoughts("--fast", help="Do not think: the same as --thinking never.")] = False
+
+    def chosen(self) -> Thinking | None:
+        """What was chosen, None if nothing was. Raises `SettingsError` where two options contradict."""
+        from o1_retriever.errors import SettingsError
+
+        if not self.fast:
+            return None if self.thinking is None else self.thinking.value
+        if self.thinking not in (None, When.never):
+            raise SettingsError(f"Found --fast and --thinking {self.thinking}; expected one of them.")
+        return "never"
 
 
 _search = functools.partial(_option, panel="Search")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchModes:
+class SearchModes(ThinkingOptions):
     """How to search."""
 
     hybrid: Annotated[bool, _search("--hybrid", help="Fuse with BM25, which reads the thoughts too.")] = False
@@ -132,33 +152,13 @@ class SearchModes:
         Pooling,
         _search("--pooling", help="Search for the mean of the thoughts, or for each: the best counts."),
     ] = Pooling.mean
-    thinking: Annotated[
-        Thinking | None,
-        _search("--thinking", help="auto thinks only where the question alone finds nothing clear."),
-    ] = None
-    fast: Annotated[bool, _search("--fast", help="Do not think: the same as --thinking never.")] = False
-    history: Annotated[
-        Path | None,
-        _search("--history", help="What was said before: a .jsonl file of turns with role and content, or a "
-                "JSON list of them. The thoughts are written after it."),
-    ] = None  # fmt: skip
-
-    def said(self) -> Conversation | None:
-        """The conversation in the file. Raises `InputError` for one that cannot be used."""
-        from o1_retriever.query import read_history
-
-        return None if self.history is None else read_history(self.history)
 
     def options(self) -> SearchOptions:
         """The options of a `Retriever`. Raises `SettingsError` where two contradict each other."""
-        from o1_retriever.errors import SettingsError
-
-        if self.fast and self.thinking not in (None, Thinking.never):
-            raise SettingsError(f"Found --fast and --thinking {self.thinking}; expected one of them.")
-        chosen: SearchOptions = {"hybrid": self.hybrid, "pooling": self.pooling.value}
-        if self.fast or self.thinking is not None:
-            chosen["thinking"] = "never" if self.fast or self.thinking is None else self.thinking.value
-        return chosen
+        options: SearchOptions = {"hybrid": self.hybrid, "pooling": self.pooling.value}
+        if (thinking := self.chosen()) is not None:
+            options["thinking"] = thinking
+        return options
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,14 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
+
+Facts = list[tuple[str, str]]  # names and values, shown below each other
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
@@ -90,3 +92,32 @@ def _line(label: str, style: str, *parts: str | None) -> None:
 
     said = " ".join(" ".join(part.split()) for part in parts if part)
     messages().print(Text.assemble((f"{label}: ", style), said), soft_wrap=True)
+
+
+def section(title: str, rows: Sequence[tuple[str, str]]) -> Group:
+    """A title with names and values below it."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2), pad_edge=True)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value, style="red" if name == "problem" else ""))
+    return Group(Text(title, style="bold"), table)
+
+
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    amount = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if amount < 1000 or unit == "GB":
+            break
+        amount /= 1000
+    return f"{amount:.0f} {unit}" if unit == "bytes" or amount >= 100 else f"{amount:.1f} {unit}"
+
+
+def problem(record: dict[str, Any]) -> Facts:
+    """What keeps the thing that the record is about from being used, as a line."""
+    return [("problem", record["problem"])] if record["problem"] else []

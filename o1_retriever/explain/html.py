@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from o1_retriever.explain.explanation import Change, Explanation
+from o1_retriever.explain.parts import Change, ExplanationTimings, Move, PerThought
 from o1_retriever.explain.render import (
     SHOWN_PER_THOUGHT,
-    cost_line,
+    cost_lines,
     decision_line,
     move_ranks,
     numbers,
     place,
     printable,
     title_of,
-    without_line,
 )
 from o1_retriever.index.hits import Hit
+from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import Thought
 
 # Half-transparent, so that they go with the page's own text on light and on dark grounds. Notebooks that are
@@ -36,34 +36,39 @@ _DIM = "opacity:.7"
 _TITLE = "margin:.9em 0 .1em;font-weight:bold"
 
 
-def as_html(explanation: Explanation) -> str:
-    """The whole of it; every text in it is escaped."""
-    result = explanation.result
+def as_html(
+    result: SearchResult,
+    per_thought: PerThought,
+    moves: Sequence[Move],
+    timings: ExplanationTimings,
+    *,
+    verdict: str,
+) -> str:
+    """The whole of an explanation; every text in it is escaped."""
     parts = [
         _block(f"<strong>{_text(result.query)}</strong>", "font-size:1.1em"),
         _block(_text(decision_line(result.decision)), _DIM),
     ]
-    if explanation.per_thought:
-        parts += [_block("Thoughts, and what each finds by itself", _TITLE)]
-        parts += [_thoughts(explanation.per_thought)]
+    if per_thought:
+        parts += [_block("Thoughts, and what each finds by itself", _TITLE), _thoughts(per_thought)]
     parts += [_block("Hits", _TITLE), _hits(result.hits)]
-    parts += [_block("What thinking moved", _TITLE), _block(_text(explanation.verdict))]
-    if explanation.moved:
-        parts += [_moves(explanation)]
-    parts += [_block(_text(line), _DIM) for line in (cost_line(explanation), without_line(explanation))]
+    parts += [_block("What thinking moved", _TITLE), _block(_text(verdict))]
+    if any(move.change != "same" for move in moves):
+        parts += [_moves(moves)]
+    parts += [_block(_text(line), _DIM) for line in cost_lines(result.thoughts, timings)]
     return f'<div style="max-width:60em;line-height:1.4;color:inherit">{"".join(parts)}</div>'
 
 
-def _thoughts(rows: Sequence[tuple[Thought, Sequence[Hit]]]) -> str:
-    found = []
-    for number, (thought, hits) in enumerate(rows, start=1):
+def _thoughts(per_thought: PerThought) -> str:
+    rows = []
+    for number, (thought, hits) in enumerate(per_thought, start=1):
         own = (
             f"<li>{_text(title_of(hit))} <span style='{_DIM}'>{hit.score:.3f}</span></li>"
             for hit in hits[:SHOWN_PER_THOUGHT]
         )
         listed = f'<ol style="margin:.2em 0 .2em 1.5em;padding:0">{"".join(own)}</ol>' if hits else ""
-        found.append(_row([(str(number), _RIGHT), (f"{_thought(thought)}{listed}", _LEFT)]))
-    return _table([], found)
+        rows.append(_row([(str(number), _RIGHT), (f"{_thought(thought)}{listed}", _LEFT)]))
+    return _table([], rows)
 
 
 def _thought(thought: Thought) -> str:
@@ -89,9 +94,9 @@ def _hits(hits: Sequence[Hit]) -> str:
     return _table(["rank", "score", "passage"], rows)
 
 
-def _moves(explanation: Explanation) -> str:
+def _moves(moves: Sequence[Move]) -> str:
     rows = []
-    for move in explanation.moves:
+    for move in moves:
         before, after = move_ranks(move)
         tint = f"{_LEFT};background:{_TINTS[move.change]};padding-left:.4em"
         cells = [(before, _RIGHT), (after, _RIGHT), (move.change, tint)]

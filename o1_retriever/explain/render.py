@@ -1,23 +1,20 @@
-"""What was thought, what it found and what it cost, for a terminal (rich renderables)."""
+"""Results and explanations drawn for a terminal: thoughts, hits, moves and costs as rich renderables."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from itertools import dropwhile
-from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from o1_retriever.explain.parts import Change, ExplanationTimings, Move, PerThought
 from o1_retriever.guard import Decision
 from o1_retriever.index.hits import Hit
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import Thought, Timings
-
-if TYPE_CHECKING:
-    from o1_retriever.explain.explanation import Change, Explanation, Move
 
 # Of what each thought finds by itself, so much is shown.
 SHOWN_PER_THOUGHT = 3
@@ -27,8 +24,8 @@ _CHANGES: dict[Change, str] = {"new": "green", "gone": "red", "up": "green", "do
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
 
 
-def explain(result: SearchResult, *, full: bool = False) -> Group:
-    """A whole result: question, thoughts, hits and costs. `full` shows passages whole, not three lines."""
+def result_view(result: SearchResult, *, full: bool = False) -> Group:
+    """A whole result: query, thoughts, hits and costs. `full` shows passages whole, not three lines."""
     parts: list[RenderableType] = [Text(printable(result.query), style="bold")]
     if turns := len(result.embedding.history):
         parts += [Text(f"after {turns} turn{'s' if turns != 1 else ''} of conversation", style="dim")]
@@ -39,25 +36,32 @@ def explain(result: SearchResult, *, full: bool = False) -> Group:
     return Group(*parts)
 
 
-def explanation_view(explanation: Explanation, *, full: bool = False) -> Group:
-    """A whole explanation: question, thoughts with what each finds, hits, what moved, and costs."""
-    result = explanation.result
+def explanation_view(
+    result: SearchResult,
+    per_thought: PerThought,
+    moves: Sequence[Move],
+    timings: ExplanationTimings,
+    *,
+    verdict: str,
+    full: bool = False,
+) -> Group:
+    """A whole explanation: query, thoughts with what each finds, hits, what moved, and costs."""
     parts: list[RenderableType] = [Text(printable(result.query), style="bold")]
     parts += [Text(printable(decision_line(result.decision)), style="dim")]
-    if explanation.per_thought:
+    if per_thought:
         parts += [Text(), Text("Thoughts, and what each finds by itself", style="bold")]
-        parts += [_own_hits_view(explanation)]
+        parts += [_own_hits_view(per_thought)]
     parts += [Text(), Text("Hits", style="bold"), hits_view(result.hits, full=full)]
-    parts += [Text(), Text("What thinking moved", style="bold"), Text(f" {explanation.verdict}")]
-    if explanation.moved:
-        parts += [_moves_view(explanation.moves)]
-    lines = (cost_line(explanation), without_line(explanation))
+    parts += [Text(), Text("What thinking moved", style="bold"), Text(f" {verdict}")]
+    if any(move.change != "same" for move in moves):
+        parts += [_moves_view(moves)]
+    lines = cost_lines(result.thoughts, timings)
     return Group(*parts, Text(), *(Text(line, style="dim") for line in lines))
 
 
-def _own_hits_view(explanation: Explanation) -> RenderableType:
+def _own_hits_view(per_thought: PerThought) -> RenderableType:
     table = _grid(marks=1)
-    for number, (thought, hits) in enumerate(explanation.per_thought, start=1):
+    for number, (thought, hits) in enumerate(per_thought, start=1):
         own = _grid(marks=2)
         for hit in hits[:SHOWN_PER_THOUGHT]:
             own.add_row(str(hit.rank), f"{hit.score:.3f}", _Clipped(_heading(hit), 1))
@@ -86,17 +90,13 @@ def decision_line(decision: Decision) -> str:
     return f"{verb}: {decision.reason} (worth {decision.worth:.3f}, asked for {decision.threshold:.3f})."
 
 
-def cost_line(explanation: Explanation) -> str:
-    """What thinking cost, and all the searches of the explanation."""
-    took = explanation.timings
+def cost_lines(thoughts: Sequence[Thought], took: ExplanationTimings) -> tuple[str, str]:
+    """What thinking cost and all the searches; and what the query alone cost, and the whole explanation."""
     timings = Timings(think_ms=took.think_ms, embed_ms=took.embed_ms)
-    return costs_view(explanation.result.thoughts, timings, search_ms=took.search_ms).plain
-
-
-def without_line(explanation: Explanation) -> str:
-    """What the question alone cost, and the whole explanation."""
-    took = explanation.timings
-    return f"without thinking: embed {milliseconds(took.without_ms)} · in all {milliseconds(took.total_ms)}"
+    return (
+        costs_view(thoughts, timings, search_ms=took.search_ms).plain,
+        f"without thinking: embed {milliseconds(took.without_ms)} · in all {milliseconds(took.total_ms)}",
+    )
 
 
 def move_ranks(move: Move) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -38,6 +38,22 @@ class Hit:
     fused_score: float | None = None
     dense_rank: int | None = None
     lexical_rank: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hit as plain JSON values; `fused_score` and the two ranks only after a hybrid search."""
+        record: dict[str, Any] = {
+            "rank": self.rank,
+            "score": self.score,
+            "id": self.id,
+            "source": self.source,
+            "text": self.text,
+            "metadata": dict(self.metadata),
+        }
+        if self.fused_score is not None:
+            record["fused_score"] = self.fused_score
+            record["dense_rank"] = self.dense_rank
+            record["lexical_rank"] = self.lexical_rank
+        return record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Questions in, passages out: the retriever, how it searches and what it finds."""
+"""Queries in, passages out: the retriever, how it searches and what it finds."""

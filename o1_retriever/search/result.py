@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import Decision, Gate
 from o1_retriever.index.hits import Hit
-from o1_retriever.thought import QueryEmbedding, Thought
+from o1_retriever.thought import QueryEmbedding, Thinking, Thought, Vector
 
 Pooling = Literal["mean", "best"]
-Thinking = Literal["always", "never", "auto"]
 
-_CHOICES = {"pooling": ("mean", "best"), "thinking": ("always", "never", "auto", None)}
+_CHOICES = {"pooling": ("mean", "best"), "thinking": ("always", "auto", "never", None)}
 
 
 class SearchOptions(TypedDict, total=False):
@@ -55,6 +54,10 @@ class SearchSettings:
         if not isinstance(self.gate, Gate):
             raise SettingsError(f"gate is {self.gate!r:.60}; expected an o1_retriever.guard.Gate.")
 
+    def pooled(self, embedding: QueryEmbedding) -> Vector:
+        """The vectors (n, dimension) to search with: those of all thoughts, or their mean alone."""
+        return embedding.vectors if self.pooling == "best" else embedding.vector[None]
+
     def with_changes(self, **changes: Any) -> SearchSettings:
         """A copy with some settings replaced. Raises `SettingsError` for names that it does not know."""
         unknown = sorted(set(changes) - set(self.__slots__))
@@ -69,13 +72,21 @@ class SearchSettings:
         return asdict(self)
 
 
+def split_options(options: Mapping[str, Any]) -> tuple[SearchOptions, dict[str, Any]]:
+    """The options that are fields of `SearchSettings` and not None, and all other options."""
+    fields = SearchOptions.__annotations__
+    how = {name: value for name, value in options.items() if name in fields and value is not None}
+    others = {name: value for name, value in options.items() if name not in fields}
+    return cast(SearchOptions, how), others
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SearchResult:
-    """What a question found, best hit first, and what was thought on the way. Iterating it gives the hits.
+    """What a query finds, best hit first, and what was thought on the way. Iterating it gives the hits.
 
-    `search_ms` are the wall-clock milliseconds of the index, divided by the questions of one call; those of
+    `search_ms` are the wall-clock milliseconds of the index, divided by the queries of one call; those of
     thinking and embedding are in `embedding.timings`. `how` are the settings of the search and `decision`
-    says whether the question was to be thought about and why; `embedding.thought_about` whether it was.
+    says whether the query was to be thought about and why; `embedding.thought_about` whether it was.
     """
 
     embedding: QueryEmbedding
@@ -86,7 +97,7 @@ class SearchResult:
 
     @property
     def query(self) -> str:
-        """The question."""
+        """The text of the query."""
         return self.embedding.query
 
     @property
@@ -115,7 +126,7 @@ class SearchResult:
         return {
             "query": self.query,
             **({"history": self.embedding.history.to_list()} if len(self.embedding.history) else {}),
-            "thoughts": [thought_record(thought) for thought in self.thoughts],
+            "thoughts": [thought.to_dict() for thought in self.thoughts],
             "prompt_tokens": self.embedding.prompt_tokens,
             "thought_tokens": self.embedding.thought_tokens,
             "timings": {
@@ -124,33 +135,5 @@ class SearchResult:
                 "search_ms": round(self.search_ms, 3),
             },
             "search": {"hybrid": self.how.hybrid, "pooling": self.how.pooling, **self.decision.to_dict()},
-            "hits": [hit_record(hit) for hit in self.hits],
+            "hits": [hit.to_dict() for hit in self.hits],
         }
-
-
-def hit_record(hit: Hit) -> dict[str, Any]:
-    """A hit as plain JSON values; `fused_score` and the two ranks only after a hybrid search."""
-    record: dict[str, Any] = {
-        "rank": hit.rank,
-        "score": hit.score,
-        "id": hit.id,
-        "source": hit.source,
-        "text": hit.text,
-        "metadata": dict(hit.metadata),
-    }
-    if hit.fused_score is not None:
-        record["fused_score"] = hit.fused_score
-        record["dense_rank"] = hit.dense_rank
-        record["lexical_rank"] = hit.lexical_rank
-    return record
-
-
-def thought_record(thought: Thought) -> dict[str, Any]:
-    """A thought as plain JSON values: `text`, `finish`, `error`, `tokens` and `cached`."""
-    return {
-        "text": thought.text,
-        "finish": thought.finish,
-        "error": thought.error,
-        "tokens": thought.completion_tokens,
-        "cached": thought.cached,
-    }

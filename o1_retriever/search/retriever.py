@@ -1,4 +1,4 @@
-"""Questions in, passages out, with the thoughts that led there."""
+"""Queries in, passages out, with the thoughts that led there."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import Any, Protocol, Unpack
 import numpy as np
 
 from o1_retriever.errors import FingerprintError
-from o1_retriever.explain.explanation import RANKED, Explanation, ExplanationTimings, moves
+from o1_retriever.explain.explanation import Explanation
+from o1_retriever.explain.parts import RANKED, ExplanationTimings, moves
 from o1_retriever.guard import LOOKED_AT, Decision
 from o1_retriever.index.graph import check_where
 from o1_retriever.index.hits import Hit, check_count
 from o1_retriever.index.index import Index
 from o1_retriever.query import History, Query, as_queries, as_query
 from o1_retriever.ranking.bm25 import Bm25, lexical_query
-from o1_retriever.search.result import SearchOptions, SearchResult, SearchSettings, Thinking, thought_record
-from o1_retriever.thought import QueryEmbedding, ThoughtSettings, Timings
+from o1_retriever.search.result import SearchOptions, SearchResult, SearchSettings
+from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, Timings, Vector
 from o1_retriever.vectors import VectorSpace
-
-__all__ = ["Hit", "QueryEmbedder", "Retriever", "SearchResult", "SearchSettings", "thought_record"]
 
 
 class QueryEmbedder(Protocol):
-    """What turns questions into vectors; a `ThinkingEmbedder` does."""
+    """What turns queries into vectors; a `ThinkingEmbedder` does."""
 
     @property
     def space(self) -> VectorSpace:
@@ -44,7 +43,7 @@ class QueryEmbedder(Protocol):
 
 
 class Retriever:
-    """Answers questions from an index: thinks about each, embeds it with its thoughts, finds the nearest.
+    """Answers queries from an index: thinks about each, embeds it with its thoughts, finds the nearest.
 
     `options` are the fields of `SearchSettings`: `hybrid=True` fuses with BM25, `pooling="best"` searches for
     each thought, `thinking="auto"` thinks only where the query alone does not find something clear. Every
@@ -74,9 +73,9 @@ class Retriever:
         history: History = None,
         **options: Unpack[SearchOptions],
     ) -> SearchResult:
-        """The `k` passages nearest to one question. All else is as in `search_many`.
+        """The `k` passages nearest to one query. All else is as in `search_many`.
 
-        `history` is what was said before it: a list of turns, in any form that `Conversation.of` reads.
+        `history` is the conversation before it: a list of turns, in any form that `Conversation.of` reads.
         """
         return self.search_many([as_query(query, history)], k=k, where=where, settings=settings, **options)[0]
 
@@ -91,21 +90,19 @@ class Retriever:
         histories: Sequence[History] | None = None,
         **options: Unpack[SearchOptions],
     ) -> list[SearchResult]:
-        """The `k` passages nearest to each question, in the order of the questions.
+        """The `k` passages nearest to each query, in the order of the queries.
 
         They are thought about together and looked up together. `where` filters by metadata as in
         `Index.search`; `settings` None takes the embedder's own; `options` are those of the class, for this
         search. Where `settings` say `thinking="never"` and no `thinking` is passed here, nothing is thought.
-        `histories` are what was said before each question (None: nothing). The thoughts are written after
-        them; all else, and whether thinking="auto" thinks, is of the question alone.
-        Everything is checked before any model runs: `InputError` with the position of a question that cannot
+        `histories` are the conversations before each query (None: none). The thoughts are written after
+        them; all else, and whether thinking="auto" thinks, is of the query alone.
+        Everything is checked before any model runs: `InputError` with the position of a query that cannot
         be used or for a filter, `SettingsError` for `k` and options, `MissingExtraError` without bm25s.
         """
-        asked = as_queries(queries, histories)
+        checked = as_queries(queries, histories)
         search = self._prepared(k, where, settings, show_progress_bar, options)
-        if not asked:
-            return []
-        return search.adaptive(asked) if search.how.thinking == "auto" else search.plain(asked)
+        return search.results(checked) if checked else []
 
     def explain(
         self,
@@ -122,8 +119,8 @@ class Retriever:
         Nothing is thought about twice; the searches for the query alone, for each thought and for the result
         go in one batch. All parameters are as in `search`.
         """
-        asked = as_query(query, history)
-        return self._prepared(k, where, settings, None, options).explained(asked)
+        checked = as_query(query, history)
+        return self._prepared(k, where, settings, None, options).explanation(checked)
 
     def _prepared(
         self,
@@ -133,7 +130,7 @@ class Retriever:
         show: bool | None,
         options: SearchOptions,
     ) -> _Search:
-        """The search, when all but its questions has been checked."""
+        """The search, when all but its queries has been checked."""
         check_count("k", k)
         check_where(where)
         how = self.search_settings.with_changes(**options)
@@ -141,69 +138,76 @@ class Retriever:
             how = how.with_changes(thinking=None)
         if how.hybrid:
             Bm25.identity()  # says which extra is missing
-        return _Search(retriever=self, how=how, k=k, where=where, settings=settings, show=show)
+        return _Search(
+            embedder=self.embedder,
+            index=self.index,
+            how=how,
+            k=k,
+            where=where,
+            settings=settings,
+            show=show,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Embedded:
+    """A query with the vectors to search with, and why it was thought about or not.
+
+    Where the gate had to decide, `fast` is the query embedded without thoughts, `fast_hits` what it found,
+    and `decided_ms` the milliseconds of that search.
+    """
+
+    embedding: QueryEmbedding
+    decision: Decision
+    fast: QueryEmbedding | None = None
+    fast_hits: Sequence[Hit] = ()
+    decided_ms: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Search:
-    """One call of a retriever."""
+    """One call of a retriever: `results` for its hits, `explanation` for why."""
 
-    retriever: Retriever
+    embedder: QueryEmbedder
+    index: Index
     how: SearchSettings
     k: int
     where: dict[str, Any] | None
     settings: ThoughtSettings | None
     show: bool | None
 
-    def plain(self, asked: Sequence[Query]) -> list[SearchResult]:
-        """Think about all of them, or about none."""
-        embeddings = self._embedded(asked, self.how.thinking)
-        found, milliseconds = self._found(embeddings)
-        return [
-            self._result(embedding, hits, milliseconds, self._decided(embedding))
-            for embedding, hits in zip(embeddings, found, strict=True)
-        ]
-
-    def adaptive(self, asked: Sequence[Query]) -> list[SearchResult]:
-        """Look at the fast ranking of all of them first, and think where the gate says so."""
-        fast = self._embedded(asked, "never")
-        first, first_ms = self._fast_hits(fast)
-        decisions = [self.how.gate.decide([hit.score for hit in hits]) for hits in first]
-        results: dict[int, SearchResult] = {}
-        for think in (True, False):
-            places = [place for place, decision in enumerate(decisions) if decision.think == think]
-            if not places:
-                continue
-            chosen = [fast[place] for place in places]
-            if think:
-                embeddings = self._embedded([asked[place] for place in places], "always")
-                chosen = [_with_fast(one, before) for one, before in zip(embeddings, chosen, strict=True)]
-            again = think or self.how.hybrid
-            found, spent = self._found(chosen) if again else ([first[at][: self.k] for at in places], 0.0)
-            for place, embedding, hits in zip(places, chosen, found, strict=True):
-                results[place] = self._result(embedding, hits, first_ms + spent, decisions[place])
-        return [results[place] for place in range(len(asked))]
-
-    def explained(self, query: Query) -> Explanation:
-        """Search without thinking, for each thought, and for all of them."""
-        (fast,) = self._embedded([query], "never")
-        embedding, decision, decided_ms = self._thought_about(query, fast)
-        usable = [thought for thought in embedding.thoughts if not thought.failed]
-        how = self.how
-        pooled = embedding.vectors if how.pooling == "best" else embedding.vector[None]
-        own = [vector[None] for vector in embedding.vectors] if usable else []
-        lexical = [
-            lexical_query(query.text, thoughts) for thoughts in ((), *([one] for one in usable), usable)
-        ]
-        started = time.perf_counter()
-        without, *found, after = self.retriever.index.search_groups(
-            [fast.vector[None], *own, pooled],
-            k=max(self.k, min(RANKED, how.depth)),
-            where=self.where,
-            texts=lexical if how.hybrid else None,
-            depth=how.depth,
+    def results(self, queries: Sequence[Query]) -> list[SearchResult]:
+        """Think about the queries, or about those that the gate chooses, and look all up together."""
+        embedded = self._embedded(queries)
+        searched = [each for each in embedded if not self._answered(each)]
+        rankings, search_ms = self._ranked(
+            [self.how.pooled(each.embedding) for each in searched],
+            [lexical_query(each.embedding.query, each.embedding.thoughts) for each in searched],
+            self.k,
         )
-        search_ms = _share_ms(started, [query])
+        left = iter(rankings)
+        return [
+            self._result(each, each.fast_hits[: self.k], 0.0)
+            if self._answered(each)
+            else self._result(each, next(left), search_ms)
+            for each in embedded
+        ]
+
+    def explanation(self, query: Query) -> Explanation:
+        """Search without thinking, for each thought, and for all of them; nothing is thought about twice."""
+        (chosen,) = self._embedded([query])
+        embedding = chosen.embedding
+        fast = chosen.fast
+        if fast is None:
+            fast = self._embed([query], "never")[0] if embedding.thoughts else embedding
+        usable = [thought for thought in embedding.thoughts if not thought.failed]
+        own = [vector[None] for vector in embedding.vectors] if usable else []
+        texts = [lexical_query(query.text, each) for each in ((), *([one] for one in usable), usable)]
+        (without, *found, after), each_ms = self._ranked(
+            [fast.vector[None], *own, self.how.pooled(embedding)],
+            texts,
+            max(self.k, min(RANKED, self.how.depth)),
+        )
         hits = iter(found)
         per_thought = tuple(
             (thought, () if thought.failed else tuple(next(hits)[: self.k])) for thought in embedding.thoughts
@@ -211,79 +215,86 @@ class _Search:
         timings = ExplanationTimings(
             think_ms=embedding.timings.think_ms if embedding.thoughts else 0.0,
             embed_ms=embedding.timings.embed_ms if embedding.thoughts else 0.0,
-            search_ms=search_ms + decided_ms,
+            search_ms=each_ms * (2 + len(own)) + chosen.decided_ms,
             without_ms=fast.timings.total_ms,
         )
-        share = decided_ms + search_ms / (2 + len(own))
-        if how.thinking == "auto" and embedding.thoughts:
-            embedding = _with_fast(embedding, fast)
         return Explanation(
-            result=self._result(embedding, after[: self.k], share, decision),
+            result=self._result(chosen, after[: self.k], each_ms),
             per_thought=per_thought,
             without=tuple(without[: self.k]),
-            moves=moves(after, without, self.k, [own_hits for _, own_hits in per_thought]),
+            moves=moves(after, without, self.k, [ranking for _, ranking in per_thought]),
             timings=timings,
         )
 
-    def _thought_about(self, query: Query, fast: QueryEmbedding) -> tuple[QueryEmbedding, Decision, float]:
-        """The embedding to search with, why it was thought about or not, and the milliseconds to decide."""
-        if self.how.thinking == "never":
-            return fast, self._decided(fast), 0.0
+    def _embedded(self, queries: Sequence[Query]) -> list[_Embedded]:
+        """Think about all queries, about none, or about those whose fast ranking the gate finds unclear."""
         if self.how.thinking != "auto":
-            (embedding,) = self._embedded([query], self.how.thinking)
-            return embedding, self._decided(embedding), 0.0
-        (first,), milliseconds = self._fast_hits([fast])
-        decision = self.how.gate.decide([hit.score for hit in first])
-        embedding = self._embedded([query], "always")[0] if decision.think else fast
-        return embedding, decision, milliseconds
-
-    def _fast_hits(self, fast: Sequence[QueryEmbedding]) -> tuple[list[list[Hit]], float]:
-        """What the gate looks at for each, and the milliseconds for each."""
+            embeddings = self._embed(queries, self.how.thinking)
+            return [_Embedded(embedding=each, decision=self._decision(each)) for each in embeddings]
+        fast = self._embed(queries, "never")
         started = time.perf_counter()
-        vectors = np.stack([item.vector for item in fast])
-        found = self.retriever.index.search(vectors, k=max(self.k, LOOKED_AT), where=self.where)
-        return found, _share_ms(started, fast)
+        vectors = np.stack([each.vector for each in fast])
+        rankings = self.index.search(vectors, k=max(self.k, LOOKED_AT), where=self.where)
+        decided_ms = (time.perf_counter() - started) * 1000 / len(queries)
+        decisions = [self.how.gate.decide([hit.score for hit in hits]) for hits in rankings]
+        unclear = [query for query, decision in zip(queries, decisions, strict=True) if decision.think]
+        thought_about = iter(self._embed(unclear, "always") if unclear else ())
+        return [
+            _Embedded(
+                embedding=next(thought_about) if decision.think else before,
+                decision=decision,
+                fast=before,
+                fast_hits=hits,
+                decided_ms=decided_ms,
+            )
+            for before, hits, decision in zip(fast, rankings, decisions, strict=True)
+        ]
 
-    def _embedded(self, asked: Sequence[Query], thinking: Thinking | None) -> list[QueryEmbedding]:
-        embedder = self.retriever.embedder
+    def _answered(self, each: _Embedded) -> bool:
+        """Whether the gate's look at the fast ranking was already the search."""
+        return each.fast is not None and not each.decision.think and not self.how.hybrid
+
+    def _embed(self, queries: Sequence[Query], thinking: Thinking | None) -> list[QueryEmbedding]:
         settings = self.settings
         if thinking is not None:
-            base = settings or getattr(embedder, "settings", None) or ThoughtSettings()
+            base = settings or getattr(self.embedder, "settings", None) or ThoughtSettings()
             settings = base.with_changes(thinking=thinking)
         show = False if thinking == "never" and self.how.thinking == "auto" else self.show
-        return embedder.embed_queries(asked, settings=settings, show_progress_bar=show)
+        return self.embedder.embed_queries(queries, settings=settings, show_progress_bar=show)
 
-    def _found(self, embeddings: Sequence[QueryEmbedding]) -> tuple[list[list[Hit]], float]:
-        """The hits of each, and the milliseconds for each."""
+    def _ranked(
+        self, groups: Sequence[Vector], texts: Sequence[str], k: int
+    ) -> tuple[list[list[Hit]], float]:
+        """The first `k` hits for each group of vectors, and the milliseconds for each."""
+        if not groups:
+            return [], 0.0
         started = time.perf_counter()
-        how = self.how
-        groups = [item.vectors if how.pooling == "best" else item.vector[None] for item in embeddings]
-        texts = [lexical_query(item.query, item.thoughts) for item in embeddings] if how.hybrid else None
-        found = self.retriever.index.search_groups(
-            groups, k=self.k, where=self.where, texts=texts, depth=how.depth
+        rankings = self.index.search_groups(
+            groups,
+            k=k,
+            where=self.where,
+            texts=texts if self.how.hybrid else None,
+            depth=self.how.depth,
         )
-        return found, _share_ms(started, embeddings)
+        return rankings, (time.perf_counter() - started) * 1000 / len(groups)
 
-    def _decided(self, embedding: QueryEmbedding) -> Decision:
+    def _decision(self, embedding: QueryEmbedding) -> Decision:
         if self.how.thinking is not None:
             return Decision(think=self.how.thinking == "always", reason=f"thinking={self.how.thinking!r}")
-        mode = "always" if embedding.thoughts else "never"
-        return Decision(think=bool(embedding.thoughts), reason=f"the thought settings say {mode!r}")
+        thinking = "always" if embedding.thoughts else "never"
+        return Decision(think=bool(embedding.thoughts), reason=f"the thought settings say {thinking!r}")
 
-    def _result(
-        self, embedding: QueryEmbedding, hits: Sequence[Hit], search_ms: float, decision: Decision
-    ) -> SearchResult:
+    def _result(self, embedded: _Embedded, hits: Sequence[Hit], search_ms: float) -> SearchResult:
+        embedding = embedded.embedding
+        if embedded.fast is not None and embedded.decision.think:
+            # Embedding the query alone, before it was thought about, was work for this result too.
+            spent = embedding.timings.embed_ms + embedded.fast.timings.total_ms
+            timings = Timings(think_ms=embedding.timings.think_ms, embed_ms=spent)
+            embedding = replace(embedding, timings=timings)
         return SearchResult(
-            embedding=embedding, hits=tuple(hits), search_ms=search_ms, how=self.how, decision=decision
+            embedding=embedding,
+            hits=tuple(hits),
+            search_ms=search_ms + embedded.decided_ms,
+            how=self.how,
+            decision=embedded.decision,
         )
-
-
-def _share_ms(started: float, questions: Sequence[object]) -> float:
-    return (time.perf_counter() - started) * 1000 / len(questions)
-
-
-def _with_fast(embedding: QueryEmbedding, fast: QueryEmbedding) -> QueryEmbedding:
-    """The embedding with the milliseconds that embedding the query alone took before."""
-    timings = embedding.timings
-    spent = Timings(think_ms=timings.think_ms, embed_ms=timings.embed_ms + fast.timings.total_ms)
-    return replace(embedding, timings=spent)

@@ -34,7 +34,7 @@ def test_the_command_prints_one_table_and_writes_the_report(
 
     monkeypatch.setenv("COLUMNS", "240")
     base = ["eval", "--model", str(tiny), "--data", str(folder), "--work", str(tmp_path / "work")]
-    base += ["--thinking", "never,2", "--max-new-tokens", "6"]
+    base += ["--n-thoughts", "never,2", "--max-new-tokens", "6"]
     done = CliRunner().invoke(app, [*base, "--bm25", "--hybrid", "--report", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     for name in ("tiny never", "tiny k=2", "tiny + BM25 k=2", "BM25 k=2"):
@@ -54,7 +54,7 @@ def test_the_command_reports_a_malformed_collection_and_refuses_it_when_strict(
 
     with (folder / "corpus.jsonl").open("a") as file:
         file.write('{"_id": "rust", "text": "Again."}\n')
-    command = ["eval", "--model", str(tiny), "--data", str(folder), "--thinking", "never"]
+    command = ["eval", "--model", str(tiny), "--data", str(folder), "-n", "never"]
     done = CliRunner().invoke(app, [*command, "--json"])
     assert done.exit_code == 0, done.output
     assert "duplicate document id: 1" in done.stderr

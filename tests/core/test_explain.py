@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from o1_retriever.explain.render import costs_view, explain, hits_view, milliseconds, printable, thoughts_view
+from o1_retriever.explain.render import (
+    costs_view,
+    hits_view,
+    milliseconds,
+    printable,
+    result_view,
+    thoughts_view,
+)
 from o1_retriever.index.hits import Hit
-from o1_retriever.search.retriever import SearchResult
+from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import QueryEmbedding, Thought, Timings
 
 LONG = " ".join(f"word{number}" for number in range(200))
@@ -41,7 +48,7 @@ def result(thoughts=(), hits=(), query="Why?", **timings) -> SearchResult:
 def test_a_whole_result():
     thought = Thought(text="Because.", completion_tokens=4)
     found = hit(metadata={"title": "T", "page": 3})
-    text = shown(explain(result((thought,), [found], think_ms=1800.0, embed_ms=12.4)))
+    text = shown(result_view(result((thought,), [found], think_ms=1800.0, embed_ms=12.4)))
     assert [line.strip() for line in text.splitlines() if line.strip()] == [
         "Why?",
         "Thoughts",
@@ -54,7 +61,7 @@ def test_a_whole_result():
 
 
 def test_a_fast_result_has_no_thoughts():
-    text = shown(explain(result(embed_ms=1.0)))
+    text = shown(result_view(result(embed_ms=1.0)))
     assert "Thoughts" not in text
     assert "none: no passage matches" in text
     assert "no thoughts · embed 1.0 ms · search 3.2 ms" in text
@@ -150,7 +157,9 @@ def test_a_hit_without_a_source_goes_by_its_id():
 def test_text_is_neither_markup_nor_a_command_to_the_terminal():
     nasty = "[bold]x[/bold] [/nothing] \x1b[2J\x9b31m\x07 y \u202e"
     text = shown(
-        explain(result((Thought(text=nasty), Thought.failure(nasty)), [hit(text=nasty, source=nasty)], nasty))
+        result_view(
+            result((Thought(text=nasty), Thought.failure(nasty)), [hit(text=nasty, source=nasty)], nasty)
+        )
     )
     assert text.count("[bold]x[/bold]") == 5
     assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(text)
@@ -158,7 +167,7 @@ def test_text_is_neither_markup_nor_a_command_to_the_terminal():
 
 
 def test_no_colours_where_there_is_no_terminal(monkeypatch):
-    view = explain(result((Thought.failure("x"),), [hit()]))
+    view = result_view(result((Thought.failure("x"),), [hit()]))
     assert "\x1b[" not in shown(view)
     assert "\x1b[31m" in shown(view, force_terminal=True, color_system="standard")
     monkeypatch.setenv("NO_COLOR", "1")

@@ -18,8 +18,7 @@ from o1_retriever import Explanation, Index, Retriever, ThinkingEmbedder, Though
 from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever.explain.explanation import Move, moves
-from o1_retriever.explain.render import explanation_view
+from o1_retriever.explain.parts import Move, moves
 from o1_retriever.guard import Gate
 from o1_retriever.index.hits import Hit
 from o1_retriever.thought import Thought
@@ -282,7 +281,7 @@ def test_the_terminal_shows_all_of_it_within_its_width(retriever, width):
 
 def shown_full(found: Explanation) -> str:
     console = Console(file=io.StringIO(), width=80)
-    console.print(explanation_view(found, full=True))
+    console.print(found.view(full=True))
     return console.file.getvalue()
 
 

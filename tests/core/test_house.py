@@ -34,8 +34,6 @@ LAYERS = [
 # Modules that stand in a circle today; this list only becomes shorter.
 CIRCLES: list[set[str]] = [
     {"o1_retriever.engine.load", "o1_retriever.engine.prefill", "o1_retriever.engine.steps"},
-    {"o1_retriever.explain.explanation", "o1_retriever.explain.html", "o1_retriever.explain.render"},
-    {"o1_retriever.cli.demo", "o1_retriever.cli.demo_view"},
     {"o1_retriever_training.joint.recipe", "o1_retriever_training.joint.recipe_changes"},
     {"o1_retriever_training.prompts", "o1_retriever_training.recipe"},
     {
@@ -47,10 +45,6 @@ CIRCLES: list[set[str]] = [
 # Who checks a query or reads a conversation beside the module that does; this list only becomes shorter.
 CHECKS_AGAIN = {
     "o1_retriever.encoders",
-    "o1_retriever.cli.asking",
-    "langchain_o1_retriever.embeddings",
-    "langchain_o1_retriever.retrievers",
-    "llama_index_o1_retriever.conversation",
 }
 LOOSE = 12  # modules at the top of the core
 HEAVY = {"torch", "transformers", "chromadb", "sentence_transformers", "bitsandbytes", "openai", "numpy"}

@@ -31,6 +31,16 @@ def test_a_short_note_stands_beside_the_rate(
     assert "3 failed" in capsys.readouterr().err.splitlines()[0]
 
 
+def test_a_finished_bar_is_wiped_from_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("Training", 2, show=True) as advance:
+        advance(2)
+    assert capsys.readouterr().err.endswith("\x1b[1A\x1b[2K")
+
+
 def test_without_a_terminal_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("Training", 4, show=None) as advance:
         advance(1, "note")

@@ -11,7 +11,7 @@ from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import FingerprintError, InputError, SettingsError
-from o1_retriever.search.retriever import SearchResult
+from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import QueryEmbedding, Thought
 
 WORDS = ("mirror", "steam", "kettle", "bubble", "tulip", "cold", "battery", "ski")

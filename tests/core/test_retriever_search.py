@@ -14,7 +14,7 @@ from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import Decision, Gate, calibrate, features
 from o1_retriever.ranking.bm25 import lexical_query
-from o1_retriever.search.retriever import SearchSettings
+from o1_retriever.search.result import SearchSettings
 from o1_retriever.thought import Thought
 
 WORDS = ("mirror", "steam", "kettle", "bubble", "tulip", "cold", "battery", "ski")

@@ -21,7 +21,7 @@ def save(folder: Path, *, seed: int = 0) -> Path:
     model, tokenizer = tiny_model("llama", seed=seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    TemplateConfig(settings={"k": 2, "max_new_tokens": 6, "temperature": 1.0}).save(folder)
+    TemplateConfig(settings={"n_thoughts": 2, "max_new_tokens": 6, "temperature": 1.0}).save(folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""`o1-retriever synthesize | vote | negatives | make-data | improve`, found by their entry points."""
+"""`o1-retriever synthesize | vote | negatives | make-data | improve`."""
 
 from __future__ import annotations
 

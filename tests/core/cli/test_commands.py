@@ -76,7 +76,7 @@ def test_search_shows_thoughts_then_hits_then_costs(indexed):
 
 
 def test_search_as_json_is_one_object_on_one_line(indexed):
-    result = run("search", "Warum beschlägt er?", "--hits", "3", "--json", "-k", "1", "--seed", "4")
+    result = run("search", "Warum beschlägt er?", "-k", "3", "--json", "-n", "1", "--seed", "4")
     assert result.stderr == ""
     assert result.stdout.count("\n") == 1
     found = json.loads(result.stdout)
@@ -180,7 +180,18 @@ def test_questions_from_standard_input_are_answered_in_order(indexed):
 
 
 def test_think_shows_thoughts_alone():
-    said = ok("think", "Why?", "-k", "3", "--max-new-tokens", "4", "--temperature", "0.5", "--top-p", "0.8")
+    said = ok(
+        "think",
+        "Why?",
+        "--n-thoughts",
+        "3",
+        "--max-new-tokens",
+        "4",
+        "--temperature",
+        "0.5",
+        "--top-p",
+        "0.8",
+    )
     assert re.search(r"3 thoughts, \d+ tokens · think", said)
     found = json.loads(ok("think", "Why?", "--json"))
     assert list(found) == ["query", "thoughts", "timings"]
@@ -202,7 +213,7 @@ def test_recorded_thoughts_with_an_encoder(here):
     )
     encoder = ("--encoder", str(minilm), "--index", "pair", "--device", "cpu")
     ok("index", "notes", *encoder)  # documents need no thinker
-    asked = ("search", "Why is it blank?", *encoder, "--hits", "1", "-k", "2")
+    asked = ("search", "Why is it blank?", *encoder, "--hits", "1", "-n", "2")
     said = run(*asked, "--thinker", "thoughts.jsonl")
     assert said.exit_code == 0
     assert "Steam condenses" in said.stdout

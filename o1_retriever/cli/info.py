@@ -1,21 +1,47 @@
-"""The model, the cache and the index as plain JSON values and as lines. No weights are loaded for it."""
+"""`o1-retriever info`: the model, where it would run, the cache and the index, without loading the model."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
+import typer
+
+from o1_retriever.cli.cache import cache_record, cache_rows
 from o1_retriever.cli.models import is_pair, model_name, pair_problem
-from o1_retriever.cli.options import Dtype, ModelOptions
+from o1_retriever.cli.options import Dtype, IndexOptions, ModelOptions, with_options
+from o1_retriever.cli.terminal import Facts, output, problem, section, size, write_json
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1RetrieverError
 
-if TYPE_CHECKING:
-    from rich.console import Group
 
-Rows = list[tuple[str, str]]
+@with_options
+def info(
+    *,
+    target: IndexOptions,
+    model: ModelOptions,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Show the model, device, number format, cache and index."""
+    from o1_retriever import __version__
+
+    found: dict[str, Any] = {
+        "version": __version__,
+        "model": model_record(model),
+        **device_record(model),
+        "cache": tried(cache_record),
+        "index": tried(lambda: index_record(target.index)),
+    }
+    if as_json:
+        write_json(found)
+        return
+    rows = [*model_rows(found["model"]), ("device", found["device"]), ("dtype", found["dtype"])]
+    console = output()
+    console.print(section(f"o1-retriever {__version__}", rows))
+    console.print("", section("Cache", cache_rows(found["cache"])), sep="\n")
+    console.print("", section("Index", index_rows(found["index"])), sep="\n")
 
 
 def model_record(options: ModelOptions) -> dict[str, Any]:
@@ -135,24 +161,6 @@ def device_record(options: ModelOptions) -> dict[str, str]:
     return {"device": device, "dtype": f"nf4, computing in {dtype}" if options.four_bit else dtype}
 
 
-def cache_record() -> dict[str, Any]:
-    """What the cache holds; looking does not create it."""
-    from o1_retriever.cache import ThoughtCache, default_cache_path
-
-    path = default_cache_path()
-    if not path.is_dir():
-        return {
-            "path": str(path),
-            "thoughts": 0,
-            "vectors": 0,
-            "bytes": 0,
-            "file_bytes": 0,
-            "max_bytes": None,
-        }
-    with ThoughtCache() as cache:
-        return cache.info().to_dict()
-
-
 def index_record(path: Path) -> dict[str, Any]:
     """What the index holds. Raises `IndexNotFoundError` or another `StoreError`."""
     from o1_retriever.index.index import Index
@@ -178,14 +186,14 @@ def tried(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"problem": str(error)}
 
 
-def model_rows(record: dict[str, Any]) -> Rows:
+def model_rows(record: dict[str, Any]) -> Facts:
     """The model as lines."""
     if "encoder" in record:
         thinker = " ".join(part for part in (record["thinker_model"], record["thinker"]) if part)
         rows = [("encoder", record["encoder"] or "none"), ("thinker", thinker or "none")]
-        return rows + _problem(record)
+        return rows + problem(record)
     if "layout" not in record:
-        return [("model", record["name"] or "none"), *_problem(record)]
+        return [("model", record["name"] or "none"), *problem(record)]
     shape = (
         f"{record['architecture']}, {record['dimension']} dimensions, at most {record['max_tokens']} tokens"
     )
@@ -197,57 +205,17 @@ def model_rows(record: dict[str, Any]) -> Rows:
         ("weights", f"{weights} as {', '.join(record['stored_as'])}"),
         ("layout", record["layout"]),
         ("thinks with", settings or "the library's defaults"),
-        *_problem(record),
+        *problem(record),
     ]
 
 
-def cache_rows(record: dict[str, Any]) -> Rows:
-    """The cache as lines."""
-    if "problem" in record:
-        return _problem(record)
-    room = f" of at most {size(record['max_bytes'])}" if record["max_bytes"] else ""
-    return [
-        ("path", record["path"]),
-        ("holds", f"{record['thoughts']:,} thoughts, {record['vectors']:,} query vectors"),
-        ("size", f"{size(record['file_bytes'])}{room}"),
-    ]
-
-
-def index_rows(record: dict[str, Any]) -> Rows:
+def index_rows(record: dict[str, Any]) -> Facts:
     """The index as lines."""
     if "problem" in record:
-        return _problem(record)
+        return problem(record)
     rows = [
         ("path", record["path"]),
         ("holds", f"{record['documents']:,} passages, {size(record['bytes'])}"),
     ]
     rows += [("folder", f"{name} ({files} files)") for name, files in record["folders"].items() if name]
     return [*rows, ("fingerprint", record["fingerprint"])]
-
-
-def section(title: str, rows: Sequence[tuple[str, str]]) -> Group:
-    """A title with names and values below it."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2), pad_edge=True)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, Text(value, style="red" if name == "problem" else ""))
-    return Group(Text(title, style="bold"), table)
-
-
-def size(count: int) -> str:
-    """Bytes as people read them."""
-    amount = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if amount < 1000 or unit == "GB":
-            break
-        amount /= 1000
-    return f"{amount:.0f} {unit}" if unit == "bytes" or amount >= 100 else f"{amount:.1f} {unit}"
-
-
-def _problem(record: dict[str, Any]) -> Rows:
-    return [("problem", record["problem"])] if record["problem"] else []

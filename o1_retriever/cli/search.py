@@ -1,0 +1,295 @@
+"""`o1-retriever search` and `o1-retriever think`: queries in, thoughts and passages out."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from o1_retriever.cli.options import IndexOptions, ModelOptions, SearchModes, ThoughtOptions, with_options
+from o1_retriever.cli.terminal import fail, output, working, write_json
+from o1_retriever.errors import IndexNotFoundError, InputError, O1RetrieverError
+
+if TYPE_CHECKING:
+    from o1_retriever.explain.explanation import Explanation
+    from o1_retriever.query import Query
+    from o1_retriever.search.result import SearchResult
+    from o1_retriever.thought import Thought, Timings
+
+_BATCH = 32  # queries from standard input that are thought about together
+_LARGEST = 2**63
+
+QueryText = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="QUERY",
+        help='Your question; "-" reads one a line from standard input; without one you are asked.',
+        show_default=False,
+    ),
+]
+HistoryFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--history",
+        help="The conversation before the query: a .jsonl file of turns with role and content, or a JSON "
+        "list of them. The thoughts are written after it.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a query on standard output.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HitOptions:
+    """Which passages, and how much of them."""
+
+    hits: Annotated[int, typer.Option("-k", "--hits", min=1, help="How many passages to show.")] = 5
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="KEY=VALUE", help="Only passages like source=a.md (repeatable)."),
+    ] = None
+    full: Annotated[bool, typer.Option("--full", help="Show passages whole, not their first lines.")] = False
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show what each thought finds, and what thinking moved.")
+    ] = False
+
+
+@with_options
+def search(
+    query: QueryText = None,
+    *,
+    shown: HitOptions,
+    modes: SearchModes,
+    history: HistoryFile = None,
+    target: IndexOptions,
+    model: ModelOptions,
+    thoughts: ThoughtOptions,
+    as_json: Json = False,
+) -> None:
+    """Ask a QUERY: think about it, then show the thoughts and the passages they led to."""
+    from o1_retriever.thought import ThoughtSettings
+
+    # Whatever is wrong is said before anything is loaded.
+    source = _Queries(query, history)
+    where = parse_where(shown.where or [])
+    thoughts.settings(ThoughtSettings())
+    options = modes.options()
+    _check_index(target.index)
+    from o1_retriever.cli.models import load_embedder
+    from o1_retriever.index.index import Index
+    from o1_retriever.search.retriever import Retriever
+
+    embedder = load_embedder(model)
+    settings = thoughts.settings(embedder.settings)
+    thinks = modes.chosen() != "never"
+    with Index(target.index, embedder) as index:
+        retriever = Retriever(embedder, index, **options)
+
+        def explain(queries: list[Query]) -> None:
+            for each in queries:
+                with _thinking(1, thinks=thinks):
+                    explanation = retriever.explain(each, k=shown.hits, where=where, settings=settings)
+                _show_explanation(explanation, full=shown.full, as_json=as_json, spaced=source.many)
+
+        def answer(queries: list[Query]) -> None:
+            with _thinking(len(queries), thinks=thinks) as show:
+                results = retriever.search_many(
+                    queries, k=shown.hits, where=where, settings=settings, show_progress_bar=show
+                )
+            for result in results:
+                _show_result(result, full=shown.full, as_json=as_json, spaced=source.many)
+
+        source.each(explain if shown.explain else answer)
+
+
+@with_options
+def think(
+    query: QueryText = None,
+    *,
+    history: HistoryFile = None,
+    model: ModelOptions,
+    thoughts: ThoughtOptions,
+    as_json: Json = False,
+) -> None:
+    """Show what the model thinks about a QUERY, without searching."""
+    from o1_retriever.thought import ThoughtSettings, Timings
+
+    source = _Queries(query, history)
+    thoughts.settings(ThoughtSettings())
+    from o1_retriever.cli.models import load_embedder
+
+    embedder = load_embedder(model)
+    settings = thoughts.settings(embedder.settings)
+
+    def answer(queries: list[Query]) -> None:
+        started = time.perf_counter()
+        with working("Thinking"):
+            found = embedder.think(queries, settings=settings)
+        timings = Timings(think_ms=(time.perf_counter() - started) * 1000 / len(queries))
+        for each, written in zip(queries, found, strict=True):
+            _show_thoughts(each.text, written, timings, as_json=as_json, spaced=source.many)
+
+    source.each(answer)
+
+
+def _show_thoughts(
+    query: str, thoughts: list[Thought], timings: Timings, *, as_json: bool, spaced: bool
+) -> None:
+    from rich.text import Text
+
+    from o1_retriever.explain.render import costs_view, printable, thoughts_view
+
+    if as_json:
+        records = [thought.to_dict() for thought in thoughts]
+        write_json({"query": query, "thoughts": records, "timings": {"think_ms": round(timings.think_ms, 3)}})
+        return
+    views = (thoughts_view(thoughts), Text(), costs_view(thoughts, timings))
+    output().print(Text(printable(query), style="bold"), *views, sep="\n", end="\n\n" if spaced else "\n")
+
+
+def _show_result(result: SearchResult, *, full: bool, as_json: bool, spaced: bool) -> None:
+    from o1_retriever.explain.render import result_view
+
+    if as_json:
+        write_json(result.to_dict())
+        return
+    if result.how.thinking == "auto":
+        verb = "Thought about" if result.decision.think else "Not thought about"
+        output().print(f"{verb}: {result.decision.reason}.", style="dim", markup=False)
+    output().print(result_view(result, full=full), end="\n\n" if spaced else "\n")
+
+
+def _show_explanation(explanation: Explanation, *, full: bool, as_json: bool, spaced: bool) -> None:
+    if as_json:
+        write_json(explanation.to_dict())
+    else:
+        output().print(explanation.view(full=full), end="\n\n" if spaced else "\n")
+
+
+def _check_index(path: Path) -> None:
+    """Find out whether there is anything to search before a model is loaded."""
+    from o1_retriever.index.index import Index
+
+    with Index(path, create=False) as index:
+        if not index.count():
+            raise IndexNotFoundError(
+                f"The index in {index.path} is empty.", hint="Type: o1-retriever index FOLDER"
+            )
+
+
+@contextlib.contextmanager
+def _thinking(queries: int, *, thinks: bool) -> Iterator[bool | None]:
+    """A sign that one query is being thought about; for several, leave to show a progress bar."""
+    if queries > 1:
+        yield None
+        return
+    with working("Thinking" if thinks else "Searching"):
+        yield False
+
+
+class _Queries:
+    """The queries of one command: the one on the command line, or many from elsewhere.
+
+    `history` is the file of the conversation before each. Raises `InputError` for what cannot be used.
+    """
+
+    def __init__(self, argument: str | None, history: Path | None) -> None:
+        from o1_retriever.query import Conversation, as_query, read_history
+
+        if argument is None and not sys.stdin.isatty():
+            raise typer.BadParameter(
+                'found none, and nobody to ask; expected your question in quotes, or "-" to read questions '
+                "from standard input",
+                param_hint="QUERY",
+            )
+        self.many = argument in (None, "-")
+        self._from_terminal = argument is None
+        self._history = Conversation() if history is None else read_history(history)
+        self._only = None if argument in (None, "-") else as_query(argument, self._history)
+
+    def each(self, answer: Callable[[list[Query]], None]) -> None:
+        """Answer all queries, those from standard input in batches."""
+        if hasattr(sys.stdin, "reconfigure"):
+            # Bytes that are no UTF-8 become an error that names the query.
+            sys.stdin.reconfigure(errors="surrogateescape")
+        if self._only is not None:
+            answer([self._only])
+        elif self._from_terminal:
+            self._converse(answer)
+        else:
+            for lines in _batches():
+                answer(self._checked(lines))
+
+    def _checked(self, lines: list[str]) -> list[Query]:
+        from o1_retriever.query import as_queries
+
+        return as_queries(lines, [self._history] * len(lines))
+
+    def _converse(self, answer: Callable[[list[Query]], None]) -> None:
+        """Ask for queries until an empty one; what goes wrong with one of them does not end it."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - gives `input` a history and arrow keys
+        while True:
+            try:
+                line = input("Question (empty to leave): ").strip()
+            except EOFError:
+                return
+            if not line:
+                return
+            try:
+                answer(self._checked([line]))
+            except O1RetrieverError as error:
+                fail(error.message, error.hint)
+
+
+def _batches() -> Iterator[list[str]]:
+    lines = (line.strip() for line in sys.stdin)
+    queries = (line for line in lines if line)
+    batch = list(islice(queries, _BATCH))
+    if not batch:
+        raise InputError("Standard input holds no question; expected one a line.")
+    while batch:
+        yield batch
+        batch = list(islice(queries, _BATCH))
+
+
+def parse_where(pairs: Sequence[str]) -> dict[str, Any] | None:
+    """The filter of `--where key=value`: all pairs must match; None for no pairs.
+
+    What is typed has no type: `page=3` matches the number and the text. Raises a usage error for what is no
+    pair.
+    """
+    conditions = [_condition(pair) for pair in pairs]
+    if len(conditions) > 1:
+        return {"$and": conditions}
+    return conditions[0] if conditions else None
+
+
+def _condition(pair: str) -> dict[str, Any]:
+    key, equals, value = (part.strip() for part in pair.partition("="))
+    if not (key and equals) or key.startswith("$"):
+        raise typer.BadParameter(f"--where is {pair!r}; expected key=value, for example source=notes.md")
+    readings = [{key: reading} for reading in _readings(value)]
+    return {"$or": readings} if len(readings) > 1 else readings[0]
+
+
+def _readings(value: str) -> list[str | int | float | bool]:
+    if value.lower() in ("true", "false"):
+        return [value, value.lower() == "true"]
+    readings: list[str | int | float | bool] = [value]
+    try:
+        number = float(value)
+    except ValueError:
+        return readings
+    if not math.isfinite(number):
+        return readings
+    if number.is_integer() and abs(number) < _LARGEST:
+        readings.append(int(number))
+    return [*readings, number]
