@@ -15,7 +15,9 @@ from o1_retriever.extras import require
 
 require("chromadb", extra="index", purpose="The Chroma embedding function")
 
-from chroma_o1_retriever.collections import open_collection  # noqa: E402 - after the check above
-from chroma_o1_retriever.function import O1EmbeddingFunction  # noqa: E402
+from chroma_o1_retriever.function import (  # noqa: E402 - after the check above
+    O1EmbeddingFunction,
+    open_collection,
+)
 
 __all__ = ["O1EmbeddingFunction", "open_collection"]

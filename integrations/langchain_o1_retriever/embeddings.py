@@ -9,7 +9,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import run_in_executor
 
 from o1_retriever.embedder import ThinkingEmbedder
-from o1_retriever.query import History, check_text
+from o1_retriever.query import History, Query, as_query
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings
 
 
@@ -74,23 +74,22 @@ class O1Embeddings(Embeddings):
         return await run_in_executor(None, self.embed_query, text)
 
     def think(
-        self, text: str, *, settings: ThoughtSettings | None = None, history: History = None
+        self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
     ) -> QueryEmbedding:
         """What `embed_query` makes, with the thoughts and timings that a bare vector does not show.
 
-        `history` is what was said before the query, such as messages of LangChain.
+        `history` is the conversation before the query, such as messages of LangChain.
         """
         return self.embedder.embed_queries(
-            [check_text(text, what="query")],
+            [as_query(query, history)],
             settings=settings or self.settings,
             batch_size=self.batch_size,
             show_progress_bar=self.show_progress_bar,
             truncate_dim=self.truncate_dim,
-            histories=[history],
         )[0]
 
     async def athink(
-        self, text: str, *, settings: ThoughtSettings | None = None, history: History = None
+        self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
     ) -> QueryEmbedding:
         """`think`, in a thread."""
-        return await run_in_executor(None, lambda: self.think(text, settings=settings, history=history))
+        return await run_in_executor(None, lambda: self.think(query, settings=settings, history=history))

@@ -9,31 +9,27 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
-from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore
 from pydantic import Field, field_validator, model_validator
 
 from langchain_o1_retriever.embeddings import O1Embeddings
-from langchain_o1_retriever.stores import Request, ScoredDocument, StoreSearch
-from langchain_o1_retriever.thinking import ThinkingStore
+from langchain_o1_retriever.searches import IndexSearch, Request, ScoredDocument, StoreSearch
 from langchain_o1_retriever.tracing import athink_run, records, think_run
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
-from o1_retriever.index.hits import Hit
-from o1_retriever.query import Conversation, check_text
-from o1_retriever.search.result import Pooling, Thinking
-from o1_retriever.search.retriever import Retriever, SearchResult
-from o1_retriever.thought import QueryEmbedding, ThoughtSettings
+from o1_retriever.query import as_query
+from o1_retriever.search.result import Pooling, split_options
+from o1_retriever.search.retriever import Retriever
+from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings
 
 _PER_CALL = ("k", "score_threshold", "filter", "settings")
 # Options of our own search; None: as the retriever of our index is set, or else as `SearchSettings`.
 _HOW = ("pooling", "thinking", "hybrid")
-_HOW_PER_CALL = (*_HOW, "depth", "gate")
 
 
 class O1Retriever(BaseRetriever):
-    """Thinks about a question and finds the nearest documents.
+    """Thinks about a query and finds the nearest documents.
 
     Searches either our own index (`retriever`) or any LangChain vector store (`vectorstore`), one of which
     must be given. `embeddings` (`O1Embeddings`, or a `ThinkingEmbedder`) think for a vector store; None takes
@@ -43,10 +39,10 @@ class O1Retriever(BaseRetriever):
     `cached` (a thought that could not be had has `finish="failed"` and its reason), and `relevance_score`
     (cosine for our index, the store's relevance for a store, absent when it gives none); after a hybrid
     search also `fused_score`, by which they are ordered. Callbacks receive the thoughts as the custom event
-    `THOUGHTS_EVENT` too, even when nothing is found, and tracers such as LangSmith show the thinking as a run
+    `THOUGHTS_EVENT` too, even when there is no hit, and tracers such as LangSmith show the thinking as a run
     of its own, `THINKING_RUN`.
 
-    A conversation goes with the question: `invoke(question, history=messages)`, where `messages` are those of
+    A conversation goes with the query: `invoke(query, history=messages)`, where `messages` are those of
     LangChain (or any that `Conversation.of` reads). The thoughts are written after it; nothing else changes.
 
     All from `k` to `hybrid` may also be passed to `invoke`, and so may the other fields of `SearchSettings`;
@@ -114,48 +110,37 @@ class O1Retriever(BaseRetriever):
             )
         return embeddings
 
-    def _request(self, changes: dict[str, Any]) -> Request:
-        own = {name: getattr(self, name) for name in _PER_CALL}
-        every = {**own, **{name: getattr(self, name) for name in _HOW}, **self.search_kwargs, **changes}
-        known = {name: every.pop(name) for name in own}
-        history = Conversation.of(every.pop("history", None))
-        asked = {name: every.pop(name) for name in _HOW_PER_CALL if name in every}
-        how = {name: value for name, value in asked.items() if value is not None}
-        return Request(**known, history=history, how=how, extra=every)
+    def _request(self, query: str, changes: dict[str, Any]) -> Request:
+        own = {name: getattr(self, name) for name in (*_PER_CALL, *_HOW)}
+        how, options = split_options({**own, **self.search_kwargs, **changes})
+        known = {name: options.pop(name) for name in _PER_CALL}
+        checked = as_query(query, options.pop("history", None))
+        return Request(query=checked, **known, how=how, extra=options)
+
+    def _search(self, request: Request) -> IndexSearch | StoreSearch:
+        if self.retriever is not None:
+            return IndexSearch(self.retriever, request)
+        assert self.vectorstore is not None
+        embeddings = self._thinking_embeddings(self.vectorstore)
+        return StoreSearch(self.vectorstore, embeddings, request, self.relevance_score_fn)
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        request = self._request(kwargs)
-        if self.vectorstore is None:
-            with think_run(run_manager, query) as tell:
-                result = self._search_index(query, request)
-                tell(result.embedding, result.decision)
-            return _documents(result.embedding, request.kept(_scored(result)))
-        store = self._thinking_store(self.vectorstore, request)
+        search = self._search(self._request(query, kwargs))
         with think_run(run_manager, query) as tell:
-            thinking = store.think(query)
-            tell(thinking.embedding, thinking.decision)
-        return _documents(thinking.embedding, store.find(thinking))
+            embedded = search.think()
+            tell(embedded.embedding, embedded.decision)
+        return _documents(embedded.embedding, search.find(embedded))
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        request = self._request(kwargs)
-        if self.vectorstore is None:
-            async with athink_run(run_manager, query) as tell:
-                result = await run_in_executor(None, self._search_index, query, request)
-                tell(result.embedding, result.decision)
-            return _documents(result.embedding, request.kept(_scored(result)))
-        store = self._thinking_store(self.vectorstore, request)
+        search = self._search(self._request(query, kwargs))
         async with athink_run(run_manager, query) as tell:
-            thinking = await store.athink(query)
-            tell(thinking.embedding, thinking.decision)
-        return _documents(thinking.embedding, await store.afind(thinking))
-
-    def _thinking_store(self, store: VectorStore, request: Request) -> ThinkingStore:
-        search = StoreSearch(store, self.relevance_score_fn)
-        return ThinkingStore(self._thinking_embeddings(store), search, request)
+            embedded = await search.athink()
+            tell(embedded.embedding, embedded.decision)
+        return _documents(embedded.embedding, await search.afind(embedded))
 
     def explain(self, query: str, **kwargs: Any) -> Explanation:
         """What each thought finds in our own index, and what thinking moved; `kwargs` as in `invoke`.
@@ -167,29 +152,7 @@ class O1Retriever(BaseRetriever):
                 f"This retriever searches a {type(self.vectorstore).__name__}; explain needs our own index.",
                 hint="Type: O1Retriever(retriever=Retriever(embedder, index)).explain(query)",
             )
-        request = self._request(kwargs)
-        every = {**request.how, **request.extra}
-        return self.retriever.explain(
-            query,
-            k=request.k,
-            where=request.filter,
-            settings=request.settings,
-            history=request.history,
-            **every,
-        )
-
-    def _search_index(self, query: str, request: Request) -> SearchResult:
-        assert self.retriever is not None
-        check_text(query, what="query")
-        every = {**request.how, **request.extra}
-        return self.retriever.search(
-            query,
-            k=request.k,
-            where=request.filter,
-            settings=request.settings,
-            history=request.history,
-            **every,
-        )
+        return IndexSearch(self.retriever, self._request(query, kwargs)).explain()
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         """What LangSmith shows of this retriever."""
@@ -205,19 +168,7 @@ class O1Retriever(BaseRetriever):
         return params
 
 
-def _scored(result: SearchResult) -> list[ScoredDocument]:
-    return [
-        (Document(id=hit.id, page_content=hit.text, metadata=_metadata(hit)), hit.score)
-        for hit in result.hits
-    ]
-
-
-def _metadata(hit: Hit) -> dict[str, Any]:
-    fused = {} if hit.fused_score is None else {"fused_score": hit.fused_score}
-    return {**hit.metadata, **fused}
-
-
-def _documents(embedding: QueryEmbedding, found: Sequence[ScoredDocument]) -> list[Document]:
+def _documents(embedding: QueryEmbedding, ranking: Sequence[ScoredDocument]) -> list[Document]:
     """The documents with what we know about them; copies, as a store may hand out its own objects."""
     thoughts = records(embedding)
     return [
@@ -230,5 +181,5 @@ def _documents(embedding: QueryEmbedding, found: Sequence[ScoredDocument]) -> li
                 }
             }
         )
-        for document, score in found
+        for document, score in ranking
     ]

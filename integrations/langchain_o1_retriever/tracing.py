@@ -14,7 +14,6 @@ from langchain_core.callbacks import (
 )
 
 from o1_retriever.guard import Decision
-from o1_retriever.search.result import thought_record
 from o1_retriever.thought import QueryEmbedding
 
 THOUGHTS_EVENT = "o1_retriever_thoughts"
@@ -72,4 +71,4 @@ async def athink_run(run_manager: AsyncCallbackManagerForRetrieverRun, query: st
 
 def records(embedding: QueryEmbedding) -> list[dict[str, Any]]:
     """The thoughts as plain JSON values."""
-    return [thought_record(thought) for thought in embedding.thoughts]
+    return [thought.to_dict() for thought in embedding.thoughts]

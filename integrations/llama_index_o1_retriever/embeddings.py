@@ -12,15 +12,49 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.base import BaseEvent  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 
-from llama_index_o1_retriever.events import announce
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
-from o1_retriever.query import History
+from o1_retriever.guard import Decision
+from o1_retriever.query import History, Query, as_queries
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings
 
 _dispatcher = get_dispatcher(__name__)
+
+
+class O1ThoughtsEvent(BaseEvent):
+    """A query has been thought about and embedded.
+
+    `thoughts` are dicts with `text`, `finish`, `error`, `tokens` and `cached`; a thought that could not be
+    had has `finish="failed"` and its reason. The list is empty where there was no thinking; `decision` says
+    why or why not (`think`, `reason`, `worth`, `threshold`) where a search decided it.
+    """
+
+    query: str
+    thoughts: list[dict[str, Any]]
+    think_ms: float
+    embed_ms: float
+    decision: dict[str, Any] | None = None
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Class name."""
+        return "O1ThoughtsEvent"
+
+
+def announce(embedding: QueryEmbedding, decision: Decision | None = None) -> None:
+    """Tell the handlers what was thought about one query."""
+    _dispatcher.event(
+        O1ThoughtsEvent(
+            query=embedding.query,
+            thoughts=[thought.to_dict() for thought in embedding.thoughts],
+            think_ms=embedding.timings.think_ms,
+            embed_ms=embedding.timings.embed_ms,
+            decision=None if decision is None else decision.to_dict(),
+        )
+    )
 
 
 class O1Embedding(BaseEmbedding):
@@ -89,7 +123,7 @@ class O1Embedding(BaseEmbedding):
 
     def think(
         self,
-        queries: Sequence[str],
+        queries: Sequence[str | Query],
         *,
         settings: ThoughtSettings | None = None,
         tell: bool = True,
@@ -97,23 +131,25 @@ class O1Embedding(BaseEmbedding):
     ) -> list[QueryEmbedding]:
         """Think about queries in one batch, with the events of one query and one of thoughts for each.
 
-        `tell=False` leaves the events of thoughts to the caller. `histories` are what was said before each
-        query, such as chat messages of LlamaIndex.
+        `tell=False` leaves the events of thoughts to the caller. `histories` are the conversations before
+        each query, such as chat messages of LlamaIndex.
         """
+        checked = as_queries(queries, histories)
+        texts = [query.text for query in checked]
         payload = self.to_payload()
         _dispatcher.event(EmbeddingStartEvent(model_dict=payload))
         with self.callback_manager.event(
             CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
         ) as event:
-            found = self._think(queries, settings, tell=tell, histories=histories)
+            found = self._think(checked, settings, tell=tell)
             vectors = [item.vector.tolist() for item in found]
-            event.on_end(payload={EventPayload.CHUNKS: list(queries), EventPayload.EMBEDDINGS: vectors})
-        _dispatcher.event(EmbeddingEndEvent(chunks=list(queries), embeddings=vectors))
+            event.on_end(payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: vectors})
+        _dispatcher.event(EmbeddingEndEvent(chunks=texts, embeddings=vectors))
         return found
 
     async def athink(
         self,
-        queries: Sequence[str],
+        queries: Sequence[str | Query],
         *,
         settings: ThoughtSettings | None = None,
         tell: bool = True,
@@ -136,11 +172,10 @@ class O1Embedding(BaseEmbedding):
 
     def _think(
         self,
-        queries: Sequence[str],
+        queries: Sequence[str | Query],
         settings: ThoughtSettings | None = None,
         *,
         tell: bool = True,
-        histories: Sequence[History] | None = None,
     ) -> list[QueryEmbedding]:
         found = self._embedder.embed_queries(
             queries,
@@ -148,7 +183,6 @@ class O1Embedding(BaseEmbedding):
             batch_size=self.embed_batch_size,
             show_progress_bar=False,
             truncate_dim=self.truncate_dim,
-            histories=histories,
         )
         for embedding in found if tell else ():
             announce(embedding)

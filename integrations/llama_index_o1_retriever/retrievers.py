@@ -12,11 +12,11 @@ from llama_index.core.settings import Settings
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from llama_index_o1_retriever.embeddings import O1Embedding
-from llama_index_o1_retriever.filters import as_where
-from llama_index_o1_retriever.roads import OurRoad, StoreRoad
+from llama_index_o1_retriever.searches import IndexSearch, StoreSearch
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
+from o1_retriever.index.hits import check_count
 from o1_retriever.search.retriever import Retriever
 from o1_retriever.thought import ThoughtSettings
 
@@ -24,7 +24,7 @@ _BASE_OPTIONS = ("callback_manager", "object_map", "objects", "verbose")
 
 
 class O1Retriever(BaseRetriever):
-    """Thinks about a question and finds the nearest nodes.
+    """Thinks about a query and finds the nearest nodes.
 
     `source` is our own `Retriever`, or a `VectorStoreIndex` over any vector store; for the latter
     `embed_model` (`O1Embedding` or a `ThinkingEmbedder`) thinks, None being the index's own, which must
@@ -52,27 +52,25 @@ class O1Retriever(BaseRetriever):
         settings: ThoughtSettings | None = None,
         **options: Any,
     ) -> None:
-        if (
-            isinstance(similarity_top_k, bool)
-            or not isinstance(similarity_top_k, int)
-            or similarity_top_k < 1
-        ):
-            raise SettingsError(f"similarity_top_k is {similarity_top_k!r}; expected a whole number from 1.")
+        check_count("similarity_top_k", similarity_top_k)
         own = {name: options.pop(name) for name in _BASE_OPTIONS if name in options}
         self._similarity_top_k = similarity_top_k
         self._cutoff = similarity_cutoff
-        self._settings = settings
-        self._road: OurRoad | StoreRoad
+        call: dict[str, Any] = {
+            "k": similarity_top_k,
+            "filters": filters,
+            "settings": settings,
+            "options": options,
+        }
+        self._search: IndexSearch | StoreSearch
         if isinstance(source, Retriever):
             if embed_model is not None:
                 raise SettingsError("Found a Retriever and an embed_model; the retriever brings its own.")
-            self._road = OurRoad(source, as_where(filters), options)
+            self._search = IndexSearch(source, **call)
         elif isinstance(source, BaseIndex):
             own = {"object_map": source._object_map, "callback_manager": source._callback_manager, **own}
             model = _thinking_model(embed_model or source._embed_model)  # type: ignore[attr-defined]
-            if filters is not None:
-                options["filters"] = filters
-            self._road = StoreRoad(source, model, similarity_top_k, options)
+            self._search = StoreSearch(source, model, **call)
         else:
             raise SettingsError(
                 f"source is a {type(source).__name__}; expected our Retriever or a VectorStoreIndex."
@@ -88,22 +86,22 @@ class O1Retriever(BaseRetriever):
     def explain(self, query: str | QueryBundle) -> Explanation:
         """What each thought finds in our own index, and what thinking moved.
 
-        Of a bundle the question counts, and the history of a `ConversationBundle`; `similarity_cutoff` is not
+        Of a bundle the query counts, and the history of a `ConversationBundle`; `similarity_cutoff` is not
         applied. Raises `SettingsError` over a `VectorStoreIndex`.
         """
-        if isinstance(self._road, StoreRoad):
+        if isinstance(self._search, StoreSearch):
             raise SettingsError(
                 "This retriever searches a VectorStoreIndex; explain needs our own index.",
                 hint="Type: O1Retriever(Retriever(embedder, index)).explain(query)",
             )
         bundle = QueryBundle(query) if isinstance(query, str) else query
-        return self._road.explain(bundle, self._similarity_top_k, self._settings)
+        return self._search.explain(bundle)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._kept(self._road.retrieve(query_bundle, self._similarity_top_k, self._settings))
+        return self._kept(self._search.retrieve(query_bundle))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._kept(await self._road.aretrieve(query_bundle, self._similarity_top_k, self._settings))
+        return self._kept(await self._search.aretrieve(query_bundle))
 
     def _kept(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
         if self._cutoff is None:

@@ -16,7 +16,6 @@ from o1_retriever.extras import require
 
 require("mteb", extra="eval", purpose="The MTEB model")
 
-from mteb_o1_retriever.model import O1Model  # noqa: E402 - after the check above
-from mteb_o1_retriever.task import as_task  # noqa: E402
+from mteb_o1_retriever.model import O1Model, as_task  # noqa: E402 - after the check above
 
 __all__ = ["O1Model", "as_task"]
