@@ -29,9 +29,9 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.record import RESULTS, ROOT, Figure, record
-from o1_retriever_training.joint.collate import Batch
+from o1_retriever_training.joint.batches import Batch
 from o1_retriever_training.joint.model import JointModel
-from o1_retriever_training.joint.recipe_parts import LossSection
+from o1_retriever_training.joint.recipe import LossSection
 from o1_retriever_training.joint.steps import How, joint_step
 
 VOCABULARY = 8192

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from o1_retriever.engine.template import Layout
 from o1_retriever.evaluation.sources import write_collection
 from o1_retriever_training.joint.backbone import Backbone, open_backbone
-from o1_retriever_training.joint.collate import Batch, Collator, DrawnRows
+from o1_retriever_training.joint.batches import Batch, Collator, DrawnRows
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
@@ -199,7 +199,7 @@ def step(recipe: dict[str, Any], out: str, steps: int, share: tuple[int, int] | 
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from o1_retriever_training.joint.sampler import SameSourceBatches
+    from o1_retriever_training.joint.batches import SameSourceBatches
     from o1_retriever_training.joint.steps import How, joint_step
 
     torch.set_num_threads(1)

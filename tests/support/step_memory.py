@@ -10,14 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from o1_retriever_training.joint.backbone import open_backbone
-from o1_retriever_training.joint.collate import Collator, DrawnRows
-from o1_retriever_training.joint.dry_run_memory import memory_of
-from o1_retriever_training.joint.hardware import Hardware
-from o1_retriever_training.joint.lengths import chunk_tokens, sample
+from o1_retriever_training.joint.batches import Collator, DrawnRows
+from o1_retriever_training.joint.dry_run import Hardware, memory_of
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe
 from o1_retriever_training.joint.rows import open_rows
-from o1_retriever_training.joint.shapes import shape_of
+from o1_retriever_training.joint.sizes import chunk_tokens, sample, shape_of
 from o1_retriever_training.joint.steps import How, joint_step
 from tests.support.tiny import byte_tokenizer
 from tests.training.joint.conftest import write_rows

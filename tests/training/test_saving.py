@@ -150,7 +150,7 @@ def test_a_training_hands_on_its_instruction(tmp_path: Path) -> None:
     import torch
 
     from o1_retriever_training.joint.backbone import open_backbone
-    from o1_retriever_training.joint.recipe_parts import DataSection, ModelSection
+    from o1_retriever_training.joint.recipe import DataSection, ModelSection
 
     base = save_embedder(tmp_path / "base", *tiny_model("llama"), CONFIG)
     data = DataSection(train=({"path": "rows.jsonl"},), instruction="Find the fact:")  # type: ignore[arg-type]

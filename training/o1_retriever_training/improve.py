@@ -78,7 +78,7 @@ def improve(
     `out` and starts from the best model so far; `rounds.json` has the figures. The same call goes on where
     it was stopped. Raises `SettingsError` for a recipe without an evaluation, and what the stages raise.
     """
-    from o1_retriever_training.joint.dev import judged_by
+    from o1_retriever_training.joint.run import judged_by
 
     if recipe.evaluation is None:
         raise SettingsError(
@@ -154,7 +154,7 @@ def _sampling(plan: Improvement, number: int) -> Recipe:
 def _figures(recipe: TrainRecipe) -> dict[str, float]:
     """The dev figures of the model that a recipe begins with."""
     from o1_retriever.engine.load import LoadOptions, load_model
-    from o1_retriever_training.joint.dev import DevEvaluation
+    from o1_retriever_training.joint.run import DevEvaluation
 
     assert recipe.evaluation is not None
     local = load_model(recipe.model.base, LoadOptions())

@@ -13,18 +13,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from o1_retriever.errors import ModelNotFoundError, SettingsError
 from o1_retriever_training.errors import DataError
-from o1_retriever_training.joint import dry_run_memory, model
+from o1_retriever_training.joint import dry_run, model
 from o1_retriever_training.joint.backbone import open_backbone
-from o1_retriever_training.joint.collate import Batch, Collator, DrawnRows
-from o1_retriever_training.joint.dry_run import estimate, step_flops
-from o1_retriever_training.joint.dry_run_memory import Graph, memory_of
-from o1_retriever_training.joint.dry_run_view import duration, gigabytes, large, tables
-from o1_retriever_training.joint.hardware import Hardware, find_hardware, known_hardware
-from o1_retriever_training.joint.lengths import StepSize, chunk_tokens, chunks, sample
+from o1_retriever_training.joint.batches import Batch, Collator, DrawnRows
+from o1_retriever_training.joint.dry_run import (
+    Graph,
+    Hardware,
+    duration,
+    estimate,
+    find_hardware,
+    gigabytes,
+    known_hardware,
+    large,
+    memory_of,
+    step_flops,
+    tables,
+)
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe, read_train_recipe
 from o1_retriever_training.joint.rows import open_rows
-from o1_retriever_training.joint.shapes import shape_of
+from o1_retriever_training.joint.sizes import StepSize, chunk_tokens, chunks, sample, shape_of
 from o1_retriever_training.joint.steps import How, document_chunks, joint_step, query_chunks
 
 CPU = Hardware(name="a CPU", memory=8 * 10**9, peak=5e10, utilisation=0.5, devices=1)
@@ -133,7 +141,7 @@ def test_a_layer_keeps_what_a_forward_keeps(
     found = sum(size for place, size in kept.items() if place not in weights)
     shape = shape_of(recipe.model)
     graph = Graph(chunk.ids.numel(), chunk.ids.shape[1], mask=4)
-    one = dry_run_memory.layer_bytes(shape, recipe.model, graph, 4)
+    one = dry_run.layer_bytes(shape, recipe.model, graph, 4)
     assert shape.layers * graph.tokens * one == pytest.approx(found, rel=0.15)
 
 
@@ -154,7 +162,7 @@ def test_what_is_in_memory_at_once_is_a_chunk(tiny_recipe) -> None:
 
 
 def test_logits_are_cut_where_the_model_cuts_them() -> None:
-    assert dry_run_memory._AT_ONCE == model._LOGITS
+    assert dry_run._AT_ONCE == model._LOGITS
 
 
 def test_the_paper_is_estimated_without_a_network(root: Path) -> None:

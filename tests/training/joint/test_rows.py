@@ -15,12 +15,10 @@ from hypothesis import strategies as st
 
 from o1_retriever.engine.template import Layout, Template, TemplateConfig
 from o1_retriever_training.errors import DataError
-from o1_retriever_training.joint.collate import Collator, Drawn, DrawnRows
+from o1_retriever_training.joint.batches import Collator, Drawn, DrawnRows, SameSourceBatches, steps_per_epoch
 from o1_retriever_training.joint.losses import allowed_negatives
-from o1_retriever_training.joint.recipe_parts import DataSection, LossSection
-from o1_retriever_training.joint.rows import TrainingRows, open_rows
-from o1_retriever_training.joint.sampler import SameSourceBatches, steps_per_epoch
-from o1_retriever_training.joint.texts import text_key
+from o1_retriever_training.joint.recipe import DataSection, LossSection
+from o1_retriever_training.joint.rows import TrainingRows, open_rows, text_key
 from tests.support.tiny import byte_tokenizer
 
 QUERY, DOCUMENT, LENGTH = 24, 28, 56

@@ -14,7 +14,7 @@ from o1_retriever.engine.checkpoint import find_folder, first_line
 from o1_retriever.engine.precision import keep_float32, nf4_config
 from o1_retriever.engine.template import CONFIG_NAME, MARKERS, Layout, Template, TemplateConfig
 from o1_retriever.errors import CheckpointError, SettingsError
-from o1_retriever_training.joint.recipe_parts import DataSection, ModelSection
+from o1_retriever_training.joint.recipe import DataSection, ModelSection
 
 logger = logging.getLogger(__name__)
 

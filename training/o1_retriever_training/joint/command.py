@@ -20,7 +20,7 @@ from o1_retriever.progress import is_shown
 
 if TYPE_CHECKING:
     from o1_retriever_training.joint.recipe import TrainRecipe
-    from o1_retriever_training.joint.result import TrainResult
+    from o1_retriever_training.joint.run import TrainResult
 
 _SET = "SECTION.FIELD=VALUE: change the recipe, such as optimisation.seed=1 (repeatable)."
 _HARDWARE = "For --dry-run: a name such as h100-80gb, or this (default: the recipe's, else this)."
@@ -73,9 +73,7 @@ def _estimate(recipe: TrainRecipe, hardware: str | None) -> None:
     if not _speaks():
         return
     _quiet()
-    from o1_retriever_training.joint.dry_run import estimate
-    from o1_retriever_training.joint.dry_run_view import tables
-    from o1_retriever_training.joint.hardware import find_hardware
+    from o1_retriever_training.joint.dry_run import estimate, find_hardware, tables
 
     found = estimate(recipe, find_hardware(hardware or recipe.hardware.device or "this"))
     for each in tables(found):

@@ -1,20 +1,145 @@
 """What a recipe will cost on a piece of hardware: tokens, operations, memory, time. Nothing is loaded.
 
 An operation count is that of the matrix products; memory is counted part by part and its largest moment is
-reported. Both are estimates: the tests hold them against a counter and against a measured step.
-"""
+reported. Both are estimates: the tests hold them against a counter and against a measured step."""
 
 from __future__ import annotations
 
+import difflib
+import os
+import time
 from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING
 
-from o1_retriever_training.joint.dry_run_memory import is_cpu, memory_of
-from o1_retriever_training.joint.hardware import Hardware
-from o1_retriever_training.joint.lengths import Chunk, Sampled, StepSize, sample
-from o1_retriever_training.joint.recipe import TrainRecipe
-from o1_retriever_training.joint.sampler import steps_per_epoch
-from o1_retriever_training.joint.shapes import Shape, shape_of
+from o1_retriever.errors import SettingsError
+from o1_retriever_training.joint.batches import steps_per_epoch
+from o1_retriever_training.joint.recipe import ModelSection, TrainRecipe
+from o1_retriever_training.joint.sizes import Chunk, Sampled, Shape, StepSize, sample, shape_of
 from o1_retriever_training.reading import HUB
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+GIGA = 10**9
+THIS = "this"
+_FLOAT = 4
+# NF4: half a byte for a weight, and for every 64 of them a scale of 8 bits, of which 256 share a float.
+_NF4 = 0.5 + 1 / 64 + _FLOAT / (64 * 256)
+# Logits in the forward's precision and in float32, their softmax, and their gradient in both.
+_LOGIT_COPIES = 3
+# What allocators lose between blocks that come and go, as a share of them; ours.
+_FRAGMENTATION = 0.2
+_AT_ONCE = 1 << 26  # as many logits as `JointModel` has in memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """A kind of device: `memory` in bytes, `peak` in floating-point operations a second.
+
+    The peak is that of dense matrix products in bfloat16 on a GPU and in float32 on a CPU; training
+    is assumed to reach `utilisation` of it. `overhead` are the bytes that are taken before anything is
+    loaded, `devices` is how many there are (None: as many as the recipe says).
+    """
+
+    name: str
+    memory: int
+    peak: float
+    utilisation: float = 0.4
+    overhead: int = GIGA
+    devices: int | None = None
+
+
+# Dense bfloat16 TFLOP/s and memory as the makers' data sheets have them.
+_GPUS = {
+    "h200-141gb": (141, 989),
+    "h100-80gb": (80, 989),
+    "a100-80gb": (80, 312),
+    "a100-40gb": (40, 312),
+    "l40s-48gb": (48, 362),
+    "rtx-5090-32gb": (32, 210),
+    "rtx-4090-24gb": (24, 165),
+    "rtx-3090-24gb": (24, 71),
+    "a10-24gb": (24, 125),
+    "l4-24gb": (24, 121),
+}
+# Shares of a peak that training reaches: assumed for GPUs, measured for the small model on a CPU.
+_GPU_UTILISATION, _CPU_UTILISATION = 0.4, 0.6
+
+
+def known_hardware() -> list[str]:
+    """The names that `find_hardware` takes."""
+    return [*_GPUS, "cpu", THIS]
+
+
+def find_hardware(name: str) -> Hardware:
+    """The hardware of a name; `this` is the GPU of this machine, or else its CPU, and `cpu` is the latter.
+
+    Raises `SettingsError` for an unknown name.
+    """
+    if name in _GPUS:
+        gigabytes, teraflops = _GPUS[name]
+        return Hardware(
+            name=name, memory=gigabytes * GIGA, peak=teraflops * 1e12, utilisation=_GPU_UTILISATION
+        )
+    if name == "cpu":
+        return _this_cpu()
+    if name == THIS:
+        return _this_gpu() or _this_cpu()
+    near = difflib.get_close_matches(name, known_hardware(), n=1, cutoff=0.4)
+    meant = f"Did you mean {near[0]}? " if near else ""
+    raise SettingsError(
+        f"The hardware is {name!r}, which is not known.", hint=f"{meant}Known: {', '.join(known_hardware())}."
+    )
+
+
+def _this_gpu() -> Hardware | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(0)
+    return Hardware(
+        name=str(found.name),
+        memory=int(found.total_memory),
+        peak=_measured("cuda", 8192, torch.bfloat16),
+        utilisation=_GPU_UTILISATION,
+        devices=torch.cuda.device_count(),
+    )
+
+
+def _this_cpu() -> Hardware:
+    import torch
+
+    threads = torch.get_num_threads()
+    return Hardware(
+        name=f"this CPU, {threads} thread{'s' if threads > 1 else ''}",
+        memory=_memory_here(),
+        peak=_measured("cpu", 768, torch.float32),
+        utilisation=_CPU_UTILISATION,
+        overhead=GIGA // 2,
+        devices=1,
+    )
+
+
+def _memory_here() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return 8 * GIGA
+
+
+def _measured(device: str, size: int, dtype: object) -> float:
+    """Floating-point operations a second of a product of two matrices: the best of several."""
+    import torch
+
+    left = torch.randn(size, size, device=device, dtype=dtype)  # type: ignore[call-overload]
+    best = float("inf")
+    for _ in range(6):
+        started = time.perf_counter()
+        (left @ left).sum().item()
+        best = min(best, time.perf_counter() - started)
+    return float(2 * size**3 / best)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,3 +272,199 @@ def _notes(recipe: TrainRecipe, shape: Shape, hardware: Hardware) -> tuple[str, 
     if recipe.evaluation is not None:
         notes.append("The evaluations on the dev collection come on top of the time.")
     return tuple(notes)
+
+
+def memory_of(
+    recipe: TrainRecipe, shape: Shape, step: StepSize, *, hardware: Hardware, devices: int
+) -> dict[str, int]:
+    """Bytes of one device by part."""
+    model = recipe.model
+    width = compute_width(model, hardware)
+    trained, shares = shape.trained(model), devices if recipe.hardware.sharded else 1
+    buckets = 2 if devices > 1 and not recipe.hardware.sharded else 1
+    cpu = is_cpu(hardware)
+    graph = Graph(*_graph(recipe, step), mask=_FLOAT if cpu else 1)
+    activations = activation_bytes(shape, model, graph, width)
+    logits = _logits(recipe, shape, step, width)
+    return {
+        "weights": round(weight_bytes(shape, model, width) / shares),
+        "gradients": round(trained * _FLOAT * buckets / shares),
+        "optimizer (AdamW)": round(trained * 2 * _FLOAT / shares),
+        "activations": round(activations),
+        "logits": round(logits),
+        "vectors and similarities": round(_vectors(recipe, shape, devices)),
+        "fragmentation": round((activations + logits) * _FRAGMENTATION),
+        "framework": hardware.overhead,
+    }
+
+
+def compute_width(model: ModelSection, hardware: Hardware) -> int:
+    """Bytes of a number in the forward: 2 in bfloat16, 4 in float32."""
+    if model.dtype == "auto":
+        return _FLOAT if is_cpu(hardware) else 2
+    return 2 if model.dtype == "bfloat16" else _FLOAT
+
+
+def is_cpu(hardware: Hardware) -> bool:
+    """Whether it is a processor that training falls back on."""
+    return "CPU" in hardware.name
+
+
+def weight_bytes(shape: Shape, model: ModelSection, width: int) -> float:
+    """Bytes of the weights: float32 for full tuning, with copies in the forward's precision beside them."""
+    if model.tuning == "full":
+        copies = width if width < _FLOAT else 0
+        return shape.parameters * (_FLOAT + copies)
+    adapters = shape.trained(model) * _FLOAT
+    if model.tuning == "lora":
+        return shape.parameters * width + adapters
+    frozen = shape.linear_parameters
+    dequantised = max(layer.parameters for layer in shape.linear) * width
+    return frozen * _NF4 + (shape.parameters - frozen) * width + adapters + dequantised
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What is alive between a forward and its backward: tokens, padding included, in rows of `columns`.
+
+    `mask` is what dropout keeps for a number, in bytes: 4 on a CPU and 1 on a GPU.
+    """
+
+    tokens: int
+    columns: int
+    mask: int = 1
+
+
+def activation_bytes(shape: Shape, model: ModelSection, graph: Graph, width: int) -> float:
+    """Bytes that a graph keeps, and what its backward needs besides."""
+    one = layer_bytes(shape, model, graph, width)
+    if model.gradient_checkpointing:
+        # The input of every layer, and all of the one that is computed again, with the gradients in it.
+        return graph.tokens * (shape.layers * shape.width * width + 2 * one)
+    return graph.tokens * (shape.layers + 1) * one
+
+
+def layer_bytes(shape: Shape, model: ModelSection, graph: Graph, width: int) -> float:
+    """Bytes that one layer keeps for its backward, for each token."""
+    queries = shape.query_width
+    norms = 2 * shape.width * _FLOAT
+    attention = 4 * queries * width  # queries, keys and values (repeated to as many heads), and the outcome
+    if shape.attention_dropout or model.attention == "eager":
+        # Who looks at whom, which other kernels do not keep; with dropout its mask and what is left, too.
+        attention += shape.heads * graph.columns * _FLOAT * (3 if shape.attention_dropout else 1)
+    inner = (3 if shape.gated else 1) * shape.inner * width
+    if model.tuning == "full":
+        # What trained matrices multiply is kept: the layer's two inputs, attention's outcome, the inner one.
+        return norms + attention + inner + (2 * shape.width + queries + shape.inner) * width
+    adapted = [layer for layer in shape.block if layer.is_any_of(model.lora.targets)]
+    # A dropout of its own in front of every low-rank matrix: its mask, and what it let through in float32.
+    dropped = (graph.mask if model.lora.dropout else 0) + _FLOAT
+    low_rank = sum(layer.inputs * dropped + model.lora.rank * _FLOAT for layer in adapted)
+    return norms + attention + inner + low_rank
+
+
+def _graph(recipe: TrainRecipe, step: StepSize) -> tuple[int, int]:
+    """Tokens and columns that are alive at once: of one chunk, or of all where nothing is cached."""
+    forwards = (*step.queries, *step.documents)
+    columns = max((width for _, width in forwards), default=0)
+    if recipe.optimisation.chunk is not None:
+        return step.longest, columns
+    return round(step.padded), columns
+
+
+def _logits(recipe: TrainRecipe, shape: Shape, step: StepSize, width: int) -> float:
+    queries = recipe.optimisation.queries
+    share = min(1.0, (recipe.optimisation.chunk or queries) / queries)
+    rows = min(step.labels * share * 1.5, _AT_ONCE / shape.vocabulary)
+    return rows * shape.vocabulary * (width + _LOGIT_COPIES * _FLOAT)
+
+
+def _vectors(recipe: TrainRecipe, shape: Shape, devices: int) -> float:
+    everybody = devices if recipe.losses.across_processes else 1
+    queries = recipe.optimisation.queries * everybody * (2 if recipe.losses.vectors == "both" else 1)
+    documents = recipe.optimisation.queries * everybody * recipe.data.group
+    # The vectors and their gradients; similarities, their mask, their softmax and its gradient.
+    return (queries + documents) * shape.width * 2 * _FLOAT + queries * documents * 4 * _FLOAT
+
+
+def tables(estimate: Estimate) -> list[Table]:
+    """What is trained and how long it takes, and the memory of one device by part."""
+    return [_work(estimate), _memory_table(estimate)]
+
+
+def _work(estimate: Estimate) -> Table:
+    table = _table("a step", "in all")
+    steps = estimate.steps
+    trained = estimate.trained / estimate.parameters
+    table.add_row("model", "", "/".join(PurePath(estimate.model).parts[-2:]))
+    table.add_row("parameters", "", large(estimate.parameters))
+    table.add_row("  trained", "", f"{large(estimate.trained)} ({trained:.2%})")
+    table.add_row("rows", "", "unknown" if estimate.rows is None else f"{estimate.rows:,}")
+    table.add_row("steps", "", "unknown" if steps is None else f"{steps:,}")
+    counted = {
+        "tokens": estimate.tokens,
+        "  with padding": estimate.padded,
+        "  predicted": estimate.labels,
+        "FLOPs": estimate.flops,
+    }
+    for name, value in counted.items():
+        table.add_row(name, large(value), "–" if steps is None else large(value * steps))
+    seconds = estimate.seconds
+    total = "–" if seconds is None else duration(seconds)
+    table.add_row("time", duration(estimate.step_seconds), f"[bold]{total}[/bold]")
+    return table
+
+
+def _memory_table(estimate: Estimate) -> Table:
+    hardware = estimate.hardware
+    many = f"{estimate.devices} × " if estimate.devices > 1 else ""
+    table = _table("memory of one")
+    table.columns[0].header = f"{many}{hardware.name}"
+    for name, value in estimate.memory.items():
+        table.add_row(name, gigabytes(value))
+    table.add_section()
+    style = "green" if estimate.fits else "bold red"
+    table.add_row(f"[{style}]at most[/]", f"[{style}]{gigabytes(estimate.peak)}[/]")
+    verdict = "fits" if estimate.fits else "does not fit"
+    table.add_row(f"of {gigabytes(hardware.memory)}", f"[{style}]{verdict}[/]")
+    return table
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def large(value: float) -> str:
+    """A count in three digits: 7.62 B."""
+    for size, unit in (
+        (1e21, "Z"),
+        (1e18, "E"),
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "B"),
+        (1e6, "M"),
+        (1e3, "k"),
+    ):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def gigabytes(value: float) -> str:
+    """Bytes in GB, as the makers of memory count them."""
+    return f"{value / GIGA:,.2f} GB" if value < 100 * GIGA else f"{value / GIGA:,.0f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

@@ -3,40 +3,182 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.engine.template import TemplateConfig
+from o1_retriever.evaluation.collection import Collection, load_collection
+from o1_retriever.evaluation.corpus import EncodedCorpus
+from o1_retriever.evaluation.metrics import means, per_query
+from o1_retriever.evaluation.systems import NEVER, Dense
 from o1_retriever.extras import require
-from o1_retriever_training.errors import TrainingError
+from o1_retriever.thought import ThoughtSettings
+from o1_retriever_training.errors import OtherRecipeError, TrainingError
 from o1_retriever_training.joint.backbone import Backbone, compute_dtype, open_backbone
+from o1_retriever_training.joint.batches import Collator, DrawnRows, steps_per_epoch
 from o1_retriever_training.joint.checkpoints import check_data, newest, step_of
-from o1_retriever_training.joint.collate import Collator, DrawnRows
-from o1_retriever_training.joint.dev import DevEvaluation, judged_by
 from o1_retriever_training.joint.merging import merged
-from o1_retriever_training.joint.model import JointModel
-from o1_retriever_training.joint.recipe import TrainRecipe
-from o1_retriever_training.joint.result import SUMMARY, TrainResult, finished, write_summary
+from o1_retriever_training.joint.model import JointModel, whole_weights, without_shards
+from o1_retriever_training.joint.recipe import EvaluationSection, TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
-from o1_retriever_training.joint.sampler import steps_per_epoch
-from o1_retriever_training.joint.sharding import whole_weights, without_shards
-from o1_retriever_training.joint.trainer import JointTrainer
-from o1_retriever_training.joint.watching import Divergence, KeepBest, Progress
+from o1_retriever_training.joint.trainer import Divergence, JointTrainer, KeepBest, Progress
 from o1_retriever_training.saving import save_embedder
 
-logger = logging.getLogger(__name__)
-
+SUMMARY = "training.json"
+_DEPTH = 100  # documents that the dev collection is searched for
 _WORK = "training"  # checkpoints, tokenised rows and logs, inside the output
 _SCHEDULES = {"constant": "constant_with_warmup"}  # as transformers calls it
 _LOST = ("connection closed", "connection reset", "broken pipe", "timed out", "timeout", "nccl", "peer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """How a run ended.
+
+    `output` is the model's folder, `best` the dev figures of the weights in it (None without an evaluation),
+    `resumed_from` the step that an earlier run had reached (None for a fresh start), `data` what it was
+    trained on.
+    """
+
+    output: Path
+    steps: int
+    seconds: float
+    best: dict[str, float] | None
+    resumed_from: int | None
+    data: str
+    finished_before: bool = False
+
+
+def write_summary(result: TrainResult, recipe: TrainRecipe, log: Sequence[dict[str, Any]]) -> None:
+    """Write the recipe, the dev figures and the log; only then a run is finished."""
+    summary = {
+        "recipe": recipe.to_dict(),
+        "fingerprint": recipe.fingerprint,
+        "steps": result.steps,
+        "best": result.best,
+        "data": result.data,
+        "log": list(log),
+    }
+    path = result.output / SUMMARY
+    staged = path.with_suffix(".part")
+    staged.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    staged.replace(path)
+
+
+def finished(output: Path, recipe: TrainRecipe) -> TrainResult | None:
+    """What an earlier run of this recipe came to; None where none was finished.
+
+    Raises `OtherRecipeError` when the output is another recipe's.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        summary = json.loads((output / SUMMARY).read_text(encoding="utf-8"))
+        if summary["fingerprint"] != recipe.fingerprint:
+            raise OtherRecipeError(
+                f"{output} was trained with the recipe {summary['fingerprint']}; this one is "
+                f"{recipe.fingerprint}.",
+                hint="Give another output, or start over with --from-scratch.",
+            )
+        return TrainResult(
+            output=output,
+            steps=summary["steps"],
+            seconds=0.0,
+            best=summary["best"],
+            resumed_from=summary["steps"],
+            data=summary["data"],
+            finished_before=True,
+        )
+    return None
+
+
+class DevEvaluation:
+    """The fast and the thinking path of a model on a collection, as often as it is called.
+
+    Raises `CollectionError` for a collection that cannot be used, before anything is trained.
+    """
+
+    def __init__(self, section: EvaluationSection) -> None:
+        self._section = section
+        collection = load_collection(section.collection, split=section.split)
+        self._collection = _fewer(collection, section.queries)
+        self._texts = collection.corpus.texts(0, len(collection.corpus.ids))
+
+    @property
+    def name(self) -> str:
+        """The figure that decides which checkpoint is best."""
+        return judged_by(self._section)
+
+    def __call__(self, language_model: Any, tokenizer: Any, config: TemplateConfig) -> dict[str, float]:
+        """The measure of both paths, the tokens of a thought, and the seconds it took.
+
+        The model is left in evaluation mode.
+        """
+        from o1_retriever.engine.backend import LocalBackend
+        from o1_retriever.engine.load import assemble
+
+        started = time.perf_counter()
+        # The name of the weights would be computed from them, and nothing here is kept under it.
+        local = assemble("trained", language_model, tokenizer, template_config=config, weights="in training")
+        embedder = ThinkingEmbedder(LocalBackend(local), cache=False)
+        matrix = np.asarray(embedder.encode_documents(self._texts, show_progress_bar=False), dtype=np.float32)
+        encoded = EncodedCorpus(matrix=matrix, seconds=0.0)
+        metric, section = self._section.metric, self._section
+        found = {f"{metric} fast": self._measured(embedder, encoded, NEVER)[0]}
+        if section.thoughts:
+            settings = ThoughtSettings(
+                n_thoughts=section.thoughts,
+                temperature=section.temperature,
+                top_p=section.top_p,
+                max_new_tokens=section.max_new_tokens,
+                seed=0,
+            )
+            value, tokens = self._measured(embedder, encoded, settings)
+            found |= {f"{metric} thinking": value, "tokens per thought": tokens}
+        return found | {"seconds": time.perf_counter() - started}
+
+    def _measured(
+        self, embedder: ThinkingEmbedder, encoded: EncodedCorpus, settings: ThoughtSettings
+    ) -> tuple[float, float]:
+        """(the measure, tokens per thought)."""
+        collection, metric = self._collection, self._section.metric
+        system = Dense(
+            name="dev", embedder=embedder, corpus=collection.corpus, encoded=encoded, settings=settings
+        )
+        queries = list(collection.queries)
+        answer = system.search([collection.queries[query] for query in queries], _DEPTH)
+        ids = collection.corpus.ids
+        run = {query: ranking.by_id(ids) for query, ranking in zip(queries, answer.rankings, strict=True)}
+        thoughts = [thought for row in answer.thoughts for thought in row]
+        tokens = float(np.mean([thought.completion_tokens for thought in thoughts])) if thoughts else 0.0
+        return means(per_query(collection.qrels, run, measures=[metric]))[metric], tokens
+
+
+def judged_by(section: EvaluationSection) -> str:
+    """The name of the figure that decides."""
+    return f"{section.metric} {'thinking' if section.thoughts else 'fast'}"
+
+
+def _fewer(collection: Collection, most: int | None) -> Collection:
+    """At most so many queries: every n-th in the order of their ids, always the same ones."""
+    queries = sorted(set(collection.queries) & set(collection.qrels))
+    if most is not None and len(queries) > most:
+        queries = [queries[place] for place in np.linspace(0, len(queries) - 1, most).astype(int)]
+    return collection.with_queries({query: collection.queries[query] for query in queries})
+
+
+logger = logging.getLogger(__name__)
 
 
 def train(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from o1_retriever.engine.batching import forward_tokens, free_memory
-from o1_retriever_training.joint.collate import Batch
+from o1_retriever_training.joint.batches import Batch
 from o1_retriever_training.joint.gather import VectorBatch, gather_vectors, processes, total
 from o1_retriever_training.joint.losses import (
     allowed_negatives,
@@ -25,7 +25,7 @@ from o1_retriever_training.joint.losses import (
     distillation_loss,
     joint_loss,
 )
-from o1_retriever_training.joint.recipe_parts import LossSection
+from o1_retriever_training.joint.recipe import LossSection
 
 Forward: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 Parts: TypeAlias = dict[str, Tensor]
