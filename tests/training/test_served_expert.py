@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from o1_retriever.endpoint import RequestPolicy
 from o1_retriever_training.endpoint_expert import EndpointExpert
 from o1_retriever_training.recipe import Contributor, Recipe
@@ -12,6 +14,8 @@ from o1_retriever_training.synthesize import Options, synthesize
 from o1_retriever_training.vote import vote
 from tests.support.facts import FACTS
 from tests.support.serve import ModelServer
+
+pytestmark = pytest.mark.long  # the server takes its time to start
 
 
 def test_pairs_are_thought_about_and_voted(served_model: ModelServer, tmp_path: Path) -> None:

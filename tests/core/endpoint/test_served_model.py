@@ -14,6 +14,8 @@ from o1_retriever.query import as_queries
 from o1_retriever.thinkers import OpenAIThinker, RequestPolicy
 from tests.support.serve import ModelServer
 
+pytestmark = pytest.mark.long  # the server takes its time to start
+
 QUERIES = ["Why does glass fog up in the bathroom?", "What makes bread dough rise?"]
 PASSAGES = {
     "glass": "Water vapour in warm, damp air condenses as tiny drops on cold glass.",

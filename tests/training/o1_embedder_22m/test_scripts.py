@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.support.commands import ok
 
 RECIPES = Path(__file__).resolve().parents[3] / "training" / "recipes" / "o1-embedder-22m"
 
@@ -166,7 +168,21 @@ def test_a_recipe_becomes_the_commands_that_it_says(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_the_recipes_name_options_that_their_scripts_have() -> None:
+def help_of(name: str, folder: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `--help` of a step's script or command prints; all in this process, which knows torch already."""
+    script = folder / f"{name}.py"
+    if not script.is_file():
+        return ok(name, "--help")
+    patch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert not ended.value.code, name
+    return capsys.readouterr().out
+
+
+def test_the_recipes_name_options_that_their_scripts_have(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from stages import HERE
 
     recipes = [yaml.safe_load(path.read_text()) for path in sorted(RECIPES.glob("*.yaml"))]
@@ -176,11 +192,8 @@ def test_the_recipes_name_options_that_their_scripts_have() -> None:
         options = {**step.get("with", {}), **step.get("quick", {})}
         wanted.setdefault(step["run"], set()).update(options)
     for name, options in wanted.items():
-        script = HERE / f"{name}.py"
-        words = [str(script)] if script.is_file() else ["-m", "o1_retriever", name]
-        shown = subprocess.run([sys.executable, *words, "--help"], capture_output=True, text=True)
-        assert shown.returncode == 0, shown.stderr
-        missing = [option for option in options if f"--{option}" not in shown.stdout]
+        shown = help_of(name, HERE, monkeypatch, capsys)
+        missing = [option for option in options if f"--{option}" not in shown]
         assert not missing, f"{name} has no {missing}"
 
 
