@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from o1_retriever.thinkers import Thinker
 
 
+def as_embedder(embedder: ThinkingEmbedder | str | os.PathLike[str]) -> ThinkingEmbedder:
+    """An embedder as it is, or the one that a folder or Hub id names, loaded."""
+    if isinstance(embedder, ThinkingEmbedder):
+        return embedder
+    return ThinkingEmbedder.from_pretrained(os.fspath(embedder))
+
+
 class ThinkingEmbedder:
     """Writes thoughts about a query, embeds the query with each, and averages (arXiv 2502.07555).
 

@@ -21,7 +21,8 @@ _RIDGE = 1.0
 class Decision:
     """Whether a query was to be thought about, and why.
 
-    `worth` is what the gate expects of thinking and `threshold` what it asked for, None where no gate was.
+    `worth` is what the gate expects of thinking and `threshold` the least that is enough. Both are
+    None where no gate was.
     """
 
     think: bool
@@ -106,15 +107,15 @@ def calibrate(
         )
     if not 0 < keep <= 1:
         raise SettingsError(f"keep is {keep!r}; expected a share above 0, up to 1.")
-    told = np.stack([features(scores) for scores in rankings])
+    described = np.stack([features(scores) for scores in rankings])
     known = np.asarray(gains, dtype=np.float64)
-    centre, scale = told.mean(axis=0), np.maximum(told.std(axis=0), 1e-9)
-    standard = (told - centre) / scale
+    centre, scale = described.mean(axis=0), np.maximum(described.std(axis=0), 1e-9)
+    standard = (described - centre) / scale
     square = standard.T @ standard + _RIDGE * np.eye(standard.shape[1])
     weights = np.linalg.solve(square, standard.T @ (known - known.mean())) / scale
-    one, two, three, four = (float(weight) for weight in weights)
+    drop, step, peak, entropy = (float(weight) for weight in weights)
     bias = float(known.mean() - weights @ centre)
-    gate = Gate(weights=(one, two, three, four), bias=bias)
+    gate = Gate(weights=(drop, step, peak, entropy), bias=bias)
     worths = [gate.worth(scores) for scores in rankings]
     return Gate(weights=gate.weights, bias=bias, threshold=threshold_for(worths, known, keep))
 

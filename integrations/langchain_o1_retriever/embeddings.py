@@ -8,7 +8,7 @@ from functools import cached_property
 from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import run_in_executor
 
-from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.embedder import ThinkingEmbedder, as_embedder
 from o1_retriever.query import History, Query, as_query
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings
 
@@ -33,11 +33,7 @@ class O1Embeddings(Embeddings):
         show_progress_bar: bool | None = False,
     ) -> None:
         self._name = None if isinstance(embedder, ThinkingEmbedder) else os.fspath(embedder)
-        self.embedder = (
-            embedder
-            if isinstance(embedder, ThinkingEmbedder)
-            else ThinkingEmbedder.from_pretrained(os.fspath(embedder))
-        )
+        self.embedder = as_embedder(embedder)
         self.settings = settings
         self.batch_size = batch_size
         self.truncate_dim = truncate_dim

@@ -15,7 +15,7 @@ from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr
 from llama_index.core.instrumentation.events.base import BaseEvent  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 
-from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.embedder import ThinkingEmbedder, as_embedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import Decision
 from o1_retriever.query import History, Query, as_queries
@@ -90,11 +90,7 @@ class O1Embedding(BaseEmbedding):
                 hint="Leave it out: ThinkingEmbedder keeps thoughts and query vectors itself.",
             )
         name = None if isinstance(embedder, ThinkingEmbedder) else os.fspath(embedder)
-        loaded = (
-            embedder
-            if isinstance(embedder, ThinkingEmbedder)
-            else ThinkingEmbedder.from_pretrained(os.fspath(embedder))
-        )
+        loaded = as_embedder(embedder)
         fingerprint = loaded.space.fingerprint
         options = {"model_name": name or fingerprint, **options}
         options |= {"fingerprint": fingerprint, "truncate_dim": truncate_dim}
@@ -141,11 +137,11 @@ class O1Embedding(BaseEmbedding):
         with self.callback_manager.event(
             CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
         ) as event:
-            found = self._think(checked, settings, tell=tell)
-            vectors = [item.vector.tolist() for item in found]
+            embedded = self._think(checked, settings, tell=tell)
+            vectors = [item.vector.tolist() for item in embedded]
             event.on_end(payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: vectors})
         _dispatcher.event(EmbeddingEndEvent(chunks=texts, embeddings=vectors))
-        return found
+        return embedded
 
     async def athink(
         self,
@@ -177,16 +173,16 @@ class O1Embedding(BaseEmbedding):
         *,
         tell: bool = True,
     ) -> list[QueryEmbedding]:
-        found = self._embedder.embed_queries(
+        embedded = self._embedder.embed_queries(
             queries,
             settings=settings or self._settings,
             batch_size=self.embed_batch_size,
             show_progress_bar=False,
             truncate_dim=self.truncate_dim,
         )
-        for embedding in found if tell else ():
+        for embedding in embedded if tell else ():
             announce(embedding)
-        return found
+        return embedded
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return self._think([query])[0].vector.tolist()  # type: ignore[no-any-return]

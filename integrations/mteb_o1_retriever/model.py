@@ -16,7 +16,7 @@ from mteb.models.model_meta import ScoringFunction
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 from mteb.types import PromptType
 
-from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.embedder import ThinkingEmbedder, as_embedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Collection
 from o1_retriever.thought import ThoughtSettings
@@ -45,11 +45,7 @@ class O1Model:
         settings: ThoughtSettings | None = None,
         truncate_dim: int | None = None,
     ) -> None:
-        self.embedder = (
-            embedder
-            if isinstance(embedder, ThinkingEmbedder)
-            else ThinkingEmbedder.from_pretrained(os.fspath(embedder))
-        )
+        self.embedder = as_embedder(embedder)
         self.settings = settings or self.embedder.settings
         self.truncate_dim = truncate_dim
         space = self.embedder.space

@@ -9,6 +9,7 @@ import typer
 
 from o1_retriever.cli.options import with_options
 from o1_retriever.cli.terminal import Facts, output, problem, section, size, write_json
+from o1_retriever.reporting.text import counted
 
 app = typer.Typer(
     help="Look after the cache of thoughts and query vectors.", no_args_is_help=True, add_completion=False
@@ -19,11 +20,11 @@ app = typer.Typer(
 @with_options
 def info(as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False) -> None:
     """Show what the cache holds."""
-    found = cache_record()
+    record = cache_record()
     if as_json:
-        write_json(found)
+        write_json(record)
     else:
-        output().print(section("Cache", cache_rows(found)))
+        output().print(section("Cache", cache_rows(record)))
 
 
 @app.command("clear")
@@ -36,9 +37,9 @@ def clear() -> None:
         output().print("The cache was empty.")
         return
     with ThoughtCache() as cache:
-        found = cache.info()
+        before = cache.info()
         cache.clear()
-    output().print(f"Forgot {found.thoughts} thoughts and {found.vectors} vectors.")
+    output().print(f"Forgot {counted(before.thoughts, 'thought')} and {counted(before.vectors, 'vector')}.")
 
 
 @app.command("path")
@@ -75,6 +76,6 @@ def cache_rows(record: dict[str, Any]) -> Facts:
     room = f" of at most {size(record['max_bytes'])}" if record["max_bytes"] else ""
     return [
         ("path", record["path"]),
-        ("holds", f"{record['thoughts']:,} thoughts, {record['vectors']:,} query vectors"),
+        ("holds", f"{counted(record['thoughts'], 'thought')}, {counted(record['vectors'], 'query vector')}"),
         ("size", f"{size(record['file_bytes'])}{room}"),
     ]

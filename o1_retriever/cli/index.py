@@ -13,6 +13,7 @@ import typer
 from o1_retriever.cli.options import IndexOptions, ModelOptions, with_options
 from o1_retriever.cli.terminal import output, warn
 from o1_retriever.errors import DocumentError
+from o1_retriever.reporting.text import counted
 
 if TYPE_CHECKING:
     from o1_retriever.index.folder import FolderOptions, FolderReport
@@ -68,9 +69,9 @@ def index(
     """
     options = files.folder_options()
     if not folder.is_dir():
-        found = "it is a file" if folder.is_file() else "there is no such folder"
+        problem = "it is a file" if folder.is_file() else "there is no such folder"
         raise DocumentError(
-            str(folder), f"{found}; expected a folder with documents.", hint="Check the path."
+            str(folder), f"{problem}; expected a folder with documents.", hint="Check the path."
         )
     from o1_retriever.cli.models import load_embedder
     from o1_retriever.index.folder import sync_folder
@@ -92,11 +93,11 @@ def _show(report: FolderReport, folder: Path, index: Path, count: int) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
     say(
-        f"{folder}: {_many(report.files, 'file')} read ({report.new} new, {report.changed} changed) "
+        f"{folder}: {counted(report.files, 'file')} read ({report.new} new, {report.changed} changed) "
         f"in {report.seconds:.1f} s"
     )
     say(
-        f"{index}: {_many(report.added, 'passage')} added, {report.removed} removed, {report.unchanged} "
+        f"{index}: {counted(report.added, 'passage')} added, {report.removed} removed, {report.unchanged} "
         f"unchanged; {count} in all"
     )
     if report.vanished:
@@ -111,10 +112,6 @@ def _show(report: FolderReport, folder: Path, index: Path, count: int) -> None:
 def index_option(index: Path) -> str:
     """What to type so that another command uses this index."""
     return "" if index == IndexOptions.index else f" --index {shlex.quote(str(index))}"
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from o1_retriever.cli.models import is_pair, model_name, pair_problem
 from o1_retriever.cli.options import Dtype, IndexOptions, ModelOptions, with_options
 from o1_retriever.cli.terminal import Facts, output, problem, section, size, write_json
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1RetrieverError
+from o1_retriever.reporting.text import counted
 
 
 @with_options
@@ -27,7 +28,7 @@ def info(
     """Show the model, device, number format, cache and index."""
     from o1_retriever import __version__
 
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "version": __version__,
         "model": model_record(model),
         **device_record(model),
@@ -35,13 +36,13 @@ def info(
         "index": tried(lambda: index_record(target.index)),
     }
     if as_json:
-        write_json(found)
+        write_json(record)
         return
-    rows = [*model_rows(found["model"]), ("device", found["device"]), ("dtype", found["dtype"])]
+    rows = [*model_rows(record["model"]), ("device", record["device"]), ("dtype", record["dtype"])]
     console = output()
     console.print(section(f"o1-retriever {__version__}", rows))
-    console.print("", section("Cache", cache_rows(found["cache"])), sep="\n")
-    console.print("", section("Index", index_rows(found["index"])), sep="\n")
+    console.print("", section("Cache", cache_rows(record["cache"])), sep="\n")
+    console.print("", section("Index", index_rows(record["index"])), sep="\n")
 
 
 def model_record(options: ModelOptions) -> dict[str, Any]:
@@ -70,10 +71,10 @@ def _folder(name: str) -> Path:
     if not Path(name).expanduser().exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(name, "config.json")
-        if not isinstance(found, str):
+        config = try_to_load_from_cache(name, "config.json")
+        if not isinstance(config, str):
             raise ModelNotFoundError(f"{name} is no folder here; it would be downloaded from the Hub.")
-        return find_folder(str(Path(found).parent))
+        return find_folder(str(Path(config).parent))
     return find_folder(name)
 
 
@@ -138,12 +139,12 @@ def _special_tokens(folder: Path) -> dict[str, int]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file} is a {type(found).__name__}; expected an object.")
-    return found
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} is a {type(value).__name__}; expected an object.")
+    return value
 
 
 def device_record(options: ModelOptions) -> dict[str, str]:
@@ -215,7 +216,9 @@ def index_rows(record: dict[str, Any]) -> Facts:
         return problem(record)
     rows = [
         ("path", record["path"]),
-        ("holds", f"{record['documents']:,} passages, {size(record['bytes'])}"),
+        ("holds", f"{counted(record['documents'], 'passage')}, {size(record['bytes'])}"),
     ]
-    rows += [("folder", f"{name} ({files} files)") for name, files in record["folders"].items() if name]
+    rows += [
+        ("folder", f"{name} ({counted(files, 'file')})") for name, files in record["folders"].items() if name
+    ]
     return [*rows, ("fingerprint", record["fingerprint"])]

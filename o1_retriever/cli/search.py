@@ -131,9 +131,9 @@ def think(
     def answer(queries: list[Query]) -> None:
         started = time.perf_counter()
         with working("Thinking"):
-            found = embedder.think(queries, settings=settings)
+            thoughts_of_each = embedder.think(queries, settings=settings)
         timings = Timings(think_ms=(time.perf_counter() - started) * 1000 / len(queries))
-        for each, written in zip(queries, found, strict=True):
+        for each, written in zip(queries, thoughts_of_each, strict=True):
             _show_thoughts(each.text, written, timings, as_json=as_json, spaced=source.many)
 
     source.each(answer)

@@ -90,8 +90,8 @@ class _Warnings(logging.Handler):
 def _line(label: str, style: str, *parts: str | None) -> None:
     from rich.text import Text
 
-    said = " ".join(" ".join(part.split()) for part in parts if part)
-    messages().print(Text.assemble((f"{label}: ", style), said), soft_wrap=True)
+    text = " ".join(" ".join(part.split()) for part in parts if part)
+    messages().print(Text.assemble((f"{label}: ", style), text), soft_wrap=True)
 
 
 def section(title: str, rows: Sequence[tuple[str, str]]) -> Group:

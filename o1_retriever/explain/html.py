@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 
 from o1_retriever.explain.parts import Change, ExplanationTimings, Move, PerThought
 from o1_retriever.explain.render import (
     SHOWN_PER_THOUGHT,
     cost_lines,
+    cut_note,
     decision_line,
     move_ranks,
     numbers,
@@ -17,6 +17,7 @@ from o1_retriever.explain.render import (
     title_of,
 )
 from o1_retriever.index.hits import Hit
+from o1_retriever.reporting.html import element, text
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import Thought
 
@@ -46,50 +47,47 @@ def as_html(
 ) -> str:
     """The whole of an explanation; every text in it is escaped."""
     parts = [
-        _block(f"<strong>{_text(result.query)}</strong>", "font-size:1.1em"),
-        _block(_text(decision_line(result.decision)), _DIM),
+        element("div", element("strong", _text(result.query)), style="font-size:1.1em"),
+        element("div", _text(decision_line(result.decision)), style=_DIM),
     ]
     if per_thought:
-        parts += [_block("Thoughts, and what each finds by itself", _TITLE), _thoughts(per_thought)]
-    parts += [_block("Hits", _TITLE), _hits(result.hits)]
-    parts += [_block("What thinking moved", _TITLE), _block(_text(verdict))]
+        parts += [element("div", "Thoughts, and what each finds by itself", style=_TITLE)]
+        parts += [_thoughts(per_thought)]
+    parts += [element("div", "Hits", style=_TITLE), _hits(result.hits)]
+    parts += [element("div", "What thinking moved", style=_TITLE), element("div", _text(verdict))]
     if any(move.change != "same" for move in moves):
         parts += [_moves(moves)]
-    parts += [_block(_text(line), _DIM) for line in cost_lines(result.thoughts, timings)]
-    return f'<div style="max-width:60em;line-height:1.4;color:inherit">{"".join(parts)}</div>'
+    parts += [element("div", _text(line), style=_DIM) for line in cost_lines(result.thoughts, timings)]
+    return element("div", "".join(parts), style="max-width:60em;line-height:1.4;color:inherit")
 
 
 def _thoughts(per_thought: PerThought) -> str:
     rows = []
     for number, (thought, hits) in enumerate(per_thought, start=1):
         own = (
-            f"<li>{_text(title_of(hit))} <span style='{_DIM}'>{hit.score:.3f}</span></li>"
+            element("li", f"{_text(title_of(hit))} {_dim(f'{hit.score:.3f}')}")
             for hit in hits[:SHOWN_PER_THOUGHT]
         )
-        listed = f'<ol style="margin:.2em 0 .2em 1.5em;padding:0">{"".join(own)}</ol>' if hits else ""
+        listed = element("ol", "".join(own), style="margin:.2em 0 .2em 1.5em;padding:0") if hits else ""
         rows.append(_row([(str(number), _RIGHT), (f"{_thought(thought)}{listed}", _LEFT)]))
     return _table([], rows)
 
 
 def _thought(thought: Thought) -> str:
     if thought.failed:
-        reason = thought.error or "no reason was given"
-        return f'<span style="background:{_TINTS["gone"]}">failed: {_text(reason)}</span>'
-    note = {
-        "length": f" … (cut after {thought.completion_tokens} tokens)",
-        "budget": f" … (its time was up after {thought.completion_tokens} tokens)",
-    }.get(thought.finish, "")
-    return f'{_text(thought.text)}<span style="{_DIM}">{note}</span>'
+        reason = _text(thought.error or "no reason was given")
+        return element("span", f"failed: {reason}", style=f"background:{_TINTS['gone']}")
+    return f"{_text(thought.text)}{_dim(cut_note(thought))}"
 
 
 def _hits(hits: Sequence[Hit]) -> str:
     if not hits:
-        return _block("none: no passage matches", _DIM)
+        return element("div", "none: no passage matches", style=_DIM)
     rows = []
     for hit in hits:
-        where = place(hit)
-        source = f' <span style="{_DIM}">{_text(where)}</span>' if where else ""
-        passage = f"<details><summary>{_text(title_of(hit))}{source}</summary>{_lines(hit.text)}</details>"
+        source = f" {_dim(_text(place(hit)))}" if place(hit) else ""
+        summary = element("summary", f"{_text(title_of(hit))}{source}")
+        passage = element("details", f"{summary}{_lines(hit.text)}")
         rows.append(_row([(str(hit.rank), _RIGHT), (f"{hit.score:.3f}", _RIGHT), (passage, _LEFT)]))
     return _table(["rank", "score", "passage"], rows)
 
@@ -100,31 +98,30 @@ def _moves(moves: Sequence[Move]) -> str:
         before, after = move_ranks(move)
         tint = f"{_LEFT};background:{_TINTS[move.change]};padding-left:.4em"
         cells = [(before, _RIGHT), (after, _RIGHT), (move.change, tint)]
-        rows.append(
-            _row([*cells, (_text(title_of(move.hit)), f"{_LEFT};padding-left:.6em"), (numbers(move), _LEFT)])
-        )
+        cells += [(_text(title_of(move.hit)), f"{_LEFT};padding-left:.6em"), (numbers(move), _LEFT)]
+        rows.append(_row(cells))
     return _table(["without", "with", "", "passage", "found by thought"], rows)
 
 
 def _table(heads: Sequence[str], rows: Iterable[str]) -> str:
-    cells = "".join(f'<th style="{_LEFT};{_DIM};font-weight:normal">{head}</th>' for head in heads)
-    head = f"<thead><tr>{cells}</tr></thead>" if heads else ""
-    return f'<table style="{_TABLE}">{head}<tbody>{"".join(rows)}</tbody></table>'
+    cells = "".join(element("th", head, style=f"{_LEFT};{_DIM};font-weight:normal") for head in heads)
+    head = element("thead", element("tr", cells)) if heads else ""
+    return element("table", head + element("tbody", "".join(rows)), style=_TABLE)
 
 
 def _row(cells: Iterable[tuple[str, str]]) -> str:
-    inner = "".join(f'<td style="{style}">{content}</td>' for content, style in cells)
-    return f'<tr style="background:transparent">{inner}</tr>'
+    inner = "".join(element("td", content, style=style) for content, style in cells)
+    return element("tr", inner, style="background:transparent")
 
 
-def _block(content: str, style: str = "") -> str:
-    return f'<div style="{style}">{content}</div>' if style else f"<div>{content}</div>"
+def _dim(content: str) -> str:
+    return element("span", content, style=_DIM)
 
 
-def _lines(text: str) -> str:
+def _lines(passage: str) -> str:
     """A passage with its own lines."""
-    return "<br>".join(_text(line) for line in text.splitlines())
+    return "<br>".join(_text(line) for line in passage.splitlines())
 
 
-def _text(text: str) -> str:
-    return escape(printable(text))
+def _text(value: str) -> str:
+    return text(printable(value))

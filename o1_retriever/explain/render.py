@@ -13,6 +13,7 @@ from rich.text import Text
 from o1_retriever.explain.parts import Change, ExplanationTimings, Move, PerThought
 from o1_retriever.guard import Decision
 from o1_retriever.index.hits import Hit
+from o1_retriever.reporting.text import counted
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import Thought, Timings
 
@@ -28,7 +29,7 @@ def result_view(result: SearchResult, *, full: bool = False) -> Group:
     """A whole result: query, thoughts, hits and costs. `full` shows passages whole, not three lines."""
     parts: list[RenderableType] = [Text(printable(result.query), style="bold")]
     if turns := len(result.embedding.history):
-        parts += [Text(f"after {turns} turn{'s' if turns != 1 else ''} of conversation", style="dim")]
+        parts += [Text(f"after {counted(turns, 'turn')} of conversation", style="dim")]
     if result.thoughts:
         parts += [Text(), Text("Thoughts", style="bold"), thoughts_view(result.thoughts)]
     parts += [Text(), Text("Hits", style="bold"), hits_view(result.hits, full=full)]
@@ -87,7 +88,7 @@ def decision_line(decision: Decision) -> str:
     verb = "Thought about" if decision.think else "Not thought about"
     if decision.worth is None or decision.threshold is None:
         return f"{verb}: {decision.reason}."
-    return f"{verb}: {decision.reason} (worth {decision.worth:.3f}, asked for {decision.threshold:.3f})."
+    return f"{verb}: {decision.reason} (worth {decision.worth:.3f}, threshold {decision.threshold:.3f})."
 
 
 def cost_lines(thoughts: Sequence[Thought], took: ExplanationTimings) -> tuple[str, str]:
@@ -194,11 +195,15 @@ def _thought(thought: Thought) -> Text:
     if thought.failed:
         return Text(f"failed: {printable(thought.error or 'no reason was given')}", style="red")
     text = Text(printable(thought.text))
-    if thought.finish == "length":
-        text.append(f" … (cut after {thought.completion_tokens} tokens)", style="dim")
-    elif thought.finish == "budget":
-        text.append(f" … (its time was up after {thought.completion_tokens} tokens)", style="dim")
-    return text
+    return text.append(cut_note(thought), style="dim")
+
+
+def cut_note(thought: Thought) -> str:
+    """Why a thought ends where it ends, empty where the model itself stopped."""
+    reasons = {"length": "cut", "budget": "its time was up"}
+    if thought.finish not in reasons:
+        return ""
+    return f" … ({reasons[thought.finish]} after {counted(thought.completion_tokens, 'token')})"
 
 
 def _heading(hit: Hit) -> Text:
@@ -238,11 +243,11 @@ def _count(thoughts: Iterable[Thought]) -> str:
     failed = sum(thought.failed for thought in every)
     tokens = sum(thought.completion_tokens for thought in every)
     cached = sum(thought.cached for thought in every)
-    notes = [f"{len(every)} thought{'s' if len(every) != 1 else ''}"]
+    notes = [counted(len(every), "thought")]
     if failed:
         notes.append(f"{failed} failed")
     if tokens:
-        notes.append(f"{tokens} tokens")
+        notes.append(counted(tokens, "token"))
     if cached:
         notes.append("from cache" if cached == len(every) else f"{cached} from cache")
     return ", ".join(notes)

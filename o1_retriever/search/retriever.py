@@ -202,13 +202,13 @@ class _Search:
             fast = self._embed([query], "never")[0] if embedding.thoughts else embedding
         usable = [thought for thought in embedding.thoughts if not thought.failed]
         own = [vector[None] for vector in embedding.vectors] if usable else []
-        texts = [lexical_query(query.text, each) for each in ((), *([one] for one in usable), usable)]
-        (without, *found, after), each_ms = self._ranked(
+        texts = [lexical_query(query.text, each) for each in ((), *([thought] for thought in usable), usable)]
+        (without, *alone, after), each_ms = self._ranked(
             [fast.vector[None], *own, self.how.pooled(embedding)],
             texts,
             max(self.k, min(RANKED, self.how.depth)),
         )
-        hits = iter(found)
+        hits = iter(alone)
         per_thought = tuple(
             (thought, () if thought.failed else tuple(next(hits)[: self.k])) for thought in embedding.thoughts
         )

@@ -196,7 +196,7 @@ def test_auto_says_what_was_decided(tmp_path, think):
     assert found.result.decision.think == think == bool(found.per_thought)
     line = str(found).splitlines()[1]
     assert line.startswith("Thought about: " if think else "Not thought about: ")
-    assert f"asked for {gate.threshold:.3f}" in line
+    assert f"threshold {gate.threshold:.3f}" in line
     assert found.to_dict()["result"]["search"]["think"] == think
 
 

@@ -13,10 +13,9 @@ from langchain_core.runnables import RunnableLambda
 
 from langchain_o1_retriever import ChatModelThinker, O1Embeddings, O1Retriever
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
-from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import InputError
 from o1_retriever.query import Conversation
-from tests.support.adapters import ALWAYS_WORTH_IT, NEVER_WORTH_IT, bag_of_words
+from tests.support.adapters import ALWAYS_WORTH_IT, NEVER_WORTH_IT, TURNS, bag_of_words, last_turn_embedder
 from tests.support.langchain import in_memory
 
 CALL = {"name": "look_up", "args": {}, "id": "1"}
@@ -27,41 +26,24 @@ CHAT = [
     ToolMessage("[]", tool_call_id="1"),
     AIMessage([{"type": "text", "text": "Water vapour condenses as droplets."}]),
 ]
-READ = [
-    ("system", "Answer briefly."),
-    ("user", "Where does the vapour go?"),
-    ("assistant", "Water vapour condenses as droplets."),
-]
-
-
-def last_said(queries: list[str], k: int, histories: Any = None) -> list[list[str]]:
-    histories = histories or [Conversation()] * len(queries)
-    return [[said.messages[-1].content if len(said) else "Tides."] * k for said in histories]
-
-
-def embedder() -> ThinkingEmbedder:
-    encoder = CallableEncoder(bag_of_words, name="bag of words")
-    return ThinkingEmbedder.from_parts(
-        last_said, encoder, settings=ThoughtSettings(n_thoughts=1), cache=False
-    )
 
 
 @pytest.fixture(params=["our index", "the framework's"])
 def retriever(request: pytest.FixtureRequest, small_index: Index) -> O1Retriever:
     if request.param == "our index":
-        return O1Retriever(retriever=Retriever(embedder(), small_index), k=1)
-    return O1Retriever(vectorstore=in_memory(O1Embeddings(embedder())), k=1)
+        return O1Retriever(retriever=Retriever(last_turn_embedder(), small_index), k=1)
+    return O1Retriever(vectorstore=in_memory(O1Embeddings(last_turn_embedder())), k=1)
 
 
 def test_messages_of_langchain_are_read() -> None:
-    assert Conversation.of(CHAT) == Conversation.of(READ)
+    assert Conversation.of(CHAT) == Conversation.of(TURNS)
     assert Conversation.of([ChatMessage("hello", role="user")]) == Conversation.of([("user", "hello")])
 
 
 async def test_the_thought_is_written_after_the_messages(retriever: O1Retriever) -> None:
     [plain] = retriever.invoke("And then?")
     assert plain.metadata["thoughts"][0]["text"] == "Tides."
-    for history in (CHAT, READ):
+    for history in (CHAT, TURNS):
         for found in (
             retriever.invoke("And then?", history=history),
             await retriever.ainvoke("And then?", history=history),
@@ -76,7 +58,7 @@ def test_a_question_that_ends_the_messages_is_not_said_twice(retriever: O1Retrie
 
 
 def test_adaptive_thinking_reads_it_where_it_thinks(many_index: Index) -> None:
-    retriever = O1Retriever(retriever=Retriever(embedder(), many_index), k=1, thinking="auto")
+    retriever = O1Retriever(retriever=Retriever(last_turn_embedder(), many_index), k=1, thinking="auto")
     [found] = retriever.invoke("And then?", gate=ALWAYS_WORTH_IT, history=CHAT)
     assert found.id == "vapour"
     [found] = retriever.invoke("And the moon?", gate=NEVER_WORTH_IT, history=CHAT)
@@ -105,4 +87,4 @@ def test_a_chat_model_is_sent_the_turns() -> None:
         thinker, bag_of_words, settings=ThoughtSettings(n_thoughts=1), cache=False
     )
     made.embed_query("And then?", history=CHAT)
-    assert asked == [[*READ, ("user", "About: And then?")]]
+    assert asked == [[*TURNS, ("user", "About: And then?")]]

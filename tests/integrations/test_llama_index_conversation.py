@@ -16,11 +16,10 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import QueryBundle, TextNode
 
 from llama_index_o1_retriever import ConversationBundle, O1Embedding, O1Retriever
-from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
-from o1_retriever.encoders import CallableEncoder
+from o1_retriever import Index, Retriever
 from o1_retriever.errors import InputError
 from o1_retriever.query import Conversation
-from tests.support.adapters import ALWAYS_WORTH_IT, TEXTS, bag_of_words
+from tests.support.adapters import ALWAYS_WORTH_IT, TEXTS, TURNS, last_turn_embedder
 
 CHAT = [
     ChatMessage(role=MessageRole.SYSTEM, content="Answer briefly."),
@@ -28,37 +27,20 @@ CHAT = [
     ChatMessage(role=MessageRole.TOOL, content="[]"),
     ChatMessage(role=MessageRole.ASSISTANT, content="Water vapour condenses as droplets."),
 ]
-READ = [
-    ("system", "Answer briefly."),
-    ("user", "Where does the vapour go?"),
-    ("assistant", "Water vapour condenses as droplets."),
-]
-
-
-def last_said(queries: list[str], k: int, histories: Any = None) -> list[list[str]]:
-    histories = histories or [Conversation()] * len(queries)
-    return [[said.messages[-1].content if len(said) else "Tides."] * k for said in histories]
-
-
-def embedder() -> ThinkingEmbedder:
-    encoder = CallableEncoder(bag_of_words, name="bag of words")
-    return ThinkingEmbedder.from_parts(
-        last_said, encoder, settings=ThoughtSettings(n_thoughts=1), cache=False
-    )
 
 
 @pytest.fixture(params=["our index", "the framework's"])
 def source(request: pytest.FixtureRequest, small_index: Index) -> Any:
     if request.param == "our index":
-        return Retriever(embedder(), small_index)
+        return Retriever(last_turn_embedder(), small_index)
     nodes = [TextNode(id_=name, text=text) for name, text in TEXTS.items()]
-    return VectorStoreIndex(nodes, embed_model=O1Embedding(embedder()))
+    return VectorStoreIndex(nodes, embed_model=O1Embedding(last_turn_embedder()))
 
 
 def test_chat_messages_are_read() -> None:
-    assert Conversation.of(CHAT) == Conversation.of(READ)
+    assert Conversation.of(CHAT) == Conversation.of(TURNS)
     memory = ChatMemoryBuffer.from_defaults(chat_history=CHAT[:2])
-    assert Conversation.of(memory.get()) == Conversation.of(READ[:2])
+    assert Conversation.of(memory.get()) == Conversation.of(TURNS[:2])
 
 
 async def test_the_thought_is_written_after_the_messages(source: Any) -> None:
@@ -82,10 +64,10 @@ def test_several_strings_and_adaptive_thinking_read_it(source: Any) -> None:
 
 
 def test_an_explanation_reads_it(small_index: Index) -> None:
-    retriever = O1Retriever(Retriever(embedder(), small_index), similarity_top_k=1)
+    retriever = O1Retriever(Retriever(last_turn_embedder(), small_index), similarity_top_k=1)
     explanation = retriever.explain(ConversationBundle("And then?", history=CHAT))
     assert [hit.id for hit in explanation.result] == ["vapour"]
-    assert explanation.result.embedding.history == Conversation.of(READ)
+    assert explanation.result.embedding.history == Conversation.of(TURNS)
 
 
 def test_a_query_engine_passes_it_on(source: Any) -> None:

@@ -16,6 +16,7 @@ from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.endpoint import RequestPolicy
 from o1_retriever.guard import Gate
+from o1_retriever.query import Conversation
 from o1_retriever.thinkers import RecordedThinker
 
 DIMENSION = 256
@@ -81,6 +82,25 @@ def of_two_minds() -> ThinkingEmbedder:
     encoder = CallableEncoder(bag_of_words, name="bag of words")
     thinker = RecordedThinker({QUERY: [THOUGHT, OTHER]})
     return ThinkingEmbedder.from_parts(thinker, encoder, settings=ThoughtSettings(n_thoughts=2), cache=False)
+
+
+# What the adapters read of a chat in each framework's own messages.
+TURNS = [
+    ("system", "Answer briefly."),
+    ("user", "Where does the vapour go?"),
+    ("assistant", "Water vapour condenses as droplets."),
+]
+
+
+def last_turn_embedder() -> ThinkingEmbedder:
+    """Thinks the last turn of the conversation, and of tides where there is none."""
+
+    def think(queries: list[str], n_thoughts: int, histories: Any = None) -> list[list[str]]:
+        turns = [history.messages for history in histories or [Conversation()] * len(queries)]
+        return [[messages[-1].content if messages else "Tides."] * n_thoughts for messages in turns]
+
+    encoder = CallableEncoder(bag_of_words, name="bag of words")
+    return ThinkingEmbedder.from_parts(think, encoder, settings=ThoughtSettings(n_thoughts=1), cache=False)
 
 
 def many_documents() -> list[Document]:
