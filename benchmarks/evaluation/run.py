@@ -27,8 +27,8 @@ from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.encoders import as_encoder
 from o1_retriever.evaluation.collection import Collection, load_collection
 from o1_retriever.evaluation.comparison import evaluate, peak_megabytes
-from o1_retriever.evaluation.plan import Plan
-from o1_retriever.evaluation.search import search_exactly
+from o1_retriever.evaluation.systems import Plan
+from o1_retriever.ranking.ranking import search_exactly
 
 DIMENSION = 384
 QUERIES = 500
@@ -87,8 +87,8 @@ def _search(path: Path, documents: int) -> dict[str, Any]:
     peak = peak_megabytes()
     # Checked against one plain product, after the peak was read.
     plain = matrix @ queries[0]
-    exact = set(np.argsort(-plain, kind="stable")[:100]) == set(found[0].places[:100])
-    exact &= all(ranking.places[0] == place for ranking, place in zip(found, places, strict=True))
+    exact = set(np.argsort(-plain, kind="stable")[:100]) == set(found[0].keys[:100])
+    exact &= all(ranking.keys[0] == place for ranking, place in zip(found, places, strict=True))
     return {"seconds": round(seconds, 1), "peak_mb": round(peak or 0), "exact": bool(exact)}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fictional_world.variants import ABLATIONS, DRAWN
-from o1_retriever.evaluation.table import markdown_table
+from o1_retriever.reporting.table import markdown_table
 
 Rows = Sequence[Mapping[str, object]]
 
@@ -29,7 +29,7 @@ def two_hop_table(rows: Rows) -> str:
     """The three figures of the recipe."""
     values = _values(rows)
     body = [[title, f"{values[f'fictional_world/two_hop/{name}']:.3f}"] for name, title in TITLES.items()]
-    return "\n".join(markdown_table(["nDCG@10, held-out two-hop questions, test", ""], body))
+    return markdown_table(["nDCG@10, held-out two-hop questions, test", ""], body)
 
 
 def ablation_table(rows: Rows) -> str:
@@ -40,7 +40,7 @@ def ablation_table(rows: Rows) -> str:
         for variant in ABLATIONS
         if _place(variant.name, "not_thinking") in values
     ]
-    return "\n".join(markdown_table(["nDCG@10, dev", *WAYS.values()], body))
+    return markdown_table(["nDCG@10, dev", *WAYS.values()], body)
 
 
 def draw(rows: Rows, path: Path) -> None:

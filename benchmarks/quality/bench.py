@@ -19,7 +19,7 @@ from o1_retriever.encoders import Encoder, as_encoder
 from o1_retriever.evaluation.collection import Collection, load_collection
 from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.robustness import follow_wording
-from o1_retriever.evaluation.systems import NEVER, Bm25Index, Dense, Hybrid, Lexical, System
+from o1_retriever.evaluation.systems import NEVER, Dense, Hybrid, Lexical, System, bm25_over
 
 MEASURE = "nDCG@10"
 RECORDED = ThoughtSettings(n_thoughts=3)
@@ -131,7 +131,7 @@ def systems(
     encoded = encode_corpus(minilm, corpus, bench.work / "corpora")
     if original is not None:
         minilm = follow_wording(minilm, original, collection)
-    bm25 = Bm25Index(corpus)
+    bm25 = bm25_over(corpus)
     lexical = Lexical(name="bm25", corpus=corpus, index=bm25)
     fast = Dense(name="minilm", embedder=minilm, corpus=corpus, encoded=encoded)
     found: list[System] = [lexical, fast, Hybrid(name="hybrid", corpus=corpus, parts=[fast, lexical])]

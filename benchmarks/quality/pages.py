@@ -14,7 +14,7 @@ from benchmarks.fictional_world.page import ablation_table, two_hop_table
 from benchmarks.quality.card import with_results
 from benchmarks.record import RESULTS, ROOT, read
 from benchmarks.speed.page import full_table, speed_table
-from o1_retriever.evaluation.table import markdown_table
+from o1_retriever.reporting.table import markdown_table
 
 Rows = Sequence[Mapping[str, object]]
 
@@ -89,7 +89,7 @@ def quality_table(rows: Rows) -> str:
         for name, title in SETS.items()
         if f"{name}/bm25" in values
     ]
-    return "\n".join(markdown_table(["nDCG@10", *COLUMNS.values()], body))
+    return markdown_table(["nDCG@10", *COLUMNS.values()], body)
 
 
 def mini_table(rows: Rows) -> str:
@@ -115,7 +115,7 @@ def mini_table(rows: Rows) -> str:
         body.append(
             [title.partition(":")[0], _cell(values, f"{name}/o1_embedder_22m_fast"), f"{share:.1%}", *cells]
         )
-    return "\n".join(markdown_table(heads, body))
+    return markdown_table(heads, body)
 
 
 def examples_table(rows: Rows) -> str:
@@ -131,7 +131,7 @@ def examples_table(rows: Rows) -> str:
         ]
         for number, row in enumerate(rows, 1)
     ]
-    return "\n".join(markdown_table(heads, body))
+    return markdown_table(heads, body)
 
 
 def _list(value: object) -> list[object]:
@@ -148,7 +148,7 @@ def robustness_table(rows: Rows) -> str:
         for wording, title in WORDINGS.items()
         if f"{name}/{wording}/bm25" in values
     ]
-    return "\n".join(markdown_table(["nDCG@10", *COLUMNS.values()], body))
+    return markdown_table(["nDCG@10", *COLUMNS.values()], body)
 
 
 def gains_table(rows: Rows) -> str:
@@ -164,7 +164,7 @@ def gains_table(rows: Rows) -> str:
         for key, base in GAINS.items()
         if f"{name}/as_written/gain/{key}" in values
     ]
-    return "\n".join(markdown_table(heads, body))
+    return markdown_table(heads, body)
 
 
 def curves_table(rows: Rows) -> str:
@@ -175,12 +175,8 @@ def curves_table(rows: Rows) -> str:
         curve, point = _curve(name)
         if curve:
             points.setdefault(curve, []).append(f"{point}: {value:.3f}")
-    return "\n".join(
-        [
-            "| curve | nDCG@10 |",
-            "| --- | --- |",
-            *(f"| {key} | {', '.join(row)} |" for key, row in points.items()),
-        ]
+    return markdown_table(
+        ["curve", "nDCG@10"], [[key, ", ".join(row)] for key, row in points.items()], texts=(0, 1)
     )
 
 

@@ -19,10 +19,9 @@ from benchmarks.quality.bench import MEASURE, Bench, open_bench, systems
 from benchmarks.quality.examples import write_examples
 from benchmarks.quality.pages import LEVEL, P_VALUE, SETS, WINS, quality_table
 from benchmarks.record import Figure, read
-from o1_retriever.evaluation.comparison import Evaluation, evaluate
+from o1_retriever.evaluation.comparison import Evaluation, evaluate, holm, randomisation_test
 from o1_retriever.evaluation.metrics import aligned
 from o1_retriever.evaluation.runs import write_run
-from o1_retriever.evaluation.statistics import holm, randomisation_test
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

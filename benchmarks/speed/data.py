@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from benchmarks.record import ROOT
-from o1_retriever.evaluation.collection import CorpusFile
-from o1_retriever.evaluation.problems import CollectionReport
+from o1_retriever.evaluation.collection import CollectionReport, CorpusFile
 
 # Where the evaluation data lies: `eval/scifact` in BEIR format.
 VARIABLE = "O1_RETRIEVER_BENCHMARK_DATA"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from o1_retriever.evaluation.table import markdown_table
+from o1_retriever.reporting.table import markdown_table
 
 Rows = Sequence[Mapping[str, object]]
 
@@ -44,7 +44,7 @@ def _table(rows: Rows) -> str:
     titles = {str(row["name"]): _title(str(row["name"])) for row in rows}
     body = [[titles[str(row["name"])] or "", _value(row)] for row in rows if titles[str(row["name"])]]
     machines = sorted({str(row["machine"]) for row in rows if titles[str(row["name"])]})
-    return "\n".join([*markdown_table(["", "measured"], body), "", f"Measured on: {'; '.join(machines)}."])
+    return "\n".join([markdown_table(["", "measured"], body), "", f"Measured on: {'; '.join(machines)}."])
 
 
 def _title(name: str) -> str | None:

@@ -26,8 +26,7 @@ from o1_retriever.cache import default_cache_path
 from o1_retriever.evaluation.collection import Corpus, load_collection
 from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.metrics import per_query
-from o1_retriever.evaluation.ranking import tie_order
-from o1_retriever.evaluation.search import search_exactly
+from o1_retriever.ranking.ranking import search_exactly, tie_order
 from o1_retriever.vectors import unit
 from o1_retriever_training.scorers import EncoderScorer
 from o1_retriever_training.vote import vote

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from o1_retriever.embedder import ThinkingEmbedder
     from o1_retriever.evaluation.collection import Collection
     from o1_retriever.evaluation.comparison import Evaluation
-    from o1_retriever.evaluation.plan import Plan
+    from o1_retriever.evaluation.systems import Plan
     from o1_retriever.thought import ThoughtSettings
 
 _FORMATS = ("none", "nf4")
@@ -80,7 +80,9 @@ class SystemOptions:
     hnsw: Annotated[
         bool,
         typer.Option(
-            "--hnsw", help="Search Chroma's graph and report the recall lost.", rich_help_panel="Systems"
+            "--hnsw",
+            help="Search an index's graph and report the recall lost.",
+            rich_help_panel="Systems",
         ),
     ] = False
     robustness: Annotated[
@@ -136,7 +138,7 @@ def evaluate(
 
 
 def _plan(systems: SystemOptions, results: ResultOptions) -> Plan:
-    from o1_retriever.evaluation.plan import Plan, parse_dimensions, parse_pooling, parse_thoughts
+    from o1_retriever.evaluation.systems import Plan, parse_dimensions, parse_pooling, parse_thoughts
 
     return Plan(
         thoughts=parse_thoughts(systems.n_thoughts),
@@ -196,7 +198,7 @@ def _evaluated(
 
 
 def _show(evaluation: Evaluation, results: ResultOptions) -> None:
-    from o1_retriever.evaluation.table import caption, cells, records
+    from o1_retriever.evaluation.report import caption, cells, records
 
     if results.report is not None:
         from o1_retriever.evaluation.report import write_report

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o1_retriever.errors import SettingsError
-from o1_retriever.evaluation.qrels import Qrels
+from o1_retriever.evaluation.collection import Qrels
 from o1_retriever.extras import require
 
 Run: TypeAlias = Mapping[str, Mapping[str, float]]

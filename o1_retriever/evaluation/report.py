@@ -1,20 +1,36 @@
-"""A report of an evaluation: Markdown, and one HTML file that needs nothing else."""
+"""A report of an evaluation: a table of all systems, plots, Markdown, and one HTML file that stands alone."""
 
 from __future__ import annotations
 
-import html
+import io
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from o1_retriever.evaluation.comparison import Evaluation, SystemResult
-from o1_retriever.evaluation.plots import Plot, plots
+import numpy as np
+
+from o1_retriever.evaluation.comparison import Comparison, Evaluation, SystemResult
 from o1_retriever.evaluation.runs import write_run
-from o1_retriever.evaluation.table import caption, cells, markdown_table, records
+from o1_retriever.evaluation.systems import family_of
+from o1_retriever.extras import require
+from o1_retriever.reporting import html
+from o1_retriever.reporting.table import markdown_table
+from o1_retriever.reporting.text import counted
 
 SHOWN = 10  # queries that gain most, and that lose most
+MARK = "*"  # on a time that thoughts from the cache have shortened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """A drawn figure: a name for files, a title for readers, and the SVG element itself."""
+
+    name: str
+    title: str
+    svg: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +78,83 @@ def write_report(evaluation: Evaluation, folder: Path, *, measure: str | None = 
     return target
 
 
+def records(evaluation: Evaluation, *, measure: str | None = None) -> list[dict[str, Any]]:
+    """One plain JSON object per system: means, 95 % interval, comparison with the first, costs."""
+    measure = measure or next(iter(evaluation.results[0].values))
+    compared = evaluation.comparisons(measure)
+    return [
+        {
+            "collection": evaluation.collection.name,
+            "split": evaluation.collection.split,
+            "queries": len(evaluation.collection.qrels),
+            "documents": len(evaluation.collection.corpus.ids),
+            "system": result.name,
+            "measures": result.means,
+            "compared_by": measure,
+            "interval": list(evaluation.interval(result.name, measure)),
+            "against_first": asdict(compared[result.name]) if result.name in compared else None,
+            "cost": asdict(result.cost),
+            "recall_lost": asdict(result.recall_lost) if result.recall_lost else None,
+        }
+        for result in evaluation.results
+    ]
+
+
+def cells(evaluation: Evaluation, *, measure: str | None = None) -> tuple[list[str], list[list[str]]]:
+    """(heads, rows) of the table as text; columns that would be empty are left out."""
+    measure = measure or next(iter(evaluation.results[0].values))
+    compared = evaluation.comparisons(measure)
+    names = list(evaluation.results[0].values)
+    costs = ["tokens thought", "ms/query", "documents/s", "MB", "recall lost"]
+    heads = ["system", *names, "95 %", "gain", "p", *costs]
+    rows = [
+        _cells_of(evaluation, result, measure, compared.get(result.name)) for result in evaluation.results
+    ]
+    kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
+    return [heads[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
+def markdown(evaluation: Evaluation, *, measure: str | None = None) -> str:
+    """The table in Markdown, with a line on what it shows."""
+    heads, rows = cells(evaluation, measure=measure)
+    return "\n".join([markdown_table(heads, rows), "", caption(evaluation, measure=measure)])
+
+
+def caption(evaluation: Evaluation, *, measure: str | None = None) -> str:
+    """What the table was measured on and how its columns are meant."""
+    collection = evaluation.collection
+    measure = measure or next(iter(evaluation.results[0].values))
+    queries = counted(len(collection.qrels), "query", "queries")
+    documents = counted(len(collection.corpus.ids), "document")
+    text = (
+        f"{collection.name}, split {collection.split}: {queries}, {documents}. Interval, gain and p are of "
+        f"{measure}: bootstrap; against {evaluation.results[0].name}; paired randomisation test, Holm's "
+        "correction."
+    )
+    if any(result.cost.cached for result in evaluation.results):
+        text += f" {MARK} Thoughts came from the cache: the time is shorter than without."
+    return text
+
+
+def _cells_of(
+    evaluation: Evaluation, result: SystemResult, measure: str, compared: Comparison | None
+) -> list[str]:
+    low, high = evaluation.interval(result.name, measure)
+    cost, lost = result.cost, result.recall_lost
+    return [
+        result.name,
+        *(f"{value:.4f}" for value in result.means.values()),
+        f"{low:.3f}–{high:.3f}",
+        f"{compared.difference:+.4f}" if compared else "",
+        f"{compared.p_corrected:.4f}" if compared else "",
+        f"{cost.thought_tokens:.1f}" if cost.thought_tokens else "",
+        f"{cost.ms_per_query:.1f}{MARK if cost.cached else ''}",
+        f"{cost.documents_per_second:,.0f}" if cost.documents_per_second else "",
+        f"{cost.peak_mb:,.0f}" if cost.peak_mb else "",
+        f"{lost.at_10:.1%} @10, {lost.at_depth:.1%} @{lost.depth}" if lost else "",
+    ]
+
+
 def thinking_pair(evaluation: Evaluation) -> tuple[SystemResult, SystemResult] | None:
     """(first system without thoughts, the same one with most thoughts), None where there are no such two.
 
@@ -71,8 +164,8 @@ def thinking_pair(evaluation: Evaluation) -> tuple[SystemResult, SystemResult] |
     thinking = [result for result in evaluation.results if _thinks(result)]
     if plain is None or not thinking:
         return None
-    family = re.compile(re.escape(plain.name.removesuffix("never")) + r"k=\d+")
-    return plain, ([result for result in thinking if family.fullmatch(result.name)] or thinking)[-1]
+    related = [result for result in thinking if family_of(result.name) == family_of(plain.name)]
+    return plain, (related or thinking)[-1]
 
 
 def changes(evaluation: Evaluation, *, measure: str) -> list[Change]:
@@ -98,7 +191,7 @@ def as_markdown(evaluation: Evaluation, drawn: Sequence[Plot], *, measure: str) 
     """The report in Markdown; plots are files in the folder `plots` beside it."""
     heads, rows = cells(evaluation, measure=measure)
     parts = [f"# {evaluation.collection.name}, {evaluation.collection.split}", ""]
-    parts += [*markdown_table(heads, rows), "", caption(evaluation, measure=measure), ""]
+    parts += [markdown_table(heads, rows), "", caption(evaluation, measure=measure), ""]
     for plot in drawn:
         parts += [f"## {plot.title}", "", f"![{plot.title}](plots/{plot.name}.svg)", ""]
     for title, chosen in _chosen(evaluation, measure):
@@ -114,38 +207,29 @@ def as_markdown(evaluation: Evaluation, drawn: Sequence[Plot], *, measure: str) 
 
 def as_html(evaluation: Evaluation, drawn: Sequence[Plot], *, measure: str) -> str:
     """The report as one HTML page with its plots inside; it loads nothing from anywhere."""
-    escape = html.escape
-    title = escape(f"{evaluation.collection.name}, {evaluation.collection.split}")
+    title = f"{evaluation.collection.name}, {evaluation.collection.split}"
     heads, rows = cells(evaluation, measure=measure)
-    parts = [f"<h1>{title}</h1>", "<table><thead><tr>"]
-    parts += [f"<th>{escape(head)}</th>" for head in heads]
-    parts.append("</tr></thead><tbody>")
-    parts += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    parts.append(f"</tbody></table><p>{escape(caption(evaluation, measure=measure))}</p>")
-    parts += [f"<h2>{escape(plot.title)}</h2>{plot.svg}" for plot in drawn]
+    parts = [html.element("h1", html.text(title)), html.table(rows, heads)]
+    parts.append(html.element("p", html.text(caption(evaluation, measure=measure))))
+    parts += [html.element("h2", html.text(plot.title)) + plot.svg for plot in drawn]
     for heading, chosen in _chosen(evaluation, measure):
-        parts.append(f"<h2>{escape(heading)}</h2><ul>")
-        for change in chosen:
-            thoughts = "".join(f"<li>{escape(thought)}</li>" for thought in change.thoughts)
-            values = f"{change.before:.3f} → {change.after:.3f}"
-            parts.append(f"<li><b>{escape(change.text)}</b> {values}<ul>{thoughts}</ul></li>")
-        parts.append("</ul>")
+        parts.append(html.element("h2", html.text(heading)))
+        parts.append(html.items(_as_item(change) for change in chosen))
     if evaluation.collection.report:
-        parts.append(
-            f"<h2>Problems of the collection</h2><pre>{escape(str(evaluation.collection.report))}</pre>"
-        )
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+        parts.append(html.element("h2", "Problems of the collection"))
+        parts.append(html.element("pre", html.text(evaluation.collection.report)))
+    return html.page(title, parts, style=_STYLE)
 
 
+def _as_item(change: Change) -> str:
+    values = f" {change.before:.3f} → {change.after:.3f}"
+    return html.element("b", html.text(change.text)) + values + html.items(map(html.text, change.thoughts))
+
+
+# The table of systems is wide, and all its columns but the first are numbers.
 _STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;display:block;overflow-x:auto;font-size:.85em}"
-    "td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
-    "td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}ul ul{color:#555}"
+    "table{display:block;overflow-x:auto;font-size:.85em}td,th{text-align:right;white-space:nowrap}"
+    "td:first-child,th:first-child{text-align:left}ul ul{color:#555}"
 )
 
 
@@ -189,3 +273,113 @@ def _file_name(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split()).replace("*", "\\*").replace("<", "&lt;")
+
+
+def plots(evaluation: Evaluation, *, measure: str) -> list[Plot]:
+    """Gain per query, the measure against tokens thought, and against the number of thoughts.
+
+    What needs a system that thinks and one that does not is left out where there are none.
+    """
+    thinking = [result for result in evaluation.results if _thoughts_per_query(result)]
+    if not thinking or len(evaluation.results) < 2:
+        return []
+    first = evaluation.results[0]
+    drawn = [
+        Plot(
+            name="gain",
+            title=f"Gain per query over {first.name}, sorted",
+            svg=_drawn(lambda axes: _gain(axes, evaluation, measure)),
+        )
+    ]
+    if any(result.cost.thought_tokens for result in thinking):
+        drawn.append(
+            Plot(
+                name="tokens",
+                title=f"{measure} against tokens thought per query",
+                svg=_drawn(lambda axes: _tokens(axes, evaluation, measure)),
+            )
+        )
+    drawn.append(
+        Plot(
+            name="thoughts",
+            title=f"{measure} against the number of thoughts",
+            svg=_drawn(lambda axes: _curve(axes, evaluation, measure)),
+        )
+    )
+    return drawn
+
+
+def _gain(axes: Any, evaluation: Evaluation, measure: str) -> None:
+    first = evaluation.results[0]
+    for result in _compared(evaluation):
+        gains = sorted(
+            (result.values[measure][key] - first.values[measure][key] for key in evaluation.collection.qrels),
+            reverse=True,
+        )
+        axes.plot(np.arange(1, len(gains) + 1), gains, label=result.name, linewidth=1.2)
+    axes.axhline(0, color="0.5", linewidth=0.8)
+    axes.set(xlabel="queries", ylabel=f"gain in {measure}")
+
+
+def _compared(evaluation: Evaluation) -> list[SystemResult]:
+    """The first system with thoughts, as often as it was measured; where there are none, all others."""
+    first, *others = evaluation.results
+    return [result for result in others if family_of(result.name) == family_of(first.name)] or others
+
+
+def _tokens(axes: Any, evaluation: Evaluation, measure: str) -> None:
+    for family, results in _families(evaluation).items():
+        results.sort(key=lambda result: result.cost.thought_tokens)
+        means = np.array([result.means[measure] for result in results])
+        ends = np.array([evaluation.interval(result.name, measure) for result in results])
+        axes.errorbar(
+            [result.cost.thought_tokens for result in results],
+            means,
+            yerr=[np.maximum(0, means - ends[:, 0]), np.maximum(0, ends[:, 1] - means)],
+            fmt="o-",
+            capsize=3,
+            linewidth=1.2,
+            label=family,
+        )
+    axes.set(xlabel="tokens thought per query (bars: 95 %)", ylabel=measure)
+
+
+def _curve(axes: Any, evaluation: Evaluation, measure: str) -> None:
+    for family, results in _families(evaluation).items():
+        points = sorted((_thoughts_per_query(result), result.means[measure]) for result in results)
+        axes.plot(*zip(*points, strict=True), marker="o", linewidth=1.2, label=family)
+    axes.set(xlabel="thoughts per query (0: the query alone)", ylabel=measure)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _families(evaluation: Evaluation) -> dict[str, list[SystemResult]]:
+    """Systems that differ in their number of thoughts alone, by what they have in common."""
+    families: dict[str, list[SystemResult]] = {}
+    for result in evaluation.results:
+        families.setdefault(family_of(result.name), []).append(result)
+    return families
+
+
+def _thoughts_per_query(result: SystemResult) -> float:
+    counts = [sum(not thought.failed for thought in row) for row in result.thoughts.values()]
+    return float(np.mean(counts)) if counts else 0.0
+
+
+def _drawn(draw: Callable[[Any], None]) -> str:
+    require("matplotlib", extra="eval", purpose="Drawing the plots of a report")
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # A fixed salt and no date: the same evaluation gives the same file.
+    with mpl.rc_context({"svg.hashsalt": "o1-retriever", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        draw(axes)
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+        target = io.StringIO()
+        figure.savefig(target, format="svg", metadata={"Date": None})
+    text = target.getvalue()
+    return text[text.index("<svg") :]

@@ -1,26 +1,50 @@
-"""The systems that are compared: dense with and without thoughts, BM25, HyDE, and their fusion."""
+"""The systems that are compared: dense with and without thoughts, BM25, HyDE, their fusion; and the plan."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from o1_retriever.cache import default_cache_path
+from o1_retriever.documents import Document
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Corpus
-from o1_retriever.evaluation.corpus import EncodedCorpus
-from o1_retriever.evaluation.ranking import Ranking, best, best_of_groups, fuse, tie_order
-from o1_retriever.evaluation.search import RecallLost, all_scores, recall_lost, search_exactly, search_hnsw
+from o1_retriever.evaluation.corpus import EncodedCorpus, encode_corpus
+from o1_retriever.index.graph import Graph
+from o1_retriever.index.ledger import Row
 from o1_retriever.ranking.bm25 import Bm25, lexical_query
-from o1_retriever.ranking.fusion import Places
+from o1_retriever.ranking.fusion import fuse_complete
+from o1_retriever.ranking.ranking import (
+    Places,
+    Ranking,
+    all_scores,
+    best,
+    best_of_groups,
+    search_exactly,
+    tie_order,
+)
+from o1_retriever.reporting.text import counted
 from o1_retriever.search.result import Pooling
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
 from o1_retriever.vectors import unit
 
 NEVER = ThoughtSettings(thinking="never")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallLost:
+    """Share of the exact result that an approximate search missed, at 10 documents and at `depth`."""
+
+    at_10: float
+    at_depth: float
+    depth: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,8 +86,8 @@ class Scorer(System, Protocol):
 class Dense:
     """Inner product with the vectors of an encoded corpus; thinks as `settings` say.
 
-    `hnsw` searches through Chroma's graph and reports the recall that this loses. `pooling="best"` searches
-    for each thought: a document's score is its best; "mean" searches once for their mean.
+    `hnsw` searches through the graph of an index and reports the recall that this loses. `pooling="best"`
+    searches for each thought: a document's score is its best; "mean" searches once for their mean.
     """
 
     name: str
@@ -84,12 +108,12 @@ class Dense:
         groups, thoughts = self._embedded(queries)
         vectors, sizes = np.concatenate(groups), [len(group) for group in groups]
         found = search_exactly(vectors, self.encoded.matrix, depth, ties=self._ties)
-        rankings = best_of_groups(found, sizes, self._ties, depth)
+        rankings = best_of_groups(found, sizes, depth, ties=self._ties)
         lost = None
         if self.hnsw:
             exact = rankings
-            found = search_hnsw(vectors, self.encoded.matrix, depth)
-            rankings = best_of_groups(found, sizes, self._ties, depth)
+            found = search_graph(vectors, self.encoded.matrix, depth, ties=self._ties)
+            rankings = best_of_groups(found, sizes, depth, ties=self._ties)
             lost = recall_lost(exact, rankings, depth)
         return Answer(
             rankings=rankings,
@@ -109,8 +133,8 @@ class Dense:
         embedded = self.embedder.embed_queries(
             queries, settings=self.settings, batch_size=self.batch_size, truncate_dim=dimension
         )
-        best = self.pooling == "best"
-        groups = [item.vectors if best else item.vector[None] for item in embedded]
+        several = self.pooling == "best"
+        groups = [item.vectors if several else item.vector[None] for item in embedded]
         return groups, [item.thoughts for item in embedded]
 
 
@@ -163,7 +187,7 @@ class Lexical:
 
     name: str
     corpus: Corpus
-    index: Bm25Index
+    index: Bm25
     embedder: ThinkingEmbedder | None = None
     settings: ThoughtSettings = NEVER
     _ties: Places = field(init=False)
@@ -175,22 +199,23 @@ class Lexical:
 
     def search(self, queries: Sequence[str], depth: int) -> Answer:
         """The documents that share a word with what is read, best first."""
-        scores, thoughts = self.scores(queries)
-        rankings = []
-        for row in scores:
-            ranking = best(row, self._ties, depth)
-            matched = int(np.count_nonzero(ranking.scores > 0))
-            rankings.append(Ranking(ranking.places[:matched], ranking.scores[:matched]))
+        texts, thoughts = self._read(queries)
+        rankings = [self.index.best(text, depth, ties=self._ties) for text in texts]
         return Answer(rankings=rankings, thoughts=thoughts)
 
     def scores(self, queries: Sequence[str]) -> tuple[Iterator[Vector], Sequence[Sequence[Thought]]]:
         """BM25 of all documents, 0 for those without a common word."""
+        texts, thoughts = self._read(queries)
+        return (self.index.scores(text) for text in texts), thoughts
+
+    def _read(self, queries: Sequence[str]) -> tuple[list[str], Sequence[Sequence[Thought]]]:
+        """What BM25 reads for each query, and the thoughts in it."""
         thoughts: Sequence[Sequence[Thought]] = [()] * len(queries)
         texts = list(queries)
         if self.settings.thinks and self.embedder is not None:
             thoughts = self.embedder.think(queries, settings=self.settings)
             texts = [lexical_query(query, row) for query, row in zip(queries, thoughts, strict=True)]
-        return (self.index.scores(text) for text in texts), thoughts
+        return texts, thoughts
 
 
 @dataclass(kw_only=True, eq=False)
@@ -205,13 +230,200 @@ class Hybrid:
         """Rank all documents with every part and fuse; thoughts are those of the first part that has some."""
         scored = [part.scores(queries) for part in self.parts]
         ties = tie_order(self.corpus.ids)
-        rankings = [fuse(rows, ties, depth) for rows in zip(*(rows for rows, _ in scored), strict=True)]
-        thoughts = next((said for _, said in scored if any(said)), scored[0][1])
+        complete = zip(*(rows for rows, _ in scored), strict=True)
+        rankings = [fuse_complete(rows, depth, ties=ties) for rows in complete]
+        thoughts = next((thoughts for _, thoughts in scored if any(thoughts)), scored[0][1])
         return Answer(rankings=rankings, thoughts=thoughts)
 
 
-class Bm25Index(Bm25):
-    """A corpus for BM25."""
+def search_graph(
+    queries: Vector, matrix: Vector, depth: int, *, ties: Places, batch: int = 5000
+) -> list[Ranking]:
+    """Search through the graph (HNSW) that an `Index` builds, made of these vectors in a temporary folder.
 
-    def __init__(self, corpus: Corpus) -> None:
-        super().__init__(corpus.texts(0, len(corpus.ids)))
+    The graph is approximate: compare with `search_exactly` by `recall_lost`.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        graph = Graph.shared(Path(folder), "corpus")
+        try:
+            graph.begin(0, {"made_by": "o1-retriever eval"})
+            for first in range(0, len(matrix), batch):
+                rows = np.asarray(matrix[first : first + batch], dtype=np.float32)
+                graph.put([_bare(first + place, vector) for place, vector in enumerate(rows)])
+            found = graph.nearest(queries, min(depth, len(matrix)))
+        finally:
+            graph.release()
+    return [
+        best(ranking.keys.astype(np.int64), ranking.scores.astype(np.float32), depth, ties=ties)
+        for ranking in found
+    ]
+
+
+def _bare(place: int, vector: Vector) -> Row:
+    """A document of which the graph needs no more than a vector and a key."""
+    return Row(document=Document(id=str(place), text=""), digest=b"", vector=vector)
+
+
+def recall_lost(exact: Sequence[Ranking], approximate: Sequence[Ranking], depth: int) -> RecallLost:
+    """Compare two searches for the same queries."""
+    return RecallLost(
+        at_10=_missed(exact, approximate, 10), at_depth=_missed(exact, approximate, depth), depth=depth
+    )
+
+
+def _missed(exact: Sequence[Ranking], approximate: Sequence[Ranking], depth: int) -> float:
+    shares = [
+        1 - len(np.intersect1d(right.keys[:depth], found.keys[:depth])) / max(1, len(right.keys[:depth]))
+        for right, found in zip(exact, approximate, strict=True)
+    ]
+    return float(np.mean(shares)) if shares else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is compared: every combination of the numbers of thoughts and the dimensions, and the baselines.
+
+    `thoughts` has 0 for the fast path. `dimensions` has None for all. `hybrid` fuses every dense system
+    with BM25 that reads the same thoughts. `hyde` and `bm25` add these with every number of thoughts.
+    `pooling` "best" adds a system whose documents score by the best thought, where there are several.
+    `work` keeps encoded corpora (None: in the library's cache folder).
+    """
+
+    thoughts: Sequence[int] = (0, 1, 3)
+    dimensions: Sequence[int | None] = (None,)
+    hybrid: bool = False
+    bm25: bool = False
+    hyde: bool = False
+    hnsw: bool = False
+    pooling: Sequence[Pooling] = ("mean",)
+    batch_size: int = 32
+    work: Path | None = None
+
+    def systems(
+        self, corpus: Corpus, embedders: Mapping[str, ThinkingEmbedder], settings: ThoughtSettings
+    ) -> list[System]:
+        """The systems over a corpus, dense ones first; embedders go by the name in the table.
+
+        The corpus is encoded with each embedder unless that was done before.
+        """
+        if not embedders or not self.thoughts:
+            raise SettingsError("Nothing is compared; expected an embedder and a number of thoughts.")
+        index = bm25_over(corpus) if self.bm25 or self.hybrid else None
+        systems: list[System] = []
+        baselines: list[System] = []
+        for name, embedder in embedders.items():
+            lexical = {
+                k: _lexical(corpus, index, embedder, _settings(settings, k))
+                for k in self.thoughts
+                if index is not None
+            }
+            systems += self._of_embedder(corpus, name, embedder, settings, lexical)
+            # As baselines those with the first one's thoughts.
+            baselines = baselines or list(lexical.values())
+        return systems + baselines if self.bm25 else systems
+
+    def _pooled(self) -> Iterator[tuple[int, Pooling]]:
+        """Numbers of thoughts with each way to pool them; below two there is nothing to pool."""
+        for k in self.thoughts:
+            for pooling in self.pooling if k > 1 else ("mean",):
+                yield k, pooling
+
+    def _of_embedder(
+        self,
+        corpus: Corpus,
+        name: str,
+        embedder: ThinkingEmbedder,
+        settings: ThoughtSettings,
+        lexical: Mapping[int, Lexical],
+    ) -> list[System]:
+        dense: list[System] = []
+        fused: list[System] = []
+        work = self.work or default_cache_path() / "evaluation"
+        for dimension in self.dimensions:
+            encoded = encode_corpus(
+                embedder, corpus, work, batch_size=self.batch_size, truncate_dim=dimension
+            )
+            label = name if dimension is None else f"{name}, {dimension} dimensions"
+            for k, pooling in self._pooled():
+                how = _thinking(k) if pooling == "mean" else f"{_thinking(k)}, {pooling}"
+                system: Scorer = Dense(
+                    name=f"{label}, {how}",
+                    embedder=embedder,
+                    corpus=corpus,
+                    encoded=encoded,
+                    settings=_settings(settings, k),
+                    hnsw=self.hnsw,
+                    pooling=pooling,
+                    batch_size=self.batch_size,
+                )
+                dense.append(system)
+                if self.hybrid:
+                    both = f"{label} + BM25, {how}"
+                    fused.append(Hybrid(name=both, corpus=corpus, parts=[system, lexical[k]]))
+                if self.hyde and k and pooling == self.pooling[0]:
+                    fused.append(
+                        Hyde(
+                            name=f"HyDE {label}, {_thinking(k)}",
+                            embedder=embedder,
+                            corpus=corpus,
+                            encoded=encoded,
+                            settings=_settings(settings, k),
+                        )
+                    )
+        return dense + fused
+
+
+def bm25_over(corpus: Corpus) -> Bm25:
+    """BM25 over the texts of a corpus."""
+    return Bm25(corpus.texts(0, len(corpus.ids)))
+
+
+def parse_thoughts(text: str) -> tuple[int, ...]:
+    """Numbers of thoughts from text such as "never,1,3"; `never` is 0. Raises `SettingsError`."""
+    return tuple(
+        0 if part == "never" else _whole(part, "never or a number of thoughts") for part in _parts(text)
+    )
+
+
+def parse_pooling(text: str) -> tuple[Pooling, ...]:
+    """Ways to pool from text such as "mean,best". Raises `SettingsError`."""
+    known: dict[str, Pooling] = {"mean": "mean", "best": "best"}
+    for part in _parts(text):
+        if part not in known:
+            raise SettingsError(f"Found {part!r}; expected mean or best, or both separated by a comma.")
+    return tuple(known[part] for part in _parts(text))
+
+
+def parse_dimensions(text: str) -> tuple[int | None, ...]:
+    """Dimensions from text such as "all,128"; `all` is None. Raises `SettingsError`."""
+    return tuple(
+        None if part == "all" else _whole(part, "all or a number of dimensions") for part in _parts(text)
+    )
+
+
+def _parts(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def _whole(text: str, expected: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise SettingsError(f"Found {text!r}; expected {expected}, or several separated by commas.")
+    return int(text)
+
+
+def family_of(name: str) -> str:
+    """The name of a system of a plan without its number of thoughts: what several of them share."""
+    return re.sub(r", (no thoughts|\d+ thoughts?)(?=,|$)", "", name)
+
+
+def _thinking(count: int) -> str:
+    return counted(count, "thought") if count else "no thoughts"
+
+
+def _settings(base: ThoughtSettings, k: int) -> ThoughtSettings:
+    return base.with_changes(n_thoughts=k, thinking="always") if k else base.with_changes(thinking="never")
+
+
+def _lexical(corpus: Corpus, index: Bm25, embedder: ThinkingEmbedder, settings: ThoughtSettings) -> Lexical:
+    name = f"BM25, {_thinking(settings.n_thoughts)}" if settings.thinks else "BM25"
+    return Lexical(name=name, corpus=corpus, index=index, embedder=embedder, settings=settings)

@@ -13,14 +13,14 @@ import numpy as np
 
 from o1_retriever.errors import InputError, StoreError
 from o1_retriever.extras import require
+from o1_retriever.index.ledger import Row, State
+from o1_retriever.ranking.ranking import Ranking
 from o1_retriever.thought import Vector
 
 if TYPE_CHECKING:
     from chromadb.api.client import Client
     from chromadb.api.collection_configuration import CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
-
-    from o1_retriever.index.rows import Row, State
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ _HNSW: CreateHNSWConfiguration = {
     "ef_search": 400,
     "max_neighbors": 32,
 }
+# Asked for beyond what is wanted, so that documents of equal score at the end can be told apart by id.
+_SPARE = 32
 # One call of Chroma; its own limit is asked for as well (5461 where SQLite takes 32766 values a statement).
 _AT_ONCE = 2000
 
@@ -163,16 +165,18 @@ class Graph:
             for start in range(0, len(ids), self.batch_limit):
                 self._open_collection.delete(ids=list(ids[start : start + self.batch_limit]))
 
-    def nearest(self, vectors: Vector, count: int, where: Where | None) -> list[list[tuple[str, float]]]:
-        """The nearest `count` ids of each vector with their cosine; approximate, so there may be fewer."""
+    def nearest(self, vectors: Vector, count: int, where: Where | None = None) -> list[Ranking]:
+        """The ids nearest to each vector with their cosines: `count` and some more to tell ties apart.
+
+        The graph is approximate, so there may be fewer.
+        """
         with _Translated():
             found = self._open_collection.query(
-                query_embeddings=vectors, n_results=count, where=where, include=["distances"]
+                query_embeddings=vectors, n_results=count + _SPARE, where=where, include=["distances"]
             )
-        distances = found["distances"] or []
         return [
-            [(identity, 1.0 - distance) for identity, distance in zip(ids, row, strict=True)]
-            for ids, row in zip(found["ids"], distances, strict=True)
+            Ranking(np.array(ids, dtype=object), 1.0 - np.array(distances, dtype=np.float64))
+            for ids, distances in zip(found["ids"], found["distances"] or [], strict=True)
         ]
 
     def matching(

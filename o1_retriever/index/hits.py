@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from o1_retriever.documents.structure import Scalar
 from o1_retriever.errors import InputError, SettingsError
+from o1_retriever.index.ledger import Row
+from o1_retriever.index.nearest import Found
+from o1_retriever.ranking.ranking import Ranking
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace
-
-if TYPE_CHECKING:
-    from o1_retriever.index.nearest import Found
-    from o1_retriever.index.rows import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,25 +106,33 @@ def check_count(name: str, value: object) -> None:
         raise SettingsError(f"{name} is {value!r}; expected a whole number from 1.")
 
 
-def fused_hits(ranking: Sequence[Found], rows: dict[str, Row]) -> list[Hit]:
+def fused_hits(found: Sequence[Found], rows: dict[str, Row]) -> list[Hit]:
     """A fused ranking with the documents in it."""
-    plain = hits([(one.id, one.cosine) for one in ranking], rows)
     return [
-        replace(hit, fused_score=one.fused, dense_rank=one.dense_rank, lexical_rank=one.lexical_rank)
-        for hit, one in zip(plain, ranking, strict=True)
-    ]
-
-
-def hits(ranking: Sequence[tuple[str, float]], rows: dict[str, Row]) -> list[Hit]:
-    """A ranking of ids and scores with the documents in it."""
-    return [
-        Hit(
-            id=identity,
-            text=rows[identity].document.text,
-            score=score,
-            rank=rank,
-            source=str(rows[identity].document.metadata.get("source", "")),
-            metadata=rows[identity].document.metadata,
+        replace(
+            _hit(rank, rows[each.id], each.cosine),
+            fused_score=each.fused,
+            dense_rank=each.dense_rank,
+            lexical_rank=each.lexical_rank,
         )
-        for rank, (identity, score) in enumerate(ranking, start=1)
+        for rank, each in enumerate(found, start=1)
     ]
+
+
+def hits(ranking: Ranking, rows: dict[str, Row]) -> list[Hit]:
+    """A ranking of ids with the documents in it."""
+    return [
+        _hit(rank, rows[identity], score) for rank, (identity, score) in enumerate(ranking.pairs(), start=1)
+    ]
+
+
+def _hit(rank: int, row: Row, score: float) -> Hit:
+    metadata = row.document.metadata
+    return Hit(
+        id=row.document.id,
+        text=row.document.text,
+        score=score,
+        rank=rank,
+        source=str(metadata.get("source", "")),
+        metadata=metadata,
+    )

@@ -9,19 +9,88 @@ access holds a lock between processes, shared for reading and exclusive for writ
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from o1_retriever.documents import Document
 from o1_retriever.errors import StoreError
-from o1_retriever.index.rows import Session, State
 from o1_retriever.storage.lock import is_busy, locked_fairly
+from o1_retriever.thought import Vector
+from o1_retriever.vectors import VectorSpace
 
 LEDGER_FILE = "documents.sqlite3"
 LOCK_FILES = ("lock.sqlite3", "turn.sqlite3")
 # A rebuild of the search graph holds the lock for minutes where there are millions of documents.
 PATIENCE_S = 600.0
+FORMAT = 1
+_APPLICATION = 0x6F317231  # "o1r1"
+# Old builds of SQLite take 999 values in one statement.
+_AT_ONCE = 900
+# Vectors in memory at a time.
+_PAGE = 2000
+
+_SCHEMA = """
+CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE documents (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    root TEXT NOT NULL,
+    source TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    text TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    vector BLOB NOT NULL
+);
+CREATE INDEX documents_by_file ON documents (root, source);
+CREATE INDEX documents_by_text ON documents (digest);
+"""
+_PUT = """
+INSERT INTO documents (id, root, source, digest, text, metadata, vector) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET root = excluded.root, source = excluded.source, digest = excluded.digest,
+    text = excluded.text, metadata = excluded.metadata, vector = excluded.vector
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What an index is, and how far Chroma has followed.
+
+    `space` and `precision` are those of the embedder that began it. `generation` grows with every change.
+    `graph` is the number of Chroma's folder; `dirty` says that it has to be built anew. `sizes` are the bytes
+    of the graph's files, for Chroma crashes on some that were cut short.
+    """
+
+    space: dict[str, Any]
+    precision: dict[str, Any]
+    format: int = FORMAT
+    generation: int = 0
+    graph: int = 0
+    dirty: bool = True
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, str]:
+        """Space, its fingerprint and precision as strings of JSON."""
+        return {
+            "fingerprint": VectorSpace(**self.space).fingerprint,
+            "space": json.dumps(self.space, sort_keys=True),
+            "precision": json.dumps(self.precision, sort_keys=True),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A document with its vector (float32, not necessarily of length 1) and a digest of its text."""
+
+    document: Document
+    digest: bytes
+    vector: Vector
 
 
 class Ledger:
@@ -92,3 +161,207 @@ class Ledger:
             f"The index at {self.folder} cannot be used: found {error}; expected an intact {LEDGER_FILE}.",
             hint="Delete that folder and index again: o1-retriever index FOLDER",
         )
+
+
+class Session:
+    """What can be read from and written to a ledger while its lock is held."""
+
+    def __init__(self, connection: sqlite3.Connection, file: Path) -> None:
+        self._connection = connection
+        self._file = file
+
+    def state(self) -> State:
+        """What the index is. Raises `StoreError` for a file of another program or version."""
+        mark = self._connection.execute("PRAGMA application_id").fetchone()[0]
+        if mark != _APPLICATION:
+            raise StoreError(
+                f"{self._file} is a database that o1-retriever did not write.",
+                hint="Choose another folder for the index.",
+            )
+        try:
+            found = {key: json.loads(value) for key, value in self._connection.execute("SELECT * FROM state")}
+        except (ValueError, TypeError) as error:
+            raise sqlite3.DatabaseError(f"a damaged state ({error})") from error
+        if found.get("format") != FORMAT:
+            raise StoreError(
+                f"The index at {self._file.parent} has format {found.get('format')}; expected {FORMAT}.",
+                hint="Index again with this version: o1-retriever index FOLDER --index NEW",
+            )
+        return State(**found)
+
+    def write_state(self, state: State) -> None:
+        """Replace the state."""
+        rows = [(key, json.dumps(value)) for key, value in asdict(state).items()]
+        self._connection.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", rows)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Keep all of what is written inside, or nothing."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def create(self, state: State) -> None:
+        """Make the tables, unless there are any."""
+        with self.transaction():
+            if not self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                for statement in _SCHEMA.split(";"):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                self.write_state(state)
+
+    def put(self, rows: Iterable[Row]) -> None:
+        """Add documents, or replace those of the same id at their place."""
+        self._connection.executemany(
+            _PUT,
+            (_values(row) for row in rows),
+        )
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """Delete documents; say how many there were."""
+        return sum(
+            self._connection.execute(f"DELETE FROM documents WHERE id IN ({marks})", part).rowcount
+            for marks, part in _parts(ids)
+        )
+
+    def known(self, ids: Sequence[str]) -> dict[str, tuple[bytes, str]]:
+        """Digest of the text, and metadata as JSON, of those ids that are there."""
+        return {
+            identity: (digest, metadata)
+            for marks, part in _parts(ids)
+            for identity, digest, metadata in self._connection.execute(
+                f"SELECT id, digest, metadata FROM documents WHERE id IN ({marks})", part
+            )
+        }
+
+    def vectors_of_texts(self, digests: Sequence[bytes]) -> dict[bytes, Vector]:
+        """The vectors of texts that are there already, under whatever id."""
+        return {
+            digest: np.frombuffer(vector, dtype="<f4")
+            for marks, part in _parts(digests)
+            for digest, vector in self._connection.execute(
+                f"SELECT digest, vector FROM documents WHERE digest IN ({marks})", part
+            )
+        }
+
+    def rows(self, ids: Sequence[str]) -> dict[str, Row]:
+        """The documents of those ids that are there."""
+        return {
+            row.document.id: row
+            for marks, part in _parts(ids)
+            for row in map(
+                _row,
+                self._connection.execute(
+                    f"SELECT id, digest, text, metadata, vector FROM documents WHERE id IN ({marks})", part
+                ),
+            )
+        }
+
+    def vectors(self, ids: Sequence[str]) -> dict[str, Vector]:
+        """The vectors of those ids that are there."""
+        return {
+            identity: np.frombuffer(vector, dtype="<f4")
+            for marks, part in _parts(ids)
+            for identity, vector in self._connection.execute(
+                f"SELECT id, vector FROM documents WHERE id IN ({marks})", part
+            )
+        }
+
+    def vector_pages(self, ids: Sequence[str] | None = None) -> Iterator[tuple[list[str], Vector]]:
+        """The ids and vectors of these documents, or of all, some at a time; no page is empty."""
+        parts = (
+            [("", ())] if ids is None else ((f"WHERE id IN ({marks})", part) for marks, part in _parts(ids))
+        )
+        for where, values in parts:
+            cursor = self._connection.execute(f"SELECT id, vector FROM documents {where}", values)
+            while found := cursor.fetchmany(_PAGE):
+                joined = np.frombuffer(b"".join(vector for _, vector in found), dtype="<f4")
+                yield [identity for identity, _ in found], joined.reshape(len(found), -1)
+
+    def copies(self, ids: Sequence[str], *, limit: int) -> dict[str, list[str]]:
+        """For each id (of several with one text, the last) the first `limit` ids with the same text."""
+        digests = {digest: identity for identity, (digest, _) in self.known(ids).items()}
+        query = "SELECT id FROM documents WHERE digest = ? ORDER BY id LIMIT ?"
+        return {
+            identity: [row[0] for row in self._connection.execute(query, (digest, limit))]
+            for digest, identity in digests.items()
+        }
+
+    def page(self, after: int, limit: int) -> tuple[list[Row], int]:
+        """The next documents in the order of their addition, and the `after` of the page that follows."""
+        found = self._connection.execute(
+            "SELECT id, digest, text, metadata, vector, number FROM documents WHERE number > ? "
+            "ORDER BY number LIMIT ?",
+            (after, limit),
+        ).fetchall()
+        return [_row(values[:5]) for values in found], found[-1][5] if found else after
+
+    def ids_by_source(self, root: str) -> dict[str, list[str]]:
+        """The ids of a folder's documents, by file."""
+        found: dict[str, list[str]] = {}
+        for source, identity in self._connection.execute(
+            "SELECT source, id FROM documents WHERE root = ? ORDER BY source, number", (root,)
+        ):
+            found.setdefault(source, []).append(identity)
+        return found
+
+    def ids(self) -> list[str]:
+        """All ids in the order of their addition."""
+        return [row[0] for row in self._connection.execute("SELECT id FROM documents ORDER BY number")]
+
+    def texts(self) -> tuple[list[str], list[str]]:
+        """All ids in ascending order, and the text of each."""
+        found = self._connection.execute("SELECT id, text FROM documents ORDER BY id").fetchall()
+        return [identity for identity, _ in found], [text for _, text in found]
+
+    def in_order(self, ids: Sequence[str]) -> list[str]:
+        """Those of the ids that are there, in the order of their addition."""
+        found = [
+            row
+            for marks, part in _parts(ids)
+            for row in self._connection.execute(
+                f"SELECT number, id FROM documents WHERE id IN ({marks})", part
+            )
+        ]
+        return [identity for _, identity in sorted(found)]
+
+    def count(self, *, at_most: int | None = None) -> int:
+        """Number of documents, or `at_most` where there are more: counting takes time that grows with it."""
+        query = "SELECT count(*) FROM documents"
+        if at_most is not None:
+            query = f"SELECT count(*) FROM (SELECT 1 FROM documents LIMIT {int(at_most)})"
+        return int(self._connection.execute(query).fetchone()[0])
+
+    def sources(self) -> dict[str, int]:
+        """Number of files by folder that was indexed."""
+        query = "SELECT root, count(DISTINCT source) FROM documents GROUP BY root ORDER BY root"
+        return dict(self._connection.execute(query).fetchall())
+
+
+def metadata_json(metadata: Mapping[str, Any]) -> str:
+    """Metadata as it is kept."""
+    return json.dumps(metadata, ensure_ascii=False, sort_keys=True)
+
+
+def _values(row: Row) -> tuple[object, ...]:
+    document = row.document
+    root, source = (str(document.metadata.get(name, "")) for name in ("root", "source"))
+    vector = row.vector.astype("<f4").tobytes()
+    return document.id, root, source, row.digest, document.text, metadata_json(document.metadata), vector
+
+
+def _row(values: Sequence[Any]) -> Row:
+    identity, digest, text, metadata, vector = values
+    document = Document(id=identity, text=text, metadata=json.loads(metadata))
+    return Row(document=document, digest=digest, vector=np.frombuffer(vector, dtype="<f4"))
+
+
+def _parts(values: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
+    for start in range(0, len(values), _AT_ONCE):
+        part = values[start : start + _AT_ONCE]
+        yield ",".join("?" * len(part)), part

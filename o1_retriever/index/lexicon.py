@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from o1_retriever.index.rows import Session, State
+from o1_retriever.index.ledger import Session, State
 from o1_retriever.ranking.bm25 import Bm25
+from o1_retriever.ranking.ranking import Places
 
 logger = logging.getLogger(__name__)
 
@@ -38,21 +38,14 @@ class Lexicon:
     ids: list[str]
     bm25: Bm25
 
-    def places(self, ids: Iterable[str]) -> NDArray[np.int64]:
+    def places(self, ids: Iterable[str]) -> Places:
         """Where those documents stand among `ids`."""
         wanted = set(ids)
         return np.array([place for place, name in enumerate(self.ids) if name in wanted], dtype=np.int64)
 
-    def best(self, text: str, depth: int, among: NDArray[np.int64] | None = None) -> list[str]:
+    def best(self, text: str, depth: int, among: Places | None = None) -> list[str]:
         """The ids of the `depth` best that share a word with the text; `among` are the places allowed."""
-        scores = self.bm25.scores(text)
-        found = np.flatnonzero(scores > 0) if among is None else among[scores[among] > 0]
-        if len(found) > depth:
-            # All that equal the last one stay, so that the cut falls in the order of ids.
-            least = np.partition(scores[found], len(found) - depth)[len(found) - depth]
-            found = found[scores[found] >= least]
-        order = np.lexsort((found, -scores[found]))[:depth]
-        return [self.ids[place] for place in found[order]]
+        return [self.ids[place] for place in self.bm25.best(text, depth, among=among).keys]
 
 
 class LexiconKeeper:

@@ -13,20 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from o1_retriever.index.graph import Graph, Where
+from o1_retriever.index.ledger import Session
 from o1_retriever.index.lexicon import Lexicon
-from o1_retriever.index.rows import Session
-from o1_retriever.ranking.fusion import best_scores, fuse
+from o1_retriever.ranking.fusion import fuse
+from o1_retriever.ranking.ranking import Ranking, best, best_of_groups, search_pages
 from o1_retriever.thought import Vector
-
-Ranking = list[tuple[str, float]]
+from o1_retriever.vectors import unit
 
 # So many are compared one by one: 5 ms for 384 dimensions, as long as embedding a query takes at the least.
 _EXACT = 2000
-# Asked for beyond k, so that documents of equal score at the end can be told apart by id.
-_SPARE = 32
-# Scores that agree in so many digits are equal.
+# Scores that agree in so many digits are equal: in the others equal texts differ by the order of additions.
 _DIGITS = 6
-_EQUAL = 2 * 10.0**-_DIGITS
 # Copies of one text that are looked at where a filter decides between them.
 _COPIES = 5000
 
@@ -40,67 +37,49 @@ def nearest(session: Session, graph: Graph, vectors: Vector, k: int, where: Wher
     if where is not None:
         matching = graph.matching(where, limit=_EXACT + 1)
         if len(matching) <= _EXACT:
-            return exact(session.vector_pages(matching), vectors, k)
+            return _exact(session.vector_pages(matching), vectors, k)
     elif count <= _EXACT:
-        return exact(session.vector_pages(), vectors, k)
+        return _exact(session.vector_pages(), vectors, k)
     rankings = []
-    for vector, found in zip(vectors, graph.nearest(vectors, wanted + _SPARE, where), strict=True):
+    for vector, found in zip(vectors, graph.nearest(vectors, wanted, where), strict=True):
         ranking = _with_copies(session, graph, found, k, where)
         if len(ranking) < wanted:
             every = None if where is None else graph.matching(where)
-            ranking = exact(session.vector_pages(every), vector[None], k)[0]
+            ranking = _exact(session.vector_pages(every), vector[None], k)[0]
         rankings.append(ranking)
     return rankings
 
 
-def exact(pages: Iterable[tuple[list[str], Vector]], vectors: Vector, k: int) -> list[Ranking]:
+def _exact(pages: Iterable[tuple[list[str], Vector]], vectors: Vector, k: int) -> list[Ranking]:
     """The k best of the documents in `pages`, each compared."""
-    rankings: list[Ranking] = [[] for _ in vectors]
-    queries = _unit(vectors)
-    for ids, page in pages:
-        cosines = queries @ _unit(page).T
-        for place, row in enumerate(cosines):
-            # All that can be among the first k, equal ones included.
-            least = np.partition(row, -k)[-k] - _EQUAL if k < len(row) else -2.0
-            best = [(ids[at], float(row[at])) for at in np.flatnonzero(row >= least)]
-            rankings[place] = by_score([*rankings[place], *best])[:k]
-    return rankings
+    named = ((np.array(ids, dtype=object), unit(page)) for ids, page in pages)
+    return [_clipped(ranking) for ranking in search_pages(unit(vectors), named, k, digits=_DIGITS)]
 
 
 def _with_copies(session: Session, graph: Graph, found: Ranking, k: int, where: Where | None) -> Ranking:
     """The first k when the documents of equal text are counted in that the graph did not reach."""
-    scores = dict(found)
+    scores = dict(found.pairs())
     copies = session.copies(list(scores), limit=k if where is None else _COPIES)
-    unseen = {copy: scores[one] for one, others in copies.items() for copy in others if copy not in scores}
+    unseen = {copy: scores[id] for id, others in copies.items() for copy in others if copy not in scores}
     if unseen and where is not None:
         allowed = set(graph.matching(where, ids=list(unseen)))
         unseen = {copy: score for copy, score in unseen.items() if copy in allowed}
-    return by_score([*found, *unseen.items()])[:k]
+    keys = np.array([*scores, *unseen], dtype=object)
+    return _clipped(best(keys, np.array([*scores.values(), *unseen.values()]), k, digits=_DIGITS))
 
 
-def cosines(session: Session, ids: Sequence[str], vectors: Vector) -> dict[str, float]:
+def _clipped(ranking: Ranking) -> Ranking:
+    """Cosines are at most 1, whatever rounding has made of them."""
+    return Ranking(ranking.keys, np.asarray(np.clip(ranking.scores, -1.0, 1.0), ranking.scores.dtype))
+
+
+def _cosines(session: Session, ids: Sequence[str], vectors: Vector) -> dict[str, float]:
     """The best cosine of each of these documents with any of the vectors."""
     found = session.vectors(ids)
     if not found:
         return {}
-    best = (_unit(vectors) @ _unit(np.stack(list(found.values()))).T).max(axis=0)
-    return dict(zip(found, np.clip(best, -1.0, 1.0).tolist(), strict=True))
-
-
-def by_score(ranking: Iterable[tuple[str, float]]) -> Ranking:
-    """Best first; equal scores (to `_DIGITS`) by id."""
-    best_first = sorted(ranking, key=lambda item: (-_shown(item[1]), item[0]))
-    return [(identity, min(1.0, max(-1.0, score))) for identity, score in best_first]
-
-
-def _shown(score: float) -> float:
-    """Without the last digits, in which equal texts differ by the order of additions."""
-    return round(score, _DIGITS)
-
-
-def _unit(vectors: Vector) -> Vector:
-    unit: Vector = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit
+    nearest_of = (unit(vectors) @ unit(np.stack(list(found.values()))).T).max(axis=0)
+    return dict(zip(found, np.clip(nearest_of, -1.0, 1.0).tolist(), strict=True))
 
 
 # So many of each ranking are fused. A document at rank 1000 gains 1/1060, less than any step among the first.
@@ -130,18 +109,11 @@ class Fusion:
 def nearest_to_any(
     session: Session, graph: Graph, groups: Sequence[Vector], k: int, where: Where | None
 ) -> list[Ranking]:
-    """The k best ids for each group of vectors, a document's score being its best cosine.
-
-    Every vector is searched for k documents, all of them in one batch: what is among the first k by its
-    best cosine is among the first k of the vector that it has it with.
-    """
+    """The k best ids for each group of vectors, a document's score being its best cosine."""
     if not groups:
         return []
-    rankings = iter(nearest(session, graph, np.concatenate(groups), k, where))
-    return [
-        by_score(best_scores(next(rankings) for _ in group).items())[:k] if len(group) > 1 else next(rankings)
-        for group in groups
-    ]
+    rankings = nearest(session, graph, np.concatenate(groups), k, where)
+    return best_of_groups(rankings, map(len, groups), k, digits=_DIGITS)
 
 
 def fused(
@@ -162,16 +134,17 @@ def fused(
 
 
 def _joined(session: Session, group: Vector, dense: Ranking, lexical: list[str], k: int) -> list[Found]:
-    scores = fuse([[identity for identity, _ in dense], lexical])
+    near = dict(dense.pairs())
+    dense_ids = list(near)
+    scores = fuse([dense_ids, lexical])
     if not scores:
         return []
-    near = dict(dense)
     # All that can be among the first k, equal ones included; those that only BM25 found lack a cosine.
     least = sorted(scores.values(), reverse=True)[:k][-1]
     chosen = [identity for identity, score in scores.items() if score >= least]
-    near.update(cosines(session, [identity for identity in chosen if identity not in near], group))
-    chosen.sort(key=lambda identity: (-scores[identity], -round(near[identity], 6), identity))
-    ranks = [{identity: rank for rank, identity in enumerate(one, 1)} for one in (dict(dense), lexical)]
+    near.update(_cosines(session, [identity for identity in chosen if identity not in near], group))
+    chosen.sort(key=lambda identity: (-scores[identity], -round(near[identity], _DIGITS), identity))
+    ranks = [{identity: rank for rank, identity in enumerate(ids, 1)} for ids in (dense_ids, lexical)]
     return [
         Found(
             id=identity,

@@ -11,8 +11,7 @@ from typing import TypeVar
 
 from o1_retriever.errors import StoreError
 from o1_retriever.index.graph import DamagedGraphError, Graph
-from o1_retriever.index.ledger import LEDGER_FILE, LOCK_FILES, Ledger
-from o1_retriever.index.rows import Row, Session, State
+from o1_retriever.index.ledger import LEDGER_FILE, LOCK_FILES, Ledger, Row, Session, State
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""Rankings from scores: BM25, fusion, and the best of several. They know arrays and keys alone."""
+"""Rankings from scores: ties in order, exact search, BM25, fusion. They know arrays alone."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from o1_retriever.extras import require
+from o1_retriever.ranking.ranking import Places, Ranking, best
 from o1_retriever.thought import Thought, Vector
 
 # How often the query is read before its thoughts, so that they do not drown it.
@@ -46,6 +47,15 @@ class Bm25:
         if self._index is None or not words:
             return np.zeros(self._count, np.float32)
         return np.asarray(self._index.get_scores(words), dtype=np.float32)
+
+    def best(self, text: str, k: int, *, ties: Places | None = None, among: Places | None = None) -> Ranking:
+        """The places of the `k` best texts that share a word with `text`, or of those `among` these places.
+
+        Equal scores are in ascending order of `ties[place]`, or of the place where `ties` is None.
+        """
+        scores = self.scores(text)
+        matching = np.flatnonzero(scores > 0) if among is None else among[scores[among] > 0]
+        return best(matching, scores[matching], k, ties=ties)
 
     @staticmethod
     def identity() -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-Places = NDArray[np.int64]
+from o1_retriever.ranking.ranking import Places, Ranking, Scores, best
+
 Key = TypeVar("Key", bound=Hashable)
 
 # Of Cormack, Clarke and Büttcher (SIGIR 2009), with ranks that begin at 0.
@@ -38,20 +39,30 @@ def fuse(rankings: Sequence[Sequence[Key]]) -> dict[Key, float]:
     return dict(zip(places, reciprocal_scores(list(ranks)).tolist(), strict=True)) if places else {}
 
 
-def best_scores(rankings: Iterable[Iterable[tuple[Key, float]]]) -> dict[Key, float]:
-    """The best score of every document over several rankings of (key, score)."""
+def fuse_complete(scores: Sequence[Scores], k: int, *, ties: Places) -> Ranking:
+    """The `k` best of the fusion of complete rankings, each given by the scores of all documents."""
+    fused = reciprocal_scores([ranks(row, ties) for row in scores])
+    ranking = best(np.arange(len(fused)), fused, k, ties=ties)
+    return Ranking(ranking.keys, ranking.scores.astype(np.float32))
+
+
+def ranks(scores: Scores, ties: Places) -> Places:
+    """The rank of every document, from 0, in the complete ranking of one query."""
+    result = np.empty(len(scores), dtype=np.int64)
+    result[np.lexsort((ties, -scores))] = np.arange(len(scores))
+    return result
+
+
+def best_of(rankings: Iterable[Iterable[tuple[Key, float]]], k: int) -> list[tuple[Key, float]]:
+    """The `k` best of several rankings of (key, score), a document's score being its best.
+
+    Pooling by the best thought, for documents of whatever kind: each ranking must hold the first `k` for one
+    of `QueryEmbedding.vectors`; the result is then that of comparing every document with every vector. Equal
+    scores stay in the order of the rankings.
+    """
     found: dict[Key, float] = {}
     for ranking in rankings:
         for key, score in ranking:
             if key not in found or score > found[key]:
                 found[key] = score
-    return found
-
-
-def best_of(rankings: Iterable[Iterable[tuple[Key, float]]], k: int) -> list[tuple[Key, float]]:
-    """The `k` best of several rankings, a document's score being its best: pooling by the best thought.
-
-    Each ranking must hold the first `k` documents for one of `QueryEmbedding.vectors`; the result is then
-    that of comparing every document with every vector. Equal scores stay in the order of the rankings.
-    """
-    return sorted(best_scores(rankings).items(), key=lambda item: -item[1])[:k]
+    return sorted(found.items(), key=lambda item: -item[1])[:k]

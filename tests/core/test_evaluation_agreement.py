@@ -12,8 +12,8 @@ from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.errors import CollectionError
 from o1_retriever.evaluation.collection import load_collection
 from o1_retriever.evaluation.comparison import evaluate
-from o1_retriever.evaluation.plan import Plan
 from o1_retriever.evaluation.sources import open_collection
+from o1_retriever.evaluation.systems import Plan
 from tests.support.small_collection import DOCUMENTS, QRELS, QUERIES
 
 # Their name of each of our measures.

@@ -18,8 +18,7 @@ from o1_retriever.evaluation import load_collection
 from o1_retriever.evaluation.collection import CorpusList, splits_of
 from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.metrics import per_query
-from o1_retriever.evaluation.ranking import tie_order
-from o1_retriever.evaluation.search import search_exactly
+from o1_retriever.ranking.ranking import search_exactly, tie_order
 from tests.core.evaluation_worker import Encoder, vector
 
 DOCUMENTS = [

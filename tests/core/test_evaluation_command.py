@@ -37,12 +37,12 @@ def test_the_command_prints_one_table_and_writes_the_report(
     base += ["--n-thoughts", "never,2", "--max-new-tokens", "6"]
     done = CliRunner().invoke(app, [*base, "--bm25", "--hybrid", "--report", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    for name in ("tiny never", "tiny k=2", "tiny + BM25 k=2", "BM25 k=2"):
+    for name in ("tiny, no thoughts", "tiny, 2 thoughts", "tiny + BM25, 2 thoughts", "BM25, 2 thoughts"):
         assert name in done.output
     assert (tmp_path / "out" / "small-test" / "report.html").is_file()
     again = CliRunner().invoke(app, [*base, "--json"])
     rows = [json.loads(line) for line in again.stdout.splitlines()]
-    assert [row["system"] for row in rows] == ["tiny never", "tiny k=2"]
+    assert [row["system"] for row in rows] == ["tiny, no thoughts", "tiny, 2 thoughts"]
     assert rows[1]["cost"]["thought_tokens"] > 0
     assert rows[1]["cost"]["cached"]
 

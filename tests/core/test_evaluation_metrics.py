@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o1_retriever.errors import CollectionError, SettingsError
+from o1_retriever.evaluation.comparison import bootstrap_interval, compare, holm, randomisation_test
 from o1_retriever.evaluation.metrics import means, ordered, per_query
-from o1_retriever.evaluation.ranking import best, fuse, ranks, tie_order
 from o1_retriever.evaluation.runs import read_run, thoughts_path, write_run
-from o1_retriever.evaluation.search import recall_lost, search_exactly, search_hnsw
-from o1_retriever.evaluation.statistics import bootstrap_interval, compare, holm, randomisation_test
+from o1_retriever.evaluation.systems import recall_lost, search_graph
 from o1_retriever.query import as_queries
+from o1_retriever.ranking.fusion import fuse_complete, ranks
+from o1_retriever.ranking.ranking import best, search_exactly, tie_order
 from o1_retriever.thinkers import RecordedThinker
 from o1_retriever.thought import Thought, ThoughtSettings
 
@@ -163,22 +164,23 @@ def test_the_best_are_those_of_a_full_sort_with_ties(levels: list[int], depth: i
     ids = [f"d{place * 7 % 31}" for place in range(len(levels))]
     ties = tie_order(ids)
     scores = np.array(levels, dtype=np.float32)
+    places = np.arange(len(ids))
     expected = ordered(dict(zip(ids, map(float, levels), strict=True)))[:depth]
-    assert [ids[place] for place in best(scores, ties, depth).places] == expected
+    assert [ids[place] for place in best(places, scores, depth, ties=ties).keys] == expected
     # The same through the block-wise product, whatever the blocks.
     matrix = scores[:, None]
     for size in (4, 16, 1 << 20):
         found = search_exactly(np.ones((1, 1), np.float32), matrix, depth, ties=ties, block_bytes=size)[0]
-        assert [ids[place] for place in found.places] == expected
+        assert [ids[place] for place in found.keys] == expected
     complete = ranks(scores, ties)
     assert sorted(complete) == list(range(len(ids)))
-    assert complete[best(scores, ties, 1).places[0]] == 0
+    assert complete[best(places, scores, 1, ties=ties).keys[0]] == 0
 
 
 def test_fusion_is_the_sum_of_reciprocal_ranks() -> None:
     ties = tie_order(["a", "b", "c"])
-    fused = fuse([np.array([3, 2, 1], np.float32), np.array([1, 3, 2], np.float32)], ties, 2)
-    assert list(fused.places) == [1, 0]
+    fused = fuse_complete([np.array([3, 2, 1], np.float32), np.array([1, 3, 2], np.float32)], 2, ties=ties)
+    assert list(fused.keys) == [1, 0]
     assert fused.scores == pytest.approx([1 / 61 + 1 / 60, 1 / 60 + 1 / 62])
 
 
@@ -187,8 +189,8 @@ def test_a_graph_search_reports_what_it_lost() -> None:
     matrix = generator.normal(size=(300, 16)).astype(np.float32)
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     exact = search_exactly(matrix[:5], matrix, 20, ties=np.arange(300))
-    lost = recall_lost(exact, search_hnsw(matrix[:5], matrix, 20), 20)
-    assert 0 <= lost.at_10 < 0.5
-    assert [ranking.places[0] for ranking in exact] == list(range(5))
+    lost = recall_lost(exact, search_graph(matrix[:5], matrix, 20, ties=np.arange(300)), 20)
+    assert 0 <= lost.at_10 < 0.05
+    assert [ranking.keys[0] for ranking in exact] == list(range(5))
     assert recall_lost(exact, exact[::-1], 20).at_depth > 0.5
     assert recall_lost(exact, exact, 20).at_10 == 0

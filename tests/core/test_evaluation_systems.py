@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever import Index, ThinkingEmbedder, ThoughtSettings
+from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import CollectionError, SettingsError
 from o1_retriever.evaluation import load_collection
 from o1_retriever.evaluation.collection import Collection
 from o1_retriever.evaluation.comparison import Evaluation, evaluate
 from o1_retriever.evaluation.corpus import encode_corpus
-from o1_retriever.evaluation.plan import Plan, parse_dimensions, parse_thoughts
-from o1_retriever.evaluation.ranking import ranks, tie_order
-from o1_retriever.evaluation.report import changes, write_report
+from o1_retriever.evaluation.report import changes, markdown, records, write_report
 from o1_retriever.evaluation.robustness import (
     SYNONYMS,
     follow_wording,
@@ -29,8 +28,19 @@ from o1_retriever.evaluation.robustness import (
 )
 from o1_retriever.evaluation.runs import read_run
 from o1_retriever.evaluation.sources import open_collection
-from o1_retriever.evaluation.systems import NEVER, Bm25Index, Dense, Hyde, Lexical
-from o1_retriever.evaluation.table import markdown, records
+from o1_retriever.evaluation.systems import (
+    NEVER,
+    Dense,
+    Hyde,
+    Lexical,
+    Plan,
+    bm25_over,
+    family_of,
+    parse_dimensions,
+    parse_thoughts,
+)
+from o1_retriever.ranking.fusion import ranks
+from o1_retriever.ranking.ranking import tie_order
 from tests.support.small_collection import DOCUMENTS, QUERIES, write_small
 
 THOUGHTS = {
@@ -84,16 +94,22 @@ def evaluation(collection: Collection, embedder: ThinkingEmbedder, tmp_path: Pat
 
 def test_a_plan_compares_every_switch_at_once(evaluation: Evaluation) -> None:
     names = [result.name for result in evaluation.results]
-    dense = ["words never", "words k=1", "words k=2"]
-    fused = ["words + BM25 never", "words + BM25 k=1", "HyDE words k=1", "words + BM25 k=2", "HyDE words k=2"]
-    assert names == dense + fused + ["BM25", "BM25 k=1", "BM25 k=2"]
+    dense = ["words, no thoughts", "words, 1 thought", "words, 2 thoughts"]
+    fused = [
+        "words + BM25, no thoughts",
+        "words + BM25, 1 thought",
+        "HyDE words, 1 thought",
+        "words + BM25, 2 thoughts",
+        "HyDE words, 2 thoughts",
+    ]
+    assert names == dense + fused + ["BM25", "BM25, 1 thought", "BM25, 2 thoughts"]
     success = {name: evaluation[name].means["Success@1"] for name in names}
     # The thoughts name the right document for three questions, and lead astray on the fourth.
-    assert success["words k=2"] > success["words never"]
+    assert success["words, 2 thoughts"] > success["words, no thoughts"]
     assert evaluation["BM25"].values["Success@1"]["q4"] == 1
     assert evaluation["BM25"].values["Success@1"]["q1"] == 0
-    assert evaluation["BM25 k=1"].values["Success@1"]["q1"] == 1
-    assert evaluation["HyDE words k=1"].values["Success@1"]["q3"] == 1
+    assert evaluation["BM25, 1 thought"].values["Success@1"]["q1"] == 1
+    assert evaluation["HyDE words, 1 thought"].values["Success@1"]["q3"] == 1
 
 
 def test_each_model_is_fused_with_bm25_that_reads_its_own_thoughts(
@@ -107,11 +123,11 @@ def test_each_model_is_fused_with_bm25_that_reads_its_own_thoughts(
     plan = Plan(thoughts=(1,), hybrid=True, bm25=True, work=tmp_path)
     systems = plan.systems(collection.corpus, {"a": embedder, "b": other}, ThoughtSettings())
     assert [system.name for system in systems] == [
-        "a k=1",
-        "a + BM25 k=1",
-        "b k=1",
-        "b + BM25 k=1",
-        "BM25 k=1",
+        "a, 1 thought",
+        "a + BM25, 1 thought",
+        "b, 1 thought",
+        "b + BM25, 1 thought",
+        "BM25, 1 thought",
     ]
     [read] = systems[3].parts[1].search(["Why?"], 6).thoughts
     assert [thought.text for thought in read] == ["Yeast."]
@@ -141,7 +157,7 @@ def test_dense_and_hyde_vectors_are_those_of_their_definitions(
 def test_bm25_reads_the_query_three_times_and_finds_only_what_shares_a_word(
     collection: Collection, embedder: ThinkingEmbedder
 ) -> None:
-    index = Bm25Index(collection.corpus)
+    index = bm25_over(collection.corpus)
     thinking = Lexical(
         name="b",
         corpus=collection.corpus,
@@ -154,7 +170,7 @@ def test_bm25_reads_the_query_three_times_and_finds_only_what_shares_a_word(
     assert next(iter(scores)) == pytest.approx(expected, abs=1e-5)
     assert len(thoughts[0]) == 2
     alone = Lexical(name="b", corpus=collection.corpus, index=index)
-    assert [len(ranking.places) for ranking in alone.search([QUERIES["q4"], "zebra"], 6).rankings] == [1, 0]
+    assert [len(ranking.keys) for ranking in alone.search([QUERIES["q4"], "zebra"], 6).rankings] == [1, 0]
     with pytest.raises(SettingsError, match="embedder"):
         Lexical(name="b", corpus=collection.corpus, index=index, settings=ThoughtSettings())
 
@@ -165,12 +181,12 @@ def test_a_plan_pools_in_each_way_and_the_best_thought_is_that_of_all_scores(
     plan = Plan(thoughts=(0, 1, 2), pooling=("mean", "best"), hybrid=True, work=tmp_path)
     systems = plan.systems(collection.corpus, {"words": embedder}, ThoughtSettings())
     assert [system.name for system in systems[:4]] == [
-        "words never",
-        "words k=1",
-        "words k=2",
-        "words k=2 best",
+        "words, no thoughts",
+        "words, 1 thought",
+        "words, 2 thoughts",
+        "words, 2 thoughts, best",
     ]
-    assert systems[-1].name == "words + BM25 k=2 best"
+    assert systems[-1].name == "words + BM25, 2 thoughts, best"
     best = systems[3]
     assert isinstance(best, Dense)
     queries = list(QUERIES.values())
@@ -181,9 +197,9 @@ def test_a_plan_pools_in_each_way_and_the_best_thought_is_that_of_all_scores(
         brute = (best.encoded.matrix @ vectors.T).max(axis=1)
         assert row == pytest.approx(brute, abs=1e-5)
         assert ranking.scores == pytest.approx(np.sort(brute)[::-1], abs=1e-5)
-        assert brute[ranking.places] == pytest.approx(ranking.scores, abs=1e-5)
+        assert brute[ranking.keys] == pytest.approx(ranking.scores, abs=1e-5)
         (few,) = best.search([query], 2).rankings
-        assert list(few.places) == list(ranking.places[:2])
+        assert list(few.keys) == list(ranking.keys[:2])
 
 
 def test_hybrid_fuses_complete_rankings(
@@ -192,21 +208,23 @@ def test_hybrid_fuses_complete_rankings(
     encoded = encode_corpus(embedder, collection.corpus, tmp_path)
     ties = tie_order(collection.corpus.ids)
     dense = Dense(name="d", embedder=embedder, corpus=collection.corpus, encoded=encoded)
-    rows = next(iter(dense.scores([QUERIES["q3"]])[0])), Bm25Index(collection.corpus).scores(QUERIES["q3"])
+    rows = next(iter(dense.scores([QUERIES["q3"]])[0])), bm25_over(collection.corpus).scores(QUERIES["q3"])
     total = sum(1 / (60 + ranks(row, ties)) for row in rows)
-    found = evaluation["words + BM25 never"].run["q3"]
+    found = evaluation["words + BM25, no thoughts"].run["q3"]
     assert [found[key] for key in collection.corpus.ids] == pytest.approx(list(total))
 
 
 def test_costs_and_comparisons_are_in_the_table(evaluation: Evaluation) -> None:
     rows = {row["system"]: row for row in records(evaluation)}
-    assert rows["words never"]["against_first"] is None
-    gain = rows["words k=2"]["against_first"]
-    expected = evaluation["words k=2"].means["nDCG@10"] - evaluation["words never"].means["nDCG@10"]
+    assert rows["words, no thoughts"]["against_first"] is None
+    gain = rows["words, 2 thoughts"]["against_first"]
+    expected = (
+        evaluation["words, 2 thoughts"].means["nDCG@10"] - evaluation["words, no thoughts"].means["nDCG@10"]
+    )
     assert gain["difference"] == pytest.approx(expected)
     assert gain["wins"] + gain["losses"] + gain["ties"] == 4
-    assert rows["words k=1"]["cost"]["ms_per_query"] > 0
-    assert json.loads(json.dumps(rows["words k=1"])) == rows["words k=1"]
+    assert rows["words, 1 thought"]["cost"]["ms_per_query"] > 0
+    assert json.loads(json.dumps(rows["words, 1 thought"])) == rows["words, 1 thought"]
     text = markdown(evaluation)
     assert text.count("\n| ") == len(rows) + 1
     assert "4 queries, 6 documents" in text
@@ -217,8 +235,8 @@ def test_a_graph_search_can_take_the_place_of_the_exact_one(
 ) -> None:
     plan = Plan(thoughts=(0,), hnsw=True, dimensions=(None, 8), work=tmp_path)
     done = evaluate(collection, plan.systems(collection.corpus, {"w": embedder}, ThoughtSettings()))
-    assert [result.name for result in done.results] == ["w never", "w dim=8 never"]
-    assert done["w never"].recall_lost.at_10 == 0
+    assert [result.name for result in done.results] == ["w, no thoughts", "w, 8 dimensions, no thoughts"]
+    assert done["w, no thoughts"].recall_lost.at_10 == 0
     assert "0.0% @10" in markdown(done)
 
 
@@ -234,15 +252,15 @@ def test_the_report_stands_alone_and_shows_whom_thinking_helps(
     text = (target / "report.md").read_text()
     helped = changes(evaluation, measure="nDCG@10")
     assert helped[0].gain > 0 > helped[-1].gain
-    assert "Thinking helps most (words k=2 against words never, nDCG@10)" in text
-    assert "Thinking hurts most (words k=2 against words never, nDCG@10)" in text
+    assert "Thinking helps most (words, 2 thoughts against words, no thoughts, nDCG@10)" in text
+    assert "Thinking hurts most (words, 2 thoughts against words, no thoughts, nDCG@10)" in text
     assert THOUGHTS["q4"][0] in text
     assert THOUGHTS["q4"][0] in page
-    run = read_run(target / "runs" / "words-k=2.trec")
+    run = read_run(target / "runs" / "words-2-thoughts.trec")
     assert {key: list(found) for key, found in run.items()} == {
-        key: list(found) for key, found in evaluation["words k=2"].run.items()
+        key: list(found) for key, found in evaluation["words, 2 thoughts"].run.items()
     }
-    assert (target / "runs" / "words-k=2.thoughts.jsonl").is_file()
+    assert (target / "runs" / "words-2-thoughts.thoughts.jsonl").is_file()
     assert len((target / "per_query.jsonl").read_text().splitlines()) == 4
     again = write_report(evaluation, tmp_path / "again")
     assert (again / "report.html").read_text() == page
@@ -293,3 +311,35 @@ def test_switches_are_parsed_or_explained() -> None:
 def test_a_name_that_is_nowhere_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(CollectionError, match=r"corpus\.jsonl"):
         open_collection("./no-such-folder", work=tmp_path)
+
+
+def test_the_graph_that_is_measured_is_the_one_that_an_index_builds(
+    collection: Collection, embedder: ThinkingEmbedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chromadb.api.client import Client
+
+    made: list[dict[str, object]] = []
+    create = Client.create_collection
+
+    def seen(self, *arguments, **named):
+        found = create(self, *arguments, **named)
+        made.append(dict(found._model.configuration_json["hnsw"]))
+        return found
+
+    monkeypatch.setattr(Client, "create_collection", seen)
+    with Index(tmp_path / "index", embedder) as index:
+        index.add([Document(id=key, text=text) for key, text in DOCUMENTS.items()])
+    plan = Plan(thoughts=(0,), hnsw=True, work=tmp_path / "work")
+    evaluate(collection, plan.systems(collection.corpus, {"w": embedder}, ThoughtSettings()))
+    of_index, of_evaluation = made
+    assert of_evaluation == of_index
+    assert [of_index[name] for name in ("ef_construction", "ef_search", "max_neighbors", "space")] == [
+        200, 400, 32, "cosine"
+    ]  # fmt: skip
+
+
+def test_systems_that_differ_in_their_number_of_thoughts_are_a_family() -> None:
+    names = ["MiniLM, no thoughts", "MiniLM, 1 thought", "MiniLM, 3 thoughts"]
+    assert {family_of(name) for name in names} == {"MiniLM"}
+    assert family_of("MiniLM, 128 dimensions, 3 thoughts, best") == "MiniLM, 128 dimensions, best"
+    assert family_of("BM25") == family_of("BM25, 2 thoughts") == "BM25"

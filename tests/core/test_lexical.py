@@ -12,8 +12,7 @@ import pytest
 
 from o1_retriever.documents import Document
 from o1_retriever.errors import InputError, MissingExtraError, SettingsError
-from o1_retriever.index.batches import embed_rows
-from o1_retriever.index.index import Index
+from o1_retriever.index.index import Index, embed_rows
 from o1_retriever.ranking.bm25 import Bm25, lexical_query
 from o1_retriever.thought import Thought
 from tests.support.index_worker import TinyEmbedder, vectors

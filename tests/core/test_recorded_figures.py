@@ -11,8 +11,7 @@ from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.evaluation.collection import Collection, load_collection
 from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.metrics import means, per_query
-from o1_retriever.evaluation.ranking import tie_order
-from o1_retriever.evaluation.search import search_exactly
+from o1_retriever.ranking.ranking import search_exactly, tie_order
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -148,21 +148,21 @@ def test_what_a_card_lacks_is_said(tmp_path: Path) -> None:
 
 def test_figures_of_other_systems_are_shown_and_not_claimed(tmp_path: Path) -> None:
     rows = [
-        row("o1-embedder-22m never", 0.5),
-        row("o1-embedder-22m k=3", 0.6, tokens=40.5),
-        row("o1-embedder-22m + BM25 k=3", 0.7),
+        row("o1-embedder-22m, no thoughts", 0.5),
+        row("o1-embedder-22m, 3 thoughts", 0.6, tokens=40.5),
+        row("o1-embedder-22m + BM25, 3 thoughts", 0.7),
         row("BM25", 0.4),
-        row("HyDE o1-embedder-22m k=3", 0.3),
-        row("MiniLM never", 0.8),
+        row("HyDE o1-embedder-22m, 3 thoughts", 0.3),
+        row("MiniLM, no thoughts", 0.8),
     ]
     figures = read_figures([written(tmp_path / "results.jsonl", *rows)])
     table = as_table(figures)
-    assert "| everyday, test | 20 | o1-embedder-22m k=3 | 0.600 | 0.900 | 40 | 12.3 |" in table
+    assert "| everyday, test | 20 | o1-embedder-22m, 3 thoughts | 0.600 | 0.900 | 40 | 12.3 |" in table
     assert all(each["system"] in table for each in rows)
     claimed = as_eval_results(figures)
     assert {each.metric_name for each in claimed if each.metric_type == "ndcg_at_10"} == {
-        "nDCG@10, o1-embedder-22m never",
-        "nDCG@10, o1-embedder-22m k=3",
+        "nDCG@10, o1-embedder-22m, no thoughts",
+        "nDCG@10, o1-embedder-22m, 3 thoughts",
     }
     assert {each.metric_type for each in claimed} == {"ndcg_at_10", "recall_at_100"}
     (tmp_path / "report" / "everyday-test").mkdir(parents=True)

@@ -75,10 +75,14 @@ _SHOWN = ("nDCG@10", "Recall@100", "MRR@10", "Success@1")
 
 
 def _own(figures: Sequence[Figure]) -> list[Figure]:
-    # The first model measured is the one that is published; its name comes before the first space.
+    # The first model measured is the one that is published; its name ends at the first comma or space.
     dense = [figure for figure in figures if not figure.system.startswith(_NOT_OURS)]
-    first = dense[0].system.split(" ")[0] if dense else ""
-    return [each for each in dense if each.system.split(" ")[0] == first and "BM25" not in each.system]
+    first = _model(dense[0]) if dense else ""
+    return [each for each in dense if _model(each) == first and "BM25" not in each.system]
+
+
+def _model(figure: Figure) -> str:
+    return re.split(r"[ ,]", figure.system)[0]
 
 
 def _metric(name: str) -> str:

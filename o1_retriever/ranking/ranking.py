@@ -1,0 +1,152 @@
+"""Rankings as arrays: which documents, best first; how ties are ordered, and how several become one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from o1_retriever.thought import Vector
+
+Places: TypeAlias = NDArray[np.int64]
+# What names documents: their places in a corpus, or their ids (of dtype object).
+Keys: TypeAlias = NDArray[Any]
+Scores: TypeAlias = NDArray[np.floating[Any]]
+
+BLOCK_BYTES = 64 << 20  # of scores or of vectors that are in memory at a time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """The documents found for one query, best first: their keys and their scores."""
+
+    keys: Keys
+    scores: Scores
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def by_id(self, ids: Sequence[str]) -> dict[str, float]:
+        """Document id to score, best first, where the keys are places among `ids`."""
+        return {ids[place]: score for place, score in self.pairs()}
+
+    def pairs(self) -> list[tuple[Any, float]]:
+        """(key, score), best first, as plain values."""
+        return list(zip(self.keys.tolist(), self.scores.tolist(), strict=True))
+
+
+def tie_order(ids: Sequence[str]) -> Places:
+    """For every document its place among all in trec_eval's order for equal scores: descending id."""
+    order = np.empty(len(ids), dtype=np.int64)
+    order[sorted(range(len(ids)), key=lambda place: ids[place], reverse=True)] = np.arange(len(ids))
+    return order
+
+
+def best(
+    keys: Keys, scores: Scores, k: int, *, ties: Places | None = None, digits: int | None = None
+) -> Ranking:
+    """The `k` best of these documents.
+
+    Equal scores are in ascending order of `ties[key]`, or of the key itself where `ties` is None. Scores
+    that agree to so many decimal `digits` are equal (None: to the last bit).
+    """
+    compared = _compared(scores, digits)
+    chosen = np.arange(len(scores))
+    if k < len(scores):
+        # Everything that equals the last one's score takes part, so that the cut falls in the ties' order.
+        bar = np.partition(compared, len(scores) - k)[len(scores) - k]
+        chosen = np.flatnonzero(compared >= bar)
+    second = keys[chosen] if ties is None else ties[keys[chosen]]
+    picked = chosen[np.lexsort((second, -compared[chosen]))[:k]]
+    return Ranking(keys[picked], scores[picked])
+
+
+def best_of_groups(
+    rankings: Iterable[Ranking],
+    sizes: Iterable[int],
+    k: int,
+    *,
+    ties: Places | None = None,
+    digits: int | None = None,
+) -> list[Ranking]:
+    """One ranking for each group of so many that follow each other: a document's score is its best.
+
+    Where each ranking holds the first `k` for one vector of a group, the result is that of comparing every
+    document with every vector: who is among the first `k` by its best score is among the first of the ranking
+    that holds this score.
+    """
+    remaining = iter(rankings)
+    groups = [[next(remaining) for _ in range(size)] for size in sizes]
+    return [group[0] if len(group) == 1 else _best_of(group, k, ties, digits) for group in groups]
+
+
+def _best_of(group: Sequence[Ranking], k: int, ties: Places | None, digits: int | None) -> Ranking:
+    keys = np.concatenate([ranking.keys for ranking in group])
+    scores = np.concatenate([ranking.scores for ranking in group])
+    order = np.lexsort((-scores, keys))
+    kept, first = np.unique(keys[order], return_index=True)
+    return best(kept, scores[order][first], k, ties=ties, digits=digits)
+
+
+def search_exactly(
+    queries: Vector, matrix: Vector, k: int, *, ties: Places, block_bytes: int = BLOCK_BYTES
+) -> list[Ranking]:
+    """The places of the `k` documents of largest inner product for each row of `queries`, best first.
+
+    `matrix` (documents, dimension) may be a memory map: a block of it is read at a time, and memory does not
+    grow with its rows.
+    """
+    return search_pages(queries, _blocks(matrix, len(queries), block_bytes), k, ties=ties)
+
+
+def search_pages(
+    queries: Vector,
+    pages: Iterable[tuple[Keys, Vector]],
+    k: int,
+    *,
+    ties: Places | None = None,
+    digits: int | None = None,
+) -> list[Ranking]:
+    """As `search_exactly`, over documents that come as pages of (keys, vectors), each of them once."""
+    found = [Ranking(np.zeros(0, np.int64), np.zeros(0, np.float32)) for _ in queries]
+    for keys, vectors in pages:
+        for number, scores in enumerate(queries @ vectors.T):
+            found[number] = _merged(found[number], keys, scores, k, ties, digits)
+    return found
+
+
+def all_scores(queries: Vector, matrix: Vector, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Vector]:
+    """For each query its inner products with all documents, a few queries at a time."""
+    step = max(1, block_bytes // (4 * max(1, len(matrix))))
+    for first in range(0, len(queries), step):
+        yield from queries[first : first + step] @ np.asarray(matrix, dtype=np.float32).T
+
+
+def _blocks(matrix: Vector, queries: int, block_bytes: int) -> Iterator[tuple[Places, Vector]]:
+    """Parts of the matrix with their places, whose scores and vectors take at most `block_bytes` each."""
+    step = max(1, block_bytes // (4 * max(1, queries, int(matrix.shape[1]))))
+    for first in range(0, len(matrix), step):
+        block = np.asarray(matrix[first : first + step], dtype=np.float32)
+        yield np.arange(first, first + len(block)), block
+
+
+def _merged(
+    known: Ranking, keys: Keys, scores: Vector, k: int, ties: Places | None, digits: int | None
+) -> Ranking:
+    if len(known) == k:
+        # Most of a later page is worse than what is known; equal scores may still win by the order of ties.
+        promising = _compared(scores, digits) >= _compared(known.scores[-1:], digits)
+        keys, scores = keys[promising], scores[promising]
+        if not len(scores):
+            return known
+    if len(known):
+        keys, scores = np.concatenate([known.keys, keys]), np.concatenate([known.scores, scores])
+    return best(keys, scores, k, ties=ties, digits=digits)
+
+
+def _compared(scores: Scores, digits: int | None) -> Scores:
+    """Without the digits in which equal vectors differ by the order of additions."""
+    return scores if digits is None else np.round(scores.astype(np.float64), digits)
