@@ -9,7 +9,7 @@ from typing import ClassVar
 from o1_retriever.errors import InputError
 from o1_retriever.reporting.text import counted
 
-SHOWN = 5
+SHOWN = 3  # first places of each kind
 
 
 @dataclass(frozen=True, slots=True)
