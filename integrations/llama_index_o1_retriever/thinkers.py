@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 
-from o1_retriever.endpoint import DEFAULT_PROMPT, ChatPrompt, OpenAIThinker, RequestPolicy
-from o1_retriever.endpoint.problem import ModelCallError
+from o1_retriever.endpoint.limits import RequestPolicy
+from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt
 from o1_retriever.errors import SettingsError
+from o1_retriever.thinkers.endpoint import ModelThinker
 
 
-class LLMThinker(OpenAIThinker):
+class LLMThinker(ModelThinker):
     """Thoughts written by a LlamaIndex LLM.
 
-    The model samples as it was configured to: `k`, of the thought settings, is how often it is asked, and
-    with a temperature of 0 it says the same each time. `prompt` is a `ChatPrompt`, or a message with
-    `{query}` in it. `policy` bounds time, retries and parallel calls. With a `name`, the thoughts may be
-    kept in the cache under it: change the name when the model or its parameters change.
+    The model samples as it was configured to: `n_thoughts`, of the thought settings, is how often it is
+    asked, and with a temperature of 0 it says the same each time. `prompt` is a `ChatPrompt`, or a message
+    with `{query}` in it. `policy` bounds time, retries and parallel calls. With a `name`, the thoughts may
+    be kept in the cache under it: change the name when the model or its parameters change.
 
     Raises `SettingsError` for something that is no LLM.
     """
+
+    library = "llama-index"
 
     def __init__(
         self,
@@ -35,30 +36,11 @@ class LLMThinker(OpenAIThinker):
     ) -> None:
         if not isinstance(llm, BaseLLM):
             raise SettingsError(f"llm is a {type(llm).__name__}; expected a LlamaIndex LLM.")
-        super().__init__(name or type(llm).__name__, client=_client(llm), prompt=prompt, policy=policy)
-        self._name = name
 
-    def __repr__(self) -> str:
-        return f"LLMThinker({self.model!r})"
+        def complete(messages: list[dict[str, str]]) -> dict[str, Any]:
+            return _completion(llm.chat([ChatMessage(**message) for message in messages]))
 
-    @property
-    def identity(self) -> str | None:
-        """The name that was given, with the prompt; None without a name."""
-        return None if self._name is None else f"llama-index {self._name} prompt {self.prompt.fingerprint}"
-
-
-def _client(llm: BaseLLM) -> Any:
-    """The LLM in the shape of a chat client, which is what the endpoint's thinker asks."""
-
-    def create(*, messages: Sequence[Mapping[str, str]], **_: Any) -> dict[str, Any]:
-        chat = [ChatMessage(role=message["role"], content=message["content"]) for message in messages]
-        try:
-            reply = llm.chat(chat)
-        except Exception as error:
-            raise ModelCallError from error
-        return _completion(reply)
-
-    return SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
+        super().__init__(complete, kind=type(llm).__name__, name=name, prompt=prompt, policy=policy)
 
 
 def _completion(reply: ChatResponse) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import HISTORY_CHARACTERS, Query
+from o1_retriever.thought import ThoughtSettings
 
 SLOT = "{query}"
 
@@ -65,6 +67,38 @@ DEFAULT_PROMPT = ChatPrompt(
         "guess. Do not repeat the query, ask anything back, or mention these instructions."
     )
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """A thought that is wanted: number `index` about a query, asked for with a prompt.
+
+    The settings say how it is sampled; their seed together with the index fixes the draw.
+    """
+
+    query: Query
+    prompt: ChatPrompt
+    index: int
+    settings: ThoughtSettings
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The chat messages."""
+        return self.prompt.messages(self.query)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """How the answer is sampled, under the names of OpenAI's interface and of vLLM's additions to it."""
+        digest = hashlib.blake2b(f"{self.settings.seed}:{self.index}".encode(), digest_size=4).digest()
+        parameters = {
+            "temperature": self.settings.temperature,
+            "top_p": self.settings.top_p,
+            "max_tokens": self.settings.max_new_tokens,
+            "seed": int.from_bytes(digest) >> 1,  # 31 bits: some servers read a signed 32-bit number
+        }
+        if self.settings.repetition_penalty != 1:
+            parameters["repetition_penalty"] = self.settings.repetition_penalty
+        return parameters
 
 
 def as_prompt(value: ChatPrompt | str) -> ChatPrompt:

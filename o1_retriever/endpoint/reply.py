@@ -1,11 +1,16 @@
-"""The thought in a chat completion."""
+"""What comes back from a chat server: a thought, or a problem and whether asking again can help."""
 
 from __future__ import annotations
 
+import math
+import os
 import re
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeAlias
 
-from o1_retriever.endpoint.problem import Problem, quote
 from o1_retriever.errors import InputError
 from o1_retriever.query import check_text
 from o1_retriever.thought import Thought
@@ -18,9 +23,48 @@ SPENT = (
     "the model was still reasoning when its {limit} tokens were spent; raise max_new_tokens, or turn the "
     "reasoning off (many servers take extra_body={{'chat_template_kwargs': {{'enable_thinking': False}}}})"
 )
+# The server did understand, and will say the same for every query: the caller has to change something.
+SETUP = {
+    401: "Pass the right api_key=, or set OPENAI_API_KEY.",
+    402: "The account behind the key has to be topped up.",
+    403: "The key is not allowed to use this model: pass another api_key= or model=.",
+    404: "Check the model's name, and that base_url ends where '/chat/completions' follows (mostly in /v1).",
+    405: "Check base_url: '/chat/completions' is appended to it, so that it mostly ends in /v1.",
+}
+PASSING = {408, 409, 425, 429}
+UNREACHED = {"APIConnectionError", "TransportError", "ConnectionError", "TimeoutError"}
+LONGEST_REASON = 400
 
 
-def read_reply(reply: Any, *, limit: int) -> Thought | Problem:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Why an attempt brought no thought.
+
+    `retry`: the same request may succeed later, not before `wait` seconds (None: the server did not say).
+    `down`: the server did not work, as against one query that it would not answer.
+    `setup`: what the caller has to change, when no query can succeed until then.
+    `cost` is what the attempt cost, in tokens of the prompt and of the completion.
+    """
+
+    reason: str
+    retry: bool = False
+    down: bool = False
+    wait: float | None = None
+    setup: str | None = None
+    cost: tuple[int, int] = (0, 0)
+
+
+Answer: TypeAlias = Thought | Problem
+
+
+def cost_of(answer: Answer) -> tuple[int, int]:
+    """Tokens of the prompt and of the completion that an answer has cost."""
+    if isinstance(answer, Problem):
+        return answer.cost
+    return answer.prompt_tokens, answer.completion_tokens
+
+
+def read_reply(reply: Any, *, limit: int) -> Answer:
     """The thought of the first choice, without the model's reasoning; a `Problem` where there is none.
 
     `limit` is the number of tokens that the model was allowed. The fields are looked up one by one,
@@ -90,3 +134,122 @@ def _field(value: Any, name: str) -> Any:
 
 def _count(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 0
+
+
+class ModelCallError(Exception):
+    """Raised, from the cause, by a client that stands for another library's model: the call failed."""
+
+
+def diagnose(error: Exception, *, timeout: float) -> Problem | None:
+    """The problem behind an exception of the client; None for one that is no answer of a server, but a bug.
+
+    The exceptions are told by their shape, so that any client with the names of `openai` will do.
+    """
+    if isinstance(error, ModelCallError):
+        return _diagnose_failure(error, timeout=timeout)
+    names = {kind.__name__ for kind in type(error).__mro__}
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int) and status >= 400:
+        return _diagnose_status(error, status)
+    if "APITimeoutError" in names or isinstance(error, TimeoutError):
+        return Problem(reason=f"no answer within {timeout:g} s", retry=True, down=True)
+    if names & UNREACHED:
+        return Problem(reason=f"no connection ({_cause(error)})", retry=True, down=True)
+    if isinstance(error, ValueError) or "APIResponseValidationError" in names:
+        return Problem(reason=f"the reply is not valid JSON ({quote(error)})", retry=True, down=True)
+    return None
+
+
+def _diagnose_failure(failure: ModelCallError, *, timeout: float) -> Problem:
+    cause = failure.__cause__
+    # A ValueError means bad JSON in the client of openai only.
+    if isinstance(cause, Exception) and not isinstance(cause, ValueError):
+        known = diagnose(cause, timeout=timeout)
+        if known is not None:
+            return known
+    reason = f"the model failed ({type(cause or failure).__name__}: {quote(cause or failure)})"
+    return Problem(reason=reason, retry=True, down=True)
+
+
+def _diagnose_status(error: Exception, status: int) -> Problem:
+    reason = f"the server answered {status}: {_told(error)}"
+    if status in SETUP:
+        return Problem(reason=reason, setup=SETUP[status])
+    if status == 429 and getattr(error, "code", None) == "insufficient_quota":
+        return Problem(reason=reason, setup=SETUP[402])
+    passing = status in PASSING or status >= 500
+    return Problem(reason=reason, retry=passing, down=passing, wait=retry_after(error) if passing else None)
+
+
+def _told(error: Exception) -> str:
+    """What the server itself said: the client's own message may be the bare status."""
+    body: Any = getattr(error, "body", None)
+    if isinstance(body, dict):
+        body = body.get("message") or body.get("detail") or body.get("error") or body
+    return quote(body) if body else quote(error)
+
+
+def retry_after(error: Exception) -> float | None:
+    """Seconds that the server asks to wait, from `Retry-After` (seconds or a date) or `retry-after-ms`."""
+    headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    if value is None or (seconds := _number(value)) is not None:
+        return seconds if value is not None else None
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(
+        0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
+    )
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value) if value is not None else math.nan
+    except ValueError:
+        return None
+    return max(0.0, number) if math.isfinite(number) else None
+
+
+def quote(value: object) -> str:
+    """What a server or an exception said, on one line."""
+    return re.sub(r"\s+", " ", str(value)).strip()
+
+
+def presentable(problem: Problem, *, secret: object) -> Problem:
+    """The same problem with a reason of bounded length, in which a `secret` string is not told on."""
+    reason = problem.reason
+    if isinstance(secret, str) and secret:
+        reason = reason.replace(secret, "***")  # before it is cut, or a part of it would stay
+    if len(reason) > LONGEST_REASON:
+        reason = reason[: LONGEST_REASON - 1] + "…"
+    return replace(problem, reason=reason)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause: the clients wrap 'Connection refused' into 'Connection error.'."""
+    seen: list[BaseException] = [error]
+    while (inner := _inner(seen[-1])) is not None and inner not in seen:
+        seen.append(inner)
+    told = next((each for each in reversed(seen) if str(each).strip()), seen[-1])
+    if isinstance(told, ConnectionError) and told.errno:  # asyncio words it in its own way
+        return f"[Errno {told.errno}] {os.strerror(told.errno)}"
+    return quote(told) or type(told).__name__
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    """The cause of an exception; of several, as for a name with several addresses, the first."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.exceptions[0]
+    return error.__cause__ or error.__context__
+
+
+def body_text(error: Exception) -> tuple[str | None, str]:
+    """The parameter that an error response names in its own field, and all that it says."""
+    body: Any = getattr(error, "body", None)
+    param = getattr(error, "param", None)
+    return (param if isinstance(param, str) else None), f"{error} {body}"

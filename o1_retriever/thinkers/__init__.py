@@ -6,9 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from o1_retriever.endpoint import DEFAULT_PROMPT, ChatPrompt, OpenAIThinker, RequestPolicy
+from o1_retriever.endpoint.limits import RequestPolicy
+from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import Query
+from o1_retriever.thinkers.endpoint import OpenAIThinker
 from o1_retriever.thinkers.function import CallableThinker
 from o1_retriever.thinkers.recorded import RecordedThinker
 from o1_retriever.thought import Thought, ThoughtSettings

@@ -14,7 +14,7 @@ import numpy as np
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
-from o1_retriever.endpoint import RequestPolicy
+from o1_retriever.endpoint.limits import RequestPolicy
 from o1_retriever.guard import Gate
 from o1_retriever.query import Conversation
 from o1_retriever.thinkers import RecordedThinker

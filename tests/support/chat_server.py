@@ -77,6 +77,7 @@ class ChatServer(ThreadingHTTPServer):
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
         self.busiest = 0
+        self.connections = 0
         self.closing = threading.Event()
         self._busy = 0
         self._lock = threading.Lock()
@@ -85,6 +86,16 @@ class ChatServer(ThreadingHTTPServer):
     def url(self) -> str:
         """What a client takes as its base_url."""
         return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Count the connections that are open."""
+        with self._lock:
+            self.connections += 1
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._lock:
+                self.connections -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are part of the tests."""

@@ -85,7 +85,7 @@ def main() -> None:
     import bm25s  # noqa: F401
     import Stemmer  # noqa: F401
 
-    import o1_retriever_training.endpoint_expert
+    import o1_retriever_training.experts
     import o1_retriever_training.negatives
     import o1_retriever_training.vote  # noqa: F401
 
@@ -163,10 +163,9 @@ def _writes_a_row(called: Any) -> bool:
 
 
 def _synthesize(source: str, out: str, *, url: str = "", pause: float = 0.0, retry: bool = False) -> None:
-    from o1_retriever.endpoint import RequestPolicy
+    from o1_retriever.endpoint.limits import RequestPolicy
     from o1_retriever.thinkers import CallableThinker
-    from o1_retriever_training.endpoint_expert import EndpointExpert
-    from o1_retriever_training.experts import ThinkerExpert
+    from o1_retriever_training.experts import EndpointExpert, ThinkerExpert
     from o1_retriever_training.synthesize import Options, synthesize
 
     def think(queries: list[str], k: int) -> list[list[str | None]]:

@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from o1_retriever.endpoint import ChatPrompt
+from o1_retriever.endpoint.prompt import ChatPrompt, ChatRequest
+from o1_retriever.query import Query
 from o1_retriever.thought import ThoughtSettings
-from o1_retriever_training.experts import Ask
 from o1_retriever_training.local_expert import LocalExpert
 from tests.support.tiny import CONFIGS
 
@@ -36,9 +36,10 @@ def chat_model(template: str | None) -> LocalExpert:
     return LocalExpert(model, tokenizer, name="tiny")
 
 
-def ask(query: str, *, index: int = 0, seed: int = 0) -> Ask:
+def ask(query: str, *, index: int = 0, seed: int = 0) -> ChatRequest:
     settings = ThoughtSettings(n_thoughts=2, max_new_tokens=8, temperature=1.0, seed=seed)
-    return Ask(query=query, prompt=ChatPrompt("Q: {query}", system="Think."), index=index, settings=settings)
+    prompt = ChatPrompt("Q: {query}", system="Think.")
+    return ChatRequest(query=Query(query), prompt=prompt, index=index, settings=settings)
 
 
 def test_a_chat_is_that_of_the_template() -> None:
@@ -70,7 +71,7 @@ def test_a_template_without_a_system_message_gets_one_message() -> None:
 def test_draws_depend_on_seed_and_index_alone(template: str | None) -> None:
     expert = chat_model(template)
 
-    def texts(*asks: Ask) -> list[str]:
+    def texts(*asks: ChatRequest) -> list[str]:
         return [getattr(answer, "text", "") for answer in asyncio.run(expert.write(asks))]
 
     first, second, other = texts(ask("why?"), ask("why?", index=1), ask("how?"))

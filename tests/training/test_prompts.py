@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from o1_retriever_training.prompts import INSTRUCTIONS, Examples, prompt_for
-from o1_retriever_training.recipe import Recipe
+from o1_retriever.query import Query
+from o1_retriever_training.prompts import Examples, prompt_for
+from o1_retriever_training.recipe import INSTRUCTIONS, Recipe
 from o1_retriever_training.rows import Row
 
 POOL = [Row(query=f"query {n}", pos=[f"passage number {n} says so", "another"]) for n in range(30)]
@@ -59,5 +60,6 @@ def test_the_wording_is_that_of_contributor_row_or_type() -> None:
 
 def test_a_slot_inside_an_example_is_not_filled_in() -> None:
     pool = [Row(query="how do templates work?", pos=["Write {query} where the query belongs."])]
-    messages = prompt_for(Row(query="my secret"), Recipe(examples=1), Examples(pool)).messages("my secret")
+    prompt = prompt_for(Row(query="my secret"), Recipe(examples=1), Examples(pool))
+    messages = prompt.messages(Query("my secret"))
     assert messages[-1]["content"].count("my secret") == 1

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from o1_retriever.endpoint import RequestPolicy
-from o1_retriever_training.endpoint_expert import EndpointExpert
+from o1_retriever.endpoint.limits import RequestPolicy
+from o1_retriever_training.experts import EndpointExpert
 from o1_retriever_training.recipe import Contributor, Recipe
 from o1_retriever_training.synthesize import Options, synthesize
 from o1_retriever_training.vote import vote

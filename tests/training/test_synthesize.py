@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from o1_retriever.endpoint import RequestPolicy
+from o1_retriever.endpoint.limits import RateLimit, RequestPolicy
 from o1_retriever.errors import SettingsError, ThinkerError
-from o1_retriever_training.endpoint_expert import EndpointExpert
 from o1_retriever_training.errors import DataError, LedgerError
-from o1_retriever_training.experts import as_expert
+from o1_retriever_training.experts import EndpointExpert, as_expert
 from o1_retriever_training.local_expert import LocalExpert
-from o1_retriever_training.pacing import RateLimit
 from o1_retriever_training.recipe import Contributor, Recipe, as_recipe
 from o1_retriever_training.synthesize import Options, synthesize
 from tests.support.chat_server import Answer, ChatServer, chat_server, refusal
@@ -239,3 +237,11 @@ def test_a_wrong_recipe_names_the_field(value, said: str) -> None:
 def test_an_endpoint_without_a_model_says_what_to_type() -> None:
     with pytest.raises(SettingsError, match="--expert-model"):
         as_expert("http://127.0.0.1:1/v1")
+
+
+def test_an_endpoint_is_sent_all_of_the_recipes_sampling(server: ChatServer, tmp_path: Path) -> None:
+    recipe = Recipe(repetition_penalty=1.3, temperature=0.6, top_p=0.8, max_tokens=40)
+    out = tmp_path / "out.jsonl"
+    synthesize(pairs_file(tmp_path, 2), out, experts=expert(server), recipe=recipe, options=QUIET)
+    names = ("repetition_penalty", "temperature", "top_p", "max_tokens")
+    assert {tuple(body.get(name) for name in names) for body in server.bodies} == {(1.3, 0.6, 0.8, 40)}

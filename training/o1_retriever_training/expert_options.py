@@ -76,13 +76,10 @@ class ExpertOptions:
         return opened.get("", opened)
 
     def _one(self, value: str, model: str | None) -> Any:
-        from o1_retriever.endpoint import RequestPolicy
-        from o1_retriever_training.experts import as_expert
-        from o1_retriever_training.pacing import RateLimit
+        from o1_retriever.endpoint.limits import RateLimit, RequestPolicy
+        from o1_retriever_training.experts import EndpointExpert, as_expert
 
         if value.startswith(("http://", "https://")) and model:
-            from o1_retriever_training.endpoint_expert import EndpointExpert
-
             policy = RequestPolicy(
                 concurrency=self.concurrency, retries=5, deadline=2 * self.timeout, timeout=self.timeout
             )

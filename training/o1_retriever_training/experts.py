@@ -6,31 +6,17 @@ import asyncio
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from o1_retriever.endpoint.problem import Problem
-from o1_retriever.endpoint.prompt import ChatPrompt
+from o1_retriever.endpoint.client import ChatClient
+from o1_retriever.endpoint.limits import Patience, RateLimit, RequestPolicy
+from o1_retriever.endpoint.prompt import ChatRequest
+from o1_retriever.endpoint.reply import Answer, Problem
 from o1_retriever.errors import SettingsError, ThinkerError
-from o1_retriever.query import as_queries
 from o1_retriever.thinkers import Thinker, as_thinker
-from o1_retriever.thought import Thought, ThoughtSettings
-
-Answer: TypeAlias = Thought | Problem
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A thought that is wanted: about a query, number `index` of the expert's own for it.
-
-    All asks of a call have the same settings; their seed together with the index fixes the draw.
-    """
-
-    query: str
-    prompt: ChatPrompt
-    index: int
-    settings: ThoughtSettings
+from o1_retriever.thought import Thought
+from o1_retriever_training.local_expert import LocalExpert
 
 
 @runtime_checkable
@@ -56,8 +42,11 @@ class Expert(Protocol):
         """Calls at a time."""
         ...
 
-    async def write(self, asks: Sequence[Ask]) -> list[Answer]:
-        """A thought or a problem for every ask, in order. Raises `ThinkerError` when none can be had."""
+    async def write(self, requests: Sequence[ChatRequest]) -> list[Answer]:
+        """A thought or a problem for every request, in order. Raises `ThinkerError` when none can be had.
+
+        All requests of a call have the same settings; their index is that of the expert's own for a query.
+        """
         ...
 
     async def close(self) -> None:
@@ -83,28 +72,21 @@ class ThinkerExpert:
         """The thinker's own name."""
         return self.thinker.identity or f"unnamed {type(self.thinker).__name__}"
 
-    async def write(self, asks: Sequence[Ask]) -> list[Answer]:
+    async def write(self, requests: Sequence[ChatRequest]) -> list[Answer]:
         """Ask the thinker about all queries at once, in a thread."""
-        return await asyncio.to_thread(self._write, list(asks))
+        return await asyncio.to_thread(self._write, list(requests))
 
-    def _write(self, asks: list[Ask]) -> list[Answer]:
-        queries = list(dict.fromkeys(ask.query for ask in asks))
-        first, last = (pick(ask.index for ask in asks) for pick in (min, max))
+    def _write(self, requests: list[ChatRequest]) -> list[Answer]:
+        queries = list(dict.fromkeys(request.query for request in requests))
+        first, last = (pick(request.index for request in requests) for pick in (min, max))
         with self._turn:
-            settings = asks[0].settings.with_changes(n_thoughts=last + 1)
-            rows = self.thinker.think(as_queries(queries), settings=settings, start=first)
-        known = dict(zip(queries, rows, strict=True))
-        return [_as_answer(known[ask.query][ask.index - first]) for ask in asks]
+            settings = requests[0].settings.with_changes(n_thoughts=last + 1)
+            thoughts = self.thinker.think(queries, settings=settings, start=first)
+        known = dict(zip(queries, thoughts, strict=True))
+        return [_as_answer(known[request.query][request.index - first]) for request in requests]
 
     async def close(self) -> None:
         """Nothing was opened."""
-
-
-def spent(answer: Answer) -> tuple[int, int]:
-    """Tokens of the prompt and of the completion that an answer has cost."""
-    if isinstance(answer, Problem):
-        return answer.cost
-    return answer.prompt_tokens, answer.completion_tokens
 
 
 def _as_answer(thought: Thought) -> Answer:
@@ -112,6 +94,70 @@ def _as_answer(thought: Thought) -> Answer:
         return thought
     cost = thought.prompt_tokens, thought.completion_tokens
     return Problem(reason=thought.error or "it could not be had", cost=cost)
+
+
+class EndpointExpert:
+    """A chat model behind an OpenAI-compatible endpoint, with `policy.concurrency` requests in flight.
+
+    They are sent at the pace of `limit`. `base_url` and `api_key` default to what the `openai` package takes.
+    A request that may succeed later is sent again as the policy says. When as many requests in a row as are
+    in flight find the server down, or it says that the key, model or address is wrong, `ThinkerError` ends
+    the work.
+
+    Raises `MissingExtraError` without the `endpoint` extra.
+    """
+
+    batch = 1
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        policy: RequestPolicy | None = None,
+        limit: RateLimit | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> None:
+        policy = policy or RequestPolicy(concurrency=64, retries=5, deadline=600.0, timeout=300.0)
+        self._chat = ChatClient(
+            model, base_url=base_url, api_key=api_key, extra_body=extra_body, policy=policy, limit=limit
+        )
+        self._patience = Patience(policy, silence=0)
+
+    def __str__(self) -> str:
+        return str(self._chat)
+
+    @property
+    def identity(self) -> str:
+        """Model and extra body; the address may change between two runs, and the key is nobody's business."""
+        return f"{self._chat.model}{self._chat.extra}"
+
+    @property
+    def at_once(self) -> int:
+        """Rows whose requests may be waiting for their turn."""
+        return self._chat.policy.concurrency + 1
+
+    async def write(self, requests: Sequence[ChatRequest]) -> list[Answer]:
+        """One chat request for each, all at once as far as the policy allows."""
+        return list(await asyncio.gather(*(self._one(request) for request in requests)))
+
+    async def close(self) -> None:
+        """Close the connections; who asks again afterwards starts with new patience."""
+        await self._chat.close()
+        self._patience = Patience(self._chat.policy, silence=0)
+
+    async def _one(self, request: ChatRequest) -> Answer:
+        patience = self._patience
+        answer = await self._chat.ask(request, patience)
+        if (problem := patience.ended) is None:
+            return answer
+        if problem.setup:
+            raise ThinkerError(f"{self} cannot think: {problem.reason}.", hint=problem.setup)
+        raise ThinkerError(
+            f"{self} has failed {patience.enough} times in a row; the last time: {problem.reason}.",
+            hint="Look after the server, then type the same command with --retry-failed: it goes on.",
+        )
 
 
 def as_experts(value: Any) -> dict[str, Expert]:
@@ -136,8 +182,6 @@ def as_expert(
         return value if isinstance(value, Expert) else ThinkerExpert(value)
     name = os.fspath(value)
     if name.startswith(("http://", "https://")):
-        from o1_retriever_training.endpoint_expert import EndpointExpert
-
         if not model:
             raise SettingsError(
                 f"The expert is {name!r:.80} and its model has no name.",
@@ -153,6 +197,4 @@ def as_expert(
         if not Path(name).is_file():
             raise ThinkerError(f"There is no file {name}; expected recorded thoughts.")
         return ThinkerExpert(name, batch=256)
-    from o1_retriever_training.local_expert import LocalExpert
-
     return LocalExpert.from_pretrained(name, device=device, load_in_4bit=load_in_4bit)

@@ -9,10 +9,10 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from o1_retriever.endpoint.prompt import ChatRequest
+from o1_retriever.endpoint.reply import Answer, Problem, without_reasoning
 from o1_retriever.errors import CheckpointError
-from o1_retriever.query import Query
 from o1_retriever.thought import Thought
-from o1_retriever_training.experts import Answer, Ask
 
 if TYPE_CHECKING:
     from o1_retriever.engine.load import LocalModel
@@ -89,18 +89,17 @@ class LocalExpert:
         precision = self.local.precision
         return f"{self.name} {self.local.weights[:16]} {precision.quantization or precision.dtype}"
 
-    async def write(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Write in a thread, all asks about one prompt together."""
-        return await asyncio.to_thread(self._write, list(asks))
+    async def write(self, requests: Sequence[ChatRequest]) -> list[Answer]:
+        """Write in a thread, all requests about one prompt together."""
+        return await asyncio.to_thread(self._write, list(requests))
 
     async def close(self) -> None:
         """The model belongs to whoever brought it."""
 
-    def _write(self, asks: list[Ask]) -> list[Answer]:
-        from o1_retriever.endpoint.problem import Problem
+    def _write(self, requests: list[ChatRequest]) -> list[Answer]:
         from o1_retriever.engine.decode import Job, write_thoughts
 
-        prompts = [self._prompt(ask) for ask in asks]
+        prompts = [self._prompt(request) for request in requests]
         found: dict[int, Answer] = {}
         groups: dict[tuple[int, ...], list[int]] = {}
         for place, prompt in enumerate(prompts):
@@ -109,22 +108,23 @@ class LocalExpert:
             else:
                 groups.setdefault(prompt, []).append(place)
         jobs = [
-            Job(prompt=prompt, indices=tuple(asks[place].index for place in places), room=self._room(prompt))
+            Job(
+                prompt=prompt,
+                indices=tuple(requests[place].index for place in places),
+                room=self._room(prompt),
+            )
             for prompt, places in groups.items()
         ]
-        settings = asks[0].settings
+        settings = requests[0].settings
         members = list(groups.values())
         with self._turn:
             for job, drafts in write_thoughts(self.local, jobs, settings):
                 for number, (place, draft) in enumerate(zip(members[job], drafts.drafts, strict=True)):
                     read = len(jobs[job].prompt) if number == 0 else 0
                     found[place] = self._answer(draft, read)
-        return [found[place] for place in range(len(asks))]
+        return [found[place] for place in range(len(requests))]
 
     def _answer(self, draft: Any, read: int) -> Answer:
-        from o1_retriever.endpoint.problem import Problem
-        from o1_retriever.endpoint.reply import without_reasoning
-
         cost = read, len(draft.token_ids)
         text = self.local.template.tokenizer.decode(list(draft.token_ids), skip_special_tokens=True)
         text, unfinished = without_reasoning(text, cut=draft.finish == "length")
@@ -133,12 +133,12 @@ class LocalExpert:
             return Problem(reason=said, cost=cost)
         return Thought(text=text, finish=draft.finish, prompt_tokens=cost[0], completion_tokens=cost[1])
 
-    def _prompt(self, ask: Ask) -> tuple[int, ...]:
+    def _prompt(self, request: ChatRequest) -> tuple[int, ...]:
         template = self.local.template
         tokenizer = template.tokenizer
         if self.thinks:
-            return tuple(template.prompt(template.text_ids([ask.query])[0]))
-        messages = ask.prompt.messages(Query(ask.query))
+            return tuple(template.prompt(template.text_ids([request.query.text])[0]))
+        messages = request.messages
         if not getattr(tokenizer, "chat_template", None):
             text = "\n\n".join(message["content"] for message in messages)
             opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]

@@ -5,28 +5,11 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from o1_retriever.endpoint import ChatPrompt
+from o1_retriever.endpoint.prompt import ChatPrompt
+from o1_retriever_training.recipe import INSTRUCTIONS, Recipe
 from o1_retriever_training.rows import Row
 
-if TYPE_CHECKING:
-    from o1_retriever_training.recipe import Recipe
-
-_RULES = (
-    " Write it as one plain paragraph: the facts, names and terms that a document with the answer contains."
-    " If you are unsure, write your best guess. Do not repeat the query or mention these instructions."
-)
-# By the rows' `type`; "default" is for a row without one, or of a type that nobody has worded.
-INSTRUCTIONS = {
-    "default": "Think about a plausible response that addresses the query." + _RULES,
-    "question": "Think about a plausible answer to the question, with the steps that lead to it." + _RULES,
-    "claim": "Think about what evidence would support or refute the claim." + _RULES,
-    "keywords": "Think about what somebody who types these words wants to read." + _RULES,
-    "duplicate": "Think about other ways of asking the same, and about what it is about." + _RULES,
-    "code": "Think about a plausible solution: the functions, commands and concepts that it would use."
-    + _RULES,
-}
 _TRIES = 20  # draws per example that is wanted, before a small pool counts as used up
 
 

@@ -15,11 +15,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.thought import ThoughtSettings
-from o1_retriever_training.prompts import INSTRUCTIONS
 from o1_retriever_training.rows import key_of
 
 # YAML 1.1, which PyYAML reads, takes 1e-4 for a text; YAML 1.2 and everybody else for a number.
 _FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+\Z")
+
+_RULES = (
+    " Write it as one plain paragraph: the facts, names and terms that a document with the answer contains."
+    " If you are unsure, write your best guess. Do not repeat the query or mention these instructions."
+)
+# By the rows' `type`; "default" is for a row without one, or of a type that nobody has worded.
+INSTRUCTIONS = {
+    "default": "Think about a plausible response that addresses the query." + _RULES,
+    "question": "Think about a plausible answer to the question, with the steps that lead to it." + _RULES,
+    "claim": "Think about what evidence would support or refute the claim." + _RULES,
+    "keywords": "Think about what somebody who types these words wants to read." + _RULES,
+    "duplicate": "Think about other ways of asking the same, and about what it is about." + _RULES,
+    "code": "Think about a plausible solution: the functions, commands and concepts that it would use."
+    + _RULES,
+}
 
 
 class _Frozen(BaseModel):
@@ -43,8 +57,7 @@ class Recipe(_Frozen):
     Three candidates of at most 512 tokens are the paper's; the temperature is ours, chosen so that they
     differ. `examples` other queries, each with its passage cut at `example_characters`, are shown before
     every query; they are drawn with `seed` from the first `example_pool` rows of the input. `labels` stand
-    before a query and its response there. `instructions` (by task type) add to those of
-    `prompts.INSTRUCTIONS`.
+    before a query and its response there. `instructions` (by task type) add to `INSTRUCTIONS`.
     """
 
     contributors: tuple[Contributor, ...] = Field(default=(Contributor(),), min_length=1)

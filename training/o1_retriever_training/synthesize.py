@@ -11,10 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from o1_retriever.endpoint.problem import Problem
+from o1_retriever.endpoint.prompt import ChatRequest
+from o1_retriever.endpoint.reply import Answer, Problem, cost_of
 from o1_retriever.errors import SettingsError
 from o1_retriever.progress import Advance, progress
-from o1_retriever_training.experts import Answer, Ask, Expert, as_experts, spent
+from o1_retriever.query import Query
+from o1_retriever_training.experts import Expert, as_experts
 from o1_retriever_training.ledger import Input, Ledger
 from o1_retriever_training.prompts import Examples, prompt_for
 from o1_retriever_training.reading import RowProblems, count_rows, read_rows
@@ -182,20 +184,20 @@ class _Run:
     async def _ask(self, rows: Sequence[Row]) -> list[dict[int, Answer]]:
         """For each row the answers of this run by candidate; what is known from before is not asked."""
         found: list[dict[int, Answer]] = [{} for _ in rows]
-        wanted: dict[int, list[tuple[int, int, Ask]]] = {}
+        wanted: dict[int, list[tuple[int, int, ChatRequest]]] = {}
         for place, row in enumerate(rows):
-            for candidate, ask in self._asks(row):
+            for candidate, request in self._requests(row):
                 voice = self.voices[candidate]
-                wanted.setdefault(id(voice.expert), []).append((place, candidate, ask))
+                wanted.setdefault(id(voice.expert), []).append((place, candidate, request))
         experts = {id(expert): expert for expert in self._experts()}
-        calls = [experts[key].write([ask for _, _, ask in asked]) for key, asked in wanted.items()]
+        calls = [experts[key].write([request for _, _, request in asked]) for key, asked in wanted.items()]
         for asked, answers in zip(wanted.values(), await asyncio.gather(*calls), strict=True):
             for (place, candidate, _), answer in zip(asked, answers, strict=True):
                 found[place][candidate] = answer
                 self._spend(answer)
         return found
 
-    def _asks(self, row: Row) -> Iterator[tuple[int, Ask]]:
+    def _requests(self, row: Row) -> Iterator[tuple[int, ChatRequest]]:
         known = self.known.get(row.identity)
         prompts: dict[str | None, Any] = {}
         for candidate, voice in enumerate(self.voices):
@@ -205,8 +207,8 @@ class _Run:
                 prompts[voice.instruction] = prompt_for(row, self.recipe, self.examples, voice.instruction)
             yield (
                 candidate,
-                Ask(
-                    query=row.query,
+                ChatRequest(
+                    query=Query(row.query),
                     prompt=prompts[voice.instruction],
                     index=voice.index,
                     settings=self.recipe.sampling,
@@ -214,7 +216,7 @@ class _Run:
             )
 
     def _spend(self, answer: Answer) -> None:
-        prompt, completion = spent(answer)
+        prompt, completion = cost_of(answer)
         self.tally.prompt_tokens += prompt
         self.tally.completion_tokens += completion
 

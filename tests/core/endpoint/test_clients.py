@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import asyncio
+import gc
+import os
 import re
+import time
 
 import pytest
 
 from o1_retriever.errors import SettingsError, ThinkerError
+from o1_retriever.query import as_queries
 from o1_retriever.thinkers import OpenAIThinker, RequestPolicy
-from tests.support.asking import QUICK, think_one
-from tests.support.chat_server import Answer
+from tests.support.asking import QUICK, SETTINGS, in_turn, think_one
+from tests.support.chat_server import Answer, completion
 
 
 def test_identity_names_address_model_and_prompt_and_no_secret(server, thinker):
@@ -60,9 +65,59 @@ def test_a_bug_in_a_client_is_no_recorded_failure():
         think_one(OpenAIThinker("m", client=_Duck(create)))
 
 
-def test_arguments_that_cannot_work_are_refused(monkeypatch):
+def test_an_asynchronous_client_of_the_caller_is_asked_too(server):
     import openai
 
+    server.answer = in_turn(Answer(status=500), Answer(delay=3), completion("in time"))
+    client = openai.AsyncOpenAI(base_url=server.url, api_key="theirs", max_retries=5)
+    mine = OpenAIThinker("m", client=client, policy=RequestPolicy(**{**QUICK, "timeout": 0.3}))
+    assert think_one(mine).text == "in time"
+    assert len(server.bodies) == 3
+    assert server.headers[0]["authorization"] == "Bearer theirs"
+    assert server.url in mine.identity
+    mine.close()
+    assert not client.is_closed()
+
+
+def test_a_function_of_the_caller_may_be_a_coroutine():
+    async def create(**asked):
+        await asyncio.sleep(0)
+        return {"choices": [{"message": {"content": f"seed {asked['seed']}"}}]}
+
+    thinker = OpenAIThinker("m", client=_Duck(create))
+    rows = thinker.think(as_queries(["a", "b"]), settings=SETTINGS.with_changes(n_thoughts=3))
+    assert len({thought.text for row in rows for thought in row}) == 3
+
+
+async def test_a_thinker_works_inside_of_a_running_event_loop(server, thinker):
+    assert think_one(thinker()).text == "a thought"
+    assert await asyncio.to_thread(think_one, thinker()) == think_one(thinker())
+
+
+def test_a_fork_thinks_for_itself(server, thinker):
+    mine = thinker()
+    think_one(mine)
+    child = os.fork()
+    if not child:
+        os._exit(0 if think_one(mine).text == "a thought" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert think_one(mine).text == "a thought"
+    assert len(server.bodies) == 3
+
+
+def test_a_thinker_that_nobody_holds_gives_its_connections_back(server):
+    thinker = OpenAIThinker("m", base_url=server.url, policy=RequestPolicy(**QUICK))
+    think_one(thinker)
+    assert server.connections == 1
+    del thinker
+    gc.collect()
+    until = time.monotonic() + 5
+    while server.connections:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_arguments_that_cannot_work_are_refused(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(SettingsError, match="OPENAI_API_KEY"):
@@ -71,8 +126,6 @@ def test_arguments_that_cannot_work_are_refused(monkeypatch):
         OpenAIThinker("m", base_url="localhost:8000/v1")
     with pytest.raises(SettingsError, match="model is"):
         OpenAIThinker(" ", base_url="http://h/v1")
-    with pytest.raises(SettingsError, match="synchronous"):
-        OpenAIThinker("m", client=openai.AsyncOpenAI(api_key="x"))
     with pytest.raises(SettingsError, match="one of both"):
         OpenAIThinker("m", client=_Duck(print), api_key="x")
     with pytest.raises(SettingsError, match=r"chat\.completions\.create"):

@@ -18,8 +18,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_nobody_listening_is_a_recorded_failure_soon(caplog):
-    url = f"http://127.0.0.1:{free_port()}/v1"
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_nobody_listening_is_a_recorded_failure_soon(caplog, host):
+    url = f"http://{host}:{free_port()}/v1"
     thinker = OpenAIThinker("m", base_url=url, policy=RequestPolicy(**{**QUICK, "concurrency": 2}))
     began = time.monotonic()
     rows = thinker.think(

@@ -6,11 +6,12 @@ import textwrap
 import threading
 import time
 from email.utils import formatdate
+from types import SimpleNamespace
 
 import pytest
 
 from o1_retriever.query import as_queries
-from o1_retriever.thinkers import RequestPolicy
+from o1_retriever.thinkers import OpenAIThinker, RequestPolicy
 from tests.support.asking import SETTINGS, in_turn, think_one
 from tests.support.chat_server import Answer, completion, refusal
 
@@ -116,9 +117,21 @@ def test_ctrl_c_stops_at_once_and_for_good(server, delay, most):
     assert server.times[-1] - server.times[0] < 1.5
 
 
+def threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("o1-retriever")]
+
+
 def test_threads_end_with_their_work(server, thinker):
-    thinker().think(as_queries(["a", "b"]), settings=SETTINGS.with_changes(n_thoughts=3))
+    client = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=slowly)))
+    for each in (thinker(), thinker(), OpenAIThinker("m", client=client)):
+        each.think(as_queries(["a", "b"]), settings=SETTINGS.with_changes(n_thoughts=3))
     until = time.monotonic() + 5
-    while any(thread.name == "o1-retriever-thinker" for thread in threading.enumerate()):
+    while threads() != ["o1-retriever-endpoint"]:  # one event loop for all, on one thread
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def slowly(**asked):
+    assert 1 < len(threads()) <= 9
+    time.sleep(0.05)
+    return {"choices": [{"message": {"content": "a thought"}}]}

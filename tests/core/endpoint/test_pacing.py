@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from o1_retriever.endpoint.limits import Pacer, RateLimit
 from o1_retriever.errors import SettingsError
-from o1_retriever_training.pacing import Pacer, RateLimit
 
 
 async def enter_all(pacer: Pacer, count: int, *, guess: float, used: float) -> float:
