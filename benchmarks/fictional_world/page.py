@@ -99,7 +99,8 @@ def _thoughts(axes: Any, values: Mapping[str, float]) -> None:
             axes.plot(*zip(*points, strict=True), style, marker="o", color=_THINKING, label=title)
     axes.set_xticks(DRAWN)
     axes.set_xlabel("thoughts drawn per query, k")
-    axes.legend(fontsize="small", loc="center right")
+    if axes.lines:
+        axes.legend(fontsize="small", loc="center right")
 
 
 def _curve(axes: Any, values: Mapping[str, float], name: str, title: str, own: float | None) -> None:

@@ -332,7 +332,7 @@ def test_the_collection_of_chroma_says_whose_it_is(index):
     assert collection.name == "documents"
     assert collection.metadata["made_by"] == "o1-retriever"
     assert collection.metadata["fingerprint"] == info.space.fingerprint
-    assert collection.configuration["hnsw"]["space"] == "cosine"
+    assert collection.configuration_json["hnsw"]["space"] == "cosine"
     assert sorted(collection.get()["ids"]) == index.ids()
     client.close()
 

@@ -47,7 +47,6 @@ def reopened(folder: Path) -> Any:
     return chromadb.PersistentClient(str(folder))
 
 
-@pytest.mark.filterwarnings("ignore:legacy embedding function")
 def test_a_plain_query_thinks_and_documents_do_not(tmp_path: Path) -> None:
     mind = Mind()
     client = chromadb.PersistentClient(str(tmp_path))
