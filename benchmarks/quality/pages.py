@@ -187,7 +187,7 @@ def _curve(name: str) -> tuple[str, str]:
         return "", ""
     model = COLUMNS["minilm"] if match["model"] == "minilm" else "o1-embedder-22m"
     *_, last = match["point"].split("/")
-    kind = "length at k = 3" if "/" in match["point"] else "k"
+    kind = "length of 3 thoughts" if "/" in match["point"] else "number of thoughts"
     return f"{match['set']}, {model}, {kind}", last.replace("k=", "").replace("=", " ")
 
 

@@ -108,8 +108,8 @@ def test_other_wordings_and_curves_have_their_rows() -> None:
         row("a/dev/minilm/k=3/words=8", 0.5),
     ]
     assert curves_table([*curves, row("a/dev/typos/minilm/never", 0.1)]).splitlines()[2:] == [
-        "| a/dev, MiniLM, k | never: 0.300, 2: 0.400 |",
-        "| a/dev, MiniLM, length at k = 3 | words 8: 0.500 |",
+        "| a/dev, MiniLM, number of thoughts | never: 0.300, 2: 0.400 |",
+        "| a/dev, MiniLM, length of 3 thoughts | words 8: 0.500 |",
     ]
 
 
