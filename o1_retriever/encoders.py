@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from o1_retriever.engine.batching import by_tokens
-from o1_retriever.engine.weights import hash_signs
+from o1_retriever.engine.checkpoint import hash_signs
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
 from o1_retriever.extras import require
 from o1_retriever.query import check_texts
@@ -194,7 +194,7 @@ class SentenceTransformerEncoder:
 
     def _prepare(self) -> None:
         """Lay the weights out for the processor, once their hash has been taken."""
-        from o1_retriever.engine.packing import pack
+        from o1_retriever.engine.weights import pack
 
         inner = getattr(self.model[0], "auto_model", None)
         if inner is not None and self._weights:

@@ -11,8 +11,8 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from o1_retriever.engine.load import LocalModel, assemble
-from o1_retriever.engine.packing import pack
 from o1_retriever.engine.template import MARKERS
+from o1_retriever.engine.weights import pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

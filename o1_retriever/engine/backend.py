@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from o1_retriever.engine.decode import Job, write_thoughts
-from o1_retriever.engine.encode import embed_sequences
 from o1_retriever.engine.load import LocalModel
+from o1_retriever.engine.passes import embed_sequences
 from o1_retriever.query import Query, rendered
 from o1_retriever.thinking import NewThoughts
 from o1_retriever.thought import Thought, ThoughtSettings, Vector

@@ -1,35 +1,40 @@
-"""Find a checkpoint, check that it can think and embed, and load it."""
+"""Find a checkpoint, check that it can think and embed, and load it.
+
+Every causal language model comes in through `load_causal_lm`: the one that answers queries, the expert that
+writes training data, and the base that is trained or merged.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from o1_retriever.engine.checkpoint import find_folder, first_line
-from o1_retriever.engine.precision import (
+from o1_retriever.engine.checkpoint import find_folder, first_line, hash_files, hash_signs
+from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
+from o1_retriever.engine.weights import (
     device_named,
     dtype_named,
     keep_float32,
     nf4_config,
+    pack,
     precision_of,
 )
-from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
-from o1_retriever.engine.weights import hash_files, hash_signs
 from o1_retriever.errors import CheckpointError, SettingsError
 from o1_retriever.vectors import Precision
 
 if TYPE_CHECKING:
     import torch
 
-    from o1_retriever.engine.prefill import Prefix
-    from o1_retriever.engine.steps import Shared
-
 logger = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,43 +61,39 @@ class LoadOptions:
 class LocalModel:
     """A causal language model with its tokenizer and template, ready to think and to embed.
 
-    `lock` lets threads take turns on the model, one pass at a time.
+    `lock` lets threads take turns on the model, one pass at a time. `made` has what calls leave for the next.
     """
 
     name: str
     model: Any
     template: Template
     weights: str
-    precision: Precision
     stop_ids: tuple[int, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    made: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, make: Callable[[LocalModel], Made]) -> Made:
+        """What `make` makes of this model: made at the first call, and kept as long as the model."""
+        if make not in self.made:
+            self.made[make] = make(self)
+        made: Made = self.made[make]
+        return made
+
+    @cached_property
+    def precision(self) -> Precision:
+        """dtype, quantisation and device of the weights."""
+        return precision_of(self.model)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device  # type: ignore[no-any-return]
 
-    @cached_property
-    def shared(self) -> Shared:
-        """What calls on a GPU leave for the next."""
-        from o1_retriever.engine.steps import Shared
-
-        return Shared()
-
     @property
     def vocabulary(self) -> int:
         """Length of the logits."""
         return int(self.model.config.get_text_config().vocab_size)
-
-    @cached_property
-    def prefix(self) -> Prefix:
-        """What every prompt begins with, run through the model once."""
-        from o1_retriever.engine.prefill import common_prefix
-        from o1_retriever.engine.slots import layer_windows
-
-        sliding = any(layer_windows(self.model.config))
-        return common_prefix(self, sliding=sliding)
 
     @property
     def dimension(self) -> int:
@@ -100,19 +101,47 @@ class LocalModel:
         return int(self.model.config.get_text_config().hidden_size)
 
 
-def load_model(name: str | Path, options: LoadOptions) -> LocalModel:
-    """Load a checkpoint from a folder or the Hub (safetensors only).
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Loaded:
+    """A causal language model and its tokenizer as they were saved, on their device and in their type.
 
-    Raises `ModelNotFoundError` when there is nothing to load and `CheckpointError` when what is there does
-    not make a thinking embedder.
+    `int8` says that the weights are to be quantised when they are laid out for the processor.
+    """
+
+    folder: Path
+    model: Any
+    tokenizer: Any
+    quantized: bool
+    int8: bool
+
+    def lay_out(self) -> None:
+        """Lay the weights out for the processor; from then on they can be run, and not be hashed or saved."""
+        if not self.quantized:
+            pack(self.model, int8=self.int8)
+
+
+def load_causal_lm(
+    name: str | os.PathLike[str],
+    options: LoadOptions,
+    *,
+    tokenizer: Path | None = None,
+    attention: str | None = None,
+    purpose: str = "Loading in 4 bits",
+) -> Loaded:
+    """Read a causal language model from a folder or the Hub (safetensors only).
+
+    `tokenizer` is the folder of another tokenizer than the model's own, `attention` transformers' name of a
+    kernel, `purpose` what needs the `4bit` extra, for the message where it is missing. Raises
+    `ModelNotFoundError` when there is nothing to load and `CheckpointError` when it is no causal language
+    model, or not all of one.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = find_folder(str(name), revision=options.revision)
+    folder = find_folder(os.fspath(name), revision=options.revision)
     trust = {"trust_remote_code": options.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(folder, **trust)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
+        words = AutoTokenizer.from_pretrained(tokenizer or folder, **trust)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} has a config or tokenizer that cannot be loaded: {first_line(error)}.",
@@ -120,16 +149,66 @@ def load_model(name: str | Path, options: LoadOptions) -> LocalModel:
             if "trust_remote_code" in str(error)
             else None,
         ) from error
-    template_config = _template_config(folder, tokenizer)
-    model = _load_weights(folder, config, options)
-    return assemble(
+    _check_causal(folder, config)
+    device = device_named(options.device)
+    dtype, int8 = dtype_named(options.dtype, device)
+    if options.load_in_4bit and options.dtype in ("int8", "fastest"):
+        raise SettingsError(f"Found load_in_4bit=True and dtype={options.dtype!r}; expected one of the two.")
+    arguments: dict[str, Any] = {"dtype": dtype, "config": config, **trust}
+    if attention is not None:
+        arguments["attn_implementation"] = attention
+    if options.load_in_4bit:
+        arguments["quantization_config"] = nf4_config(purpose=purpose)
+        arguments["device_map"] = {"": device}
+    model = _read_weights(folder, arguments)
+    quantized = options.load_in_4bit or getattr(config, "quantization_config", None) is not None
+    if quantized:
+        keep_float32(model)
+    else:
+        model = model.to(device)
+    return Loaded(folder=folder, model=model, tokenizer=words, quantized=quantized, int8=int8)
+
+
+def _read_weights(folder: Path, arguments: dict[str, Any]) -> Any:
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **arguments
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise CheckpointError(f"{folder} could not be loaded: {first_line(error)}.") from error
+    model, report = loaded
+    if report.get("missing_keys"):
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} weights of a {type(model).__name__}, {missing[0]} among them; "
+            "expected a complete causal language model.",
+            hint="Save the whole model, language-model head included, with model.save_pretrained(folder).",
+        )
+    return model
+
+
+def load_model(name: str | Path, options: LoadOptions) -> LocalModel:
+    """Load a thinking embedder from a folder or the Hub, with its weights laid out for the processor.
+
+    Raises what `load_causal_lm` raises, and `CheckpointError` when the tokenizer lacks our special tokens.
+    """
+    loaded = load_causal_lm(name, options)
+    local = assemble(
         str(name),
-        model,
-        tokenizer,
-        template_config=template_config,
+        loaded.model,
+        loaded.tokenizer,
+        template_config=_template_config(loaded.folder, loaded.tokenizer),
         instruction=options.instruction,
-        weights=hash_files(folder),
+        weights=hash_files(loaded.folder),
     )
+    loaded.lay_out()
+    return local
 
 
 def assemble(
@@ -142,16 +221,7 @@ def assemble(
     weights: str | None = None,
 ) -> LocalModel:
     """Check that a loaded model and its tokenizer fit each other, and join them."""
-    text_config = model.config.get_text_config()
-    if (
-        hasattr(text_config, "is_decoder")
-        and model.config.model_type in _ENCODERS
-        and not text_config.is_decoder
-    ):
-        raise CheckpointError(
-            f"{name} is a bidirectional {model.config.model_type} encoder; expected a causal language model.",
-            hint="Use it as an encoder: ThinkingEmbedder.from_parts(thinker, encoder).",
-        )
+    _check_causal(name, model.config)
     # Wrappers of adapters have the weight of an embedding, but not its other attributes.
     rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) > rows:
@@ -161,7 +231,7 @@ def assemble(
             hint="Call model.resize_token_embeddings(len(tokenizer)) before saving the checkpoint.",
         )
     config = template_config or TemplateConfig(layout=detect_layout(tokenizer))
-    positions = getattr(text_config, "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     template = Template(tokenizer, config, positions=positions, instruction=instruction)
     model.eval()
     return LocalModel(
@@ -169,7 +239,6 @@ def assemble(
         model=model,
         template=template,
         weights=weights or hash_signs(model),
-        precision=precision_of(model),
         stop_ids=stop_ids(model, template),
         settings=config.settings,
         lock=_lock_of(model),
@@ -189,6 +258,14 @@ def _lock_of(model: Any) -> threading.Lock:
 _ENCODERS = {"bert", "roberta", "xlm-roberta", "electra", "camembert", "roformer", "rembert"}
 
 
+def _check_causal(name: str | Path, config: Any) -> None:
+    if config.model_type in _ENCODERS and not getattr(config.get_text_config(), "is_decoder", True):
+        raise CheckpointError(
+            f"{name} is a bidirectional {config.model_type} encoder; expected a causal language model.",
+            hint="Use it as an encoder: ThinkingEmbedder.from_parts(thinker, encoder).",
+        )
+
+
 def _template_config(folder: Path, tokenizer: Any) -> TemplateConfig:
     path = folder / CONFIG_NAME
     if path.is_file():
@@ -196,50 +273,6 @@ def _template_config(folder: Path, tokenizer: Any) -> TemplateConfig:
     layout = detect_layout(tokenizer)
     logger.info("%s has no %s; its special tokens are those of the %s layout", folder, CONFIG_NAME, layout)
     return TemplateConfig(layout=layout)
-
-
-def _load_weights(folder: Path, config: Any, options: LoadOptions) -> Any:
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    from o1_retriever.engine.packing import pack
-
-    device = device_named(options.device)
-    dtype, int8 = dtype_named(options.dtype, device)
-    if options.load_in_4bit and options.dtype in ("int8", "fastest"):
-        raise SettingsError(f"Found load_in_4bit=True and dtype={options.dtype!r}; expected one of the two.")
-    arguments: dict[str, Any] = {"dtype": dtype, "config": config}
-    if options.load_in_4bit:
-        arguments["quantization_config"] = nf4_config(dtype)
-        arguments["device_map"] = {"": device}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=options.trust_remote_code,
-            output_loading_info=True,
-            **arguments,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise CheckpointError(f"{folder} could not be loaded: {first_line(error)}.") from error
-    model, report = loaded
-    if report.get("missing_keys"):
-        missing = sorted(report["missing_keys"])
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} weights of a {type(model).__name__}, {missing[0]} among them; "
-            "expected a complete causal language model.",
-            hint="Save the whole model, language-model head included, with model.save_pretrained(folder).",
-        )
-    quantized = getattr(config, "quantization_config", None) is not None or options.load_in_4bit
-    if quantized:
-        keep_float32(model)
-        return model
-    model = model.to(device)
-    pack(model, int8=int8)
-    return model
 
 
 def stop_ids(model: Any, template: Template) -> tuple[int, ...]:

@@ -3,26 +3,29 @@
 A large GPU computes a step of a few rows faster than Python can launch its kernels. A graph replays them at
 once; it needs tensors that keep their place and shape, so the step reads all columns that there are, for a
 number of rows rounded up.
+
+On a processor a step has an attention of its own, as two plain matrix products: the usual kernels are made
+for many queries at once. For a single one they read keys and values for each of the query heads that share
+them; a product reads them once for all.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from o1_retriever.engine.attention import step_attention
 from o1_retriever.engine.batching import is_out_of_memory
-from o1_retriever.engine.memory import Memory
-from o1_retriever.engine.prefill import forward
-from o1_retriever.engine.slots import Slots, layer_windows
-
-if TYPE_CHECKING:
-    from o1_retriever.engine.load import LocalModel
+from o1_retriever.engine.load import LocalModel
+from o1_retriever.engine.passes import forward
+from o1_retriever.engine.slots import Memory, Slots, layer_windows
 
 logger = logging.getLogger(__name__)
 
@@ -121,18 +124,18 @@ class FallbackSteps:
     """Graphs as long as they work, then steps as usual, said once."""
 
     def __init__(self, local: LocalModel, slots: Slots, graphs: Step) -> None:
-        self.local, self.graphs = local, graphs
+        self.shared, self.graphs = local.once(Shared), graphs
         self.eager = EagerSteps(local, slots)
 
     def __call__(self, fed: torch.Tensor, positions: torch.Tensor) -> Result:
         """As in `EagerSteps`."""
-        if not self.local.shared.graphs_fail:
+        if not self.shared.graphs_fail:
             try:
                 return self.graphs(fed, positions)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                self.local.shared.graphs_fail = True
+                self.shared.graphs_fail = True
                 logger.warning(
                     "CUDA graphs do not work with this model (%s); its steps are launched one by one, "
                     "which is slower for few queries.",
@@ -144,7 +147,7 @@ class FallbackSteps:
 class Shared:
     """What flights of one model hand on to the next: memory for keys and values, on a GPU with its graphs."""
 
-    def __init__(self) -> None:
+    def __init__(self, _local: LocalModel | None = None) -> None:
         self.graphs_fail = False
         self._lock = threading.Lock()
         self._idle: dict[tuple[int, int], tuple[Slots, Step]] = {}
@@ -174,3 +177,62 @@ class Shared:
                 self._idle[slots.rows, slots.capacity] = slots, step
         elif slots.memory is not None:
             slots.memory.give_back(slots.blocks)
+
+
+_ATTENTION = "o1_step"
+# What a model may pass along that changes nothing here: a window is part of the mask already.
+_HARMLESS = frozenset(
+    ("dropout", "is_causal", "sliding_window", "position_ids", "use_cache", "cache_position")
+)
+# Half precision would round the scores, which the usual kernels keep in float32.
+_DTYPES = (torch.float32, torch.float64)
+
+
+@contextmanager
+def step_attention(model: Any) -> Iterator[None]:
+    """Within it, `model` takes this attention, where it is faster and means the same.
+
+    That is on a CPU, for models that would take torch's scaled dot product attention.
+    """
+    config = model.config.get_text_config(decoder=True)
+    usual = config._attn_implementation
+    if usual != "sdpa" or model.device.type != "cpu" or model.dtype not in _DTYPES:
+        yield
+        return
+    config._attn_implementation = _ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as transformers calls it: query (rows, heads, 1, d), keys (rows, kv heads, columns, d).
+
+    The mask is added to the scores. Gives (rows, 1, heads, d). What is asked for beyond that goes to
+    transformers' own function.
+    """
+    rows, heads, queries, size = query.shape
+    unusual = any(value is not None for name, value in options.items() if name not in _HARMLESS)
+    if unusual or queries != 1 or attention_mask is None or attention_mask.dtype == torch.bool:
+        given: Any = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **options
+        )
+        return given  # type: ignore[no-any-return]
+    grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
+    scaled = grouped * (size**-0.5 if scaling is None else scaling)
+    # The long side first: products are a third faster so than the other way round.
+    scores = torch.matmul(key, scaled.transpose(-1, -2)).transpose(-1, -2)
+    found = torch.matmul(torch.softmax(scores + attention_mask, -1), value)
+    return found.reshape(rows, 1, heads, value.shape[-1]), None
+
+
+AttentionInterface.register(_ATTENTION, attend)

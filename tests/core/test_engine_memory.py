@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
-from o1_retriever.engine import memory
-from o1_retriever.engine.memory import Memory
+from o1_retriever.engine import slots
+from o1_retriever.engine.slots import Memory
+from o1_retriever.engine.steps import Shared
 from tests.support.tiny import tiny_model
 
 MIB = 1 << 20
@@ -44,7 +45,7 @@ def test_a_block_is_used_again_only_once_it_is_given_back():
 
 @linux
 def test_no_more_is_kept_than_allowed_and_what_is_wanted_now_goes_first(monkeypatch):
-    monkeypatch.setattr(memory, "_KEPT", 10 * MIB)
+    monkeypatch.setattr(slots, "_KEPT", 10 * MIB)
     source = Memory()
     small, large = [taken(source, 2)[1] for _ in range(4)], [taken(source, 4)[1] for _ in range(4)]
     source.give_back(small)
@@ -74,12 +75,12 @@ def test_thoughts_in_kept_memory_are_those_of_fresh_memory(monkeypatch):
     how = ThoughtSettings(n_thoughts=3, temperature=1.0, max_new_tokens=16)
     asked = ["a", "why is the sky blue?", "x" * 70]
     fresh = embedder.embed_queries(asked, settings=how)
-    monkeypatch.setattr(memory, "_PAGE", mmap.PAGESIZE)
+    monkeypatch.setattr(slots, "_PAGE", mmap.PAGESIZE)
     for turn in range(3):
         for found, expected in zip(embedder.embed_queries(asked, settings=how), fresh, strict=True):
             assert [t.text for t in found.thoughts] == [t.text for t in expected.thoughts]
             np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
-        assert embedder.backend.local.shared._memory._idle, turn
+        assert embedder.backend.local.once(Shared)._memory._idle, turn
         asked, fresh = asked[1:] + asked[:1], fresh[1:] + fresh[:1]
 
 
@@ -89,7 +90,7 @@ def test_a_system_that_refuses_huge_pages_gives_usual_ones(monkeypatch):
         def madvise(self, *_arguments):
             raise OSError(errno.EINVAL, "built without huge pages")
 
-    monkeypatch.setattr(memory.mmap, "mmap", Refusing)
+    monkeypatch.setattr(slots.mmap, "mmap", Refusing)
     tensor, block = taken(Memory(), 4)
     assert isinstance(block, Refusing)
     tensor.fill_(2)

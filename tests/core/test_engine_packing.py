@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from torch.nn import Linear
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
-from o1_retriever.engine import packing
-from o1_retriever.engine.encode import last_states
+from o1_retriever.engine import weights
 from o1_retriever.engine.load import LoadOptions, LocalModel, assemble, load_model
-from o1_retriever.engine.packing import Int8Linear, PackedLinear, can_pack, fastest, has_kernel, pack
+from o1_retriever.engine.passes import last_states
+from o1_retriever.engine.weights import Int8Linear, PackedLinear, can_pack, fastest, has_kernel, pack
 from o1_retriever.errors import ModelError
 from tests.support.caches import EXAMPLES
 from tests.support.engine import TOLERANCE, gap, job_for, written_by
@@ -217,8 +217,8 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def answer(kind: type, dtype: torch.dtype = torch.float32) -> bool:
             return (kind, dtype) in names
 
-        monkeypatch.setattr(packing, "has_kernel", answer)
-        packing._warn_once.cache_clear()
+        monkeypatch.setattr(weights, "has_kernel", answer)
+        weights._warn_once.cache_clear()
 
     return only
 
@@ -263,8 +263,8 @@ OLDER = """
 import logging, sys
 logging.basicConfig(format="%(message)s")
 import torch
-from o1_retriever.engine.packing import PackedLinear, has_kernel
-from o1_retriever.engine.encode import last_states
+from o1_retriever.engine.weights import PackedLinear, has_kernel
+from o1_retriever.engine.passes import last_states
 from o1_retriever.engine.load import LoadOptions, load_model
 for dtype in ("bfloat16", "bfloat16", "int8", "fastest"):
     local = load_model(sys.argv[1], LoadOptions(device="cpu", dtype=dtype))

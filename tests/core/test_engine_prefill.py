@@ -14,7 +14,7 @@ from o1_retriever import ThinkingEmbedder
 from o1_retriever.engine.backend import LocalBackend
 from o1_retriever.engine.batching import padded
 from o1_retriever.engine.load import LocalModel
-from o1_retriever.engine.prefill import Prefilled, Prefix, prefill
+from o1_retriever.engine.passes import Prefilled, Prefix, common_prefix, prefill
 from o1_retriever.thought import ThoughtSettings
 from tests.support.caches import EXAMPLES
 from tests.support.engine import TOLERANCE, before_passes, exact_model, gap, job_for
@@ -27,14 +27,14 @@ suffixes = st.lists(st.lists(st.integers(0, 255), min_size=2, max_size=40), min_
 
 def unshared(local: LocalModel, prompts: list[list[int]]) -> Prefilled:
     """Each prompt whole."""
-    kept = vars(local).pop("prefix", None)
-    vars(local)["prefix"] = Prefix()
+    kept = local.made.pop(common_prefix, None)
+    local.made[common_prefix] = Prefix()
     try:
         return prefill(local, prompts)
     finally:
-        del vars(local)["prefix"]
+        del local.made[common_prefix]
         if kept is not None:
-            vars(local)["prefix"] = kept
+            local.made[common_prefix] = kept
 
 
 def assert_same(local: LocalModel, some: Prefilled, other: Prefilled) -> None:
@@ -59,7 +59,7 @@ def test_prompts_that_share_their_beginning_equal_prompts_that_do_not(
     opening = local.template.opening
     letters = [[token % (local.template.emb - 10) + 5 for token in row] for row in rest]
     prompts = [[*opening, *row] for row in letters]
-    assert local.prefix.ids == tuple(opening)
+    assert local.once(common_prefix).ids == tuple(opening)
     shared = prefill(local, prompts)
     assert_same(local, shared, unshared(local, prompts))
     # Padded on the left alone: a row's tokens end at the last column, without a gap.
@@ -70,7 +70,7 @@ def test_prompts_that_share_their_beginning_equal_prompts_that_do_not(
 
 def test_the_shared_beginning_runs_once_and_is_left_out_of_every_pass() -> None:
     local = exact_model("qwen2", INSTRUCTION)
-    vars(local).pop("prefix", None)
+    local.made.pop(common_prefix, None)
     widths: list[int] = []
 
     def before(_module: Any, _arguments: Any, given: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ def test_a_query_that_is_the_instruction_again() -> None:
 )
 def test_what_is_not_worth_sharing_or_cannot_be_is_not_shared(architecture: str, instruction: str) -> None:
     """A beginning of a few tokens, and layers that see a window only: padding would count in it."""
-    assert exact_model(architecture, instruction).prefix.ids == ()
+    assert exact_model(architecture, instruction).once(common_prefix).ids == ()
 
 
 @pytest.mark.parametrize("architecture", SHARING)
@@ -106,7 +106,7 @@ def test_an_instruction_by_sharing_is_the_instruction_in_the_query(architecture:
     how = ThoughtSettings(n_thoughts=2, temperature=1.0, max_new_tokens=9)
     queries = ["a", "why is the sky blue?", "z" * 30]
     with_instruction, without = exact_model(architecture, INSTRUCTION), exact_model(architecture)
-    assert len(with_instruction.prefix.ids) > 8
+    assert len(with_instruction.once(common_prefix).ids) > 8
     sharing = ThinkingEmbedder(LocalBackend(with_instruction), settings=how, cache=False)
     plain = ThinkingEmbedder(LocalBackend(without), settings=how, cache=False)
     for mine, theirs in zip(

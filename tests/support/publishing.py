@@ -82,10 +82,10 @@ def adapted(folder: Path, base: Path, *, quantised: bool = False, seed: int = 5)
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from o1_retriever.engine.precision import nf4_config
+    from o1_retriever.engine.weights import nf4_config
     from o1_retriever_training.joint.backbone import marker_ids
 
-    more: dict[str, Any] = {"quantization_config": nf4_config(torch.float32)} if quantised else {}
+    more: dict[str, Any] = {"quantization_config": nf4_config()} if quantised else {}
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **more)
     tokenizer = AutoTokenizer.from_pretrained(base)
     config = LoraConfig(

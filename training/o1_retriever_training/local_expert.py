@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from o1_retriever.endpoint.prompt import ChatRequest
 from o1_retriever.endpoint.reply import Answer, Problem, without_reasoning
-from o1_retriever.errors import CheckpointError
 from o1_retriever.thought import Thought
 
 if TYPE_CHECKING:
@@ -65,23 +64,12 @@ class LocalExpert:
         load_in_4bit: bool = False,
     ) -> LocalExpert:
         """Load from a folder or the Hub (safetensors only); the arguments are those of `ThinkingEmbedder`."""
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+        from o1_retriever.engine.load import LoadOptions, load_causal_lm
 
-        from o1_retriever.engine.checkpoint import find_folder, first_line
-
-        folder = find_folder(os.fspath(name), revision=None)
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        arguments: dict[str, Any] = {"dtype": "float32" if dtype == "auto" and where == "cpu" else dtype}
-        if load_in_4bit:
-            config: Any = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")  # type: ignore[no-untyped-call]
-            arguments |= {"quantization_config": config, "device_map": {"": where}}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **arguments)
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            raise CheckpointError(f"{folder} cannot be loaded as an expert: {first_line(error)}.") from error
-        return cls(model if load_in_4bit else model.to(where), tokenizer, name=os.fspath(name))
+        loaded = load_causal_lm(name, LoadOptions(device=device, dtype=dtype, load_in_4bit=load_in_4bit))
+        expert = cls(loaded.model, loaded.tokenizer, name=os.fspath(name))
+        loaded.lay_out()
+        return expert
 
     @property
     def identity(self) -> str:

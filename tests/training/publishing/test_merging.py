@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
-from o1_retriever.engine.precision import keep_float32
+from o1_retriever.engine.weights import keep_float32
 from o1_retriever.errors import CheckpointError
+from o1_retriever_training.merging import merge_adapter
 from o1_retriever_training.publishing.card import CardFacts
-from o1_retriever_training.publishing.merging import merge_adapter
 from o1_retriever_training.publishing.staging import StageOptions, stage
 from o1_retriever_training.saving import save_embedder
 from tests.support.publishing import adapted, digests, saved
@@ -33,9 +33,9 @@ def beside(base: Path, adapter: Path, *, quantised: bool) -> torch.Tensor:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from o1_retriever.engine.precision import nf4_config
+    from o1_retriever.engine.weights import nf4_config
 
-    more: dict[str, Any] = {"quantization_config": nf4_config(torch.float32)} if quantised else {}
+    more: dict[str, Any] = {"quantization_config": nf4_config()} if quantised else {}
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **more)
     keep_float32(model)
     model = PeftModel.from_pretrained(model, str(adapter)).eval()

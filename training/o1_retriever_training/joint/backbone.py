@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from o1_retriever.engine.checkpoint import find_folder, first_line
-from o1_retriever.engine.precision import keep_float32, nf4_config
+from o1_retriever.engine.checkpoint import first_line
+from o1_retriever.engine.load import LoadOptions, load_causal_lm
 from o1_retriever.engine.template import CONFIG_NAME, MARKERS, Layout, Template, TemplateConfig
-from o1_retriever.errors import CheckpointError, SettingsError
+from o1_retriever.errors import SettingsError
 from o1_retriever_training.joint.recipe import DataSection, ModelSection
 
 logger = logging.getLogger(__name__)
@@ -44,18 +44,10 @@ def open_backbone(model: ModelSection, data: DataSection, *, seed: int, device: 
     Full tuning trains every weight; LoRA and QLoRA train low-rank matrices and the rows of the markers.
     Raises `ModelNotFoundError` and `CheckpointError` for a base that cannot be trained to think and embed.
     """
-    from transformers import AutoTokenizer
-
-    folder = find_folder(model.base)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder} has no tokenizer that can be loaded: {first_line(error)}."
-        ) from error
-    language_model = _load(folder, model, device)
+    loaded = load_causal_lm(model.base, _options(model, device), attention=model.attention, purpose="QLoRA")
+    language_model, tokenizer = loaded.model, loaded.tokenizer
     added = add_markers(language_model, tokenizer, model.layout, seed=seed)
-    deployed = replace(_deployed(folder, model.layout, language_model), instruction=data.instruction)
+    deployed = replace(_deployed(loaded.folder, model.layout, language_model), instruction=data.instruction)
     training = TemplateConfig(
         layout=model.layout, max_query_tokens=data.max_query_tokens, max_length=data.max_length
     )
@@ -133,29 +125,14 @@ def marker_ids(tokenizer: Any, layout: Layout) -> list[int]:
     return [int(i) for i in tokenizer.convert_tokens_to_ids(list(MARKERS[layout]))]
 
 
-def _load(folder: Path, model: ModelSection, device: torch.device) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    dtype = compute_dtype(model, device)
+def _options(model: ModelSection, device: torch.device) -> LoadOptions:
     # Full tuning keeps float32 weights and computes under autocast: bfloat16 weights would lose small steps.
-    arguments: dict[str, Any] = {"dtype": torch.float32 if model.tuning == "full" else dtype}
-    if model.tuning == "qlora":
-        arguments["quantization_config"] = nf4_config(dtype, purpose="QLoRA")
-        arguments["device_map"] = {"": device}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, attn_implementation=model.attention, **arguments
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise CheckpointError(f"{model.base} could not be loaded: {first_line(error)}.") from error
-    if not getattr(loaded.config.get_text_config(), "is_decoder", True) and hasattr(loaded, "bert"):
-        raise CheckpointError(f"{model.base} is a bidirectional encoder; expected a causal language model.")
-    if model.tuning != "qlora":
-        return loaded.to(device)
-    keep_float32(loaded)
-    return loaded
+    dtype = torch.float32 if model.tuning == "full" else compute_dtype(model, device)
+    return LoadOptions(
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        load_in_4bit=model.tuning == "qlora",
+    )
 
 
 def _with_lora(language_model: Any, model: ModelSection, tokenizer: Any, seed: int) -> Any:

@@ -30,11 +30,11 @@ from o1_retriever_training.errors import OtherRecipeError, TrainingError
 from o1_retriever_training.joint.backbone import Backbone, compute_dtype, open_backbone
 from o1_retriever_training.joint.batches import Collator, DrawnRows, steps_per_epoch
 from o1_retriever_training.joint.checkpoints import check_data, newest, step_of
-from o1_retriever_training.joint.merging import merged
 from o1_retriever_training.joint.model import JointModel, whole_weights, without_shards
 from o1_retriever_training.joint.recipe import EvaluationSection, TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from o1_retriever_training.joint.trainer import Divergence, JointTrainer, KeepBest, Progress
+from o1_retriever_training.merging import merged
 from o1_retriever_training.saving import save_embedder
 
 SUMMARY = "training.json"
@@ -369,7 +369,9 @@ def _best_weights(trainer: JointTrainer, work: Path, dev: DevEvaluation | None) 
 
 
 def _save(result: TrainResult, recipe: TrainRecipe, backbone: Backbone, trainer: JointTrainer) -> None:
-    save_embedder(result.output, without_shards(merged(backbone)), backbone.tokenizer, backbone.deployed)
+    save_embedder(
+        result.output, without_shards(merged(backbone.model)), backbone.tokenizer, backbone.deployed
+    )
     write_summary(result, recipe, trainer.state.log_history)
 
 

@@ -10,15 +10,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from o1_retriever.engine.checkpoint import first_line
-from o1_retriever.engine.precision import nf4_config
+from o1_retriever.engine.load import LoadOptions, load_causal_lm
 from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
 from o1_retriever.errors import CheckpointError, SettingsError
+from o1_retriever_training.merging import QUANTISING, Dtype, base_of, merge_adapter, stored_dtype
 from o1_retriever_training.publishing.card import CardFacts, write_card
 from o1_retriever_training.publishing.contents import CARD, NF4, Contents, File, LeftOut, listing, look_into
-from o1_retriever_training.publishing.merging import QUANTISING, Dtype, base_of, merge_adapter
 from o1_retriever_training.publishing.provenance import RECIPE_FILE, Provenance, provenance
 from o1_retriever_training.publishing.secret_scan import refuse_secrets
 
@@ -153,29 +152,18 @@ def _complete(folder: Path) -> None:
 
 
 def _quantise(folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from o1_retriever_training.saving import save_embedder
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
+    if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
         raise SettingsError(
             "The model is quantised already, so that it cannot be quantised to NF4 again.",
             hint="Leave out --nf4.",
         )
-    stored: Any = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
-    place = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=stored,
-        use_safetensors=True,
-        quantization_config=nf4_config(stored, purpose=QUANTISING),
-        device_map={"": place},
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    save_embedder(folder / NF4, model, tokenizer, TemplateConfig.from_file(folder / CONFIG_NAME))
-    del model
+    options = LoadOptions(dtype=stored_dtype(folder), load_in_4bit=True)
+    loaded = load_causal_lm(folder, options, purpose=QUANTISING)
+    config = TemplateConfig.from_file(folder / CONFIG_NAME)
+    save_embedder(folder / NF4, loaded.model, loaded.tokenizer, config)
+    del loaded
     gc.collect()
 
 
