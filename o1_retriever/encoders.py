@@ -7,9 +7,10 @@ import json
 import logging
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,11 +18,22 @@ from o1_retriever.engine.batching import by_tokens
 from o1_retriever.engine.checkpoint import hash_signs
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
 from o1_retriever.extras import require
-from o1_retriever.query import check_texts
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace, check_vectors
 
 __all__ = ["CallableEncoder", "Encoder", "SentenceTransformerEncoder", "as_encoder"]
+
+
+logger = logging.getLogger(__name__)
+
+What = Literal["query", "document"]
+
+PROBE = "What is a vector?"
+# Tokens of a pass on a CPU: more do not fit its caches. A token of English is some four characters.
+_TOKENS, _CHARACTERS = 2048, 4
+SPECIAL_TOKENS = 8  # more than any tokenizer puts around a text
+# Names that models have for the prompt of each kind of text.
+_PROMPTS: dict[What, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 @runtime_checkable
@@ -47,7 +59,42 @@ class Encoder(Protocol):
         ...
 
 
-class CallableEncoder:
+class _Checking(ABC):
+    """What the encoders here share: texts go out in a list, and every answer is checked as it comes in."""
+
+    @property
+    @abstractmethod
+    def space(self) -> VectorSpace:
+        """Identity of the document space."""
+
+    @abstractmethod
+    def _answers(self, what: What, texts: list[str], batch_size: int) -> Iterator[tuple[Any, int]]:
+        """For one batch of texts after the other, vectors in any usual form, and the number of texts."""
+
+    def embed_queries(self, texts: Sequence[str], *, batch_size: int = 32) -> Vector:
+        """One vector per query; raises `EncoderError` with the position of a bad one."""
+        return self._embed("query", list(texts), batch_size)
+
+    def embed_documents(self, texts: Sequence[str], *, batch_size: int = 32) -> Vector:
+        """One vector per document; errors as for queries."""
+        return self._embed("document", list(texts), batch_size)
+
+    def _embed(
+        self, what: What, texts: list[str], batch_size: int, *, dimension: int | None = None
+    ) -> Vector:
+        if batch_size < 1:
+            raise SettingsError(f"batch_size is {batch_size!r}; expected at least 1.")
+        if not texts:
+            return np.empty((0, self.space.dimension), dtype=np.float32)
+        parts, first = [], 0
+        for answer, count in self._answers(what, texts, batch_size):
+            said = f"{self!r} returned for {count} texts"
+            parts.append(check_vectors(answer, count, said, first=first, dimension=dimension))
+            first, dimension = first + count, parts[-1].shape[1]
+        return np.concatenate(parts)
+
+
+class CallableEncoder(_Checking):
     """A function of yours: `documents(texts)` returns one vector per text (list, numpy array or tensor).
 
     `queries` is the one for queries (None: the same). `name` stands for the vector space: give it another
@@ -68,8 +115,7 @@ class CallableEncoder:
                 raise SettingsError(f"Found {function!r:.80}; expected a function from texts to vectors.")
         if not isinstance(name, str) or not name.strip():
             raise SettingsError(f"The encoder's name is {name!r:.60}; expected some text.")
-        self._documents = documents
-        self._queries = queries or documents
+        self._functions = {"document": documents, "query": queries or documents}
         self._name = name
         self._dimension: int | None = None
 
@@ -91,34 +137,45 @@ class CallableEncoder:
         """What arrives is float32; where it is computed is the function's own affair."""
         return Precision(dtype="float32", device="unknown")
 
-    def embed_queries(self, texts: Sequence[str], *, batch_size: int = 32) -> Vector:
-        """One vector per query; raises `InputError` or `EncoderError` with the position of a bad one."""
-        return self._embed(self._queries, check_texts(texts, what="query"), batch_size)
+    def _embed(
+        self, what: What, texts: list[str], batch_size: int, *, dimension: int | None = None
+    ) -> Vector:
+        vectors = super()._embed(what, texts, batch_size, dimension=self._dimension)
+        self._dimension = vectors.shape[1]
+        return vectors
 
-    def embed_documents(self, texts: Sequence[str], *, batch_size: int = 32) -> Vector:
-        """One vector per document; errors as for queries."""
-        return self._embed(self._documents, check_texts(texts, what="document"), batch_size)
-
-    def _embed(self, function: Callable[[list[str]], Any], texts: list[str], batch_size: int) -> Vector:
-        if batch_size < 1:
-            raise SettingsError(f"batch_size is {batch_size!r}; expected at least 1.")
-        if not texts:
-            return np.empty((0, self.space.dimension), dtype=np.float32)
-        return np.concatenate(list(self._batches(function, texts, batch_size)))
-
-    def _batches(
-        self, function: Callable[[list[str]], Any], texts: list[str], batch_size: int
-    ) -> Iterator[Vector]:
+    def _answers(self, what: What, texts: list[str], batch_size: int) -> Iterator[tuple[Any, int]]:
         for first in range(0, len(texts), batch_size):
             batch = texts[first : first + batch_size]
             try:
-                answer = function(list(batch))
+                answer = self._functions[what](list(batch))
             except Exception as error:
                 raise EncoderError(f"{self!r} failed: {type(error).__name__}: {error}") from error
-            said = f"{self!r} returned for {len(batch)} texts"
-            vectors = check_vectors(answer, len(batch), said, first=first, dimension=self._dimension)
-            self._dimension = vectors.shape[1]
-            yield vectors
+            yield answer, len(batch)
+
+
+class _CheckedEncoder(_Checking):
+    """An encoder that somebody else wrote."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def __repr__(self) -> str:
+        return type(self.encoder).__name__
+
+    @property
+    def space(self) -> VectorSpace:
+        """The encoder's own."""
+        return self.encoder.space
+
+    @property
+    def precision(self) -> Precision:
+        """The encoder's own."""
+        return self.encoder.precision
+
+    def _answers(self, what: What, texts: list[str], batch_size: int) -> Iterator[tuple[Any, int]]:
+        embed = self.encoder.embed_queries if what == "query" else self.encoder.embed_documents
+        yield embed(texts, batch_size=batch_size), len(texts)
 
 
 def as_encoder(value: Any) -> Encoder:
@@ -131,7 +188,7 @@ def as_encoder(value: Any) -> Encoder:
         return SentenceTransformerEncoder(value)
     if not isinstance(value, type):
         if isinstance(value, Encoder):
-            return value
+            return value if isinstance(value, _Checking) else _CheckedEncoder(value)
         if callable(value):
             return CallableEncoder(value, name=_own_name(value))
     raise SettingsError(
@@ -149,18 +206,11 @@ def _own_name(function: Any) -> str:
     return f"{function.__module__}.{name}"
 
 
-logger = logging.getLogger(__name__)
-
-PROBE = "What is a vector?"
-# Tokens of a pass on a CPU: more do not fit its caches. A token of English is some four characters.
-_TOKENS, _CHARACTERS = 2048, 4
-SPECIAL_TOKENS = 8  # more than any tokenizer puts around a text
-
-
-class SentenceTransformerEncoder:
+class SentenceTransformerEncoder(_Checking):
     """A sentence-transformers model: a loaded one, a folder, or a hub id (of safetensors weights).
 
-    Queries and documents get the prompts that the model itself has for them. `device` (None: the best
+    Queries and documents get the prompts that the model itself has for them, and the first call of each kind
+    with texts that are longer than the model reads says so. `device` (None: the best
     one there is) and `trust_remote_code` are for loading; a model that is loaded here gets its weights laid
     out for the processor's kernels, and can then be run but not saved. `name` stands for the weights of a
     model that has no torch weights to hash (another backend).
@@ -192,6 +242,9 @@ class SentenceTransformerEncoder:
         if loads:
             self._prepare()
 
+    def __repr__(self) -> str:
+        return type(self).__name__
+
     def _prepare(self) -> None:
         """Lay the weights out for the processor, once their hash has been taken."""
         from o1_retriever.engine.weights import pack
@@ -207,7 +260,7 @@ class SentenceTransformerEncoder:
     @property
     def space(self) -> VectorSpace:
         """The weights' signs, the prompts, the modules behind the model, the dimension and the length."""
-        prompts = {"query": self._prompt("query"), "document": self._prompt("document", "passage", "corpus")}
+        prompts = {"query": self._prompt("query"), "document": self._prompt("document")}
         return VectorSpace(
             weights=self._weights,
             layout=json.dumps({"sentence-transformers": prompts}, sort_keys=True),
@@ -228,60 +281,38 @@ class SentenceTransformerEncoder:
             device=str(self.model.device),
         )
 
-    def embed_queries(self, texts: Sequence[str], *, batch_size: int = 32) -> Vector:
-        """One vector per query; raises `InputError` or `EncoderError` with the position of a bad one.
-
-        The first call with texts that are longer than the model reads says so.
-        """
-        return self._embed(texts, "query", self.model.encode_query, self._prompt("query"), batch_size)
-
-    def embed_documents(self, texts: Sequence[str], *, batch_size: int = 32) -> Vector:
-        """One vector per document; errors and warning as for queries."""
-        prompt = self._prompt("document", "passage", "corpus")
-        return self._embed(texts, "document", self.model.encode_document, prompt, batch_size)
-
-    def _embed(
-        self,
-        texts: Sequence[str],
-        what: str,
-        encode: Callable[..., Any],
-        prompt: str,
-        batch_size: int,
-    ) -> Vector:
-        found = check_texts(texts, what=what)
-        if not found:
-            return np.empty((0, self.space.dimension), dtype=np.float32)
+    def _answers(self, what: What, texts: list[str], batch_size: int) -> Iterator[tuple[Any, int]]:
         # Said once for each kind of text: a collection comes in many calls, and counting is not free.
-        long = 0 if what in self._said else self._count_long(found, prompt)
+        long = 0 if what in self._said else self._count_long(texts, self._prompt(what))
         if long:
             self._said.add(what)
             logger.warning(
                 "%d of %d texts are longer than %s tokens: the rest of each is not embedded (said once).",
                 long,
-                len(found),
+                len(texts),
                 self._max_tokens,
             )
-        if self.model.device.type == "cpu" and len(found) > 1:
-            vectors = self._by_tokens(found, encode, batch_size)
-        else:
-            vectors = encode(found, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
-        return check_vectors(vectors, len(found), f"The model returned for {len(found)} texts")
+        encode = self.model.encode_query if what == "query" else self.model.encode_document
+        yield self._encoded(texts, encode, batch_size), len(texts)
 
-    def _by_tokens(self, texts: list[str], encode: Callable[..., Any], batch_size: int) -> Any:
-        """Batches of about as many tokens as fit the processor's caches: long texts a few at a time."""
+    def _encoded(self, texts: list[str], encode: Callable[..., Any], batch_size: int) -> Any:
+        """On a CPU batches of about as many tokens as fit its caches: long texts a few at a time."""
+        plain = {"show_progress_bar": False, "convert_to_numpy": True}
+        if self.model.device.type != "cpu" or len(texts) == 1:
+            return encode(texts, batch_size=batch_size, **plain)
         limit = self._max_tokens or sys.maxsize
         lengths = [min(limit, len(text) // _CHARACTERS + 2) for text in texts]
         parts, places = [], []
         for batch in by_tokens(lengths, _TOKENS, batch_size):
             some = [texts[place] for place in batch]
-            parts.append(encode(some, batch_size=len(some), show_progress_bar=False, convert_to_numpy=True))
+            parts.append(encode(some, batch_size=len(some), **plain))
             places += batch
         return np.concatenate(parts)[np.argsort(places)]
 
-    def _prompt(self, *names: str) -> str:
+    def _prompt(self, what: What) -> str:
         """What the model puts before a text: the first prompt of that name, else its default one."""
         prompts: dict[str, str] = self.model.prompts
-        named = next((prompts[name] for name in names if name in prompts), None)
+        named = next((prompts[name] for name in _PROMPTS[what] if name in prompts), None)
         default = prompts.get(self.model.default_prompt_name or "")
         return (default if named is None else named) or ""
 

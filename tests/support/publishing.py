@@ -17,7 +17,7 @@ from o1_retriever_training.saving import save_embedder
 from tests.support.hub_server import HubServer
 from tests.support.tiny import tiny_model
 
-CONFIG = TemplateConfig(max_length=96, max_query_tokens=64, settings={"k": 2, "max_new_tokens": 6})
+CONFIG = TemplateConfig(max_length=96, max_query_tokens=64, settings={"n_thoughts": 2, "max_new_tokens": 6})
 RECIPE = {
     "model": {"base": "someone/base", "tuning": "lora"},
     "data": {"train": [{"path": "hub:someone/pairs"}, {"path": "thoughts.jsonl"}]},

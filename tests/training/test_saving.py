@@ -22,7 +22,7 @@ from tests.support.tiny import tiny_model
 FAST = ThoughtSettings(thinking="never")
 LONG = "A kettle boils because heat makes bubbles of steam; " * 8
 TEXTS = ["Dew settles at night.", "short", "Ein Wörtchen, 水", LONG]
-CONFIG = TemplateConfig(max_length=96, max_query_tokens=64, settings={"k": 2, "max_new_tokens": 6})
+CONFIG = TemplateConfig(max_length=96, max_query_tokens=64, settings={"n_thoughts": 2, "max_new_tokens": 6})
 
 
 def plain(folder: Path) -> Any:
@@ -126,7 +126,7 @@ def test_what_cannot_be_an_embedder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="<doc>"):
         save_embedder(tmp_path / "m", *tiny_model("llama", "released"), CONFIG)
     with pytest.raises(CheckpointError, match="settings of the checkpoint"):
-        save_embedder(tmp_path / "m", model, tokenizer, TemplateConfig(settings={"k": 0}))
+        save_embedder(tmp_path / "m", model, tokenizer, TemplateConfig(settings={"n_thoughts": 0}))
     tokenizer.add_tokens(["extra"])
     with pytest.raises(CheckpointError, match="token embeddings"):
         save_embedder(tmp_path / "m", model, tokenizer, CONFIG)
