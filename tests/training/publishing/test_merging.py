@@ -94,10 +94,12 @@ def test_a_copy_in_four_bits_stands_beside(base: Path, tmp_path: Path) -> None:
     assert larger == any("The copy in 4 bits has" in note for note in staged.notes)
     path = tmp_path / "staging" / "nf4" / "config.json"
     said = path.read_text()
+    # NF4 is declared alike everywhere; what a model computes in is that of its other weights.
     path.write_text(
-        said.replace('"bnb_4bit_compute_dtype": "float32"', '"bnb_4bit_compute_dtype": "bfloat16"')
+        said.replace('"bnb_4bit_compute_dtype": "bfloat16"', '"bnb_4bit_compute_dtype": "float32"')
     )
     assert path.read_text() != said
+    assert '"bnb_4bit_use_double_quant": true' in said
     made_elsewhere = ThinkingEmbedder.from_pretrained(path.parent, device="cpu", cache=False)
     assert np.array_equal(made_elsewhere.encode_documents(texts), small.encode_documents(texts))
     path.write_text(said)
