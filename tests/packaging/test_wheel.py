@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import save
+
 pytestmark = pytest.mark.packaging
 
 
@@ -29,6 +31,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(root: Path, wheel: Path) 
     assert {top for top in tops if not top.endswith(".dist-info")} == packages(root)
     assert {f"{package}/py.typed" for package in packages(root)} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert [name for name in names if name.endswith(".json")] == ["o1_retriever/cli/demo.json"]
     assert wheel.stat().st_size < 1_000_000
 
 
@@ -73,3 +76,10 @@ print(ThinkingEmbedder.from_parts(think, encode, cache=False).encode_queries(["w
 """
     out = subprocess.run([python, "-c", use], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
     assert out.strip() == "(1, 3)"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    model = save(tmp_path / "model")
+    demo = [script, "demo", "--model", model, "-n", "1", "--max-new-tokens", "3"]
+    shown = subprocess.run(demo, check=True, capture_output=True, text=True, cwd=empty).stdout
+    assert shown.count("Right passage: ") == 5
+    assert "o1-retriever index FOLDER" in shown
