@@ -19,7 +19,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 .PHONY: help install demo test slow lint format wheel notebooks bench bench-full o1-embedder-22m clean
 
 help:
-	@echo "make demo     index the everyday corpus, ask it five questions, show the thoughts"
+	@echo "make demo     index a small corpus, ask it five questions, show the thoughts and what they move"
 	@echo "make test     run the tests, minutes (ARGS=... goes to pytest)"
 	@echo "make slow     run the long tests too; some need collections that are not in the repository"
 	@echo "make lint     check style and types      make format   put the code into shape"

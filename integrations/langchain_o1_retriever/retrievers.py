@@ -128,18 +128,18 @@ class O1Retriever(BaseRetriever):
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
         search = self._search(self._request(query, kwargs))
-        with think_run(run_manager, query) as tell:
+        with think_run(run_manager, query) as record:
             embedded = search.think()
-            tell(embedded.embedding, embedded.decision)
+            record(embedded.embedding, embedded.decision)
         return _documents(embedded.embedding, search.find(embedded))
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
         search = self._search(self._request(query, kwargs))
-        async with athink_run(run_manager, query) as tell:
+        async with athink_run(run_manager, query) as record:
             embedded = await search.athink()
-            tell(embedded.embedding, embedded.decision)
+            record(embedded.embedding, embedded.decision)
         return _documents(embedded.embedding, await search.afind(embedded))
 
     def explain(self, query: str, **kwargs: Any) -> Explanation:

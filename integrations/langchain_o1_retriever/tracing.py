@@ -23,8 +23,8 @@ THINKING_RUN = "think"
 """Name of the run, a child of the retriever's, in which tracers such as LangSmith show the thinking."""
 
 
-class Tell:
-    """What a block that thinks calls with what was thought, and with why or why not where it was decided."""
+class Recorder:
+    """What a block that thinks calls with what was thought, and with the decision where there was one."""
 
     def __init__(self) -> None:
         self.record: dict[str, Any] = {}
@@ -42,31 +42,33 @@ class Tell:
 
 
 @contextmanager
-def think_run(run_manager: CallbackManagerForRetrieverRun, query: str) -> Iterator[Tell]:
-    """A run in which a query is thought about; the block tells what was thought."""
-    tell = Tell()
+def think_run(run_manager: CallbackManagerForRetrieverRun, query: str) -> Iterator[Recorder]:
+    """A run in which a query is thought about; the block records what was thought."""
+    recorder = Recorder()
     run = run_manager.get_child().on_chain_start({}, {"query": query}, name=THINKING_RUN)
     try:
-        yield tell
+        yield recorder
     except BaseException as error:
         run.on_chain_error(error)
         raise
-    run.on_chain_end(tell.record)
-    dispatch_custom_event(THOUGHTS_EVENT, tell.record, config={"callbacks": run_manager.get_child()})
+    run.on_chain_end(recorder.record)
+    dispatch_custom_event(THOUGHTS_EVENT, recorder.record, config={"callbacks": run_manager.get_child()})
 
 
 @asynccontextmanager
-async def athink_run(run_manager: AsyncCallbackManagerForRetrieverRun, query: str) -> AsyncIterator[Tell]:
+async def athink_run(run_manager: AsyncCallbackManagerForRetrieverRun, query: str) -> AsyncIterator[Recorder]:
     """The same for async callbacks."""
-    tell = Tell()
+    recorder = Recorder()
     run = await run_manager.get_child().on_chain_start({}, {"query": query}, name=THINKING_RUN)
     try:
-        yield tell
+        yield recorder
     except BaseException as error:
         await run.on_chain_error(error)
         raise
-    await run.on_chain_end(tell.record)
-    await adispatch_custom_event(THOUGHTS_EVENT, tell.record, config={"callbacks": run_manager.get_child()})
+    await run.on_chain_end(recorder.record)
+    await adispatch_custom_event(
+        THOUGHTS_EVENT, recorder.record, config={"callbacks": run_manager.get_child()}
+    )
 
 
 def records(embedding: QueryEmbedding) -> list[dict[str, Any]]:

@@ -122,12 +122,12 @@ class O1Embedding(BaseEmbedding):
         queries: Sequence[str | Query],
         *,
         settings: ThoughtSettings | None = None,
-        tell: bool = True,
+        events: bool = True,
         histories: Sequence[History] | None = None,
     ) -> list[QueryEmbedding]:
         """Think about queries in one batch, with the events of one query and one of thoughts for each.
 
-        `tell=False` leaves the events of thoughts to the caller. `histories` are the conversations before
+        `events=False` leaves the events of thoughts to the caller. `histories` are the conversations before
         each query, such as chat messages of LlamaIndex.
         """
         checked = as_queries(queries, histories)
@@ -137,7 +137,7 @@ class O1Embedding(BaseEmbedding):
         with self.callback_manager.event(
             CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
         ) as event:
-            embedded = self._think(checked, settings, tell=tell)
+            embedded = self._think(checked, settings, events=events)
             vectors = [item.vector.tolist() for item in embedded]
             event.on_end(payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: vectors})
         _dispatcher.event(EmbeddingEndEvent(chunks=texts, embeddings=vectors))
@@ -148,11 +148,13 @@ class O1Embedding(BaseEmbedding):
         queries: Sequence[str | Query],
         *,
         settings: ThoughtSettings | None = None,
-        tell: bool = True,
+        events: bool = True,
         histories: Sequence[History] | None = None,
     ) -> list[QueryEmbedding]:
         """`think`, in a thread."""
-        return await asyncio.to_thread(self.think, queries, settings=settings, tell=tell, histories=histories)
+        return await asyncio.to_thread(
+            self.think, queries, settings=settings, events=events, histories=histories
+        )
 
     def get_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
@@ -171,7 +173,7 @@ class O1Embedding(BaseEmbedding):
         queries: Sequence[str | Query],
         settings: ThoughtSettings | None = None,
         *,
-        tell: bool = True,
+        events: bool = True,
     ) -> list[QueryEmbedding]:
         embedded = self._embedder.embed_queries(
             queries,
@@ -180,7 +182,7 @@ class O1Embedding(BaseEmbedding):
             show_progress_bar=False,
             truncate_dim=self.truncate_dim,
         )
-        for embedding in embedded if tell else ():
+        for embedding in embedded if events else ():
             announce(embedding)
         return embedded
 

@@ -190,20 +190,20 @@ class StoreSearch:
         queries = queries_of(bundle)
         if self._how.thinking != "auto":
             return _Embedded(vectors=_pooled(self._think(queries, self._how.thinking), self._how))
-        fast = self._think(queries, "never", tell=False)
+        fast = self._think(queries, "never", events=False)
         nodes = self._nearest(self._deep, bundle, _mean(fast))
         decision = self._how.gate.decide([_score(node) for node in nodes])
-        embedded = self._think(queries, "always", tell=False) if decision.think else fast
+        embedded = self._think(queries, "always", events=False) if decision.think else fast
         for embedding in embedded:
             announce(embedding, decision)
         known = None if decision.think else nodes[: self._k]
         return _Embedded(vectors=_pooled(embedded, self._how), nodes=known)
 
     def _think(
-        self, queries: list[Query], thinking: Thinking | None, *, tell: bool = True
+        self, queries: list[Query], thinking: Thinking | None, *, events: bool = True
     ) -> list[QueryEmbedding]:
         settings = self._settings.with_changes(thinking=thinking)
-        return self._model.think(queries, settings=settings, tell=tell)
+        return self._model.think(queries, settings=settings, events=events)
 
     def _nearest(self, retriever: Any, bundle: QueryBundle, vector: Vector) -> list[NodeWithScore]:
         with searching(type(self._store).__name__, len(vector)):

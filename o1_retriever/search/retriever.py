@@ -195,11 +195,11 @@ class _Search:
 
     def explanation(self, query: Query) -> Explanation:
         """Search without thinking, for each thought, and for all of them; nothing is thought about twice."""
+        # Before the thoughts: writing them leaves the query's own vector in the cache, where it costs nothing.
+        before = self._embed([query], "never") if self.how.thinking in ("always", None) else []
         (chosen,) = self._embedded([query])
         embedding = chosen.embedding
-        fast = chosen.fast
-        if fast is None:
-            fast = self._embed([query], "never")[0] if embedding.thoughts else embedding
+        fast = chosen.fast or next(iter(before), embedding)
         usable = [thought for thought in embedding.thoughts if not thought.failed]
         own = [vector[None] for vector in embedding.vectors] if usable else []
         texts = [lexical_query(query.text, each) for each in ((), *([thought] for thought in usable), usable)]

@@ -1,4 +1,4 @@
-"""The demo corpus in cookbook/data/everyday: its layout, its judgments, and how hard its questions are."""
+"""The corpus in cookbook/data/everyday: its layout, its judgments, and how hard its questions are."""
 
 from __future__ import annotations
 
