@@ -195,7 +195,7 @@ class _Search:
 
     def explanation(self, query: Query) -> Explanation:
         """Search without thinking, for each thought, and for all of them; nothing is thought about twice."""
-        # Before the thoughts: writing them leaves the query's own vector in the cache, where it costs nothing.
+        # Before the thoughts: writing them leaves the query's own vector in the cache, where it is free.
         before = self._embed([query], "never") if self.how.thinking in ("always", None) else []
         (chosen,) = self._embedded([query])
         embedding = chosen.embedding
