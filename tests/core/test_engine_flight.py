@@ -59,7 +59,7 @@ def mixes(draw: st.DrawFn) -> tuple[LocalModel, list[Job]]:
     return local, jobs
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mix=mixes(), how=sampling, data=st.data())
 def test_any_mix_equals_each_thought_alone(
     mix: tuple[LocalModel, list[Job]],

@@ -76,7 +76,7 @@ def run(faults: Faults, k: int, architecture: str = "qwen2") -> Watch:
     return watch
 
 
-@settings(EXAMPLES)
+@settings(EXAMPLES, max_examples=30)
 @given(
     at=st.sets(moments, max_size=2),
     error=st.sampled_from(ERRORS),

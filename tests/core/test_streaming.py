@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o1_retriever import ThinkingEmbedder, ThoughtSettings, inputs
+from o1_retriever import ThinkingEmbedder, ThoughtSettings, query
 from o1_retriever.engine import batching
 from o1_retriever.engine.backend import LocalBackend
 from o1_retriever.errors import InputError
@@ -20,7 +20,7 @@ from tests.support.caches import EXAMPLES
 from tests.support.engine import TOLERANCE, before_passes, exact_model, gap, plain_state, watched
 
 MODELS = ["llama", "mistral-window", "gemma2", "bert"]
-documents = st.builds(lambda letter, length: letter * length, st.sampled_from("abß"), st.integers(1, 150))
+documents = st.builds(lambda letter, length: letter * length, st.sampled_from("abß"), st.integers(1, 60))
 
 
 def embedder_of(architecture: str = "llama") -> ThinkingEmbedder:
@@ -61,7 +61,7 @@ def test_a_stream_equals_each_document_alone(
 ) -> None:
     local, embedder = exact_model(architecture), embedder_of(architecture)
     with monkeypatch.context() as patch:
-        patch.setattr(inputs, "_BLOCK", block)
+        patch.setattr(query, "_BLOCK", block)
         patch.setattr(batching, "_FORWARD_TOKENS", {"cpu": tokens})
         blocks = list(embedder.stream_documents((text for text in texts), batch_size=batch_size))
         whole = embedder.encode_documents((text for text in texts), batch_size=batch_size)
@@ -111,7 +111,7 @@ class Text(str):
 
 
 def test_no_more_is_read_or_kept_than_two_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "_BLOCK", 8)
+    monkeypatch.setattr(query, "_BLOCK", 8)
     living: weakref.WeakSet[Text] = weakref.WeakSet()
     read = 0
 
@@ -147,7 +147,7 @@ def test_nothing_is_read_before_the_first_block_is_asked_for() -> None:
 def test_a_bad_document_is_named_by_its_position_in_the_whole_stream(
     bad: Any, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "_BLOCK", 4)
+    monkeypatch.setattr(query, "_BLOCK", 4)
     texts = [f"text {number}" for number in range(20)]
     texts[10] = bad
     stream = embedder_of().stream_documents(iter(texts))
@@ -188,7 +188,7 @@ def test_a_lone_text_is_no_stream(text: Any) -> None:
     k=st.integers(1, 3),
 )
 def test_the_batch_size_bounds_the_queries_in_flight(queries: list[str], batch_size: int, k: int) -> None:
-    how = ThoughtSettings(n_thoughts=k, temperature=1.0, max_new_tokens=4)
+    how = ThoughtSettings(n_thoughts=k, temperature=1.0, max_new_tokens=2)
     with watched(exact_model("llama")) as watch, batches() as seen:
         bounded = embedder_of().embed_queries(queries, settings=how, batch_size=batch_size)
     assert watch.flights == [min(batch_size, len(queries)) * k]

@@ -59,21 +59,16 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert torch.allclose(found[name], gradient, rtol=1e-5, atol=1e-5 * max(1.0, largest)), name
 
 
-@pytest.mark.parametrize(("chunk", "tokens"), [(1, None), (5, None), (2, 90)])
-@pytest.mark.parametrize("distillation", [0.0, 1.0])
-@pytest.mark.parametrize(
-    ("layout", "vectors"), [("paper", "sampled"), ("paper", "both"), ("released", "sampled")]
-)
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_chunks_have_the_gradient_of_the_batch(
-    files: dict[str, Path],
-    tuning: str,
-    layout: str,
-    vectors: str,
-    distillation: float,
-    chunk: int,
-    tokens: int | None,
-) -> None:
+Whole = tuple[TrainRecipe, JointModel, Any, dict[str, Tensor], dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def wholes() -> dict[tuple[object, ...], Whole]:
+    """Models with losses and gradients of the undivided batch, with which every size of chunk is compared."""
+    return {}
+
+
+def undivided(files: dict[str, Path], tuning: str, layout: str, vectors: str, distillation: float) -> Whole:
     recipe, model, batch = made(
         files,
         base=layout,
@@ -86,7 +81,29 @@ def test_chunks_have_the_gradient_of_the_batch(
             if "lora_B" in name:
                 torch.nn.init.normal_(value, std=0.1, generator=torch.Generator().manual_seed(3))
     whole = joint_step(model, batch, recipe.losses, How(chunk=None))
-    expected = gradients(model)
+    return recipe, model, batch, whole, gradients(model)
+
+
+@pytest.mark.parametrize(("chunk", "tokens"), [(1, None), (5, None), (2, 90)])
+@pytest.mark.parametrize("distillation", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("layout", "vectors"), [("paper", "sampled"), ("paper", "both"), ("released", "sampled")]
+)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_chunks_have_the_gradient_of_the_batch(
+    files: dict[str, Path],
+    wholes: dict[tuple[object, ...], Whole],
+    tuning: str,
+    layout: str,
+    vectors: str,
+    distillation: float,
+    chunk: int,
+    tokens: int | None,
+) -> None:
+    case = (tuning, layout, vectors, distillation)
+    if case not in wholes:
+        wholes[case] = undivided(files, *case)
+    recipe, model, batch, whole, expected = wholes[case]
     parts = joint_step(model, batch, recipe.losses, How(chunk=chunk, tokens=tokens))
     same(gradients(model), expected)
     assert ("distillation" in whole) == bool(distillation)
