@@ -19,7 +19,7 @@ TITLES = {
 WAYS = {
     "not_thinking": "not thinking",
     "thinking": "thinking",
-    **{f"k={number}": f"{number} drawn" for number in DRAWN},
+    **{f"n_thoughts={number}": f"{number} drawn" for number in DRAWN},
 }
 _COMMITTEE = {"reference": "right\nthoughts", "committee=on": "elected", "committee=off": "first"}
 _FAST, _THINKING = "tab:gray", "tab:blue"
@@ -94,7 +94,8 @@ def _thoughts(axes: Any, values: Mapping[str, float]) -> None:
         ("committee=on", "learned from elected thoughts", "-"),
         ("committee=off", "from first ones", ":"),
     ):
-        points = [(k, values[_place(name, f"k={k}")]) for k in DRAWN if _place(name, f"k={k}") in values]
+        places = {count: _place(name, f"n_thoughts={count}") for count in DRAWN}
+        points = [(count, values[place]) for count, place in places.items() if place in values]
         if points:
             axes.plot(*zip(*points, strict=True), style, marker="o", color=_THINKING, label=title)
     axes.set_xticks(DRAWN)

@@ -74,7 +74,7 @@ def ablations(work: Path, size: Size = SMALL, variants: Sequence[Variant] = ABLA
         for thoughts in variant.drawn:
             several = ThoughtSettings(n_thoughts=thoughts, temperature=1.0, top_p=1.0, max_new_tokens=40)
             found = measure_world(folder, world.collection, split="dev", settings=several)
-            yield _figure(variant, f"k={thoughts}", found["thinking"].means[MEASURE])
+            yield _figure(variant, f"n_thoughts={thoughts}", found["thinking"].means[MEASURE])
 
 
 def _figure(variant: Variant, way: str, value: float) -> Figure:

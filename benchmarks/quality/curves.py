@@ -22,9 +22,9 @@ from o1_retriever.evaluation.systems import NEVER, Dense
 from o1_retriever.thinkers import RecordedThinker
 
 SETS = ("entailmentbank/dev", "strategyqa_facts/train", "hotpotqa_1k/train")
-RECORDED_K = (1, 2, 3)
+RECORDED_COUNTS = (1, 2, 3)
 WORDS = (4, 8, 16, 32, 64)
-OWN_K = (1, 2, 3, 5)
+OWN_COUNTS = (1, 2, 3, 5)
 TOKENS = (8, 16, 32, 64)
 
 
@@ -56,14 +56,14 @@ def _recorded(
     embedder = ThinkingEmbedder.from_parts(RecordedThinker(thoughts), bench.minilm, cache=False)
     encoded = encode_corpus(embedder, collection.corpus, bench.work / "corpora")
     yield Figure(name=f"{name}/minilm/never", value=_ndcg(collection, embedder, encoded, NEVER), unit=MEASURE)
-    for k in RECORDED_K:
-        value = _ndcg(collection, embedder, encoded, ThoughtSettings(n_thoughts=k))
-        yield Figure(name=f"{name}/minilm/k={k}", value=value, unit=MEASURE)
+    for count in RECORDED_COUNTS:
+        value = _ndcg(collection, embedder, encoded, ThoughtSettings(n_thoughts=count))
+        yield Figure(name=f"{name}/minilm/n_thoughts={count}", value=value, unit=MEASURE)
     for words in WORDS:
         cut = {query: [_first(words, thought) for thought in said] for query, said in thoughts.items()}
         shorter = ThinkingEmbedder.from_parts(RecordedThinker(cut), bench.minilm, cache=False)
         value = _ndcg(collection, shorter, encoded, ThoughtSettings(n_thoughts=3))
-        yield Figure(name=f"{name}/minilm/k=3/words={words}", value=value, unit=MEASURE)
+        yield Figure(name=f"{name}/minilm/n_thoughts=3/words={words}", value=value, unit=MEASURE)
 
 
 def _own(
@@ -72,15 +72,15 @@ def _own(
     yield Figure(
         name=f"{name}/o1_embedder_22m/never", value=_ndcg(collection, model, encoded, NEVER), unit=MEASURE
     )
-    for k in OWN_K:
+    for count in OWN_COUNTS:
         value = _ndcg(
-            collection, model, encoded, model.settings.with_changes(n_thoughts=k, thinking="always")
+            collection, model, encoded, model.settings.with_changes(n_thoughts=count, thinking="always")
         )
-        yield Figure(name=f"{name}/o1_embedder_22m/k={k}", value=value, unit=MEASURE)
+        yield Figure(name=f"{name}/o1_embedder_22m/n_thoughts={count}", value=value, unit=MEASURE)
     for tokens in TOKENS:
         settings = model.settings.with_changes(n_thoughts=3, max_new_tokens=tokens, thinking="always")
         value = _ndcg(collection, model, encoded, settings)
-        yield Figure(name=f"{name}/o1_embedder_22m/k=3/tokens={tokens}", value=value, unit=MEASURE)
+        yield Figure(name=f"{name}/o1_embedder_22m/n_thoughts=3/tokens={tokens}", value=value, unit=MEASURE)
 
 
 def _first(words: int, thought: str) -> str:

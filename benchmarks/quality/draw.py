@@ -1,4 +1,4 @@
-"""The curves of k and of thought length as one picture."""
+"""The curves of the number of thoughts and of their length as one picture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def draw(rows: Sequence[Mapping[str, object]], path: Path) -> None:
             _line(left, _by_number(values, f"{name}/{model}"), {**look, "label": label})
             _line(right, _by_length(values, f"{name}/{model}", _LENGTHS[model]), look)
     left.set(xlabel="thoughts per query (0: the query alone)", ylabel="nDCG@10")
-    right.set(xlabel="words (recorded) or tokens (o1-embedder-22m) of a thought, k = 3")
+    right.set(xlabel="words (recorded) or tokens (o1-embedder-22m) of each of three thoughts")
     right.set_xscale("log", base=2)
     right.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     left.xaxis.get_major_locator().set_params(integer=True)
@@ -46,11 +46,11 @@ def _line(axes: Any, points: list[tuple[int, float]], look: Mapping[str, Any]) -
 
 def _by_number(values: Mapping[str, float], where: str) -> list[tuple[int, float]]:
     points = [(0, values[f"{where}/never"])] if f"{where}/never" in values else []
-    return sorted(points + _matching(values, rf"{re.escape(where)}/k=(\d+)"))
+    return sorted(points + _matching(values, rf"{re.escape(where)}/n_thoughts=(\d+)"))
 
 
 def _by_length(values: Mapping[str, float], where: str, unit: str) -> list[tuple[int, float]]:
-    return sorted(_matching(values, rf"{re.escape(where)}/k=3/{unit}=(\d+)"))
+    return sorted(_matching(values, rf"{re.escape(where)}/n_thoughts=3/{unit}=(\d+)"))
 
 
 def _matching(values: Mapping[str, float], pattern: str) -> list[tuple[int, float]]:

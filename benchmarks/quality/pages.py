@@ -188,7 +188,7 @@ def _curve(name: str) -> tuple[str, str]:
     model = COLUMNS["minilm"] if match["model"] == "minilm" else "o1-embedder-22m"
     *_, last = match["point"].split("/")
     kind = "length of 3 thoughts" if "/" in match["point"] else "number of thoughts"
-    return f"{match['set']}, {model}, {kind}", last.replace("k=", "").replace("=", " ")
+    return f"{match['set']}, {model}, {kind}", last.replace("n_thoughts=", "").replace("=", " ")
 
 
 def _sets(values: Iterable[str]) -> list[str]:

@@ -20,8 +20,7 @@ from benchmarks.quality.examples import write_examples
 from benchmarks.quality.pages import LEVEL, P_VALUE, SETS, WINS, quality_table
 from benchmarks.record import Figure, read
 from o1_retriever.evaluation.comparison import Evaluation, evaluate, holm, randomisation_test
-from o1_retriever.evaluation.metrics import aligned
-from o1_retriever.evaluation.runs import write_run
+from o1_retriever.evaluation.metrics import aligned, write_run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

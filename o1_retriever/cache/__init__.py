@@ -1,6 +1,6 @@
-"""Thoughts and query vectors on disk, so that a question asked before runs no model.
+"""Thoughts and query vectors on disk, so that a query that came before runs no model.
 
-`store` is the cache, `sqlite` its connections and its ways out of damage, `rows` what stands in the tables,
+`store` is the cache and what stands in its tables, `sqlite` its connections and its ways out of damage,
 `folder` where it all lies.
 """
 

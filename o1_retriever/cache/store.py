@@ -1,4 +1,8 @@
-"""Thoughts and query vectors on disk, so that a question asked before runs no model."""
+"""Thoughts and query vectors on disk, so that a query that came before runs no model.
+
+The tables hold raw bytes only: text as UTF-8, token ids as little-endian int32, vectors as little-endian
+float32, and a checksum over each row, because SQLite itself does not notice a flipped bit inside a value.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,23 @@ import json
 import logging
 import os
 import sqlite3
+import struct
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
-from o1_retriever.cache import rows
+import numpy as np
+
 from o1_retriever.cache.folder import absolute, default_cache_path
-from o1_retriever.cache.sqlite import Database
+from o1_retriever.cache.sqlite import Damaged, Database, Schema
 from o1_retriever.errors import CacheError, SettingsError
 from o1_retriever.storage.lock import is_busy
-from o1_retriever.thought import Thought, Vector
+from o1_retriever.thought import Finish, Thought, Vector
 
 __all__ = ["CacheInfo", "ThoughtCache", "cache_key", "default_cache_path"]
 
@@ -37,6 +44,37 @@ _NEVER_KEPT = frozenset({"failed", "budget"})
 _FLUSH_EVERY = 1024  # access times
 _IMPATIENT = 0.05  # seconds to wait for others once somebody was found to hold the file for long
 
+Table = Literal["thoughts", "vectors"]
+TABLES: tuple[Table, ...] = ("thoughts", "vectors")
+
+_COLUMNS: dict[Table, tuple[str, ...]] = {
+    "thoughts": ("key", "idx", "finish", "prompt_tokens", "completion_tokens", "text", "token_ids"),
+    "vectors": ("key", "data"),
+}
+_KEPT = 0.9  # the share of the room that an eviction leaves filled, so that not every write evicts
+_CHUNK = 900  # below the number of variables that old versions of SQLite allow in a statement
+
+SCHEMA = Schema(
+    application_id=int.from_bytes(b"o1rc", "big"),
+    create=(
+        "CREATE TABLE thoughts (id INTEGER PRIMARY KEY, accessed INTEGER NOT NULL, size INTEGER NOT NULL, "
+        "crc INTEGER NOT NULL, key BLOB NOT NULL, idx INTEGER NOT NULL, finish TEXT NOT NULL, "
+        "prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, text BLOB NOT NULL, "
+        "token_ids BLOB NOT NULL)",
+        "CREATE TABLE vectors (id INTEGER PRIMARY KEY, accessed INTEGER NOT NULL, size INTEGER NOT NULL, "
+        "crc INTEGER NOT NULL, key BLOB NOT NULL, data BLOB NOT NULL)",
+        "CREATE TABLE total (bytes INTEGER NOT NULL)",
+        *(f"CREATE INDEX {table}_age ON {table} (accessed, size)" for table in TABLES),
+        *(
+            f"CREATE TRIGGER {table}_{event} AFTER {event} ON {table} "
+            f"BEGIN UPDATE total SET bytes = bytes {change}; END"
+            for table in TABLES
+            for event, change in (("INSERT", "+ new.size"), ("DELETE", "- old.size"))
+        ),
+    ),
+    fill=("INSERT INTO total VALUES (0)",),
+)
+
 
 def cache_key(**parts: JSON) -> bytes:
     """The key of whatever `parts` decide: 20 bytes, the same in every process and order of the parts.
@@ -45,6 +83,15 @@ def cache_key(**parts: JSON) -> bytes:
     """
     text = json.dumps([_KEY_FORMAT, parts], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.blake2b(text.encode("ascii"), digest_size=20).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row to insert: its place, what it is charged with, and its values as SQLite takes them."""
+
+    id: int
+    size: int
+    values: tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +136,8 @@ class ThoughtCache:
         self._path = default_cache_path() if path is None else absolute(path)
         self._max_bytes = max_bytes
         self._patience = patience
-        self._db = Database(self._path / _FILE, rows.SCHEMA, patience=patience)
-        self._touched: dict[tuple[rows.Table, int], int] = {}
+        self._db = Database(self._path / _FILE, SCHEMA, patience=patience)
+        self._touched: dict[tuple[Table, int], int] = {}
         self._latest = 0
         self._warned = self._closed = False
         self._open()
@@ -104,11 +151,11 @@ class ThoughtCache:
     def get_thoughts(self, keys: Sequence[bytes], k: int) -> list[dict[int, Thought]]:
         """For each key the thoughts with an index below `k` that are there, by index, with `cached=True`."""
         found: dict[bytes, dict[int, Thought]] = {key: {} for key in keys}
-        ids = [rows.row_id(key, index) for key in found for index in range(k)]
+        ids = [row_id(key, index) for key in found for index in range(k)]
         hits = []
-        for place, key, index, thought in self._read(lambda db: rows.select_thoughts(db, ids)):
+        for place, key, index, thought in self._read(lambda db: _select_thoughts(db, ids)):
             # Another key is in the place of ours when their hashes collide.
-            if key in found and place == rows.row_id(key, index):
+            if key in found and place == row_id(key, index):
                 found[key][index] = thought
                 hits.append(place)
         self._touch("thoughts", hits)
@@ -117,25 +164,25 @@ class ThoughtCache:
     def put_thoughts(self, items: Iterable[tuple[bytes, int, Thought]]) -> None:
         """Keep thoughts under (key, index), in place of what is there; failed ones are left out."""
         kept = [item for item in items if item[2].finish not in _NEVER_KEPT]
-        self._insert("thoughts", [rows.thought_row(*item) for item in kept])
+        self._insert("thoughts", [_thought_row(*item) for item in kept])
 
     def get_vectors(self, keys: Sequence[bytes]) -> list[Vector | None]:
         """For each key the vector, shape (dimension,), or None; the arrays are the caller's own."""
-        ids = {rows.row_id(key): key for key in keys}
+        ids = {row_id(key): key for key in keys}
         found: dict[bytes, Vector] = {}
-        for place, key, vector in self._read(lambda db: rows.select_vectors(db, list(ids))):
+        for place, key, vector in self._read(lambda db: _select_vectors(db, list(ids))):
             if ids[place] == key:
                 found[key] = vector
-        self._touch("vectors", [rows.row_id(key) for key in found])
+        self._touch("vectors", [row_id(key) for key in found])
         return [found[key].copy() if key in found else None for key in keys]
 
     def put_vectors(self, items: Iterable[tuple[bytes, Vector]]) -> None:
         """Keep float32 vectors, shape (dimension,), under their keys, in place of what is there."""
-        self._insert("vectors", [rows.vector_row(*item) for item in items])
+        self._insert("vectors", [_vector_row(*item) for item in items])
 
     def info(self) -> CacheInfo:
         """What the cache holds. Raises `CacheError` if that cannot be read."""
-        counts = ", ".join(f"(SELECT COUNT(*) FROM {table})" for table in rows.TABLES)
+        counts = ", ".join(f"(SELECT COUNT(*) FROM {table})" for table in TABLES)
         thoughts, vectors, total = self._insist(
             lambda: self._db.run(lambda db: db.execute(f"SELECT {counts}, bytes FROM total").fetchone())
         )
@@ -207,16 +254,16 @@ class ThoughtCache:
             self._note(error)
             return []
 
-    def _insert(self, table: rows.Table, new: list[rows.Row]) -> None:
+    def _insert(self, table: Table, new: list[Row]) -> None:
         self._check_open()
-        new = [row for row in new if rows.fits(row, self._max_bytes)]
+        new = [row for row in new if _fits(row, self._max_bytes)]
         if not new:
             return
         now = self._tick()
 
         def work(db: sqlite3.Connection) -> None:
-            rows.insert(db, table, new, now)
-            rows.shrink(db, self._max_bytes)
+            _insert_rows(db, table, new, now)
+            _shrink(db, self._max_bytes)
 
         self._write(work)
 
@@ -230,7 +277,7 @@ class ThoughtCache:
             return
 
         def both(db: sqlite3.Connection) -> None:
-            rows.touch(db, touched)
+            _touch_rows(db, touched)
             if work is not None:
                 work(db)
 
@@ -252,7 +299,7 @@ class ThoughtCache:
         if is_busy(error):
             self._db.patience = min(_IMPATIENT, self._patience)
 
-    def _touch(self, table: rows.Table, ids: list[int]) -> None:
+    def _touch(self, table: Table, ids: list[int]) -> None:
         if not ids:
             return
         now = self._tick()
@@ -275,6 +322,149 @@ class ThoughtCache:
 
 def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).rstrip(".")
+
+
+def row_id(key: bytes, index: int = 0) -> int:
+    """The place of a row. A hash, so that new rows fill the holes that evicted ones leave all over the file,
+    with the thoughts of one key side by side. Two keys in one place only replace each other."""
+    return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 2) + index
+
+
+def _thought_row(key: bytes, index: int, thought: Thought) -> Row:
+    """A thought as a row. Raises `CacheError` for a token id that is not an int32."""
+    text = thought.text.encode("utf-8", "surrogatepass")
+    try:
+        token_ids = struct.pack(f"<{len(thought.token_ids)}i", *thought.token_ids)
+    except struct.error as error:
+        raise CacheError(f"A thought's token ids do not fit 32 bits ({error}).") from None
+    values = (key, index, thought.finish, thought.prompt_tokens, thought.completion_tokens, text, token_ids)
+    return Row(row_id(key, index), _charge(len(text) + len(token_ids) + len(key)), values)
+
+
+def _vector_row(key: bytes, vector: Vector) -> Row:
+    """A vector as a row. Raises `CacheError` for an array that is not one-dimensional."""
+    data = np.asarray(vector, dtype="<f4")
+    if data.ndim != 1:
+        raise CacheError(f"A vector to keep has shape {data.shape}; expected (dimension,).")
+    return Row(row_id(key), _charge(data.nbytes + len(key)), (key, data.tobytes()))
+
+
+def _charge(payload: int) -> int:
+    """Bytes of the file that a row takes at most, measured: half-empty pages, indices, an overflow page."""
+    return payload + min(payload * 3 // 4, 2200) + 80
+
+
+def _select_thoughts(
+    connection: sqlite3.Connection, ids: Sequence[int]
+) -> list[tuple[int, bytes, int, Thought]]:
+    """The thoughts that are in these places, each with its place, key and index."""
+    return [
+        (
+            place,
+            key,
+            index,
+            Thought(
+                text=text.decode("utf-8", "surrogatepass"),
+                token_ids=struct.unpack(f"<{len(token_ids) // 4}i", token_ids),
+                finish=cast(Finish, finish),
+                prompt_tokens=prompt_tokens,
+                completion_tokens=completion_tokens,
+                cached=True,
+            ),
+        )
+        for place, (key, index, finish, prompt_tokens, completion_tokens, text, token_ids) in _select(
+            connection, "thoughts", ids
+        )
+    ]
+
+
+def _select_vectors(connection: sqlite3.Connection, ids: Sequence[int]) -> list[tuple[int, bytes, Vector]]:
+    """The vectors that are in these places, each with its place and key; the arrays may be read-only."""
+    return [
+        (place, key, np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False))
+        for place, (key, data) in _select(connection, "vectors", ids)
+    ]
+
+
+def _select(
+    connection: sqlite3.Connection, table: Table, ids: Sequence[int]
+) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    columns = ", ".join(("id", "crc", *_COLUMNS[table]))
+    for start in range(0, len(ids), _CHUNK):
+        part = ids[start : start + _CHUNK]
+        marks = ", ".join("?" * len(part))
+        statement = f"SELECT {columns} FROM {table} WHERE id IN ({marks})"
+        for place, crc, *values in connection.execute(statement, part).fetchall():
+            if crc != _checksum(values):
+                raise Damaged(f"a row of {table} has a wrong checksum")
+            yield place, tuple(values)
+
+
+def _insert_rows(connection: sqlite3.Connection, table: Table, rows: Iterable[Row], now: int) -> None:
+    """Store the rows, each in place of what is there."""
+    columns = ("id", "accessed", "size", "crc", *_COLUMNS[table])
+    connection.executemany(
+        f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+        [(row.id, now, row.size, _checksum(row.values), *row.values) for row in rows],
+    )
+
+
+def _touch_rows(connection: sqlite3.Connection, times: dict[tuple[Table, int], int]) -> None:
+    """Store when rows were last used."""
+    for table in TABLES:
+        connection.executemany(
+            f"UPDATE {table} SET accessed = ?1 WHERE id = ?2 AND accessed < ?1",
+            [(time, place) for (kind, place), time in times.items() if kind == table],
+        )
+
+
+def _fits(row: Row, room: int) -> bool:
+    """Whether the row would survive its own eviction."""
+    return row.size <= room * _KEPT
+
+
+def _shrink(connection: sqlite3.Connection, room: int) -> None:
+    """Delete the least recently used rows of both tables if more than `room` bytes are taken."""
+    if _number(connection, "SELECT bytes FROM total") <= room:
+        return
+    # Rare enough to count anew: a total that damage or a bug had shifted ends here.
+    total = _number(connection, f"SELECT {' + '.join(f'(SELECT TOTAL(size) FROM {t})' for t in TABLES)}")
+    connection.execute("UPDATE total SET bytes = ?", (int(total),))
+    if total > room:
+        _delete_oldest(connection, total - room * _KEPT)
+    page_size = _number(connection, "PRAGMA page_size")
+    excess = _number(connection, "PRAGMA page_count") - room // page_size
+    free = _number(connection, "PRAGMA freelist_count")
+    # A large batch, or a larger room in the past: give the difference back, keep the rest for reuse.
+    for _ in range(int(min(excess, free))):
+        connection.execute("PRAGMA incremental_vacuum(1)")  # through this module, one page at a time
+
+
+def _delete_oldest(connection: sqlite3.Connection, excess: float) -> None:
+    doomed: dict[Table, list[tuple[int]]] = {table: [] for table in TABLES}
+    arms = (f"SELECT '{table}', id, size, accessed FROM {table}" for table in TABLES)
+    for table, place, size, _ in connection.execute(f"{' UNION ALL '.join(arms)} ORDER BY 4"):
+        if excess <= 0:
+            break
+        doomed[table].append((place,))
+        excess -= size
+    for table, places in doomed.items():
+        connection.executemany(f"DELETE FROM {table} WHERE id = ?", places)
+
+
+def _number(connection: sqlite3.Connection, statement: str) -> float:
+    row = connection.execute(statement).fetchone()
+    if row is None or not isinstance(row[0], int | float):
+        raise Damaged(f"no number in answer to {statement}")
+    return row[0]
+
+
+def _checksum(values: Iterable[Any]) -> int:
+    crc = 0
+    for value in values:
+        raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
+        crc = zlib.crc32(raw, crc ^ len(raw))
+    return crc
 
 
 _CACHES: weakref.WeakSet[ThoughtCache] = weakref.WeakSet()

@@ -11,8 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from o1_retriever.documents.html import html_blocks
-from o1_retriever.documents.structure import Scalar, Section, code_sections, markdown_blocks, sections
+from o1_retriever.documents.structure import (
+    Scalar,
+    Section,
+    code_sections,
+    html_blocks,
+    markdown_blocks,
+    sections,
+)
 from o1_retriever.errors import DocumentError, InputError
 from o1_retriever.extras import require
 from o1_retriever.query import check_text

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from o1_retriever.errors import CollectionError, InputError
 from o1_retriever.query import check_text
 from o1_retriever.reporting.problems import Problems
+from o1_retriever.reporting.text import counted
 
 Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
 
@@ -170,9 +171,8 @@ class Collection:
         """
         kept = {key: text for key, text in queries.items() if key in self.qrels}
         if not kept:
-            raise CollectionError(
-                f"None of {len(queries)} queries is judged in {self.name}, split {self.split}."
-            )
+            given = counted(len(queries), "query", "queries")
+            raise CollectionError(f"None of {given} is judged in {self.name}, split {self.split}.")
         qrels = {key: self.qrels[key] for key in kept}
         return replace(self, queries=kept, qrels=qrels, name=name or self.name)
 
@@ -197,9 +197,11 @@ def load_collection(
     if strict:
         report.raise_if_any()
     if not corpus.ids or not qrels:
+        documents = counted(len(corpus.ids), "usable document")
+        judged_queries = counted(len(qrels), "judged query", "judged queries")
         raise CollectionError(
-            f"{root} has {len(corpus.ids)} usable documents and {len(qrels)} judged queries in the split "
-            f"{split!r}; expected some of each.\n{report}"
+            f"{root} has {documents} and {judged_queries} in the split {split!r}; "
+            f"expected some of each.\n{report}"
         )
     texts = {key: queries[key] for key in qrels}
     return Collection(name=root.name, split=split, corpus=corpus, queries=texts, qrels=qrels, report=report)
@@ -364,7 +366,7 @@ def _judge(
     if len(columns) == 4:
         del columns[1]
     if len(columns) != 3 or not all(columns[:2]):
-        report.add("wrong columns", f"{where} has {len(columns)} columns, expected 3")
+        report.add("wrong columns", f"{where} has {counted(len(columns), 'column')}, expected 3")
         return
     query, document, score = columns
     grade = _grade(score)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from o1_retriever.evaluation.comparison import Comparison, Evaluation, SystemResult
-from o1_retriever.evaluation.runs import write_run
+from o1_retriever.evaluation.metrics import write_run
 from o1_retriever.evaluation.systems import family_of
 from o1_retriever.extras import require
 from o1_retriever.reporting import html

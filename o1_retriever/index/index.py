@@ -33,6 +33,7 @@ from o1_retriever.index.store import Store
 from o1_retriever.progress import progress
 from o1_retriever.query import check_text
 from o1_retriever.ranking.ranking import Ranking
+from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace
 
@@ -209,7 +210,8 @@ class Index:
         check_count("depth", depth)
         check_where(where)
         if texts is not None and len(texts) != len(groups):
-            raise InputError(f"Found {len(texts)} texts for {len(groups)} groups; expected one for each.")
+            found, wanted = counted(len(texts), "text"), counted(len(groups), "group")
+            raise InputError(f"Found {found} for {wanted}; expected one for each.")
 
         def work(session: Session, graph: Graph) -> list[list[Hit]]:
             dimension = int(session.state().space["dimension"])
@@ -443,13 +445,14 @@ def check_vectors(vectors: Any, count: int, dimension: int) -> Vector:
     array = np.asarray(vectors, dtype=np.float32)
     if array.shape != (count, dimension):
         raise EncoderError(
-            f"The embedder returned an array of shape {array.shape} for {count} documents; "
+            f"The embedder returned an array of shape {array.shape} for {counted(count, 'document')}; "
             f"expected {(count, dimension)}."
         )
     bad = ~np.isfinite(array).all(axis=1) | ~array.any(axis=1)
     if bad.any():
+        vectors, verb = counted(int(bad.sum()), "vector"), "is" if bad.sum() == 1 else "are"
         raise EncoderError(
-            f"The embedder returned {int(bad.sum())} vectors of {count} that are zero or not finite; "
+            f"The embedder returned {vectors} of {count} that {verb} zero or not finite; "
             "expected a direction for each."
         )
     return array

@@ -12,6 +12,7 @@ from typing import TypeVar
 from o1_retriever.errors import StoreError
 from o1_retriever.index.graph import DamagedGraphError, Graph
 from o1_retriever.index.ledger import LEDGER_FILE, LOCK_FILES, Ledger, Row, Session, State
+from o1_retriever.reporting.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,10 @@ class Store:
         count = session.count()
         if count:
             logger.warning(
-                "Building the search graph of %s anew from its %d documents: %s.", self.folder, count, damage
+                "Building the search graph of %s anew from its %s: %s.",
+                self.folder,
+                counted(count, "document"),
+                damage,
             )
         if not state.dirty:
             with session.transaction():

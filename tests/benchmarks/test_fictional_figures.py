@@ -39,7 +39,8 @@ def test_a_variant_is_measured_for_each_number_of_thoughts(tmp_path: Path) -> No
     figures = {figure.name: figure.value for figure in ablations(tmp_path, TOY, chosen)}
     ways = {name.removeprefix("fictional_world/ablation/") for name in figures if "ablation" in name}
     assert ways == {
-        *(f"committee=off/{way}" for way in ("k=1", "k=3", "k=5", "thinking", "not_thinking")),
+        *(f"committee=off/n_thoughts={count}" for count in (1, 3, 5)),
+        *(f"committee=off/{way}" for way in ("thinking", "not_thinking")),
         "no_thoughts/not_thinking",
     }
     assert figures["fictional_world/committee/elected_is_right"] > 0.9

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever.cache import ThoughtCache, cache_key
-from o1_retriever.cache.rows import row_id
+from o1_retriever.cache.store import row_id
 from o1_retriever.errors import CacheError
 from o1_retriever.thought import Thought, ThoughtSettings
 from tests.support.caches import EXAMPLES, FILE, execute, keys, rows, thought, vector

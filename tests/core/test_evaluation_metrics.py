@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from o1_retriever.errors import CollectionError, SettingsError
 from o1_retriever.evaluation.comparison import bootstrap_interval, compare, holm, randomisation_test
-from o1_retriever.evaluation.metrics import means, ordered, per_query
-from o1_retriever.evaluation.runs import read_run, thoughts_path, write_run
+from o1_retriever.evaluation.metrics import means, ordered, per_query, read_run, thoughts_path, write_run
 from o1_retriever.evaluation.systems import recall_lost, search_graph
 from o1_retriever.query import as_queries
 from o1_retriever.ranking.fusion import fuse_complete, ranks

@@ -18,6 +18,7 @@ from o1_retriever.evaluation import load_collection
 from o1_retriever.evaluation.collection import Collection
 from o1_retriever.evaluation.comparison import Evaluation, evaluate
 from o1_retriever.evaluation.corpus import encode_corpus
+from o1_retriever.evaluation.metrics import read_run
 from o1_retriever.evaluation.report import changes, markdown, records, write_report
 from o1_retriever.evaluation.robustness import (
     SYNONYMS,
@@ -26,7 +27,6 @@ from o1_retriever.evaluation.robustness import (
     with_synonyms,
     with_typos,
 )
-from o1_retriever.evaluation.runs import read_run
 from o1_retriever.evaluation.sources import open_collection
 from o1_retriever.evaluation.systems import (
     NEVER,

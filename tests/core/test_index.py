@@ -245,6 +245,7 @@ class Wrong(TinyEmbedder):
         (lambda v: v[:, :8], "shape"),
         (lambda v: v * np.nan, "10 vectors of 10 that are zero or not finite"),
         (lambda v: v * [[0]] * 1.0, "zero or not finite"),
+        (lambda v: v * ([[0]] + [[1]] * 9), "1 vector of 10 that is zero"),
     ],
 )
 def test_an_embedder_that_returns_something_else_is_an_error(tmp_path, answer, message):

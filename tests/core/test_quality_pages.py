@@ -104,8 +104,8 @@ def test_other_wordings_and_curves_have_their_rows() -> None:
     assert gains_table(rows).splitlines()[-1] == "| a/dev, MiniLM | +0.100 | -0.020 | – | – | – |"
     curves = [
         row("a/dev/minilm/never", 0.3),
-        row("a/dev/minilm/k=2", 0.4),
-        row("a/dev/minilm/k=3/words=8", 0.5),
+        row("a/dev/minilm/n_thoughts=2", 0.4),
+        row("a/dev/minilm/n_thoughts=3/words=8", 0.5),
     ]
     assert curves_table([*curves, row("a/dev/typos/minilm/never", 0.1)]).splitlines()[2:] == [
         "| a/dev, MiniLM, number of thoughts | never: 0.300, 2: 0.400 |",
