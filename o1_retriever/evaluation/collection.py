@@ -54,7 +54,7 @@ class CollectionReport(Problems):
 
 
 class Corpus(Protocol):
-    """Documents that may be more than memory holds: ids at hand, texts read when asked for."""
+    """Documents that may be more than memory holds: ids in memory, texts read when they are needed."""
 
     @property
     def ids(self) -> Sequence[str]:

@@ -8,45 +8,25 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Corpus
+from o1_retriever.index.index import DocumentEmbedder
 from o1_retriever.progress import progress
 from o1_retriever.storage.files import written_whole
 from o1_retriever.storage.lock import locked
 from o1_retriever.thought import Vector
-from o1_retriever.vectors import Precision, VectorSpace, unit
+from o1_retriever.vectors import unit
 
 logger = logging.getLogger(__name__)
 
 # Documents per block. Blocks start at multiples of it whatever happened before, so that a document always
 # shares its batch with the same others and has the same vector to the last bit.
 BLOCK = 2048
-
-
-class DocumentEncoder(Protocol):
-    """What encoding a corpus needs of an embedder."""
-
-    @property
-    def space(self) -> VectorSpace:
-        """Identity of the document space."""
-        ...
-
-    @property
-    def precision(self) -> Precision:
-        """How vectors are computed."""
-        ...
-
-    @property
-    def encode_documents(self) -> Callable[..., Any]:
-        """As `ThinkingEmbedder.encode_documents`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,7 +46,7 @@ class EncodedCorpus:
 
 
 def encode_corpus(
-    embedder: DocumentEncoder,
+    embedder: DocumentEmbedder,
     corpus: Corpus,
     folder: str | os.PathLike[str],
     *,
@@ -96,7 +76,7 @@ def encode_corpus(
 
 
 def _fill(
-    embedder: DocumentEncoder, corpus: Corpus, path: Path, *, batch_size: int, show: bool | None
+    embedder: DocumentEmbedder, corpus: Corpus, path: Path, *, batch_size: int, show: bool | None
 ) -> float:
     dimension, count = embedder.space.dimension, len(corpus.ids)
     done, seconds = _progress_of(path, dimension)
@@ -119,7 +99,7 @@ def _fill(
     return seconds
 
 
-def _name(embedder: DocumentEncoder, corpus: Corpus, batch_size: int) -> str:
+def _name(embedder: DocumentEmbedder, corpus: Corpus, batch_size: int) -> str:
     key = {
         "space": embedder.space.to_dict(),
         "precision": embedder.precision.to_dict(),

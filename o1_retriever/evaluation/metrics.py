@@ -120,7 +120,7 @@ def write_run(
         file.writelines(lines)
     if thoughts is not None:
         texts = queries or {}
-        rows = (_thoughts_row(key, texts.get(key, ""), said) for key, said in thoughts.items())
+        rows = (_thoughts_row(key, texts.get(key, ""), written) for key, written in thoughts.items())
         with written_whole(thoughts_path(target)) as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +38,7 @@ from o1_retriever.thought import Thought, ThoughtSettings, Vector
 from o1_retriever.vectors import unit
 
 NEVER = ThoughtSettings(thinking="never")
+_PAGE = 5000  # vectors that are put into a graph at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,36 +86,43 @@ class Scorer(System, Protocol):
 
 
 @dataclass(kw_only=True, eq=False)
-class Dense:
-    """Inner product with the vectors of an encoded corpus; thinks as `settings` say.
-
-    `hnsw` searches through the graph of an index and reports the recall that this loses. `pooling="best"`
-    searches for each thought: a document's score is its best; "mean" searches once for their mean.
-    """
+class _OverCorpus:
+    """A system with a name over the documents of a corpus."""
 
     name: str
-    embedder: ThinkingEmbedder
     corpus: Corpus
+
+    @cached_property
+    def _ties(self) -> Places:
+        return tie_order(self.corpus.ids)
+
+
+@dataclass(kw_only=True, eq=False)
+class Dense(_OverCorpus):
+    """Inner product with the vectors of an encoded corpus; thinks as `settings` say.
+
+    With a `graph` of these vectors the search goes through it, and the recall that this loses is reported.
+    `pooling="best"` searches for each thought: a document's score is its best; "mean" searches once for
+    their mean.
+    """
+
+    embedder: ThinkingEmbedder
     encoded: EncodedCorpus
     settings: ThoughtSettings = NEVER
-    hnsw: bool = False
+    graph: VectorGraph | None = None
     pooling: Pooling = "mean"
     batch_size: int = 32
-    _ties: Places = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._ties = tie_order(self.corpus.ids)
 
     def search(self, queries: Sequence[str], depth: int) -> Answer:
-        """Exactly, or through the graph when `hnsw` is set."""
+        """Exactly, or through the graph where there is one."""
         groups, thoughts = self._embedded(queries)
         vectors, sizes = np.concatenate(groups), [len(group) for group in groups]
         found = search_exactly(vectors, self.encoded.matrix, depth, ties=self._ties)
         rankings = best_of_groups(found, sizes, depth, ties=self._ties)
         lost = None
-        if self.hnsw:
+        if self.graph is not None:
             exact = rankings
-            found = search_graph(vectors, self.encoded.matrix, depth, ties=self._ties)
+            found = self.graph.search(vectors, depth, ties=self._ties)
             rankings = best_of_groups(found, sizes, depth, ties=self._ties)
             lost = recall_lost(exact, rankings, depth)
         return Answer(
@@ -129,6 +139,7 @@ class Dense:
         return (np.max([next(rows) for _ in group], axis=0) for group in groups), thoughts
 
     def _embedded(self, queries: Sequence[str]) -> tuple[list[Vector], Sequence[Sequence[Thought]]]:
+        """The vectors to search with for each query, and its thoughts."""
         dimension = self.encoded.matrix.shape[1]
         embedded = self.embedder.embed_queries(
             queries, settings=self.settings, batch_size=self.batch_size, truncate_dim=dimension
@@ -139,32 +150,10 @@ class Dense:
 
 
 @dataclass(kw_only=True, eq=False)
-class Hyde:
+class Hyde(Dense):
     """HyDE: the mean of the vectors of the query and of its thoughts, each embedded as a document."""
 
-    name: str
-    embedder: ThinkingEmbedder
-    corpus: Corpus
-    encoded: EncodedCorpus
-    settings: ThoughtSettings
-    _ties: Places = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._ties = tie_order(self.corpus.ids)
-
-    def search(self, queries: Sequence[str], depth: int) -> Answer:
-        """Exactly."""
-        vectors, thoughts = self._embedded(queries)
-        rankings = search_exactly(vectors, self.encoded.matrix, depth, ties=self._ties)
-        rate = self.encoded.documents_per_second
-        return Answer(rankings=rankings, thoughts=thoughts, documents_per_second=rate)
-
-    def scores(self, queries: Sequence[str]) -> tuple[Iterator[Vector], Sequence[Sequence[Thought]]]:
-        """Inner products with all documents."""
-        vectors, thoughts = self._embedded(queries)
-        return all_scores(vectors, self.encoded.matrix), thoughts
-
-    def _embedded(self, queries: Sequence[str]) -> tuple[Vector, Sequence[Sequence[Thought]]]:
+    def _embedded(self, queries: Sequence[str]) -> tuple[list[Vector], Sequence[Sequence[Thought]]]:
         dimension = self.encoded.matrix.shape[1]
         thoughts = self.embedder.think(queries, settings=self.settings)
         plain = np.asarray(self.embedder.encode_queries(queries, settings=NEVER, truncate_dim=dimension))
@@ -174,26 +163,22 @@ class Hyde:
         ends = np.cumsum([len(row) for row in usable])
         groups = zip(plain, np.split(written, ends[:-1]), strict=True)
         means = np.stack([np.vstack([vector[None], rows]).mean(axis=0) for vector, rows in groups])
-        return unit(means), thoughts
+        return list(unit(means)[:, None]), thoughts
 
 
 @dataclass(kw_only=True, eq=False)
-class Lexical:
+class Lexical(_OverCorpus):
     """BM25 (Lucene's variant, English stemming and stop words) over the query, or over query and thoughts.
 
     With `settings` that think, `embedder` writes the thoughts, and BM25 reads the query three times and
     each thought once. Documents that share no word with what is read are not found.
     """
 
-    name: str
-    corpus: Corpus
     index: Bm25
     embedder: ThinkingEmbedder | None = None
     settings: ThoughtSettings = NEVER
-    _ties: Places = field(init=False)
 
     def __post_init__(self) -> None:
-        self._ties = tie_order(self.corpus.ids)
         if self.settings.thinks and self.embedder is None:
             raise SettingsError("BM25 with thoughts needs an embedder that writes them; found None.")
 
@@ -219,44 +204,48 @@ class Lexical:
 
 
 @dataclass(kw_only=True, eq=False)
-class Hybrid:
+class Hybrid(_OverCorpus):
     """Reciprocal rank fusion of the complete rankings of several systems."""
 
-    name: str
-    corpus: Corpus
     parts: Sequence[Scorer]
 
     def search(self, queries: Sequence[str], depth: int) -> Answer:
         """Rank all documents with every part and fuse; thoughts are those of the first part that has some."""
         scored = [part.scores(queries) for part in self.parts]
-        ties = tie_order(self.corpus.ids)
         complete = zip(*(rows for rows, _ in scored), strict=True)
-        rankings = [fuse_complete(rows, depth, ties=ties) for rows in complete]
+        rankings = [fuse_complete(rows, depth, ties=self._ties) for rows in complete]
         thoughts = next((thoughts for _, thoughts in scored if any(thoughts)), scored[0][1])
         return Answer(rankings=rankings, thoughts=thoughts)
 
 
-def search_graph(
-    queries: Vector, matrix: Vector, depth: int, *, ties: Places, batch: int = 5000
-) -> list[Ranking]:
-    """Search through the graph (HNSW) that an `Index` builds, made of these vectors in a temporary folder.
+class VectorGraph:
+    """The graph (HNSW) that an `Index` builds, made of these vectors in a folder that goes with it.
 
-    The graph is approximate: compare with `search_exactly` by `recall_lost`.
+    It is approximate: compare with `search_exactly` by `recall_lost`.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        graph = Graph.shared(Path(folder), "corpus")
-        try:
-            graph.begin(0, {"made_by": "o1-retriever eval"})
-            for first in range(0, len(matrix), batch):
-                rows = np.asarray(matrix[first : first + batch], dtype=np.float32)
-                graph.put([_bare(first + place, vector) for place, vector in enumerate(rows)])
-            found = graph.nearest(queries, min(depth, len(matrix)))
-        finally:
-            graph.release()
-    return [
-        best(ranking.keys.astype(np.int64), ranking.scores.astype(np.float32), depth, ties=ties)
-        for ranking in found
-    ]
+
+    def __init__(self, matrix: Vector) -> None:
+        self._count = len(matrix)
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._graph = Graph.shared(Path(folder.name), "corpus")
+        weakref.finalize(self, _let_go, self._graph, folder)
+        self._graph.begin(0, {"made_by": "o1-retriever eval"})
+        for first in range(0, self._count, _PAGE):
+            vectors = np.asarray(matrix[first : first + _PAGE], dtype=np.float32)
+            self._graph.put([_bare(first + place, vector) for place, vector in enumerate(vectors)])
+
+    def search(self, queries: Vector, depth: int, *, ties: Places) -> list[Ranking]:
+        """The places of the `depth` nearest documents for each query, as far as the graph finds them."""
+        found = self._graph.nearest(queries, min(depth, self._count))
+        return [
+            best(ranking.keys.astype(np.int64), ranking.scores.astype(np.float32), depth, ties=ties)
+            for ranking in found
+        ]
+
+
+def _let_go(graph: Graph, folder: tempfile.TemporaryDirectory[str]) -> None:
+    graph.release()
+    folder.cleanup()
 
 
 def _bare(place: int, vector: Vector) -> Row:
@@ -313,8 +302,8 @@ class Plan:
         baselines: list[System] = []
         for name, embedder in embedders.items():
             lexical = {
-                k: _lexical(corpus, index, embedder, _settings(settings, k))
-                for k in self.thoughts
+                n_thoughts: _lexical(corpus, index, embedder, _settings(settings, n_thoughts))
+                for n_thoughts in self.thoughts
                 if index is not None
             }
             systems += self._of_embedder(corpus, name, embedder, settings, lexical)
@@ -324,9 +313,9 @@ class Plan:
 
     def _pooled(self) -> Iterator[tuple[int, Pooling]]:
         """Numbers of thoughts with each way to pool them; below two there is nothing to pool."""
-        for k in self.thoughts:
-            for pooling in self.pooling if k > 1 else ("mean",):
-                yield k, pooling
+        for n_thoughts in self.thoughts:
+            for pooling in self.pooling if n_thoughts > 1 else ("mean",):
+                yield n_thoughts, pooling
 
     def _of_embedder(
         self,
@@ -343,31 +332,32 @@ class Plan:
             encoded = encode_corpus(
                 embedder, corpus, work, batch_size=self.batch_size, truncate_dim=dimension
             )
+            graph = VectorGraph(encoded.matrix) if self.hnsw else None
             label = name if dimension is None else f"{name}, {dimension} dimensions"
-            for k, pooling in self._pooled():
-                how = _thinking(k) if pooling == "mean" else f"{_thinking(k)}, {pooling}"
+            for n_thoughts, pooling in self._pooled():
+                how = _thinking(n_thoughts) if pooling == "mean" else f"{_thinking(n_thoughts)}, {pooling}"
                 system: Scorer = Dense(
                     name=f"{label}, {how}",
                     embedder=embedder,
                     corpus=corpus,
                     encoded=encoded,
-                    settings=_settings(settings, k),
-                    hnsw=self.hnsw,
+                    settings=_settings(settings, n_thoughts),
+                    graph=graph,
                     pooling=pooling,
                     batch_size=self.batch_size,
                 )
                 dense.append(system)
                 if self.hybrid:
                     both = f"{label} + BM25, {how}"
-                    fused.append(Hybrid(name=both, corpus=corpus, parts=[system, lexical[k]]))
-                if self.hyde and k and pooling == self.pooling[0]:
+                    fused.append(Hybrid(name=both, corpus=corpus, parts=[system, lexical[n_thoughts]]))
+                if self.hyde and n_thoughts and pooling == self.pooling[0]:
                     fused.append(
                         Hyde(
-                            name=f"HyDE {label}, {_thinking(k)}",
+                            name=f"HyDE {label}, {_thinking(n_thoughts)}",
                             embedder=embedder,
                             corpus=corpus,
                             encoded=encoded,
-                            settings=_settings(settings, k),
+                            settings=_settings(settings, n_thoughts),
                         )
                     )
         return dense + fused
@@ -416,12 +406,16 @@ def family_of(name: str) -> str:
     return re.sub(r", (no thoughts|\d+ thoughts?)(?=,|$)", "", name)
 
 
-def _thinking(count: int) -> str:
-    return counted(count, "thought") if count else "no thoughts"
+def _thinking(n_thoughts: int) -> str:
+    return counted(n_thoughts, "thought") if n_thoughts else "no thoughts"
 
 
-def _settings(base: ThoughtSettings, k: int) -> ThoughtSettings:
-    return base.with_changes(n_thoughts=k, thinking="always") if k else base.with_changes(thinking="never")
+def _settings(base: ThoughtSettings, n_thoughts: int) -> ThoughtSettings:
+    return (
+        base.with_changes(n_thoughts=n_thoughts, thinking="always")
+        if n_thoughts
+        else base.with_changes(thinking="never")
+    )
 
 
 def _lexical(corpus: Corpus, index: Bm25, embedder: ThinkingEmbedder, settings: ThoughtSettings) -> Lexical:

@@ -116,7 +116,7 @@ def sync_folder(
     skipped = sorted({*found.skipped, *plan.skipped})
     vanished = plan.vanished({name for name, _ in skipped})
     stale = plan.stale()
-    removed = index.delete([*stale, *(one for ids in vanished.values() for one in ids if prune)])
+    removed = index.delete([*stale, *(name for ids in vanished.values() for name in ids if prune)])
     return FolderReport(
         root=root,
         added=added,
@@ -198,7 +198,10 @@ class _Plan:
     def stale(self) -> list[str]:
         """The documents of files that were read which are no longer in them."""
         return [
-            one for source, ids in self.ids.items() for one in self.known.get(source, ()) if one not in ids
+            identity
+            for source, ids in self.ids.items()
+            for identity in self.known.get(source, ())
+            if identity not in ids
         ]
 
     def vanished(self, unread: set[str]) -> dict[str, list[str]]:

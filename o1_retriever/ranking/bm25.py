@@ -20,8 +20,8 @@ _LANGUAGE = "english"
 
 def lexical_query(query: str, thoughts: Iterable[Thought] = ()) -> str:
     """What BM25 reads: the query three times and each thought once; the query alone where there is none."""
-    said = [thought.text for thought in thoughts if thought.text.strip()]
-    return " ".join([query] * QUERY_REPEATS + said) if said else query
+    texts = [thought.text for thought in thoughts if thought.text.strip()]
+    return " ".join([query] * QUERY_REPEATS + texts) if texts else query
 
 
 class Bm25:

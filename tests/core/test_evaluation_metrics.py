@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from o1_retriever.errors import CollectionError, SettingsError
 from o1_retriever.evaluation.comparison import bootstrap_interval, compare, holm, randomisation_test
 from o1_retriever.evaluation.metrics import means, ordered, per_query, read_run, thoughts_path, write_run
-from o1_retriever.evaluation.systems import recall_lost, search_graph
+from o1_retriever.evaluation.systems import VectorGraph, recall_lost
 from o1_retriever.query import as_queries
 from o1_retriever.ranking.fusion import fuse_complete, ranks
 from o1_retriever.ranking.ranking import best, search_exactly, tie_order
@@ -188,7 +188,7 @@ def test_a_graph_search_reports_what_it_lost() -> None:
     matrix = generator.normal(size=(300, 16)).astype(np.float32)
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     exact = search_exactly(matrix[:5], matrix, 20, ties=np.arange(300))
-    lost = recall_lost(exact, search_graph(matrix[:5], matrix, 20, ties=np.arange(300)), 20)
+    lost = recall_lost(exact, VectorGraph(matrix).search(matrix[:5], 20, ties=np.arange(300)), 20)
     assert 0 <= lost.at_10 < 0.05
     assert [ranking.keys[0] for ranking in exact] == list(range(5))
     assert recall_lost(exact, exact[::-1], 20).at_depth > 0.5
