@@ -292,8 +292,8 @@ class ChatClient:
                     continue
                 problem = diagnose(error, timeout=timeout)
                 if problem is None:
-                    reason = f"The client of {self} failed: {type(error).__name__}: {error}"
-                    raise ThinkerError(reason) from error
+                    bug = Problem(reason=f"The client of {self} failed: {type(error).__name__}: {error}")
+                    raise ThinkerError(presentable(bug, secret=self._secret).reason) from error
                 return problem
             return read_reply(reply, limit=request.settings.max_new_tokens)
 
@@ -361,7 +361,8 @@ def _options(base_url: str | None, api_key: str | None) -> dict[str, str]:
         raise SettingsError(
             f"base_url is {elsewhere!r:.80}; expected a URL.", hint="For example http://127.0.0.1:8000/v1"
         )
-    return {"base_url": elsewhere or "https://api.openai.com/v1", "api_key": key}
+    # No header takes a line break, with which a key often ends that was read from a file.
+    return {"base_url": elsewhere or "https://api.openai.com/v1", "api_key": key.strip()}
 
 
 def _pools(number: int, options: Mapping[str, str]) -> list[Any]:

@@ -40,12 +40,12 @@ class ChatPrompt:
         They are what most chat templates insist on: one system message, first, with those of the history;
         then users and assistants in turn, so that messages of one after another are joined.
         """
-        said = query.history.newest(HISTORY_CHARACTERS).to_list()
+        turns = query.history.newest(HISTORY_CHARACTERS).to_list()
         system = [self.system] if self.system else []
-        system += [turn["content"] for turn in said if turn["role"] == "system"]
+        system += [turn["content"] for turn in turns if turn["role"] == "system"]
         chat = [{"role": "system", "content": "\n\n".join(system)}] if system else []
-        asked = {"role": "user", "content": self.user.replace(SLOT, query.text)}
-        for turn in [*(turn for turn in said if turn["role"] != "system"), asked]:
+        last = {"role": "user", "content": self.user.replace(SLOT, query.text)}
+        for turn in [*(turn for turn in turns if turn["role"] != "system"), last]:
             if chat and chat[-1]["role"] == turn["role"]:
                 chat[-1]["content"] += "\n\n" + turn["content"]
             else:

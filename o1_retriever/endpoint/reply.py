@@ -223,8 +223,10 @@ def quote(value: object) -> str:
 def presentable(problem: Problem, *, secret: object) -> Problem:
     """The same problem with a reason of bounded length, in which a `secret` string is not told on."""
     reason = problem.reason
-    if isinstance(secret, str) and secret:
-        reason = reason.replace(secret, "***")  # before it is cut, or a part of it would stay
+    if isinstance(secret, str) and secret.strip():  # before it is cut, or a part of it would stay
+        # As an exception quotes a key with a line break in it, say, and without the white space around it.
+        for form in (repr(secret)[1:-1], repr(secret.strip())[1:-1], secret.strip()):
+            reason = reason.replace(form, "***")
     if len(reason) > LONGEST_REASON:
         reason = reason[: LONGEST_REASON - 1] + "…"
     return replace(problem, reason=reason)

@@ -21,6 +21,7 @@ from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt, ChatRequest
 from o1_retriever.endpoint.reply import Answer, ModelCallError, Problem
 from o1_retriever.errors import ThinkerError
 from o1_retriever.query import Query
+from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Thought, ThoughtSettings
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class OpenAIThinker:
             self,
             count if others else "All",
             reason,
-            f" (and {len(others)} other reasons)" if others else "",
+            f" (and {counted(len(others), 'other reason')})" if others else "",
         )
 
 

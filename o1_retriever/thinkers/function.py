@@ -18,7 +18,7 @@ class CallableThinker:
     None or an empty string stands for a thought that could not be had; a `Thought` is taken as it is.
     With a `name`, the thoughts may be kept in the cache under it: change the name when the function
     changes. Without one they are never kept. With a parameter `histories` it is passed a `Conversation` for
-    each query, `function(queries, n_thoughts, histories=...)`, when something was said before any of them.
+    each query, `function(queries, n_thoughts, histories=...)`, when any of them has a history.
 
     Raises `SettingsError` for something that is no synchronous function.
     """
@@ -47,24 +47,26 @@ class CallableThinker:
     def think(
         self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0
     ) -> list[list[Thought]]:
-        """What the function says about all queries at once, without the first `start` thoughts of each.
+        """What the function thinks about all queries at once, without the first `start` thoughts of each.
 
         Raises `ThinkerError` when it raises, or does not return enough thoughts for every query, or is given
         a history and takes none.
         """
         if not queries or start >= settings.n_thoughts:
             return [[] for _ in queries]
-        texts, more = [query.text for query in queries], self._histories(queries)
+        texts, histories = [query.text for query in queries], self._histories(queries)
         try:
-            answer = self._function(texts, settings.n_thoughts, **more)
+            answer = self._function(texts, settings.n_thoughts, **histories)
         except Exception as error:
             raise ThinkerError(f"{self!r} failed: {type(error).__name__}: {error}") from error
-        found = _listed(answer, len(queries), f"{self!r} returned", "queries")
-        rows = (
-            _listed(row, settings.n_thoughts, f"{self!r} returned for query {place}", "thoughts")
-            for place, row in enumerate(found)
+        answers = _listed(answer, len(queries), f"{self!r} returned", "queries")
+        thoughts = (
+            _listed(each, settings.n_thoughts, f"{self!r} returned for query {place}", "thoughts")
+            for place, each in enumerate(answers)
         )
-        return [[self._thought(value, place) for value in row[start:]] for place, row in enumerate(rows)]
+        return [
+            [self._thought(value, place) for value in each[start:]] for place, each in enumerate(thoughts)
+        ]
 
     def _histories(self, queries: Sequence[Query]) -> dict[str, list[Conversation]]:
         """The keyword with the histories; nothing where all are empty, as many functions know of none."""
@@ -88,13 +90,14 @@ class CallableThinker:
         )
 
 
-def _listed(value: Any, length: int, said: str, of: str) -> list[Any]:
+def _listed(value: Any, length: int, who: str, of: str) -> list[Any]:
+    """The items of what the function returned, as a list of this length."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise ThinkerError(f"{said} a {type(value).__name__}; expected a list for {length} {of}.")
-    found = list(value)
-    if len(found) != length:
-        raise ThinkerError(f"{said} a list of {len(found)}; expected {length}, one for each of the {of}.")
-    return found
+        raise ThinkerError(f"{who} a {type(value).__name__}; expected a list for {length} {of}.")
+    items = list(value)
+    if len(items) != length:
+        raise ThinkerError(f"{who} a list of {len(items)}; expected {length}, one for each of the {of}.")
+    return items
 
 
 def _takes_histories(function: Callable[..., Any]) -> bool:

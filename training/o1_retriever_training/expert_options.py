@@ -77,17 +77,20 @@ class ExpertOptions:
 
     def _one(self, value: str, model: str | None) -> Any:
         from o1_retriever.endpoint.limits import RateLimit, RequestPolicy
-        from o1_retriever_training.experts import EndpointExpert, as_expert
+        from o1_retriever_training.experts import as_expert
 
-        if value.startswith(("http://", "https://")) and model:
-            policy = RequestPolicy(
-                concurrency=self.concurrency, retries=5, deadline=2 * self.timeout, timeout=self.timeout
-            )
-            limit = RateLimit(requests=self.requests, tokens=self.tokens)
-            return EndpointExpert(model, base_url=value, policy=policy, limit=limit)
         if not value.startswith(("http://", "https://")) and not value.endswith((".jsonl", ".jsonl.gz")):
             quiet()
-        return as_expert(value, model=model, device=self.device, load_in_4bit=self.four_bit)
+        return as_expert(
+            value,
+            model=model,
+            policy=RequestPolicy(
+                concurrency=self.concurrency, retries=5, deadline=2 * self.timeout, timeout=self.timeout
+            ),
+            limit=RateLimit(requests=self.requests, tokens=self.tokens),
+            device=self.device,
+            load_in_4bit=self.four_bit,
+        )
 
     def as_recipe(self) -> Recipe:
         """The recipe of the file, with what was typed instead of its fields."""

@@ -170,13 +170,19 @@ def as_experts(value: Any) -> dict[str, Expert]:
 
 
 def as_expert(
-    value: Any, *, model: str | None = None, device: str | None = None, load_in_4bit: bool = False
+    value: Any,
+    *,
+    model: str | None = None,
+    policy: RequestPolicy | None = None,
+    limit: RateLimit | None = None,
+    device: str | None = None,
+    load_in_4bit: bool = False,
 ) -> Expert:
     """An expert from what users have: an expert, an endpoint's URL with its `model`, a file, a function.
 
-    A text is the URL of an OpenAI-compatible endpoint, the path of a file of recorded thoughts (.jsonl), or
-    the folder or Hub id of a causal language model, which runs on `device`. Raises `SettingsError` for
-    anything else.
+    A text is the URL of an OpenAI-compatible endpoint, which is asked as `policy` and `limit` say, the path
+    of a file of recorded thoughts (.jsonl), or the folder or Hub id of a causal language model, which runs
+    on `device`. Raises `SettingsError` for anything else.
     """
     if not isinstance(value, str | os.PathLike):
         return value if isinstance(value, Expert) else ThinkerExpert(value)
@@ -187,7 +193,7 @@ def as_expert(
                 f"The expert is {name!r:.80} and its model has no name.",
                 hint="Type: --expert-model NAME, as the endpoint knows it",
             )
-        return EndpointExpert(model, base_url=name)
+        return EndpointExpert(model, base_url=name, policy=policy, limit=limit)
     if model:
         raise SettingsError(
             f"Found the model {model!r:.60} beside the expert {name!r:.60}; expected an endpoint.",

@@ -58,13 +58,13 @@ def prompt_for(row: Row, recipe: Recipe, examples: Examples, instruction: str | 
     The examples stand in the one message of the user, which servers without roles understand too.
     """
     known = INSTRUCTIONS | recipe.instructions
-    said = instruction or row.prompt or known.get(row.type or "default", known["default"])
-    asked, answered = recipe.labels
-    shown = [f"{asked}: {query}\n{answered}: {passage}" for query, passage in examples.draw(row, recipe)]
+    system = instruction or row.prompt or known.get(row.type or "default", known["default"])
+    query, response = recipe.labels
+    shown = [f"{query}: {text}\n{response}: {passage}" for text, passage in examples.draw(row, recipe)]
     # A `{query}` inside an example would be filled in as well.
     parts = [part.replace("{query}", "{ query }") for part in shown]
-    last = f"{asked}: {{query}}\n{answered}:" if shown else "{query}"
-    return ChatPrompt("\n\n".join([*parts, last]), system=said)
+    last = f"{query}: {{query}}\n{response}:" if shown else "{query}"
+    return ChatPrompt("\n\n".join([*parts, last]), system=system)
 
 
 def _plain(text: str) -> str:

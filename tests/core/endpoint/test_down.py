@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import socket
 import time
 
@@ -88,6 +89,20 @@ def test_a_key_that_is_quoted_back_is_not_told_even_in_part(server, thinker, bef
     error = think_one(thinker()).error
     assert "sk-" not in error
     assert len(error) < 450
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", " sk-secret", "sk-sec\x00ret"])
+def test_a_key_that_no_header_takes_is_not_told(server, key):
+    import openai
+
+    for options in (
+        {"base_url": server.url, "api_key": key},
+        {"client": openai.OpenAI(base_url=server.url, api_key=key)},
+    ):
+        thinker = OpenAIThinker("m", **options, policy=RequestPolicy(**QUICK))
+        assert not re.search("sec|ret", think_one(thinker).error or "")
+    stripped = OpenAIThinker("m", base_url=server.url, api_key="sk-secret\n", policy=RequestPolicy(**QUICK))
+    assert think_one(stripped).text == "a thought"
 
 
 def test_a_wrong_path_is_such_an_error(server):
