@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
@@ -67,20 +68,25 @@ OWN = {
 _AGAIN = "Type the command again with --debug to see where."
 
 
-def commands() -> dict[str, LazyCommand]:
-    """All commands by name: our own, then those of other packages, in alphabetical order.
+def own_commands() -> dict[str, LazyCommand]:
+    """Our own commands by name."""
+    points = {name: EntryPoint(name=name, value=value, group=GROUP) for name, (value, _) in OWN.items()}
+    return {
+        name: LazyCommand(point, OWN[name][1], "Training (extra train)" if point.extras else None)
+        for name, point in points.items()
+    }
 
-    Of two with the same name ours counts, then that of the first package in alphabetical order.
-    """
-    table: dict[str, LazyCommand] = {}
-    for name, (value, line) in OWN.items():
-        point = EntryPoint(name=name, value=value, group=GROUP)
-        table[name] = LazyCommand(point, line, "Training (extra train)" if point.extras else None)
-    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, _package(point))):
-        if point.name not in table:
-            line = f"Provided by {_package(point)}."
-            table[point.name] = LazyCommand(point, line, "Commands of other packages")
-    return table
+
+def other_commands() -> dict[str, LazyCommand]:
+    """The commands of other packages by name, in alphabetical order; of two the first package's."""
+    points = sorted(entry_points(group=GROUP), key=lambda point: (point.name, _package(point)), reverse=True)
+    by_name = {point.name: point for point in points if point.name not in OWN}
+    return {
+        name: LazyCommand(
+            by_name[name], f"Provided by {_package(by_name[name])}.", "Commands of other packages"
+        )
+        for name in sorted(by_name)
+    }
 
 
 class LazyCommand(TyperCommand):
@@ -147,13 +153,23 @@ def _install(point: EntryPoint) -> str:
 class Commands(TyperGroup):
     """The command group over the table; every error becomes one line."""
 
+    @cached_property
+    def _own(self) -> dict[str, LazyCommand]:
+        return own_commands()
+
+    @cached_property
+    def _others(self) -> dict[str, LazyCommand]:
+        # Looking through all installed packages takes longer than most commands: done once, if at all.
+        return other_commands()
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order in which they are shown."""
-        return [*super().list_commands(ctx), *commands()]
+        return [*super().list_commands(ctx), *self._own, *self._others]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, None if there is none."""
-        return super().get_command(ctx, cmd_name) or commands().get(cmd_name)
+        own = super().get_command(ctx, cmd_name) or self._own.get(cmd_name)
+        return own or self._others.get(cmd_name)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; say what went wrong in one line, unless `--debug` wants the traceback."""

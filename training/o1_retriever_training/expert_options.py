@@ -52,7 +52,7 @@ class ExpertOptions:
     recipe: Annotated[Path | None, _recipe("--recipe", help="YAML or JSON with the fields of a recipe.")] = (
         None
     )
-    thoughts: Annotated[int | None, _recipe("-n", "--thoughts", help="Candidates per query.")] = None
+    thoughts: Annotated[int | None, _recipe("-n", "--n-thoughts", help="Candidates per query.")] = None
     seed: Annotated[int | None, _recipe("--seed", help="Another seed, other thoughts.")] = None
     temperature: Annotated[float | None, _recipe("--temperature", help="Variety.")] = None
     max_tokens: Annotated[

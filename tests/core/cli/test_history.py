@@ -1,4 +1,4 @@
-"""`o1-retriever search --history`: what was said before a question, from a file."""
+"""`o1-retriever search --history` and `think --history`: the conversation before a query, from a file."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ def test_it_is_said_in_the_terminal(indexed, chat):
 def test_questions_from_standard_input_have_it_too(indexed, chat):
     lines = ok("search", "-", "--history", chat, "--json", stdin="Why?\nHow?\n").splitlines()
     assert [json.loads(line)["history"] for line in lines] == [TURNS, TURNS]
+
+
+def test_think_reads_it_too(indexed, chat):
+    plain = json.loads(ok("think", "Why?", "--json"))
+    after = json.loads(ok("think", "Why?", "--history", chat, "--json"))
+    assert [each["text"] for each in after["thoughts"]] != [each["text"] for each in plain["thoughts"]]
+    searched = json.loads(ok("search", "Why?", "--history", chat, "--json"))
+    assert [each["text"] for each in searched["thoughts"]] == [each["text"] for each in after["thoughts"]]
 
 
 def test_a_file_that_cannot_be_used_is_refused_before_anything_is_loaded(indexed):
