@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from o1_retriever_training.publishing.figures import Figure, as_eval_results
+from o1_retriever_training.publishing.card import Figure, as_eval_results
 
 MEASURE = "nDCG@10"
 SYSTEMS = {"o1_embedder_22m_fast": "fast", "o1_embedder_22m_thinking": "thinking, 3 thoughts"}

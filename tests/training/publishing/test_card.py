@@ -11,8 +11,7 @@ from huggingface_hub import ModelCard
 
 from o1_retriever.engine.template import TemplateConfig
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever_training.publishing.card import CardFacts
-from o1_retriever_training.publishing.figures import as_eval_results, as_table, read_figures
+from o1_retriever_training.publishing.card import CardFacts, as_eval_results, as_table, read_figures
 from o1_retriever_training.publishing.staging import StageOptions, stage
 from o1_retriever_training.saving import save_embedder
 from tests.support.publishing import CONFIG, saved
@@ -105,13 +104,15 @@ def test_a_card_that_was_there_keeps_what_it_says(tmp_path: Path) -> None:
 
 
 def test_a_card_says_how_the_model_reads(tmp_path: Path) -> None:
-    config = TemplateConfig(layout="released", max_length=96, instruction="Find the fact:")
+    settings = {"n_thoughts": 2, "temperature": 0.5, "max_new_tokens": 6}
+    config = TemplateConfig(layout="released", max_length=96, instruction="Find the fact:", settings=settings)
     folder = save_embedder(tmp_path / "model", *tiny_model("llama", "released"), config)
     stage(folder, tmp_path / "staging", facts=CardFacts(repo="me/tiny"))
     text = (tmp_path / "staging" / "README.md").read_text()
     assert "| document | `d <emb>` |" in text
     assert "Before every query stands: `Find the fact:`" in text
     assert "32 numbers of unit length" in text
+    assert "Its preferred settings: thoughts 2, temperature 0.5, tokens at most 6." in text
     # A prompt cannot close a query of this layout, so that nobody is told to embed one without this library.
     assert "encode_query" not in text
     assert "Queries of this layout need o1-retriever." in text

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from o1_retriever_training.publishing.card import CardFacts
-from o1_retriever_training.publishing.hub import check_token, publish
-from o1_retriever_training.publishing.hub_errors import PublishError
+from o1_retriever_training.publishing.hub import PublishError, check_token, publish
 from o1_retriever_training.publishing.staging import stage
 from tests.support.hub_repos import Entry, Repo
 from tests.support.hub_server import Fault, HubServer, hub_server

@@ -37,7 +37,7 @@ torch.set_num_threads(1)
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 {blocks}
 name, texts, query = {name!r}, {texts!r}, {query!r}
-fast = ThoughtSettings(mode="never")
+fast = ThoughtSettings(thinking="never")
 ours = ThinkingEmbedder.from_pretrained(name, cache=False)
 four = ThinkingEmbedder.from_pretrained(name + "/nf4", cache=False)
 found = dict(

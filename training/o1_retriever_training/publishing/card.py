@@ -1,20 +1,29 @@
-"""The model card: what the Hub shows of a model, and the metadata by which it is found."""
+"""The model card: what the Hub shows of a model, and the metadata by which it is found.
+
+Its figures are those of `o1-retriever eval`, or the dev figures of the run; its recipe is the run's.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from o1_retriever.engine.template import CONFIG_NAME, Layout, TemplateConfig
-from o1_retriever.errors import InputError
-from o1_retriever_training.publishing.contents import CARD, NF4
-from o1_retriever_training.publishing.figures import Figure, as_eval_results, as_table
-from o1_retriever_training.publishing.provenance import RECIPE_FILE, Provenance, Recipe
+from o1_retriever.errors import InputError, SettingsError
+from o1_retriever.reporting.table import markdown_table
+from o1_retriever_training.publishing.contents import CARD, NF4, SUMMARY, Contents
 
+RECIPE_FILE = "training_recipe.yaml"
+_PATHS = ("fast", "thinking")
+_TASK = "information-retrieval"
+_SHOWN = ("nDCG@10", "Recall@100", "MRR@10", "Success@1")
+_NOT_OURS = ("BM25", "HyDE")
 _TAGS = ("o1-retriever", "sentence-transformers", "retrieval", "text-generation")
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _READS: dict[Layout, tuple[str, str, str]] = {
@@ -25,6 +34,47 @@ _READS: dict[Layout, tuple[str, str, str]] = {
         "d <emb>",
     ),
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One system on one collection: its measures by name, and what a query costs."""
+
+    collection: str
+    split: str
+    system: str
+    measures: dict[str, float]
+    queries: int | None = None
+    cost: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The recipe of a training as it is published, in YAML; `fingerprint` is the run's, where it is known."""
+
+    content: bytes
+    values: dict[str, Any]
+    fingerprint: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the file, in hexadecimal digits."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    def at(self, section: str, name: str) -> Any:
+        """A value of a section, None where it is not there."""
+        part = self.values.get(section)
+        return part.get(name) if isinstance(part, dict) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What is known of a training: its recipe, its steps, its rows in words, and its dev figures."""
+
+    recipe: Recipe | None = None
+    steps: int | None = None
+    data: str | None = None
+    figures: tuple[Figure, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +252,7 @@ def _reading(folder: Path, config: TemplateConfig) -> str:
     model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     size = (model.get("text_config") or model).get("hidden_size")
     kept = {
-        "k": "thoughts",
+        "n_thoughts": "thoughts",
         "temperature": "temperature",
         "top_p": "top-p",
         "max_new_tokens": "tokens at most",
@@ -263,3 +313,214 @@ def _missing(data: Any, figures: Sequence[Figure], known: Provenance) -> list[st
     if known.recipe is None:
         found.append("There is no recipe of the training; --recipe FILE adds it.")
     return found
+
+
+def provenance(found: Contents, given: Path | None) -> Provenance:
+    """Read the recipe that is given, else the run's summary in the folder, else a recipe in the folder.
+
+    Raises `InputError` for a file that cannot be read as what it should be.
+    """
+    summary = _summary(found.folder / SUMMARY)
+    if given is not None:
+        recipe: Recipe | None = _read_recipe(given)
+    elif summary:
+        recipe = _of_run(summary)
+    else:
+        recipe = _read_recipe(found.folder / found.recipe) if found.recipe else None
+    data = summary.get("data")
+    return Provenance(
+        recipe=recipe,
+        steps=summary["steps"] if isinstance(summary.get("steps"), int) else None,
+        data=data if isinstance(data, str) else None,
+        figures=tuple(_dev_figures(summary)),
+    )
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(value, dict) or not isinstance(value.get("recipe"), dict):
+        raise InputError(f"{path} is not what o1-retriever train writes; expected an object with a recipe.")
+    return value
+
+
+def _of_run(summary: dict[str, Any]) -> Recipe:
+    import yaml
+
+    said = yaml.safe_dump(summary["recipe"], sort_keys=False, allow_unicode=True, width=110)
+    return Recipe(
+        content=said.encode(),
+        values=summary["recipe"],
+        fingerprint=str(summary.get("fingerprint") or "") or None,
+    )
+
+
+def _read_recipe(path: Path) -> Recipe:
+    from o1_retriever_training.recipe import read_yaml
+
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise SettingsError(f"The recipe {path} is no mapping; expected sections such as model and data.")
+    return Recipe(content=path.read_bytes(), values=values)
+
+
+def _dev_figures(summary: dict[str, Any]) -> list[Figure]:
+    best, evaluation = summary.get("best"), summary.get("recipe", {}).get("evaluation")
+    if not isinstance(best, dict) or not isinstance(evaluation, dict):
+        return []
+    name, metric = Path(str(evaluation.get("collection"))).name, str(evaluation.get("metric"))
+    queries = evaluation.get("queries")
+    found = []
+    for path in _PATHS:
+        value = best.get(f"{metric} {path}")
+        if isinstance(value, int | float):
+            tokens = best.get("tokens per thought") if path == "thinking" else None
+            found.append(
+                Figure(
+                    collection=name,
+                    split=str(evaluation.get("split") or "dev"),
+                    system=f"this model, {path}",
+                    measures={metric: float(value)},
+                    queries=queries if isinstance(queries, int) else None,
+                    cost={"thought_tokens": tokens},
+                )
+            )
+    return found
+
+
+def read_figures(paths: Sequence[str | Path]) -> list[Figure]:
+    """Read result files: `results.jsonl` of a report, what `eval --json` prints, or a report's folder.
+
+    A line is an object with `collection`, `split`, `system` and `measures`; others may follow. Raises
+    `InputError` naming the file and line of what cannot be used.
+    """
+    files = [file for path in paths for file in _result_files(Path(path))]
+    return [figure for file in files for figure in _in_results(file)]
+
+
+def as_table(figures: Sequence[Figure]) -> str:
+    """A Markdown table of all systems, one line each; a column that nobody fills is left out."""
+    names = list(dict.fromkeys(name for figure in figures for name in figure.measures))
+    shown = [name for name in names if name in _SHOWN] or names[:3]
+    heads = ["collection", "queries", "system", *shown, "thought tokens", "ms/query"]
+    rows = [_cells(figure, shown) for figure in figures]
+    kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
+    return markdown_table(
+        [heads[place] for place in kept],
+        [[row[place] for place in kept] for row in rows],
+        texts=[place for place, column in enumerate(kept) if heads[column] in ("collection", "system")],
+    )
+
+
+def as_eval_results(figures: Sequence[Figure]) -> list[Any]:
+    """`huggingface_hub.EvalResult`s of the model's own systems, not of what it was compared with."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type=_TASK,
+            task_name="Information Retrieval",
+            dataset_type=figure.collection.removeprefix("hub:"),
+            dataset_name=figure.collection,
+            dataset_split=figure.split,
+            metric_type=_metric(name),
+            metric_name=f"{name}, {figure.system}",
+            metric_value=round(value, 4),
+        )
+        for figure in _own(figures)
+        for name, value in figure.measures.items()
+    ]
+
+
+def _own(figures: Sequence[Figure]) -> list[Figure]:
+    # The first model measured is the one that is published; its name ends at the first comma or space.
+    dense = [figure for figure in figures if not figure.system.startswith(_NOT_OURS)]
+    first = _model(dense[0]) if dense else ""
+    return [each for each in dense if _model(each) == first and "BM25" not in each.system]
+
+
+def _model(figure: Figure) -> str:
+    return re.split(r"[ ,]", figure.system)[0]
+
+
+def _metric(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower().replace("@", "_at_")).strip("_")
+
+
+def _cells(figure: Figure, shown: Sequence[str]) -> list[str]:
+    tokens = figure.cost.get("thought_tokens")
+    spent = figure.cost.get("ms_per_query")
+    return [
+        f"{figure.collection}, {figure.split}" if figure.split else figure.collection,
+        "" if figure.queries is None else str(figure.queries),
+        figure.system,
+        *(f"{figure.measures[name]:.3f}" if name in figure.measures else "" for name in shown),
+        f"{tokens:.0f}" if isinstance(tokens, int | float) and tokens else "",
+        f"{spent:.1f}" if isinstance(spent, int | float) else "",
+    ]
+
+
+def _result_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.rglob("results.jsonl"))
+    if not found:
+        raise InputError(
+            f"{path} holds no results.jsonl; expected a report of o1-retriever eval.",
+            hint="Type: o1-retriever eval --model FOLDER --data COLLECTION --report report",
+        )
+    return found
+
+
+def _in_results(path: Path) -> list[Figure]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"The results {path} cannot be read: {said}.") from None
+    figures = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            figures.extend(_in_line(line, f"{path}, line {number}"))
+    if not figures:
+        raise InputError(
+            f"{path} is empty; expected the figures of o1-retriever eval, one JSON object a line."
+        )
+    return figures
+
+
+def _in_line(line: str, where: str) -> list[Figure]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON: {error}.") from None
+    rows = value if isinstance(value, list) else [value]
+    return [_figure(row, where) for row in rows]
+
+
+def _figure(row: Any, where: str) -> Figure:
+    measures = row.get("measures") if isinstance(row, dict) else None
+    names = [row.get(name) for name in ("collection", "system")] if isinstance(row, dict) else []
+    numbers = isinstance(measures, dict) and all(_number(value) for value in measures.values())
+    if not measures or not numbers or not all(isinstance(name, str) and name for name in names):
+        raise InputError(
+            f"{where} is no result; expected an object with collection, split, system and measures.",
+            hint="Pass the results.jsonl of: o1-retriever eval --report FOLDER",
+        )
+    cost = row.get("cost")
+    return Figure(
+        collection=row["collection"],
+        split=str(row.get("split") or ""),
+        system=row["system"],
+        measures={name: float(value) for name, value in measures.items()},
+        queries=row.get("queries") if isinstance(row.get("queries"), int) else None,
+        cost=cost if isinstance(cost, dict) else {},
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -67,8 +67,7 @@ class CardOptions:
 
     def facts(self, repo: str) -> CardFacts:
         """What the card is written from. Raises `InputError` for results that cannot be read."""
-        from o1_retriever_training.publishing.card import CardFacts
-        from o1_retriever_training.publishing.figures import read_figures
+        from o1_retriever_training.publishing.card import CardFacts, read_figures
 
         return CardFacts(
             repo=repo,

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from o1_retriever.engine.checkpoint import first_line
-from o1_retriever.errors import SettingsError
-from o1_retriever_training.publishing.hub_errors import AGAIN, LOGIN, PublishError, explained, status_of
+from o1_retriever.errors import O1RetrieverError, SettingsError
 from o1_retriever_training.publishing.staging import Staged
 
 _ATTEMPTS = 3
 _PAUSE = 1.0  # seconds before the second attempt; twice that before the third
 _OURS = (".gitattributes",)  # the Hub itself puts it into a new repository
-_BLOCK = 1 << 20
+_AGAIN = "Type the same command again: it goes on with what has not arrived yet."
+_LOGIN = "Type: hf auth login"
+
+
+class PublishError(O1RetrieverError):
+    """A model could not be published. What has arrived stays: the same command goes on with the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +42,15 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
+class _Difference:
+    """What a commit on top of `parent` has to change; `replace` are those of `send` that differ."""
+
     parent: str
     private: bool
     send: tuple[str, ...]
     keep: tuple[str, ...]
     replace: tuple[str, ...]
     remove: tuple[str, ...]
-
-
-def _silent(said: str) -> None:
-    """Say nothing."""
 
 
 def check_name(repo: str) -> None:
@@ -72,7 +74,7 @@ def publish(
     public: bool = False,
     force: bool = False,
     api: Any = None,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Published:
     """Make the repository hold exactly the staged files, in one commit.
 
@@ -86,28 +88,24 @@ def publish(
     check_name(repo)
     api = api or HfApi()
     _need_token(api)
-    with explained(repo):
-        plan = _plan(api, staged, repo)
-        if plan is None:
-            api.create_repo(repo, private=not public, exist_ok=True)
-            plan = _plan(api, staged, repo)
-    if plan is None:
-        raise PublishError(f"The repository {repo} was made and cannot be found.", hint=AGAIN)
-    _check_visibility(plan, repo, public)
-    if (plan.replace or plan.remove) and not force:
-        raise _occupied(repo, plan)
-    commit = _send(api, staged, repo, plan, say=say) if plan.send or plan.remove else plan.parent
-    if public and plan.private:
-        with explained(repo):
+    with _explained(repo):
+        api.create_repo(repo, private=not public, exist_ok=True)
+        found = _compare(api, staged, repo)
+    _check_visibility(found, repo, public)
+    if (found.replace or found.remove) and not force:
+        raise _occupied(repo, found)
+    commit = _send(api, staged, repo, found, say=say) if found.send or found.remove else found.parent
+    if public and found.private:
+        with _explained(repo):
             api.update_repo_settings(repo, private=False)
     return Published(
         repo=repo,
         url=f"{api.endpoint}/{repo}",
         commit=commit,
-        private=plan.private and not public,
-        sent=plan.send,
-        kept=plan.keep,
-        removed=plan.remove,
+        private=found.private and not public,
+        sent=found.send,
+        kept=found.keep,
+        removed=found.remove,
     )
 
 
@@ -119,11 +117,11 @@ def check_token(api: Any = None) -> None:
     api = api or HfApi()
     _need_token(api)
     try:
-        with explained("the Hub"):
+        with _explained("the Hub"):
             api.whoami()
     except HfHubHTTPError as error:
         # HF_TOKEN goes before what a login has stored, and the Hub's client says which of them it was.
-        raise PublishError(f"The Hub refuses the token: {first_line(error)}.", hint=LOGIN) from error
+        raise PublishError(f"The Hub refuses the token: {first_line(error)}.", hint=_LOGIN) from error
 
 
 def _need_token(api: Any) -> None:
@@ -131,113 +129,99 @@ def _need_token(api: Any) -> None:
 
     if isinstance(api.token, str) or (api.token is not False and get_token()):
         return
-    raise PublishError("There is no token for the Hub here; publishing needs one that may write.", hint=LOGIN)
+    raise PublishError(
+        "There is no token for the Hub here; publishing needs one that may write.", hint=_LOGIN
+    )
 
 
-def _check_visibility(plan: _Plan, repo: str, public: bool) -> None:
-    if not plan.private and not public:
+def _check_visibility(found: _Difference, repo: str, public: bool) -> None:
+    if not found.private and not public:
         raise PublishError(
             f"{repo} is public, and what is sent there anybody can read at once.",
             hint="Type --public if that is meant, or another --repo.",
         )
 
 
-def _occupied(repo: str, plan: _Plan) -> PublishError:
-    others = [*plan.replace, *plan.remove]
+def _occupied(repo: str, found: _Difference) -> PublishError:
+    others = [*found.replace, *found.remove]
     shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
     return PublishError(
-        f"{repo} has files other than these: {len(plan.replace)} would be replaced and {len(plan.remove)} "
+        f"{repo} has files other than these: {len(found.replace)} would be replaced and {len(found.remove)} "
         f"removed ({shown}). Nothing was sent.",
         hint="Type --force to have them replaced, or another --repo.",
     )
 
 
-def _plan(api: Any, staged: Staged, repo: str) -> _Plan | None:
-    """What differs between the staged folder and the repository; None where there is no repository."""
-    from huggingface_hub.errors import RepositoryNotFoundError
+def _compare(api: Any, staged: Staged, repo: str) -> _Difference:
+    """What differs between the staged folder and the repository, by the hashes that the Hub has."""
     from huggingface_hub.hf_api import RepoFile
 
-    try:
-        info = api.model_info(repo)
-        tree = [
-            each
-            for each in api.list_repo_tree(repo, recursive=True, revision=info.sha)
-            if isinstance(each, RepoFile)
-        ]
-    except RepositoryNotFoundError:
-        return None
-    remote = {each.path: (each.lfs.sha256 if each.lfs else each.blob_id) for each in tree}
-    keep, send, replace = [], [], []
-    for file in staged.files:
-        if file.path not in remote:
-            send.append(file.path)
-        elif remote[file.path] in _hashes(staged.folder / file.path):
-            keep.append(file.path)
-        else:
-            send.append(file.path)
-            replace.append(file.path)
-    ours = {file.path for file in staged.files}
-    remove = [path for path in remote if path not in ours and path not in _OURS]
-    return _Plan(
+    info = api.model_info(repo)
+    tree = api.list_repo_tree(repo, recursive=True, revision=info.sha)
+    remote = {each.path: each for each in tree if isinstance(each, RepoFile)}
+    ours = [file.path for file in staged.files]
+    known = [path for path in ours if path in remote]
+    keep = [path for path in known if _same(staged.folder / path, remote[path])]
+    return _Difference(
         parent=info.sha,
         private=bool(info.private),
-        send=tuple(send),
+        send=tuple(path for path in ours if path not in keep),
         keep=tuple(keep),
-        replace=tuple(replace),
-        remove=tuple(sorted(remove)),
+        replace=tuple(path for path in known if path not in keep),
+        remove=tuple(sorted(remote.keys() - {*ours, *_OURS})),
     )
 
 
-def _hashes(path: Path) -> set[str]:
-    """The names that the Hub may give a content: SHA-256 of a large file, git's hash of a small one."""
-    sha256 = hashlib.sha256()
-    git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+def _same(path: Path, remote: Any) -> bool:
+    """Whether a file is the one of the Hub, which names a large one by its SHA-256 and others as git does."""
+    from huggingface_hub.utils.sha import git_hash, sha_fileobj
+
+    if path.stat().st_size != remote.size:
+        return False
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            sha256.update(block)
-            git.update(block)
-    return {sha256.hexdigest(), git.hexdigest()}
+        if remote.lfs is not None:
+            return bool(sha_fileobj(file).hex() == remote.lfs.sha256)
+        return bool(git_hash(file.read()) == remote.blob_id)
 
 
-def _send(api: Any, staged: Staged, repo: str, plan: _Plan, *, say: Callable[[str], None]) -> str:
+def _send(api: Any, staged: Staged, repo: str, found: _Difference, *, say: Callable[[str], None]) -> str:
     """Commit the difference; look again and go on where a connection broke. Returns the commit."""
-    removed = plan.remove
+    removed = found.remove
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with explained(repo):
-                _commit(api, staged, repo, plan)
+            with _explained(repo):
+                _commit(api, staged, repo, found)
         except PublishError as error:
             if attempt == _ATTEMPTS or not _passing(error):
                 raise
             say(f"{error.message} Trying again")
             time.sleep(_PAUSE * attempt)
-        with explained(repo):
-            now = _plan(api, staged, repo)
-        if now is None:
-            raise PublishError(f"{repo} is no longer there.", hint=AGAIN)
+        with _explained(repo):
+            now = _compare(api, staged, repo)
         if not now.send and not now.remove:
             return now.parent
-        if set(now.remove) - set(removed) or set(now.replace) - set(plan.replace):
+        if set(now.remove) - set(removed) or set(now.replace) - set(found.replace):
             raise _occupied(repo, now)
-        plan = now
-    raise PublishError(f"{repo} does not hold what was sent: {', '.join(plan.send[:5])}.", hint=AGAIN)
+        found = now
+    raise PublishError(f"{repo} does not hold what was sent: {', '.join(found.send[:5])}.", hint=_AGAIN)
 
 
 def _passing(error: PublishError) -> bool:
     # A refusal stays one; a server that stumbles or a connection that breaks may be better next time.
     response = getattr(error.__cause__, "response", None)
-    return error.hint == AGAIN and (response is None or response.status_code >= 500)
+    return error.hint == _AGAIN and (response is None or response.status_code >= 500)
 
 
-def _commit(api: Any, staged: Staged, repo: str, plan: _Plan) -> None:
+def _commit(api: Any, staged: Staged, repo: str, found: _Difference) -> None:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    operations: list[Any] = [CommitOperationDelete(path) for path in plan.remove]
-    operations += [CommitOperationAdd(path, str(staged.folder / path)) for path in plan.send]
+    operations: list[Any] = [CommitOperationDelete(path) for path in found.remove]
+    operations += [CommitOperationAdd(path, str(staged.folder / path)) for path in found.send]
     try:
         # One commit: whoever loads the model meanwhile gets the old one or the new one, never a mixture.
+        # `upload_folder` would make a commit every few minutes where large files go to Xet.
         api.create_commit(
-            repo, operations, commit_message=f"Publish {len(staged.files)} files", parent_commit=plan.parent
+            repo, operations, commit_message=f"Publish {len(staged.files)} files", parent_commit=found.parent
         )
     except ValueError as error:
         # The one thing that the Hub reads before it takes anything.
@@ -249,5 +233,50 @@ def _commit(api: Any, staged: Staged, repo: str, plan: _Plan) -> None:
     except RuntimeError as error:
         # The Hub's client wraps what broke while a large file was on its way.
         cause = error.__cause__ or error
-        said = f"{first_line(error)}: {status_of(cause)}"
-        raise PublishError(f"The upload to {repo} broke off ({said}).", hint=AGAIN) from cause
+        said = f"{first_line(error)}: {_status_of(cause)}"
+        raise PublishError(f"The upload to {repo} broke off ({said}).", hint=_AGAIN) from cause
+
+
+@contextmanager
+def _explained(repo: str) -> Iterator[None]:
+    """The Hub's errors as ours."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        hint = "Publish without HF_HUB_OFFLINE=1 in the environment, or look first with --dry-run."
+        raise PublishError("The Hub was not asked: HF_HUB_OFFLINE is set.", hint=hint) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status == 401 and repo == "the Hub":
+            raise
+        raise _of_status(error, status, repo) from error
+    except Exception as error:
+        # The client's HTTP library goes by two names, depending on its version.
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
+            raise
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise PublishError(f"The connection to {repo} broke ({said}).", hint=_AGAIN) from error
+
+
+def _of_status(error: Exception, status: int, repo: str) -> PublishError:
+    if status in (401, 403, 404):
+        return PublishError(
+            f"The token may not write to {repo} ({_status_of(error)}).",
+            hint=f"Check the name, and log in with a token that may write. {_LOGIN}",
+        )
+    if status in (409, 412):
+        return PublishError(
+            f"Somebody else has changed {repo} meanwhile ({_status_of(error)}); nothing was overwritten.",
+            hint="Look at it, then type the same command again.",
+        )
+    return PublishError(f"The Hub could not take {repo} ({_status_of(error)}).", hint=_AGAIN)
+
+
+def _status_of(error: BaseException) -> str:
+    """The status of an HTTP error and what the server said, else the kind of error."""
+    response = getattr(error, "response", None)
+    code = f"HTTP {response.status_code}" if response is not None else type(error).__name__
+    said = getattr(error, "server_message", None)
+    return f"{code}: {first_line(Exception(said))}" if said else code

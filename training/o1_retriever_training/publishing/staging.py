@@ -16,9 +16,8 @@ from o1_retriever.engine.load import LoadOptions, load_causal_lm
 from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
 from o1_retriever.errors import CheckpointError, SettingsError
 from o1_retriever_training.merging import QUANTISING, Dtype, base_of, merge_adapter, stored_dtype
-from o1_retriever_training.publishing.card import CardFacts, write_card
+from o1_retriever_training.publishing.card import RECIPE_FILE, CardFacts, Provenance, provenance, write_card
 from o1_retriever_training.publishing.contents import CARD, NF4, Contents, File, LeftOut, listing, look_into
-from o1_retriever_training.publishing.provenance import RECIPE_FILE, Provenance, provenance
 from o1_retriever_training.publishing.secret_scan import refuse_secrets
 
 
@@ -48,17 +47,13 @@ class Staged:
     notes: tuple[str, ...]
 
 
-def _silent(said: str) -> None:
-    """Say nothing."""
-
-
 def stage(
     source: str | Path,
     target: str | Path,
     *,
     facts: CardFacts,
     options: StageOptions | None = None,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Staged:
     """Write everything that is to be published into `target`, an empty or missing folder.
 
