@@ -18,6 +18,7 @@ from o1_retriever.engine.batching import by_tokens
 from o1_retriever.engine.checkpoint import hash_signs
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
 from o1_retriever.extras import require
+from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace, check_vectors
 
@@ -88,7 +89,7 @@ class _Checking(ABC):
             return np.empty((0, self.space.dimension), dtype=np.float32)
         parts, first = [], 0
         for answer, count in self._answers(what, texts, batch_size):
-            said = f"{self!r} returned for {count} texts"
+            said = f"{self!r} returned for {counted(count, 'text')}"
             parts.append(check_vectors(answer, count, said, first=first, dimension=dimension))
             first, dimension = first + count, parts[-1].shape[1]
         return np.concatenate(parts)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o1_retriever.errors import SettingsError
+from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
 
 # Best scores of the fast ranking that are looked at, and the least number that says anything.
@@ -85,7 +86,7 @@ class Gate:
     def decide(self, scores: Sequence[float] | Vector) -> Decision:
         """Think or not; always where the ranking has fewer than ten documents and says little."""
         if len(scores) < ENOUGH:
-            few = f"the fast ranking has only {len(scores)} documents"
+            few = f"the fast ranking has only {counted(len(scores), 'document')}"
             return Decision(think=True, reason=few, threshold=self.threshold)
         worth = self.worth(scores)
         think = worth >= self.threshold
@@ -103,7 +104,8 @@ def calibrate(
     """
     if len(rankings) != len(gains) or len(gains) < ENOUGH:
         raise SettingsError(
-            f"Found {len(rankings)} rankings and {len(gains)} gains; expected as many of both, from {ENOUGH}."
+            f"Found {counted(len(rankings), 'ranking')} and {counted(len(gains), 'gain')}; "
+            f"expected as many of both, from {ENOUGH}."
         )
     if not 0 < keep <= 1:
         raise SettingsError(f"keep is {keep!r}; expected a share above 0, up to 1.")

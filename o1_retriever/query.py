@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from o1_retriever.errors import InputError
+from o1_retriever.reporting.text import counted
 
 # Texts read at a time: enough to put those of similar length together.
 _BLOCK = 4096
@@ -202,7 +203,8 @@ def _histories(histories: Sequence[History], queries: Sequence[str]) -> list[Con
         )
     if len(histories) != len(queries):
         raise InputError(
-            f"Found {len(histories)} histories for {len(queries)} queries; expected one each.",
+            f"Found {counted(len(histories), 'history', 'histories')} for "
+            f"{counted(len(queries), 'query', 'queries')}; expected one each.",
             hint="Pass None for a query that nothing was said before.",
         )
     read: list[Conversation] = []

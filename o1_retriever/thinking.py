@@ -22,6 +22,7 @@ import numpy as np
 from o1_retriever.errors import CheckpointError, SettingsError, ThinkerError
 from o1_retriever.progress import progress
 from o1_retriever.query import Query
+from o1_retriever.reporting.text import counted
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings, Vector
 from o1_retriever.vectors import Precision, VectorSpace, unit
 
@@ -308,7 +309,7 @@ class PairBackend:
             if len(rows) != len(chunk) or any(len(row) != expected for row in rows):
                 raise ThinkerError(
                     f"{type(self.thinker).__name__}.think returned {[len(row) for row in rows]} thoughts; "
-                    f"expected {expected} for each of {len(chunk)} queries."
+                    f"expected {expected} for each of {counted(len(chunk), 'query', 'queries')}."
                 )
             for place, row in enumerate(rows, first):
                 yield NewThoughts(place=place, start=start, thoughts=row)

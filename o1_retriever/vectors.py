@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from o1_retriever.errors import EncoderError, SettingsError
+from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
 
 if TYPE_CHECKING:
@@ -26,13 +27,14 @@ def check_vectors(
     if not hasattr(rows, "__len__") or isinstance(rows, str | bytes | dict):
         raise EncoderError(f"{said} a {type(answer).__name__}; expected one vector per text.")
     if len(rows) != count:
-        raise EncoderError(f"{said} {len(rows)} vectors; expected {count}.")
+        raise EncoderError(f"{said} {counted(len(rows), 'vector')}; expected {count}.")
     vectors = [_vector(row, f"{said}, for text {first + place},") for place, row in enumerate(rows)]
     expected = dimension or len(vectors[0])
     for place, vector in enumerate(vectors):
         if len(vector) != expected:
             raise EncoderError(
-                f"{said}, for text {first + place}, {len(vector)} numbers; expected {expected}, as before."
+                f"{said}, for text {first + place}, {counted(len(vector), 'number')}; "
+                f"expected {expected}, as before."
             )
     return np.stack(vectors)
 

@@ -27,6 +27,7 @@ from o1_retriever.engine.weights import (
     precision_of,
 )
 from o1_retriever.errors import CheckpointError, SettingsError
+from o1_retriever.reporting.text import counted
 from o1_retriever.vectors import Precision
 
 if TYPE_CHECKING:
@@ -186,8 +187,8 @@ def _read_weights(folder: Path, arguments: dict[str, Any]) -> Any:
     if report.get("missing_keys"):
         missing = sorted(report["missing_keys"])
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} weights of a {type(model).__name__}, {missing[0]} among them; "
-            "expected a complete causal language model.",
+            f"{folder} lacks {counted(len(missing), 'weight')} of a {type(model).__name__}, "
+            f"for example {missing[0]}; expected a complete causal language model.",
             hint="Save the whole model, language-model head included, with model.save_pretrained(folder).",
         )
     return model

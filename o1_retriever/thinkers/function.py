@@ -8,6 +8,7 @@ from typing import Any
 
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.query import Conversation, Query
+from o1_retriever.reporting.text import counted
 from o1_retriever.thinkers.recorded import written
 from o1_retriever.thought import Thought, ThoughtSettings
 
@@ -59,9 +60,9 @@ class CallableThinker:
             answer = self._function(texts, settings.n_thoughts, **histories)
         except Exception as error:
             raise ThinkerError(f"{self!r} failed: {type(error).__name__}: {error}") from error
-        answers = _listed(answer, len(queries), f"{self!r} returned", "queries")
+        answers = _listed(answer, len(queries), f"{self!r} returned", "query", "queries")
         thoughts = (
-            _listed(each, settings.n_thoughts, f"{self!r} returned for query {place}", "thoughts")
+            _listed(each, settings.n_thoughts, f"{self!r} returned for query {place}", "thought")
             for place, each in enumerate(answers)
         )
         return [
@@ -90,13 +91,14 @@ class CallableThinker:
         )
 
 
-def _listed(value: Any, length: int, who: str, of: str) -> list[Any]:
+def _listed(value: Any, length: int, who: str, of: str, plural: str | None = None) -> list[Any]:
     """The items of what the function returned, as a list of this length."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise ThinkerError(f"{who} a {type(value).__name__}; expected a list for {length} {of}.")
+        expected = counted(length, of, plural)
+        raise ThinkerError(f"{who} a {type(value).__name__}; expected a list for {expected}.")
     items = list(value)
     if len(items) != length:
-        raise ThinkerError(f"{who} a list of {len(items)}; expected {length}, one for each of the {of}.")
+        raise ThinkerError(f"{who} a list of {len(items)}; expected {length}, one for each {of}.")
     return items
 
 

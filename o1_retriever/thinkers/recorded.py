@@ -12,6 +12,7 @@ from typing import Any
 
 from o1_retriever.errors import InputError, ThinkerError
 from o1_retriever.query import Query, check_text
+from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Finish, Thought, ThoughtSettings
 
 
@@ -36,7 +37,7 @@ class RecordedThinker:
             ]
         if not any(self._thoughts.values()):
             raise ThinkerError(
-                f"Found {len(self._thoughts)} queries and no thoughts in {self._source}.",
+                f"Found {counted(len(self), 'query', 'queries')} and no thoughts in {self._source}.",
                 hint='Write lines such as {"query": "...", "thoughts": ["...", "..."]}.',
             )
         content = json.dumps(self._thoughts, sort_keys=True)
@@ -46,7 +47,7 @@ class RecordedThinker:
         return len(self._thoughts)
 
     def __repr__(self) -> str:
-        return f"RecordedThinker({self._source!r}, {len(self)} queries)"
+        return f"RecordedThinker({self._source!r}, {counted(len(self), 'query', 'queries')})"
 
     @property
     def identity(self) -> str | None:
@@ -68,8 +69,8 @@ class RecordedThinker:
         if thoughts is None:
             return Thought.failure(f"The query is not recorded in {self._source}.")
         if index >= len(thoughts):
-            found = f"{len(thoughts)} thoughts are recorded" if thoughts else "No thought is recorded"
-            return Thought.failure(f"{found} for this query; number {index + 1} was asked for.")
+            found = counted(len(thoughts), "thought") if thoughts else "no thought"
+            return Thought.failure(f"Found {found} recorded for this query; expected {index + 1} or more.")
         text = thoughts[index]
         if text is None:
             return Thought.failure("It is recorded that this thought could not be had.")

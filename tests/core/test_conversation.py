@@ -91,7 +91,7 @@ class TestThinkingAfterIt:
     def test_histories_are_checked_before_anything_is_thought(self) -> None:
         listener = Listener()
         embedder = listening(listener=listener)
-        with pytest.raises(InputError, match="Found 1 histories for 2 queries"):
+        with pytest.raises(InputError, match="Found 1 history for 2 queries"):
             embedder.embed_queries(["a", "b"], histories=[SAID])
         with pytest.raises(InputError, match="History 1: Turn 0") as caught:
             embedder.embed_queries(["a", "b"], histories=[SAID, ["x"]])

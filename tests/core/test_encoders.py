@@ -95,7 +95,7 @@ def test_a_buffer_that_the_function_uses_again_is_copied():
     [
         (None, "a NoneType; expected one vector per text"),
         ("ab", "a str; expected one vector per text"),
-        ([[1.0]], "1 vectors; expected 2"),
+        ([[1.0]], "1 vector; expected 2"),
         ([1.0, 2.0], r"for text 2, an array of shape \(\); expected one vector"),
         ([[1.0], [1.0, 2.0]], "for text 3, 2 numbers; expected 1"),
         ([[1.0], ["x"]], "for text 3, a list"),
@@ -163,7 +163,7 @@ def test_the_vectors_of_an_encoder_of_somebody_else_are_checked():
     encoder = as_encoder(Foreign([[1, 2], [3, 4]]))
     assert (encoder.space, encoder.precision) == (Foreign.space, Foreign.precision)
     np.testing.assert_array_equal(encoder.embed_queries(["a", "b"]), [[1, 2], [3, 4]])
-    with pytest.raises(EncoderError, match="Foreign returned for 1 texts, for text 0, nan at place 1"):
+    with pytest.raises(EncoderError, match="Foreign returned for 1 text, for text 0, nan at place 1"):
         as_encoder(Foreign([[1, float("nan")]])).embed_documents(["a"])
 
 

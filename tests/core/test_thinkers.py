@@ -72,7 +72,7 @@ def test_what_is_not_recorded_is_a_failure_with_its_reason(record):
     assert [thought.failed for thought in row] == [False, True, True, True, True]
     assert "recorded that this thought could not be had" in row[1].error
     assert "empty" in row[2].error
-    assert "3 thoughts are recorded for this query; number 5 was asked for" in row[4].error
+    assert "Found 3 thoughts recorded for this query; expected 5 or more" in row[4].error
     assert thinker.think(as_queries(["why?"]), settings=SETTINGS.with_changes(n_thoughts=4))[0] == row[:4]
     unknown, bare, odd = (
         row[0]
@@ -81,7 +81,7 @@ def test_what_is_not_recorded_is_a_failure_with_its_reason(record):
         )
     )
     assert "not recorded in" in unknown.error
-    assert "No thought is recorded" in bare.error
+    assert "Found no thought recorded" in bare.error
     assert "lone surrogate" in odd.error
 
 
@@ -245,8 +245,8 @@ def test_what_a_function_could_not_think_is_a_failure():
         (None, "NoneType; expected a list for 2 queries"),
         ("ab", "str; expected a list for 2 queries"),
         ({"a": ["1"], "b": ["2"]}, "dict; expected a list for 2 queries"),
-        ([["x"]], "list of 1; expected 2, one for each of the queries"),
-        (["x", "y"], "for query 0 a str; expected a list for 1 thoughts"),
+        ([["x"]], "list of 1; expected 2, one for each query"),
+        (["x", "y"], "for query 0 a str; expected a list for 1 thought"),
         ([["x"], []], "for query 1 a list of 0; expected 1"),
         ([["x"], ["y", "z"]], "for query 1 a list of 2; expected 1"),
         ([["x"], [3]], "a int as a thought about query 1"),

@@ -10,6 +10,7 @@ import typer
 from o1_retriever.cli.options import with_options
 from o1_retriever.cli.terminal import messages, warn
 from o1_retriever.extras import require
+from o1_retriever.reporting.text import counted
 from o1_retriever_training.expert_options import ExpertOptions, quiet
 
 _DROP = "Leave out rows whose thought is no better than the query."
@@ -38,9 +39,9 @@ def synthesize(
     )
     _warn(str(problems) if problems else "")
     if tally.failures:
-        warn(f"{tally.failures} thoughts could not be had; --retry-failed asks for them again.")
+        warn(f"{counted(tally.failures, 'thought')} failed; --retry-failed asks again.")
     kept = f", {tally.kept:,} were there" if tally.kept else ""
-    _say(f"{out}: {tally.written:,} rows written{kept}; {tally.note(options.prices)}")
+    _say(f"{out}: {counted(tally.written, 'row')} written{kept}; {tally.note(options.prices)}")
     _report(out, report)
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from o1_retriever.errors import SettingsError
 from o1_retriever.extras import require
 from o1_retriever.ranking.bm25 import Bm25, content_words
+from o1_retriever.reporting.text import counted
 from o1_retriever.thought import ThoughtSettings, Vector
 from o1_retriever.vectors import unit
 from o1_retriever_training.rows import key_of
@@ -254,7 +255,9 @@ class FunctionScorer:
         texts, targets = [text for text, _ in asked], [target for _, target in asked]
         scores = list(self._function(texts, targets)) if asked else []
         if len(scores) != len(asked):
-            raise SettingsError(f"{self.name} returned {len(scores)} scores; expected {len(asked)}.")
+            raise SettingsError(
+                f"{self.name} returned {counted(len(scores), 'score')}; expected {len(asked)}."
+            )
         known = {pair: float(score) for pair, score in zip(asked, scores, strict=True)}
         return [[known[text, target] for text in texts] for target, texts in pairs]
 

@@ -77,7 +77,7 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path: Path) -> Non
     report = rows.report
     assert (report.unusable, report.without_thought, report.without_positive) == (2, 1, 1)
     assert "2 rows with neither thought nor positive left out" in str(report)
-    assert "1 rows without a thought" in str(report)
+    assert "1 row without a thought" in str(report)
 
 
 def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_what_is_too_long_is_cut_between_tokens_and_counted(tmp_path: Path, layo
     )
     report = rows.report
     assert (report.cut_queries, report.cut_documents, report.cut_thoughts) == (1, 2, 1)
-    assert "1 queries cut" in str(report)
+    assert "1 query cut" in str(report)
     template = template_of(layout)
     _, batch = batch_of(rows, [0, 1], layout)
     for row, length in zip(

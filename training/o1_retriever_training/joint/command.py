@@ -17,6 +17,7 @@ from o1_retriever.cli.terminal import messages, output, warn
 from o1_retriever.errors import O1RetrieverError, SettingsError
 from o1_retriever.extras import require
 from o1_retriever.progress import is_shown
+from o1_retriever.reporting.text import counted
 
 if TYPE_CHECKING:
     from o1_retriever_training.joint.recipe import TrainRecipe
@@ -132,13 +133,13 @@ def _check_processes(recipe: TrainRecipe) -> None:
 
 
 def _processes(count: int) -> str:
-    return f"{count} process{'es' if count > 1 else ''}"
+    return counted(count, "process", "processes")
 
 
 def _report(result: TrainResult, recipe: TrainRecipe) -> None:
     folder = shlex.quote(str(result.output))
     resumed = f", from step {result.resumed_from:,} on" if result.resumed_from else ""
-    done = f"{result.steps:,} steps in {_duration(result.seconds)}{resumed}"
+    done = f"{counted(result.steps, 'step')} in {_duration(result.seconds)}{resumed}"
     if result.finished_before:
         done = f"{result.steps:,} steps were trained before; --from-scratch trains them again"
     if result.best and recipe.evaluation is not None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from o1_retriever.engine.template import Template
 from o1_retriever.progress import progress
+from o1_retriever.reporting.text import counted
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint.recipe import DataSection, Source
 from o1_retriever_training.reading import RowProblems, count_rows, digest, read_rows
@@ -151,17 +152,18 @@ class DataReport:
 
     def __str__(self) -> str:
         total = sum(self.rows.values())
-        said = [f"{total:,} rows, {self.texts:,} texts, {self.tokens:,} tokens"]
-        for count, what in (
-            (self.without_thought, "rows without a thought (contrastive loss only)"),
-            (self.without_positive, "rows without a positive (generation loss only)"),
-            (self.unusable, "rows with neither thought nor positive left out"),
-            (self.cut_queries, "queries cut"),
-            (self.cut_thoughts, "thoughts cut"),
-            (self.cut_documents, "documents cut"),
+        said = [f"{counted(total, 'row')}, {counted(self.texts, 'text')}, {counted(self.tokens, 'token')}"]
+        for count, noun, what in (
+            (self.without_thought, "row", "without a thought (contrastive loss only)"),
+            (self.without_positive, "row", "without a positive (generation loss only)"),
+            (self.unusable, "row", "with neither thought nor positive left out"),
+            (self.cut_queries, "query", "cut"),
+            (self.cut_thoughts, "thought", "cut"),
+            (self.cut_documents, "document", "cut"),
         ):
             if count:
-                said.append(f"{count:,} {what}")
+                plural = "queries" if noun == "query" else None
+                said.append(f"{counted(count, noun, plural)} {what}")
         return "; ".join([*said, *self.problems])
 
 

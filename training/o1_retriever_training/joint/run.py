@@ -25,6 +25,7 @@ from o1_retriever.evaluation.corpus import EncodedCorpus
 from o1_retriever.evaluation.metrics import means, per_query
 from o1_retriever.evaluation.systems import NEVER, Dense
 from o1_retriever.extras import require
+from o1_retriever.reporting.text import counted
 from o1_retriever.thought import ThoughtSettings
 from o1_retriever_training.errors import OtherRecipeError, TrainingError
 from o1_retriever_training.joint.backbone import Backbone, compute_dtype, open_backbone
@@ -314,7 +315,8 @@ def _steps(recipe: TrainRecipe, rows: TrainingRows, world: int) -> int:
     whole = steps_per_epoch(rows.source, size=optimisation.queries, world=world)
     if not whole:
         raise TrainingError(
-            f"{len(rows)} rows are too few for {world} processes; expected at least one for each.",
+            f"Found {counted(len(rows), 'row')} for {counted(world, 'process', 'processes')}; "
+            "expected at least one for each.",
             hint="Train with fewer processes.",
         )
     return optimisation.steps or max(1, round((optimisation.epochs or 1.0) * whole))

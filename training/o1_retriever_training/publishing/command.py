@@ -15,6 +15,7 @@ import typer
 
 from o1_retriever.cli.options import with_options
 from o1_retriever.cli.terminal import messages, output, warn
+from o1_retriever.reporting.text import counted
 from o1_retriever_training.expert_options import quiet
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _done(sent: Published) -> None:
     kept = f", {len(sent.kept)} were there" if sent.kept else ""
     removed = f", {len(sent.removed)} removed" if sent.removed else ""
     seen = "private" if sent.private else "public"
-    _say(f"\n{sent.url} ({seen}): {len(sent.sent)} files sent{kept}{removed}.")
+    _say(f"\n{sent.url} ({seen}): {counted(len(sent.sent), 'file')} sent{kept}{removed}.")
     _say(f'Load it: ThinkingEmbedder.from_pretrained("{sent.repo}")')
 
 
@@ -178,7 +179,7 @@ def _show(staged: Staged) -> None:
     for file in staged.files:
         table.add_row(file.path, decimal(file.size))
     total = sum(file.size for file in staged.files)
-    table.add_row(f"{len(staged.files)} files", decimal(total), style="bold")
+    table.add_row(counted(len(staged.files), "file"), decimal(total), style="bold")
     output().print(table)
     if not staged.left_out:
         return

@@ -11,6 +11,7 @@ from typing import Any
 
 from o1_retriever.engine.checkpoint import first_line
 from o1_retriever.errors import O1RetrieverError, SettingsError
+from o1_retriever.reporting.text import counted
 from o1_retriever_training.publishing.staging import Staged
 
 _ATTEMPTS = 3
@@ -221,7 +222,10 @@ def _commit(api: Any, staged: Staged, repo: str, found: _Difference) -> None:
         # One commit: whoever loads the model meanwhile gets the old one or the new one, never a mixture.
         # `upload_folder` would make a commit every few minutes where large files go to Xet.
         api.create_commit(
-            repo, operations, commit_message=f"Publish {len(staged.files)} files", parent_commit=found.parent
+            repo,
+            operations,
+            commit_message=f"Publish {counted(len(staged.files), 'file')}",
+            parent_commit=found.parent,
         )
     except ValueError as error:
         # The one thing that the Hub reads before it takes anything.
