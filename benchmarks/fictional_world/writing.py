@@ -14,7 +14,7 @@ from benchmarks.fictional_world.questions import Question, Split, candidate_thou
 from benchmarks.fictional_world.world import World, WorldSettings, make_world
 from o1_retriever.engine.template import MARKERS, TemplateConfig
 from o1_retriever_training.errors import LedgerError
-from o1_retriever_training.rows import Row
+from o1_retriever_training.rows import TrainingRow
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -103,19 +103,19 @@ def write_world(folder: str | Path, settings: WorldSettings | None = None) -> Wo
     return report
 
 
-def training_rows(world: World, split: Split, settings: WorldSettings) -> list[Row]:
+def training_rows(world: World, split: Split, settings: WorldSettings) -> list[TrainingRow]:
     """A row for every question to train on: the answer's page, other pages, the chain as its thought."""
     generator = random.Random(f"negatives {settings.seed}")
     return [_row(world, question, generator) for question in (*split.one_hop, *split.two_hop)]
 
 
-def _row(world: World, question: Question, generator: random.Random) -> Row:
+def _row(world: World, question: Question, generator: random.Random) -> TrainingRow:
     # The pages that the chain leads through are what a search by words finds first, and not the answer.
     near = list(dict.fromkeys(fact.subject for fact in question.chain))
     other = [each for each in world.of_kind(question.answer.kind) if each not in (*near, question.answer)]
     generator.shuffle(other)
     negatives = [*near, *other][:_NEGATIVES]
-    return Row(
+    return TrainingRow(
         id=question.id,
         query=question.text,
         pos=[world.page(question.answer)],

@@ -14,7 +14,8 @@ from o1_retriever.thought import Thought, Vector
 
 # How often the query is read before its thoughts, so that they do not drown it.
 QUERY_REPEATS = 3
-_SETTINGS: dict[str, Any] = {"method": "lucene", "k1": 1.5, "b": 0.75}
+K1, B = 1.5, 0.75
+_SETTINGS: dict[str, Any] = {"method": "lucene", "k1": K1, "b": B}
 _LANGUAGE = "english"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from o1_retriever_training.copies import separate_copies, share_copied, split_copies
-from o1_retriever_training.rows import Row
+from o1_retriever_training.rows import TrainingRow
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_the_share_counts_content_words_of_the_best_document(
 
 
 def test_a_copy_is_split_into_a_row_for_each_loss() -> None:
-    row = Row(
+    row = TrainingRow(
         query="q", pos=["a frog lives in water"], neg=["iron"], thought="frog lives in water", neg_scores=[1]
     )
     bare, written = split_copies(row, 0.6)
@@ -41,17 +41,17 @@ def test_a_copy_is_split_into_a_row_for_each_loss() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        Row(query="q", pos=["a frog lives in water"], thought="frog: a cold green animal jumps"),
-        Row(query="q", pos=["a frog lives in water"]),
-        Row(query="q", thought="frog lives in water"),
+        TrainingRow(query="q", pos=["a frog lives in water"], thought="frog: a cold green animal jumps"),
+        TrainingRow(query="q", pos=["a frog lives in water"]),
+        TrainingRow(query="q", thought="frog lives in water"),
     ],
 )
-def test_other_rows_stay_as_they_are(row: Row) -> None:
+def test_other_rows_stay_as_they_are(row: TrainingRow) -> None:
     assert split_copies(row, 0.6) == [row]
 
 
 def test_at_the_limit_a_thought_is_no_copy() -> None:
-    row = Row(query="q", pos=["frog water"], thought="frog water cold green")
+    row = TrainingRow(query="q", pos=["frog water"], thought="frog water cold green")
     assert share_copied(row.thought or "", row.pos) == 0.5
     assert len(split_copies(row, 0.5)) == 1
     assert len(split_copies(row, 0.49)) == 2

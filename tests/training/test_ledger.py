@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from o1_retriever_training.errors import LedgerError
 from o1_retriever_training.ledger import Ledger
-from o1_retriever_training.rows import Row
+from o1_retriever_training.rows import TrainingRow
 
 RECIPE = {"seed": 1}
 
 
-def row(number: int, text: str = "some text") -> Row:
-    return Row(query=f"question {number}", pos=[text])
+def row(number: int, text: str = "some text") -> TrainingRow:
+    return TrainingRow(query=f"question {number}", pos=[text])
 
 
 def write(path: Path, numbers, *, finish: bool = True, text: str = "some text") -> None:
@@ -107,13 +107,13 @@ import resource, sys
 sys.path.insert(0, "training")
 from o1_retriever_training.ledger import Ledger
 from o1_retriever_training.errors import LedgerError
-from o1_retriever_training.rows import Row
+from o1_retriever_training.rows import TrainingRow
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     with Ledger(sys.argv[1], stage="synthesize", recipe={"seed": 1}) as ledger:
         for number in range(200):
-            row = Row(query=f"question {number}", pos=["some text"])
+            row = TrainingRow(query=f"question {number}", pos=["some text"])
             ledger.append(row.identity, row.line())
 except LedgerError as error:
     print(error)

@@ -8,58 +8,62 @@ from hypothesis import strategies as st
 from o1_retriever.query import Query
 from o1_retriever_training.prompts import Examples, prompt_for
 from o1_retriever_training.recipe import INSTRUCTIONS, Recipe
-from o1_retriever_training.rows import Row
+from o1_retriever_training.rows import TrainingRow
 
-POOL = [Row(query=f"query {n}", pos=[f"passage number {n} says so", "another"]) for n in range(30)]
+POOL = [TrainingRow(query=f"query {n}", pos=[f"passage number {n} says so", "another"]) for n in range(30)]
 RECIPE = Recipe(examples=4)
 
 
 def test_own_documents_are_never_shown_whoever_else_has_them() -> None:
     own = "The Moon turns once for every orbit."
     others = [
-        Row(query="who else?", pos=[own.upper()]),
-        Row(query="and who?", pos=[f"Chapter 1. {own} Chapter 2."]),
-        Row(query="a part?", pos=["the moon turns once"]),
-        Row(query="Why THE moon?", pos=["something else entirely"]),
+        TrainingRow(query="who else?", pos=[own.upper()]),
+        TrainingRow(query="and who?", pos=[f"Chapter 1. {own} Chapter 2."]),
+        TrainingRow(query="a part?", pos=["the moon turns once"]),
+        TrainingRow(query="Why THE moon?", pos=["something else entirely"]),
     ]
-    row = Row(query="why the moon", pos=[own])
+    row = TrainingRow(query="why the moon", pos=[own])
     for seed in range(20):
         shown = Examples([*others, POOL[0]]).draw(row, Recipe(examples=4, seed=seed))
         assert shown == [("query 0", "passage number 0 says so")]
 
 
 def test_a_draw_depends_on_seed_and_row_alone() -> None:
-    examples, row = Examples(POOL), Row(query="mine", pos=["own"])
+    examples, row = Examples(POOL), TrainingRow(query="mine", pos=["own"])
     first = examples.draw(row, RECIPE)
     assert examples.draw(row, RECIPE) == first
     assert len({query for query, _ in first}) == 4
     assert examples.draw(row, Recipe(examples=4, seed=1)) != first
-    assert examples.draw(Row(query="another", pos=["own"]), RECIPE) != first
+    assert examples.draw(TrainingRow(query="another", pos=["own"]), RECIPE) != first
     assert examples.draw(row, Recipe(examples=0)) == []
 
 
 @given(text=st.text(min_size=1).filter(lambda text: text.strip()), most=st.integers(20, 60))
 def test_an_example_is_no_longer_than_allowed(text: str, most: int) -> None:
-    pool = [Row(query="other", pos=[text * 30])]
-    shown = Examples(pool).draw(Row(query="mine"), Recipe(example_characters=most))
+    pool = [TrainingRow(query="other", pos=[text * 30])]
+    shown = Examples(pool).draw(TrainingRow(query="mine"), Recipe(example_characters=most))
     assert all(len(passage) <= most for _, passage in shown)
 
 
 def test_the_wording_is_that_of_contributor_row_or_type() -> None:
     recipe, none = Recipe(examples=0, instructions={"poem": "Rhyme."}), Examples([])
 
-    def said(row: Row, instruction: str | None = None) -> str | None:
+    def said(row: TrainingRow, instruction: str | None = None) -> str | None:
         return prompt_for(row, recipe, none, instruction).system
 
-    assert said(Row(query="q")) == said(Row(query="q", type="unheard of")) == INSTRUCTIONS["default"]
-    assert said(Row(query="q", type="claim")) == INSTRUCTIONS["claim"]
-    assert said(Row(query="q", type="poem")) == "Rhyme."
-    assert said(Row(query="q", type="poem", prompt="Own.")) == "Own."
-    assert said(Row(query="q", prompt="Own."), "Voice.") == "Voice."
+    assert (
+        said(TrainingRow(query="q"))
+        == said(TrainingRow(query="q", type="unheard of"))
+        == INSTRUCTIONS["default"]
+    )
+    assert said(TrainingRow(query="q", type="claim")) == INSTRUCTIONS["claim"]
+    assert said(TrainingRow(query="q", type="poem")) == "Rhyme."
+    assert said(TrainingRow(query="q", type="poem", prompt="Own.")) == "Own."
+    assert said(TrainingRow(query="q", prompt="Own."), "Voice.") == "Voice."
 
 
 def test_a_slot_inside_an_example_is_not_filled_in() -> None:
-    pool = [Row(query="how do templates work?", pos=["Write {query} where the query belongs."])]
-    prompt = prompt_for(Row(query="my secret"), Recipe(examples=1), Examples(pool))
+    pool = [TrainingRow(query="how do templates work?", pos=["Write {query} where the query belongs."])]
+    prompt = prompt_for(TrainingRow(query="my secret"), Recipe(examples=1), Examples(pool))
     messages = prompt.messages(Query("my secret"))
     assert messages[-1]["content"].count("my secret") == 1

@@ -14,7 +14,7 @@ import zstandard
 
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.reading import RowProblems, count_rows, read_rows
-from o1_retriever_training.rows import Row
+from o1_retriever_training.rows import TrainingRow
 
 ROWS = [
     {"query": "Was ist Wärme?", "pos": ["Bewegung\u2028kleiner Teilchen"], "type": "question", "answer": "x"},
@@ -67,7 +67,7 @@ def as_hub(folder: Path) -> str:
 KEPT = [as_plain, as_wide, as_gzip, as_zstandard, as_parquet, as_hub]
 
 
-def read(source: str) -> list[Row]:
+def read(source: str) -> list[TrainingRow]:
     problems = RowProblems(source)
     rows = list(read_rows(source, problems))
     assert not problems, str(problems)
@@ -77,7 +77,7 @@ def read(source: str) -> list[Row]:
 @pytest.mark.parametrize("keep", KEPT, ids=lambda keep: keep.__name__)
 def test_rows_are_the_same_in_every_format(keep, tmp_path: Path) -> None:
     source = keep(tmp_path)
-    expected = [Row.model_validate(row) for row in ROWS]
+    expected = [TrainingRow.model_validate(row) for row in ROWS]
     found = read(source)
     assert [row.identity for row in found] == [row.identity for row in expected]
     assert found[1].all_thought == [None, None, "kept"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from o1_retriever.ranking.bm25 import content_words
 from o1_retriever_training.ledger import writing_whole
 from o1_retriever_training.reading import read_rows
-from o1_retriever_training.rows import Row
+from o1_retriever_training.rows import TrainingRow
 
 
 def share_copied(thought: str, documents: list[str]) -> float:
@@ -22,7 +22,7 @@ def share_copied(thought: str, documents: list[str]) -> float:
     return max((len(words & other) / len(words) for other in others), default=0.0)
 
 
-def split_copies(row: Row, most: float) -> list[Row]:
+def split_copies(row: TrainingRow, most: float) -> list[TrainingRow]:
     """The row; or, where its thought copies more than `most` of a positive, one for each of the losses.
 
     The first then trains the vectors without a thought, the second the writing of the thought alone.

@@ -22,7 +22,7 @@ from o1_retriever.storage.files import written_whole
 from o1_retriever.storage.lock import acquire, is_busy
 from o1_retriever_training.errors import LedgerError, OtherRecipeError
 from o1_retriever_training.reading import RowProblems, read_rows
-from o1_retriever_training.rows import Row, key_of
+from o1_retriever_training.rows import TrainingRow, key_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ CREATE TABLE seen (key INTEGER PRIMARY KEY);
 
 
 class KeyIndex:
-    """Row keys (16 hexadecimal digits): where their line is in the output, and their row in the input.
+    """Keys of rows (16 hexadecimal digits): where their line is in the output, and their row in the input.
 
     It lives in a temporary database that SQLite keeps in memory while it is small, and is gone at the end.
     """
@@ -303,7 +303,7 @@ class Input:
         self._ledger = ledger
         self._problems = problems
 
-    def fresh(self, kept: Callable[[], None]) -> Iterator[tuple[int, Row]]:
+    def fresh(self, kept: Callable[[], None]) -> Iterator[tuple[int, TrainingRow]]:
         """(number, row) of every row that is not done; `kept` is called for one that is.
 
         The ledger is told where in the input each row stands.
@@ -316,7 +316,7 @@ class Input:
             else:
                 yield number, row
 
-    def all(self) -> Iterator[tuple[int, Row]]:
+    def all(self) -> Iterator[tuple[int, TrainingRow]]:
         """(number from 0, row) of every row, each once."""
         index = self._ledger.index
         for row in read_rows(self.source, self._problems):

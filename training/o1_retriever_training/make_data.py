@@ -22,7 +22,7 @@ from o1_retriever_training.negatives import MiningRules, mine_negatives
 from o1_retriever_training.quality_page import write_page
 from o1_retriever_training.reading import Corpus, count_rows, read_corpus, read_rows
 from o1_retriever_training.recipe import Contributor, Recipe
-from o1_retriever_training.rows import Row, key_of
+from o1_retriever_training.rows import TrainingRow, key_of
 from o1_retriever_training.scorers import Search, as_scorer
 from o1_retriever_training.synthesize import Options, synthesize
 from o1_retriever_training.vote import VoteRules, vote
@@ -203,10 +203,10 @@ def query_recipe(per_passage: int, *, seed: int = 0, examples: int = 0) -> Recip
     )
 
 
-def example_questions(pairs: str | Path, *, most: int = 1000) -> list[Row]:
+def example_questions(pairs: str | Path, *, most: int = 1000) -> list[TrainingRow]:
     """Pairs of query and document, turned round, to show an expert what kind of questions people ask."""
     rows = islice(read_rows(pairs), most)
-    return [Row(query=row.pos[0], pos=[row.query]) for row in rows if row.pos]
+    return [TrainingRow(query=row.pos[0], pos=[row.query]) for row in rows if row.pos]
 
 
 def round_trip(
@@ -249,15 +249,15 @@ def round_trip(
 
 
 def _searched(
-    rows: Sequence[Row], search: Search, places: dict[str, int], within: int
-) -> Iterator[tuple[Row, str, bool]]:
+    rows: Sequence[TrainingRow], search: Search, places: dict[str, int], within: int
+) -> Iterator[tuple[TrainingRow, str, bool]]:
     asked = [(row, query) for row in rows for query in _queries(row) if row.query in places]
     for (row, query), scores in zip(asked, search([query for _, query in asked]), strict=True):
         own = scores[places[row.query]]
         yield row, query, bool(np.sum(scores > own) < within and own > 0)
 
 
-def _queries(row: Row) -> Iterator[str]:
+def _queries(row: TrainingRow) -> Iterator[str]:
     for text in row.all_thought:
         query = (text or "").strip().splitlines()[0].strip(" \"'*-") if (text or "").strip() else ""
         if query and len(query) <= _LONGEST:

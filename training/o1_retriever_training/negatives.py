@@ -16,7 +16,7 @@ from o1_retriever.progress import progress
 from o1_retriever.thought import Vector
 from o1_retriever_training.ledger import Input, Ledger
 from o1_retriever_training.reading import Corpus, RowProblems, count_rows, digest, read_corpus
-from o1_retriever_training.rows import Row
+from o1_retriever_training.rows import TrainingRow
 from o1_retriever_training.scorers import Scorer, as_scorer
 
 CHUNK = 256
@@ -108,7 +108,7 @@ class _Miner:
         for place, text in enumerate(corpus.texts):
             self.by_text.setdefault(_plain(text), []).append(place)
 
-    def mine(self, chunk: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
+    def mine(self, chunk: Sequence[tuple[int, TrainingRow]]) -> Iterator[tuple[int, TrainingRow]]:
         """The rows with their negatives, and with the teacher's scores where there is one."""
         asked = [row for _, row in chunk if row.pos]
         found = self.search([row.query for row in asked])
@@ -120,7 +120,7 @@ class _Miner:
         for number, row in chunk:
             yield number, row.model_copy(update={"key": row.identity, **(next(taught) if row.pos else {})})
 
-    def _taught(self, rows: Sequence[Row], chosen: Sequence[list[str]]) -> Iterator[dict[str, Any]]:
+    def _taught(self, rows: Sequence[TrainingRow], chosen: Sequence[list[str]]) -> Iterator[dict[str, Any]]:
         """What changes in each row; scores of negatives that it had before go with them."""
         if self.judge is None:
             yield from ({"neg": negatives, "neg_scores": None} for negatives in chosen)
@@ -131,7 +131,7 @@ class _Miner:
             count = len(row.pos)
             yield {"neg": negatives, "pos_scores": scores[:count], "neg_scores": scores[count:]}
 
-    def _chosen(self, row: Row, scores: Vector) -> list[int]:
+    def _chosen(self, row: TrainingRow, scores: Vector) -> list[int]:
         positives = {place for text in row.pos for place in self.by_text.get(_plain(text), [])}
         ids = getattr(row, "pos_ids", None) or []
         positives |= {self.corpus.places[str(one)] for one in ids if str(one) in self.corpus.places}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from o1_retriever.endpoint.prompt import ChatPrompt
 from o1_retriever_training.recipe import INSTRUCTIONS, Recipe
-from o1_retriever_training.rows import Row
+from o1_retriever_training.rows import TrainingRow
 
 _TRIES = 20  # draws per example that is wanted, before a small pool counts as used up
 
@@ -16,7 +16,7 @@ _TRIES = 20  # draws per example that is wanted, before a small pool counts as u
 class Examples:
     """Rows to draw in-context examples from: other queries, each with its first positive as the response."""
 
-    def __init__(self, pool: Sequence[Row]) -> None:
+    def __init__(self, pool: Sequence[TrainingRow]) -> None:
         self._pool = [(row.query, row.pos[0]) for row in pool if row.pos]
         self._plain = [(_plain(query), _plain(passage)) for query, passage in self._pool]
 
@@ -28,7 +28,7 @@ class Examples:
         """What may be drawn, in order."""
         return list(self._pool)
 
-    def draw(self, row: Row, recipe: Recipe) -> list[tuple[str, str]]:
+    def draw(self, row: TrainingRow, recipe: Recipe) -> list[tuple[str, str]]:
         """Examples for a row: never its query, never a passage that is or contains one of its documents.
 
         What is drawn depends on the row, the seed and the pool alone.
@@ -52,7 +52,9 @@ class Examples:
         return chosen
 
 
-def prompt_for(row: Row, recipe: Recipe, examples: Examples, instruction: str | None = None) -> ChatPrompt:
+def prompt_for(
+    row: TrainingRow, recipe: Recipe, examples: Examples, instruction: str | None = None
+) -> ChatPrompt:
     """The chat that asks for a thought about a row; its `{query}` is to be filled in.
 
     The examples stand in the one message of the user, which servers without roles understand too.

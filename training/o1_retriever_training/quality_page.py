@@ -17,7 +17,7 @@ from o1_retriever.reporting.text import counted
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.ledger import KeyIndex, write_whole
 from o1_retriever_training.reading import read_rows
-from o1_retriever_training.rows import Row, key_of
+from o1_retriever_training.rows import TrainingRow, key_of
 from o1_retriever_training.vote import Agreement
 
 SHOWN = 20
@@ -35,7 +35,7 @@ class Quality:
     gains: dict[str, Counter[int]] = field(default_factory=dict)
     agreement: Agreement = field(default_factory=Agreement)
     voted: int = 0
-    sample: list[Row] = field(default_factory=list)
+    sample: list[TrainingRow] = field(default_factory=list)
 
 
 def examine(path: str | Path, *, seed: int = 0) -> Quality:
@@ -56,7 +56,7 @@ def examine(path: str | Path, *, seed: int = 0) -> Quality:
     return found
 
 
-def _count(found: Quality, row: Row, seen: KeyIndex) -> None:
+def _count(found: Quality, row: TrainingRow, seen: KeyIndex) -> None:
     usable = [row.all_thought[place] or "" for place in row.usable]
     found.counts["candidates"] += len(usable)
     found.counts["candidates that failed"] += len(row.all_thought) - len(usable)
@@ -73,7 +73,7 @@ def _count(found: Quality, row: Row, seen: KeyIndex) -> None:
     _count_votes(found, row, usable)
 
 
-def _count_votes(found: Quality, row: Row, usable: list[str]) -> None:
+def _count_votes(found: Quality, row: TrainingRow, usable: list[str]) -> None:
     votes = {name: vote for name, vote in row.votes.items() if vote is not None}
     if row.thought is None or not votes or row.thought not in row.all_thought:
         return
@@ -123,7 +123,7 @@ def _figures(found: Quality) -> list[tuple[str, str]]:
     return lines
 
 
-def _row(row: Row) -> str:
+def _row(row: TrainingRow) -> str:
     """A row with its candidates side by side, the elected one marked."""
     cells = "".join(_candidate(row, place) for place in range(len(row.all_thought)))
     bare = ", ".join(f"{name} {score:.1f}" for name, score in row.bare_scores.items() if score is not None)
@@ -137,7 +137,7 @@ def _row(row: Row) -> str:
     return element("div", "".join(parts), class_="row")
 
 
-def _candidate(row: Row, place: int) -> str:
+def _candidate(row: TrainingRow, place: int) -> str:
     text = row.all_thought[place]
     scores = ", ".join(
         f"{name} {score:.1f}"

@@ -21,7 +21,7 @@ from o1_retriever.extras import require
 from o1_retriever.progress import is_shown
 from o1_retriever.reporting.problems import Problems
 from o1_retriever_training.errors import DataError
-from o1_retriever_training.rows import Row, parse_row
+from o1_retriever_training.rows import TrainingRow, parse_row
 
 HUB = "hub:"
 HINT = "Pass .jsonl, .jsonl.gz, .jsonl.zst, .parquet, or hub:OWNER/NAME[:SPLIT]."
@@ -46,7 +46,7 @@ class RowProblems(Problems):
     }
 
 
-def read_rows(source: str | Path, problems: RowProblems | None = None) -> Iterator[Row]:
+def read_rows(source: str | Path, problems: RowProblems | None = None) -> Iterator[TrainingRow]:
     """The usable rows of a source in order; what is not usable is noted in `problems` with its line.
 
     A source is the path of a file, or `hub:owner/name` with an optional `:split` (default: train). It is

@@ -55,7 +55,7 @@ class Failure(BaseModel):
     reason: str
 
 
-class Row(BaseModel):
+class TrainingRow(BaseModel):
     """A query with its documents, and what the stages have added; fields of one's own are kept.
 
     `all_thought` holds the candidates in order, None where one could not be had (`failures` says why);
@@ -107,7 +107,7 @@ class Row(BaseModel):
         return json.dumps({"key": self.identity, **kept}, ensure_ascii=False) + "\n"
 
 
-def content_key(row: Row) -> str:
+def content_key(row: TrainingRow) -> str:
     """A hash of what makes a row the one it is: id, query, positives, instruction and type."""
     return key_of(json.dumps([row.id, row.query, row.pos, row.prompt, row.type]))
 
@@ -117,12 +117,12 @@ def key_of(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def parse_row(value: Any) -> Row:
+def parse_row(value: Any) -> TrainingRow:
     """A row from a JSON object. Raises `ValueError` with one line about the first field that is wrong."""
     if not isinstance(value, dict):
         raise ValueError(f"found a {type(value).__name__}; expected an object")
     try:
-        return Row.model_validate(value)
+        return TrainingRow.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.extras import require
-from o1_retriever.ranking.bm25 import Bm25, content_words
+from o1_retriever.ranking.bm25 import K1, B, Bm25, content_words
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import ThoughtSettings, Vector
 from o1_retriever.vectors import unit
@@ -25,7 +25,6 @@ from o1_retriever_training.rows import key_of
 
 COSINE_SCALE = 100.0  # encoders score by cosine x 100, as the reference does
 CROSS = "cross-encoder:"
-K1, B = 1.5, 0.75  # as everywhere in this package
 
 Pair: TypeAlias = tuple[str, Sequence[str]]  # a target, and the texts that are scored for it
 Judge: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
@@ -99,9 +98,9 @@ class Bm25Scorer:
 
     def _scores(self, target: list[str], texts: list[list[str]]) -> list[float]:
         if self._statistics is not None:
-            return [self._statistics.score(text, target) for text in texts]
-        own = _Statistics.of(texts)
-        return [own.score(target, text) for text in texts]
+            return [self._statistics.score(Counter(text), target) for text in texts]
+        own, query = _Statistics.of(texts), Counter(target)
+        return [own.score(query, text) for text in texts]
 
     def search(self, documents: Sequence[str]) -> Search:
         """Index the documents."""
@@ -140,14 +139,14 @@ class _Statistics:
             self.length += len(words)
             self.holding.update(set(words))
 
-    def score(self, query: list[str], text: list[str]) -> float:
+    def score(self, query: Counter[str], text: list[str]) -> float:
         """BM25 of a text for a query; a word that the query repeats counts as often."""
         if not self.length:
             return 0.0
         norm = K1 * (1 - B + B * len(text) * self.count / self.length)
         frequency = Counter(text)
         total = 0.0
-        for word, times in Counter(query).items():
+        for word, times in query.items():
             if in_text := frequency[word]:
                 holding = self.holding[word]
                 rarity = math.log(1 + (self.count - holding + 0.5) / (holding + 0.5))

@@ -21,7 +21,7 @@ from o1_retriever_training.ledger import Input, Ledger
 from o1_retriever_training.prompts import Examples, prompt_for
 from o1_retriever_training.reading import RowProblems, count_rows, read_rows
 from o1_retriever_training.recipe import Recipe
-from o1_retriever_training.rows import Failure, Row, key_of
+from o1_retriever_training.rows import Failure, TrainingRow, key_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def synthesize(
     experts: Experts,
     recipe: Recipe | None = None,
     options: Options | None = None,
-    examples: str | Path | Sequence[Row] | None = None,
+    examples: str | Path | Sequence[TrainingRow] | None = None,
 ) -> tuple[Tally, RowProblems]:
     """Write `recipe.candidates` thoughts about every row of `pairs` into `out`, or go on with that.
 
@@ -122,7 +122,7 @@ class _Run:
         self.input = Input(pairs, ledger, self.problems)
         self.tally = Tally()
         self.aside = ledger.path.with_name(f"{ledger.path.name}.retry")
-        self.known: dict[str, Row] = {}
+        self.known: dict[str, TrainingRow] = {}
 
     async def work(self) -> tuple[Tally, RowProblems]:
         """Write all rows that are not there yet."""
@@ -169,7 +169,7 @@ class _Run:
         self.tally.kept += 1
         advance(1)
 
-    async def _finish(self, batch: list[tuple[int, Row]], advance: Advance) -> None:
+    async def _finish(self, batch: list[tuple[int, TrainingRow]], advance: Advance) -> None:
         rows = [row for _, row in batch]
         answers = await self._ask(rows)
         for (number, row), own in zip(batch, answers, strict=True):
@@ -181,7 +181,7 @@ class _Run:
             self.tally.failures += len(done.failures)
             advance(1, self.tally.note(self.options.prices))
 
-    async def _ask(self, rows: Sequence[Row]) -> list[dict[int, Answer]]:
+    async def _ask(self, rows: Sequence[TrainingRow]) -> list[dict[int, Answer]]:
         """For each row the answers of this run by candidate; what is known from before is not asked."""
         found: list[dict[int, Answer]] = [{} for _ in rows]
         wanted: dict[int, list[tuple[int, int, ChatRequest]]] = {}
@@ -197,7 +197,7 @@ class _Run:
                 self._spend(answer)
         return found
 
-    def _requests(self, row: Row) -> Iterator[tuple[int, ChatRequest]]:
+    def _requests(self, row: TrainingRow) -> Iterator[tuple[int, ChatRequest]]:
         known = self.known.get(row.identity)
         prompts: dict[str | None, Any] = {}
         for candidate, voice in enumerate(self.voices):
@@ -220,7 +220,7 @@ class _Run:
         self.tally.prompt_tokens += prompt
         self.tally.completion_tokens += completion
 
-    def _with_thoughts(self, row: Row, answers: Mapping[int, Answer]) -> Row:
+    def _with_thoughts(self, row: TrainingRow, answers: Mapping[int, Answer]) -> TrainingRow:
         """The row with its candidates; the tokens are those of the thoughts that it holds."""
         known = self.known.get(row.identity)
         thoughts: list[str | None] = list(known.all_thought) if known else [None] * len(self.voices)
@@ -263,7 +263,7 @@ def _voices(recipe: Recipe, experts: Mapping[str, Expert]) -> list[_Voice]:
     return voices
 
 
-def _pool(source: str | Path | Sequence[Row], recipe: Recipe) -> Iterator[Row]:
+def _pool(source: str | Path | Sequence[TrainingRow], recipe: Recipe) -> Iterator[TrainingRow]:
     # RowProblems are told when the rows themselves are read.
     rows = read_rows(source) if isinstance(source, str | Path) else iter(source)
     return islice(rows, recipe.example_pool)
@@ -278,14 +278,14 @@ def _manifest(recipe: Recipe, voices: Sequence[_Voice], examples: Examples) -> d
     }
 
 
-def _put_aside(path: Path) -> Iterator[Row]:
+def _put_aside(path: Path) -> Iterator[TrainingRow]:
     """The rows that `Ledger.forget` has put aside; a last line that was cut short is left out."""
     if not path.is_file():
         return
     with path.open("rb") as lines:
         for line in lines:
             if line.endswith(b"\n"):
-                yield Row.model_validate(json.loads(line))
+                yield TrainingRow.model_validate(json.loads(line))
 
 
 def _summarise(path: Path) -> dict[str, int]:

@@ -23,7 +23,7 @@ from o1_retriever.progress import progress
 from o1_retriever_training.errors import LedgerError
 from o1_retriever_training.ledger import Input, Ledger
 from o1_retriever_training.reading import RowProblems, count_rows, digest, read_rows
-from o1_retriever_training.rows import Row
+from o1_retriever_training.rows import TrainingRow
 from o1_retriever_training.scorers import Scorer, as_scorer
 
 Read = Literal["thought", "query+thought"]
@@ -276,7 +276,7 @@ def _check(members: Sequence[Scorer], rules: VoteRules) -> None:
 
 
 def _score_all(
-    rows: Iterator[Row],
+    rows: Iterator[TrainingRow],
     member: Scorer,
     file: ScoreFile,
     *,
@@ -306,7 +306,7 @@ def _score_all(
             advance(len(chunk))
 
 
-def _check_verdict(member: Scorer, row: Row, verdict: Verdict) -> None:
+def _check_verdict(member: Scorer, row: TrainingRow, verdict: Verdict) -> None:
     """A model that overflows says nan, which would win every comparison or none."""
     if not all(map(math.isfinite, (*verdict.scores, verdict.bare))):
         raise SettingsError(
@@ -316,7 +316,7 @@ def _check_verdict(member: Scorer, row: Row, verdict: Verdict) -> None:
         )
 
 
-def _case(row: Row, rules: VoteRules) -> Case | None:
+def _case(row: TrainingRow, rules: VoteRules) -> Case | None:
     """What members see of a row; None where there is nothing to choose, or nothing to choose by."""
     if not row.pos or not row.usable:
         return None
@@ -349,8 +349,8 @@ def _count_all(
 
 
 def _with_vote(
-    row: Row, verdicts: Mapping[str, Verdict | None], rules: VoteRules, report: VoteReport
-) -> Row | None:
+    row: TrainingRow, verdicts: Mapping[str, Verdict | None], rules: VoteRules, report: VoteReport
+) -> TrainingRow | None:
     """The row with its winner and all scores; None when it is dropped."""
     report.rows += 1
     report.without_candidates += not row.usable
@@ -381,7 +381,7 @@ def _with_vote(
     )
 
 
-def _spread(row: Row, scores: Sequence[float]) -> list[float | None]:
+def _spread(row: TrainingRow, scores: Sequence[float]) -> list[float | None]:
     """Scores of the usable candidates at the places of all."""
     spread: list[float | None] = [None] * len(row.all_thought)
     for place, score in zip(row.usable, scores, strict=True):

@@ -23,7 +23,7 @@ from o1_retriever.reporting.text import counted
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint.recipe import DataSection, Source
 from o1_retriever_training.reading import RowProblems, count_rows, digest, read_rows
-from o1_retriever_training.rows import Row
+from o1_retriever_training.rows import TrainingRow
 
 _IDS, _TABLE = "ids.bin", "texts.npz"
 _ROWS, _REPORT = "rows.npz", "report.json"
@@ -308,7 +308,7 @@ class _Builder:
     def _read(self, number: int, source: Source, writer: TextWriter, show: bool | None) -> None:
         problems = RowProblems(str(source.path))
         total = count_rows(source.path, show=show)
-        rows: Iterator[Row] = islice(read_rows(source.path, problems), source.rows)
+        rows: Iterator[TrainingRow] = islice(read_rows(source.path, problems), source.rows)
         taken = 0
         with progress(f"Tokenising {source.title}", total, show=show) as advance:
             for row in rows:
@@ -318,7 +318,7 @@ class _Builder:
         if len(problems):
             self._report.problems.append(str(problems))
 
-    def _take(self, number: int, row: Row, source: Source, writer: TextWriter) -> bool:
+    def _take(self, number: int, row: TrainingRow, source: Source, writer: TextWriter) -> bool:
         thoughts = _thoughts(row, source)
         if not thoughts and not row.pos:
             self._report.unusable += 1
@@ -346,7 +346,7 @@ class _Builder:
         self._starts[name].append(len(self._flat[name]))
 
 
-def _thoughts(row: Row, source: Source) -> list[str]:
+def _thoughts(row: TrainingRow, source: Source) -> list[str]:
     """Which thoughts of a row are trained on: the elected one, the first usable one, or any of them."""
     usable = [row.all_thought[place] or "" for place in row.usable]
     if source.thoughts == "none":
@@ -367,7 +367,7 @@ def _id_keys(numbers: Sequence[int], ids: Any) -> dict[int, int]:
     return {number: text_key(f"\0id {one}") for number, one in known}
 
 
-def _scores(row: Row) -> list[float]:
+def _scores(row: TrainingRow) -> list[float]:
     def filled(scores: list[float] | None, count: int) -> list[float]:
         given = list(scores or [])[:count]
         return given + [float("nan")] * (count - len(given))

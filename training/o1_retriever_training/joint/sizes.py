@@ -22,7 +22,7 @@ from o1_retriever.engine.template import MARKERS, Layout, Template, TemplateConf
 from o1_retriever.errors import ModelNotFoundError, O1RetrieverError, SettingsError
 from o1_retriever_training.joint.recipe import ModelSection, Source, TrainRecipe, looks_local
 from o1_retriever_training.reading import HUB, count_rows, read_rows
-from o1_retriever_training.rows import Row
+from o1_retriever_training.rows import TrainingRow
 
 _QWEN = {"model_type": "qwen2", "max_position_embeddings": 131072, "tokens": 151665}
 _MISTRAL = {
@@ -335,7 +335,7 @@ def _tokenizer(base: str) -> Any:
         return None
 
 
-def _lengths(row: Row, source: Source, recipe: TrainRecipe, template: Template) -> Lengths:
+def _lengths(row: TrainingRow, source: Source, recipe: TrainRecipe, template: Template) -> Lengths:
     thought = None if source.thoughts == "none" else row.thought
     if thought is None and source.thoughts != "none" and row.usable:
         thought = row.all_thought[row.usable[0]]
