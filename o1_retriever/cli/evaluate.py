@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,22 +26,21 @@ _FORMATS = ("none", "nf4")
 _COSTS = ("MB", "documents/s", "recall lost", "95 %", "tokens thought")
 
 
+_data = partial(typer.Option, rich_help_panel="Data")
+_systems = partial(typer.Option, rich_help_panel="Systems")
+_output = partial(typer.Option, rich_help_panel="Output")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """What is measured on."""
 
     data: Annotated[
         list[str],
-        typer.Option(
-            "--data",
-            help="Folder in BEIR format, hub:OWNER/NAME, or an ir_datasets name (repeatable).",
-            rich_help_panel="Data",
-        ),
+        _data("--data", help="Folder in BEIR format, hub:OWNER/NAME, or an ir_datasets name (repeatable)."),
     ]
-    split: Annotated[str, typer.Option("--split", help="Whose judgments.", rich_help_panel="Data")] = "test"
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a malformed collection.", rich_help_panel="Data")
-    ] = False
+    split: Annotated[str, _data("--split", help="Whose judgments.")] = "test"
+    strict: Annotated[bool, _data("--strict", help="Refuse a malformed collection.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,47 +48,22 @@ class SystemOptions:
     """What is compared."""
 
     n_thoughts: Annotated[
-        str,
-        typer.Option(
-            "-n",
-            "--n-thoughts",
-            help="Numbers of thoughts to compare, such as never,1,3.",
-            rich_help_panel="Systems",
-        ),
+        str, _systems("-n", "--n-thoughts", help="Numbers of thoughts to compare, such as never,1,3.")
     ] = "never,1,3"
     pooling: Annotated[
-        str,
-        typer.Option(
-            "--pooling", help="Over several thoughts: mean, best, or mean,best.", rich_help_panel="Systems"
-        ),
+        str, _systems("--pooling", help="Over several thoughts: mean, best, or mean,best.")
     ] = "mean"
-    hybrid: Annotated[
-        bool, typer.Option("--hybrid", help="Also fused with BM25.", rich_help_panel="Systems")
-    ] = False
-    bm25: Annotated[
-        bool, typer.Option("--bm25", help="Also BM25, with the thoughts too.", rich_help_panel="Systems")
-    ] = False
-    hyde: Annotated[
-        bool, typer.Option("--hyde", help="Also HyDE with the thoughts.", rich_help_panel="Systems")
-    ] = False
-    quantize: Annotated[
-        str, typer.Option("--quantize", help="Weights: none, nf4, or none,nf4.", rich_help_panel="Systems")
-    ] = "none"
-    dim: Annotated[
-        str, typer.Option("--dim", help="Dimensions, such as all,128.", rich_help_panel="Systems")
-    ] = "all"
-    hnsw: Annotated[
-        bool,
-        typer.Option(
-            "--hnsw",
-            help="Search an index's graph and report the recall lost.",
-            rich_help_panel="Systems",
-        ),
-    ] = False
-    robustness: Annotated[
-        bool,
-        typer.Option("--robustness", help="Again under typos, synonyms and case.", rich_help_panel="Systems"),
-    ] = False
+    hybrid: Annotated[bool, _systems("--hybrid", help="Also fused with BM25.")] = False
+    bm25: Annotated[bool, _systems("--bm25", help="Also BM25, with the thoughts too.")] = False
+    hyde: Annotated[bool, _systems("--hyde", help="Also HyDE with the thoughts.")] = False
+    quantize: Annotated[str, _systems("--quantize", help="Weights: none, nf4, or none,nf4.")] = "none"
+    dim: Annotated[str, _systems("--dim", help="Dimensions, such as all,128.")] = "all"
+    hnsw: Annotated[bool, _systems("--hnsw", help="Search an index's graph and report the recall lost.")] = (
+        False
+    )
+    robustness: Annotated[bool, _systems("--robustness", help="Again under typos, synonyms and case.")] = (
+        False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +71,10 @@ class ResultOptions:
     """Where results go."""
 
     report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", help="Folder for the report, run files and thoughts.", rich_help_panel="Output"
-        ),
+        Path | None, _output("--report", help="Folder for the report, run files and thoughts.")
     ] = None
-    work: Annotated[
-        Path | None,
-        typer.Option("--work", help="Folder that keeps encoded corpora.", rich_help_panel="Output"),
-    ] = None
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a system.", rich_help_panel="Output")
-    ] = False
+    work: Annotated[Path | None, _output("--work", help="Folder that keeps encoded corpora.")] = None
+    as_json: Annotated[bool, _output("--json", help="One JSON object a system.")] = False
 
 
 @with_options
