@@ -20,7 +20,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Corpus
 from o1_retriever.evaluation.corpus import EncodedCorpus, encode_corpus
 from o1_retriever.index.graph import Graph
-from o1_retriever.index.ledger import Row
+from o1_retriever.index.ledger import EmbeddedDocument
 from o1_retriever.ranking.bm25 import Bm25, lexical_query
 from o1_retriever.ranking.fusion import fuse_complete
 from o1_retriever.ranking.ranking import (
@@ -248,9 +248,9 @@ def _let_go(graph: Graph, folder: tempfile.TemporaryDirectory[str]) -> None:
     folder.cleanup()
 
 
-def _bare(place: int, vector: Vector) -> Row:
+def _bare(place: int, vector: Vector) -> EmbeddedDocument:
     """A document of which the graph needs no more than a vector and a key."""
-    return Row(document=Document(id=str(place), text=""), digest=b"", vector=vector)
+    return EmbeddedDocument(document=Document(id=str(place), text=""), digest=b"", vector=vector)
 
 
 def recall_lost(exact: Sequence[Ranking], approximate: Sequence[Ranking], depth: int) -> RecallLost:

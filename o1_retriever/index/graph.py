@@ -13,7 +13,7 @@ import numpy as np
 
 from o1_retriever.errors import InputError, StoreError
 from o1_retriever.extras import require
-from o1_retriever.index.ledger import Row, State
+from o1_retriever.index.ledger import EmbeddedDocument, State
 from o1_retriever.ranking.ranking import Ranking
 from o1_retriever.thought import Vector
 
@@ -147,16 +147,16 @@ class Graph:
             return _AT_ONCE
         return min(_AT_ONCE, self._client.get_max_batch_size())
 
-    def put(self, rows: Sequence[Row]) -> None:
+    def put(self, documents: Sequence[EmbeddedDocument]) -> None:
         """Add documents, or replace those of the same id."""
         with _Translated():
-            for start in range(0, len(rows), self.batch_limit):
-                part = rows[start : start + self.batch_limit]
+            for start in range(0, len(documents), self.batch_limit):
+                part = documents[start : start + self.batch_limit]
                 self._open_collection.upsert(
-                    ids=[row.document.id for row in part],
-                    embeddings=np.stack([row.vector for row in part]),
-                    documents=[row.document.text for row in part],
-                    metadatas=[row.document.metadata or None for row in part],  # type: ignore[misc]
+                    ids=[each.document.id for each in part],
+                    embeddings=np.stack([each.vector for each in part]),
+                    documents=[each.document.text for each in part],
+                    metadatas=[each.document.metadata or None for each in part],  # type: ignore[misc]
                 )
 
     def remove(self, ids: Sequence[str]) -> None:

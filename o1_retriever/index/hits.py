@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 
 from o1_retriever.documents.structure import Scalar
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever.index.ledger import Row
-from o1_retriever.index.nearest import Found
+from o1_retriever.index.ledger import EmbeddedDocument
+from o1_retriever.index.nearest import FusedDocument
 from o1_retriever.ranking.ranking import Ranking
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace
@@ -106,11 +106,11 @@ def check_count(name: str, value: object) -> None:
         raise SettingsError(f"{name} is {value!r}; expected a whole number from 1.")
 
 
-def fused_hits(found: Sequence[Found], rows: dict[str, Row]) -> list[Hit]:
+def fused_hits(found: Sequence[FusedDocument], documents: dict[str, EmbeddedDocument]) -> list[Hit]:
     """A fused ranking with the documents in it."""
     return [
         replace(
-            _hit(rank, rows[each.id], each.cosine),
+            _hit(rank, documents[each.id], each.cosine),
             fused_score=each.fused,
             dense_rank=each.dense_rank,
             lexical_rank=each.lexical_rank,
@@ -119,18 +119,19 @@ def fused_hits(found: Sequence[Found], rows: dict[str, Row]) -> list[Hit]:
     ]
 
 
-def hits(ranking: Ranking, rows: dict[str, Row]) -> list[Hit]:
+def hits(ranking: Ranking, documents: dict[str, EmbeddedDocument]) -> list[Hit]:
     """A ranking of ids with the documents in it."""
     return [
-        _hit(rank, rows[identity], score) for rank, (identity, score) in enumerate(ranking.pairs(), start=1)
+        _hit(rank, documents[identity], score)
+        for rank, (identity, score) in enumerate(ranking.pairs(), start=1)
     ]
 
 
-def _hit(rank: int, row: Row, score: float) -> Hit:
-    metadata = row.document.metadata
+def _hit(rank: int, embedded: EmbeddedDocument, score: float) -> Hit:
+    metadata = embedded.document.metadata
     return Hit(
-        id=row.document.id,
-        text=row.document.text,
+        id=embedded.document.id,
+        text=embedded.document.text,
         score=score,
         rank=rank,
         source=str(metadata.get("source", "")),

@@ -26,7 +26,7 @@ from o1_retriever.errors import (
 )
 from o1_retriever.index.graph import Graph, check_where
 from o1_retriever.index.hits import Hit, IndexInfo, check_count, check_group, check_queries, fused_hits, hits
-from o1_retriever.index.ledger import Row, Session, State, metadata_json
+from o1_retriever.index.ledger import EmbeddedDocument, Session, State, metadata_json
 from o1_retriever.index.lexicon import LexiconKeeper
 from o1_retriever.index.nearest import FUSION_DEPTH, Fusion, fused, nearest, nearest_to_any
 from o1_retriever.index.store import Store
@@ -160,7 +160,7 @@ class Index:
             for batch in batches(documents, batch_size):
                 new, have = self._store.look(lambda session, batch=batch: new_documents(session, batch))  # type: ignore[misc]
                 if new:
-                    self._store.write(put=embed_rows(embedder, new, have, batch_size=batch_size))
+                    self._store.write(put=embed_documents(embedder, new, have, batch_size=batch_size))
                 added += len(new)
                 advance(len(batch))
         return added
@@ -185,8 +185,8 @@ class Index:
         def work(session: Session, graph: Graph) -> list[list[Hit]]:
             queries = check_queries(vectors, int(session.state().space["dimension"]))
             rankings = nearest(session, graph, queries, int(k), where)
-            rows = session.rows(_ids_in(rankings))
-            return [hits(ranking, rows) for ranking in rankings]
+            documents = session.documents(_ids_in(rankings))
+            return [hits(ranking, documents) for ranking in rankings]
 
         return self._store.read(work)
 
@@ -218,19 +218,19 @@ class Index:
             queries = [check_group(group, dimension) for group in groups]
             if texts is None:
                 near = nearest_to_any(session, graph, queries, int(k), where)
-                rows = session.rows(_ids_in(near))
-                return [hits(ranking, rows) for ranking in near]
+                documents = session.documents(_ids_in(near))
+                return [hits(ranking, documents) for ranking in near]
             fusion = Fusion(lexicon=self._lexicon.current(session), texts=texts, depth=depth)
             found = fused(session, graph, queries, int(k), where, fusion)
-            rows = session.rows(list({each.id for ranking in found for each in ranking}))
-            return [fused_hits(ranking, rows) for ranking in found]
+            documents = session.documents(list({each.id for ranking in found for each in ranking}))
+            return [fused_hits(ranking, documents) for ranking in found]
 
         return self._store.read(work)
 
     def get(self, ids: Sequence[str]) -> list[Document]:
         """The documents of those ids that are in the index, in the order of `ids`."""
-        rows = self._store.look(lambda session: session.rows(_check_ids(ids)))
-        return [rows[identity].document for identity in ids if identity in rows]
+        found = self._store.look(lambda session: session.documents(_check_ids(ids)))
+        return [found[identity].document for identity in ids if identity in found]
 
     def vectors(self, ids: Sequence[str]) -> Vector:
         """The vectors of these ids as embedded, shape (n, dimension). `InputError` for unknown ids."""
@@ -254,10 +254,10 @@ class Index:
             for start in range(0, len(names), _PAGE):
                 yield from self.get(names[start : start + _PAGE])
             return
-        rows, last = self._store.look(lambda session: session.page(0, _PAGE))
-        while rows:
-            yield from (row.document for row in rows)
-            rows, last = self._store.look(lambda session, last=last: session.page(last, _PAGE))  # type: ignore[misc]
+        page, last = self._store.look(lambda session: session.page(0, _PAGE))
+        while page:
+            yield from (each.document for each in page)
+            page, last = self._store.look(lambda session, last=last: session.page(last, _PAGE))  # type: ignore[misc]
 
     def ids_by_source(self, root: str = "") -> dict[str, list[str]]:
         """The ids of the documents of one indexed folder, by the file they come from."""
@@ -416,9 +416,9 @@ def digest_of(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def embed_rows(
+def embed_documents(
     embedder: DocumentEmbedder, documents: Sequence[Document], have: dict[bytes, Vector], *, batch_size: int
-) -> list[Row]:
+) -> list[EmbeddedDocument]:
     """Rows for the documents. `have` are vectors by digest; each other text is embedded once."""
     digests = [digest_of(document.text) for document in documents]
     missing = {
@@ -435,7 +435,7 @@ def embed_rows(
             zip(missing, check_vectors(found, len(missing), embedder.space.dimension), strict=True)
         )
     return [
-        Row(document=document, digest=digest, vector=vectors[digest])
+        EmbeddedDocument(document=document, digest=digest, vector=vectors[digest])
         for document, digest in zip(documents, digests, strict=True)
     ]
 

@@ -85,7 +85,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class EmbeddedDocument:
     """A document with its vector (float32, not necessarily of length 1) and a digest of its text."""
 
     document: Document
@@ -215,11 +215,11 @@ class Session:
                 self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
                 self.write_state(state)
 
-    def put(self, rows: Iterable[Row]) -> None:
+    def put(self, documents: Iterable[EmbeddedDocument]) -> None:
         """Add documents, or replace those of the same id at their place."""
         self._connection.executemany(
             _PUT,
-            (_values(row) for row in rows),
+            (_values(each) for each in documents),
         )
 
     def remove(self, ids: Sequence[str]) -> int:
@@ -249,13 +249,13 @@ class Session:
             )
         }
 
-    def rows(self, ids: Sequence[str]) -> dict[str, Row]:
+    def documents(self, ids: Sequence[str]) -> dict[str, EmbeddedDocument]:
         """The documents of those ids that are there."""
         return {
-            row.document.id: row
+            each.document.id: each
             for marks, part in _parts(ids)
-            for row in map(
-                _row,
+            for each in map(
+                _embedded,
                 self._connection.execute(
                     f"SELECT id, digest, text, metadata, vector FROM documents WHERE id IN ({marks})", part
                 ),
@@ -292,14 +292,14 @@ class Session:
             for digest, identity in digests.items()
         }
 
-    def page(self, after: int, limit: int) -> tuple[list[Row], int]:
+    def page(self, after: int, limit: int) -> tuple[list[EmbeddedDocument], int]:
         """The next documents in the order of their addition, and the `after` of the page that follows."""
         found = self._connection.execute(
             "SELECT id, digest, text, metadata, vector, number FROM documents WHERE number > ? "
             "ORDER BY number LIMIT ?",
             (after, limit),
         ).fetchall()
-        return [_row(values[:5]) for values in found], found[-1][5] if found else after
+        return [_embedded(values[:5]) for values in found], found[-1][5] if found else after
 
     def ids_by_source(self, root: str) -> dict[str, list[str]]:
         """The ids of a folder's documents, by file."""
@@ -348,17 +348,17 @@ def metadata_json(metadata: Mapping[str, Any]) -> str:
     return json.dumps(metadata, ensure_ascii=False, sort_keys=True)
 
 
-def _values(row: Row) -> tuple[object, ...]:
-    document = row.document
+def _values(embedded: EmbeddedDocument) -> tuple[object, ...]:
+    document = embedded.document
     root, source = (str(document.metadata.get(name, "")) for name in ("root", "source"))
-    vector = row.vector.astype("<f4").tobytes()
-    return document.id, root, source, row.digest, document.text, metadata_json(document.metadata), vector
+    vector = embedded.vector.astype("<f4").tobytes()
+    return document.id, root, source, embedded.digest, document.text, metadata_json(document.metadata), vector
 
 
-def _row(values: Sequence[Any]) -> Row:
+def _embedded(values: Sequence[Any]) -> EmbeddedDocument:
     identity, digest, text, metadata, vector = values
     document = Document(id=identity, text=text, metadata=json.loads(metadata))
-    return Row(document=document, digest=digest, vector=np.frombuffer(vector, dtype="<f4"))
+    return EmbeddedDocument(document=document, digest=digest, vector=np.frombuffer(vector, dtype="<f4"))
 
 
 def _parts(values: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:

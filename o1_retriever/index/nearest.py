@@ -87,7 +87,7 @@ FUSION_DEPTH = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class FusedDocument:
     """A document of a fused ranking; its ranks count from 1, None where a ranking does not have it."""
 
     id: str
@@ -118,7 +118,7 @@ def nearest_to_any(
 
 def fused(
     session: Session, graph: Graph, groups: Sequence[Vector], k: int, where: Where | None, fusion: Fusion
-) -> list[list[Found]]:
+) -> list[list[FusedDocument]]:
     """The k best for each group when its ranking is fused with that of BM25 over its text.
 
     Equal fused scores are ordered by cosine, then by id.
@@ -133,7 +133,9 @@ def fused(
     return result
 
 
-def _joined(session: Session, group: Vector, dense: Ranking, lexical: list[str], k: int) -> list[Found]:
+def _joined(
+    session: Session, group: Vector, dense: Ranking, lexical: list[str], k: int
+) -> list[FusedDocument]:
     near = dict(dense.pairs())
     dense_ids = list(near)
     scores = fuse([dense_ids, lexical])
@@ -146,7 +148,7 @@ def _joined(session: Session, group: Vector, dense: Ranking, lexical: list[str],
     chosen.sort(key=lambda identity: (-scores[identity], -round(near[identity], _DIGITS), identity))
     ranks = [{identity: rank for rank, identity in enumerate(ids, 1)} for ids in (dense_ids, lexical)]
     return [
-        Found(
+        FusedDocument(
             id=identity,
             cosine=near[identity],
             fused=scores[identity],

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from o1_retriever.errors import StoreError
 from o1_retriever.index.graph import DamagedGraphError, Graph
-from o1_retriever.index.ledger import LEDGER_FILE, LOCK_FILES, Ledger, Row, Session, State
+from o1_retriever.index.ledger import LEDGER_FILE, LOCK_FILES, EmbeddedDocument, Ledger, Session, State
 from o1_retriever.reporting.text import counted
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Store:
                     self._rebuild(session, state, damage)
         raise self._useless(damage)
 
-    def write(self, *, put: Sequence[Row] = (), remove: Sequence[str] = ()) -> int:
+    def write(self, *, put: Sequence[EmbeddedDocument] = (), remove: Sequence[str] = ()) -> int:
         """Put documents and remove others, all of it or nothing; return how many were removed."""
         with self.ledger.session(write=True) as session:
             state = session.state()
@@ -152,10 +152,10 @@ class Store:
         shutil.rmtree(self._graph.path(number), ignore_errors=True)
         try:
             self._graph.begin(number, _description(state))
-            rows, last = session.page(0, _PAGE)
-            while rows:
-                self._graph.put(rows)
-                rows, last = session.page(last, _PAGE)
+            page, last = session.page(0, _PAGE)
+            while page:
+                self._graph.put(page)
+                page, last = session.page(last, _PAGE)
         except DamagedGraphError as error:
             raise self._useless(error) from error
         state = self._clean(session, replace(state, graph=number, generation=state.generation + 1))

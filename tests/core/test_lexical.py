@@ -12,7 +12,7 @@ import pytest
 
 from o1_retriever.documents import Document
 from o1_retriever.errors import InputError, MissingExtraError, SettingsError
-from o1_retriever.index.index import Index, embed_rows
+from o1_retriever.index.index import Index, embed_documents
 from o1_retriever.ranking.bm25 import Bm25, lexical_query
 from o1_retriever.thought import Thought
 from tests.support.index_worker import TinyEmbedder, vectors
@@ -220,7 +220,7 @@ def test_a_writer_that_died_leaves_a_whole_word_index(index, embedder):
     document = Document(id="late", text="zeppelin", metadata={"n": 1, "even": False})
     store = index._store
     with store.ledger.session(write=True) as session, session.transaction():
-        session.put(embed_rows(embedder, [document], {}, batch_size=1))
+        session.put(embed_documents(embedder, [document], {}, batch_size=1))
         session.remove(["d0001"])
         session._connection.execute("UPDATE state SET value = 'true' WHERE key = 'dirty'")
     (hits,) = index.search_groups([vectors(embedder, "x")], texts=["zeppelin"], k=200)
