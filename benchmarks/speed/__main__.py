@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.record import RESULTS, ROOT, read, record
 from benchmarks.speed.data import VARIABLE, data_folder
 
-NAMES = ("queries", "roofline", "documents", "cached", "growth", "importing", "gpu")
+NAMES = ("queries", "roofline", "documents", "cached", "growth", "importing", "threads", "gpu")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,6 +19,7 @@ from benchmarks.speed.models import SHAPES, random_model, random_queries
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine.backend import LocalBackend
 from o1_retriever.engine.load import LoadOptions, LocalModel, load_model
+from o1_retriever.engine.steps import Shared
 
 _SETTINGS = ThoughtSettings(n_thoughts=3, max_new_tokens=128)
 _QUERIES = (1, 8, 64)
@@ -46,7 +47,7 @@ def _all(shape: str, precision: str, *, full: bool) -> list[Figure]:
     figures = []
     for count in _QUERIES:
         # A step reads all weights once and multiplies them with every row: the slower is its floor.
-        products = 2 * _parameters(local) * count * _SETTINGS.k / product_rate
+        products = 2 * _parameters(local) * count * _SETTINGS.n_thoughts / product_rate
         floor = (_SETTINGS.max_new_tokens + 2) * max(weights / read_rate, products)
         figures += _queries(local, f"gpu/{precision}/q{count}", count, floor, compare=full or count <= 8)
     return [*figures, *_documents(local, f"gpu/{precision}/documents", product_rate)]
@@ -56,18 +57,33 @@ def _queries(local: LocalModel, name: str, count: int, floor: float, *, compare:
     embedder = ThinkingEmbedder(LocalBackend(local), settings=_SETTINGS, cache=False)
     queries = random_queries(count, SHAPES[local.name].vocabulary)
     _reset(local)
-    seconds = _seconds(local, lambda: embedder.encode_queries(queries, show_progress_bar=False))
-    tokens = count * _SETTINGS.k * _SETTINGS.max_new_tokens
+
+    def think() -> object:
+        return embedder.encode_queries(queries, show_progress_bar=False)
+
+    seconds = _seconds(local, think)
+    tokens = count * _SETTINGS.n_thoughts * _SETTINGS.max_new_tokens
     figures = [
         Figure(name=f"{name}/queries_per_s", value=round(count / seconds, 2), unit="queries/s"),
         Figure(name=f"{name}/tokens_per_s", value=round(tokens / seconds, 1), unit="tokens/s"),
         Figure(name=f"{name}/roofline", value=round(floor / seconds, 3), unit="share"),
         Figure(name=f"{name}/peak_memory_gib", value=_peak(local), unit="GiB", better="lower"),
     ]
+    if count == 1:
+        figures.append(Figure(name=f"{name}/graphs_ratio", value=_graphs(local, think), unit="ratio"))
     if compare:
         other = _seconds(local, lambda: reference.encode_queries(local, queries, _SETTINGS))
         figures.append(Figure(name=f"{name}/ratio", value=round(other / seconds, 2), unit="ratio"))
     return figures
+
+
+def _graphs(local: LocalModel, work: Callable[[], object]) -> float:
+    """The time with steps that are launched kernel by kernel over the time with CUDA graphs."""
+    shared = local.once(Shared)
+    found = []
+    for shared.graphs_fail in (True, False):
+        found.append(_seconds(local, work))
+    return round(found[0] / found[1], 2)
 
 
 def _documents(local: LocalModel, name: str, product_rate: float) -> list[Figure]:

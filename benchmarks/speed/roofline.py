@@ -44,7 +44,7 @@ def shares(name: str, *, count: int = 32, runs: int = _RUNS) -> list[Figure]:
         taken = time.perf_counter() - started
         lowest = min(before, floor(shape, prompts))
         floors.append(lowest / taken)
-        draws.append(SETTINGS.max_new_tokens * _draw(count * SETTINGS.k, shape.vocabulary) / taken)
+        draws.append(SETTINGS.max_new_tokens * _draw(count * SETTINGS.n_thoughts, shape.vocabulary) / taken)
         print(f"{name}, {count} queries: floor {lowest:.2f} s of {taken:.2f} s = {floors[-1]:.2f}")
     return [
         Figure(name=f"roofline/{name}/q{count}", value=round(median(floors), 2), unit="share"),
@@ -54,7 +54,7 @@ def shares(name: str, *, count: int = 32, runs: int = _RUNS) -> list[Figure]:
 
 def floor(shape: Shape, prompts: list[int]) -> float:
     """Seconds that the job's products and reads take at this machine's own rates."""
-    rows, steps = len(prompts) * SETTINGS.k, SETTINGS.max_new_tokens + 2
+    rows, steps = len(prompts) * SETTINGS.n_thoughts, SETTINGS.max_new_tokens + 2
     products = steps * _products(shape, rows) + _products(shape, sum(prompts), head=len(prompts))
     read = steps * 4 * _weights(shape) + 4 * _cache_floats(shape, rows, max(prompts), steps)
     return products + read / _read_rate()

@@ -25,6 +25,7 @@ from o1_retriever.engine.weights import (
     nf4_config,
     pack,
     precision_of,
+    quieten_bitsandbytes,
 )
 from o1_retriever.errors import CheckpointError, SettingsError
 from o1_retriever.reporting.text import counted
@@ -72,7 +73,7 @@ class LocalModel:
     stop_ids: tuple[int, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    made: dict[Any, Any] = field(default_factory=dict)
+    made: dict[Any, Any] = field(default_factory=dict, init=False)
 
     def once(self, make: Callable[[LocalModel], Made]) -> Made:
         """What `make` makes of this model: made at the first call, and kept as long as the model."""
@@ -151,6 +152,7 @@ def load_causal_lm(
             else None,
         ) from error
     _check_causal(folder, config)
+    quieten_bitsandbytes()
     device = device_named(options.device)
     dtype, int8 = dtype_named(options.dtype, device)
     if options.load_in_4bit and options.dtype in ("int8", "fastest"):

@@ -253,6 +253,15 @@ def nf4_config(*, purpose: str = "Loading in 4 bits") -> Any:
     )
 
 
+def quieten_bitsandbytes() -> None:
+    """Keep back what bitsandbytes says on its import about a kernel for bfloat16 that it would download."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_no_missing_kernel)
+
+
+def _is_no_missing_kernel(record: logging.LogRecord) -> bool:
+    return "gemm_4bit_forward" not in str(record.msg)
+
+
 def keep_float32(model: Any) -> None:
     """Let quantised layers compute in the type that the rest of the model has, float32 above all.
 

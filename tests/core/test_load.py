@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +88,31 @@ def test_nf4_on_the_fly_and_saved(copy: Path, tmp_path: Path) -> None:
     assert embedder.precision.quantization == again.precision.quantization == "nf4"
     texts = ["a text", "another one"]
     assert np.allclose(embedder.encode_documents(texts), again.encode_documents(texts), atol=1e-6)
+
+
+QUIET = """
+import sys
+from o1_retriever import ThinkingEmbedder
+for four in (False, True):
+    embedder = ThinkingEmbedder.from_pretrained(sys.argv[1], device="cpu", load_in_4bit=four, cache=False)
+    embedder.encode_queries(["why?"])
+    embedder.encode_documents(["a"])
+"""
+
+
+def test_loading_thinking_and_embedding_warn_of_nothing(checkpoint: Path) -> None:
+    """What a user would read on the screen, in a process of its own: libraries warn once in each."""
+    pytest.importorskip("bitsandbytes")
+    done = subprocess.run(
+        [sys.executable, "-c", QUIET, str(checkpoint)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    told = [line for line in done.stderr.splitlines() if "Warning" in line or "gemm_4bit" in line]
+    assert told == []
 
 
 def test_the_space_follows_the_weights(copy: Path) -> None:

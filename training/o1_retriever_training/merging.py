@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from o1_retriever.engine.checkpoint import find_folder, first_line
 from o1_retriever.engine.load import LoadOptions, load_causal_lm
 from o1_retriever.engine.template import CONFIG_NAME, TemplateConfig, detect_layout
+from o1_retriever.engine.weights import quieten_bitsandbytes
 from o1_retriever.errors import CheckpointError
 from o1_retriever.extras import require
 
@@ -56,6 +57,7 @@ def merge_adapter(
     """
     import torch
 
+    quieten_bitsandbytes()  # which peft imports
     require("peft", extra="train", purpose="Merging an adapter")
     found = find_folder(base or base_of(folder))
     stored = stored_dtype(found) if dtype == "auto" else dtype
