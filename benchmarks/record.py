@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from o1_retriever.storage.files import written_whole
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -50,9 +52,8 @@ def record(path: Path, figures: Iterable[Figure], *, used: str = "") -> None:
             **stamp,
         }
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    new.write_text("".join(json.dumps(row) + "\n" for row in kept.values()), encoding="utf-8")
-    new.replace(path)
+    with written_whole(path) as file:
+        file.writelines(json.dumps(row) + "\n" for row in kept.values())
 
 
 def read(path: Path) -> list[dict[str, object]]:

@@ -60,14 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             *_curve(kind, seen, gate),
             *_at(f"adaptive/{kind}/all", seen, Gate()),
         ]
-        curves[kind] = {name: [one.value for one in figures if name in one.name] for name in ("/share=",)}
+        curves[kind] = [figure.value for figure in figures if "/share=" in figure.name]
         reported = [_seen(options.data, name, options.work, encoder, hybrid=hybrid) for name in TEST]
-        for one in reported:
-            figures += _at(f"adaptive/{kind}/{one.name}", [one], Gate())
+        for split in reported:
+            figures += _at(f"adaptive/{kind}/{split.name}", [split], Gate())
         record(options.results, figures)
         for figure in figures:
             print(f"{figure.name}: {figure.value:g} {figure.unit}", flush=True)
-    _draw({kind: found["/share="] for kind, found in curves.items()}, ROOT / "docs" / "adaptive.png")
+    _draw(curves, ROOT / "docs" / "adaptive.png")
     return 0
 
 
@@ -85,22 +85,23 @@ def _seen(data: Path, name: str, work: Path, encoder: object, *, hybrid: bool) -
 
 
 def _calibrated(seen: Sequence[Seen]) -> Gate:
-    scores = [row for one in seen for row in one.scores]
-    return calibrate(scores, np.concatenate([one.gains for one in seen]).tolist(), keep=KEEP)
+    scores = [row for split in seen for row in split.scores]
+    return calibrate(scores, np.concatenate([split.gains for split in seen]).tolist(), keep=KEEP)
 
 
 def _left_out(kind: str, seen: Sequence[Seen]) -> Iterator[Figure]:
     """Each set with the gate of the others."""
-    for one in seen:
-        others = [other for other in seen if other is not one]
+    for split in seen:
+        others = [other for other in seen if other is not split]
         if others:
-            yield from _at(f"adaptive/{kind}/left_out/{one.name}", [one], _calibrated(others))
+            yield from _at(f"adaptive/{kind}/left_out/{split.name}", [split], _calibrated(others))
 
 
 def _at(name: str, seen: Sequence[Seen], gate: Gate) -> list[Figure]:
     """How many are thought about, what is kept of the gain, and nDCG@10 never, by the gate, and always."""
-    plain, thinking = (np.concatenate([getattr(one, kind) for one in seen]) for kind in ("plain", "thinking"))
-    thinks = np.array([gate.decide(row).think for one in seen for row in one.scores])
+    plain = np.concatenate([split.plain for split in seen])
+    thinking = np.concatenate([split.thinking for split in seen])
+    thinks = np.array([gate.decide(row).think for split in seen for row in split.scores])
     gated = np.where(thinks, thinking, plain)
     kept = (gated - plain).sum() / (thinking - plain).sum()
     values = {"never": plain.mean(), "auto": gated.mean(), "always": thinking.mean()}
@@ -118,8 +119,9 @@ def _at(name: str, seen: Sequence[Seen], gate: Gate) -> list[Figure]:
 
 def _curve(kind: str, seen: Sequence[Seen], gate: Gate) -> Iterator[Figure]:
     """nDCG@10 over all queries where that share of them, the most promising first, is thought about."""
-    plain, thinking = (np.concatenate([getattr(one, name) for one in seen]) for name in ("plain", "thinking"))
-    worth = np.array([gate.worth(row) for one in seen for row in one.scores])
+    plain = np.concatenate([split.plain for split in seen])
+    thinking = np.concatenate([split.thinking for split in seen])
+    worth = np.array([gate.worth(row) for split in seen for row in split.scores])
     order = np.argsort(-worth, kind="stable")
     for share in SHARES:
         chosen = order[: round(share * len(order))]
