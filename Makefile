@@ -60,7 +60,7 @@ wheel: install
 	$(BIN)/python -m build
 
 o1-embedder-22m: install
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python training/o1_embedder_22m/stages.py training/recipes/o1-embedder-22m/*.yaml --data $(DATA) $(ARGS)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python training/o1_embedder_22m/stages.py --data $(DATA) $(ARGS)
 
 notebooks: install
 	$(BIN)/python cookbook/execute.py $(ARGS)

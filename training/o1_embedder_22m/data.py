@@ -1,4 +1,4 @@
-"""Step 1: choose the vocabulary, then write the rows as tokenised shards.
+"""The rows of stages 1 and 2, and the vocabulary that they are written in.
 
 ```
 python training/o1_embedder_22m/data.py --data ../shared/data --work WORK
@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from documents import all_rows, corpus_texts
-from sources import Row, english_rows, read_jsonl, require_data
+from sources import Row, english_rows, read_jsonl, require_data, write_jsonl
 from transformers import PreTrainedTokenizerFast
 from vocabulary import base_tokenizer, build_tokenizer, choose_pieces, count_pieces, rank_pieces
 
-KINDS = ("document", "query", "thinking")
-MAX_DOCUMENT, MAX_QUERY, MAX_THOUGHT = 400, 128, 96  # tokens, markers not counted
+MAX_TEXT, MAX_THOUGHT = 400, 96  # tokens, markers not counted
+SHORT, LONG = 40, 64  # tokens up to which a row counts as short, beyond which as long
 
 
 def vocabulary_texts(data: Path) -> dict[str, list[str]]:
@@ -55,39 +57,50 @@ def make_vocabulary(data: Path, size: int, out: Path) -> PreTrainedTokenizerFast
     return tokenizer
 
 
-def unigram_counts(shards: list[Path], size: int) -> np.ndarray:
-    """How often each token occurs in the tokenised rows: the LM head's bias starts from it."""
-    totals = np.zeros(size, dtype=np.int64)
-    for shard in shards:
-        with np.load(shard) as arrays:
-            totals += np.bincount(arrays["text_ids"], minlength=size)
-            totals += 4 * np.bincount(arrays["thought_ids"], minlength=size)
-    return totals
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], limits: list[int]) -> list[list[int]]:
-    """Token ids of each text without markers, cut to its limit."""
+def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], most: int) -> list[list[int]]:
+    """Token ids of each text without markers, cut at `most`."""
     encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [ids[:limit] for ids, limit in zip(encoded, limits, strict=True)]
+    return [ids[:most] for ids in encoded]
 
 
-def write_shard(tokenizer: PreTrainedTokenizerFast, rows: list[Row], path: Path) -> int:
-    """Write one shard's token ids (`.npz`) and its texts for the teacher (`.jsonl`); returns its tokens."""
-    limits = [MAX_DOCUMENT if r.kind == "document" else MAX_QUERY for r in rows]
-    texts = encode(tokenizer, [r.text for r in rows], limits)
-    thoughts = encode(tokenizer, [r.thought for r in rows], [MAX_THOUGHT] * len(rows))
-    path.with_suffix(".jsonl").write_text(
-        "".join(json.dumps({"text": r.text, "thought": r.thought}) + "\n" for r in rows), encoding="utf-8"
-    )
-    np.savez(
-        path,
-        kind=np.array([KINDS.index(r.kind) for r in rows], dtype=np.uint8),
-        text_ids=np.array([i for ids in texts for i in ids], dtype=np.uint16),
-        text_ends=np.cumsum([len(ids) for ids in texts]),
-        thought_ids=np.array([i for ids in thoughts for i in ids], dtype=np.uint16),
-        thought_ends=np.cumsum([len(ids) for ids in thoughts]),
-    )
-    return sum(map(len, texts)) + sum(map(len, thoughts))
+def tokenised(tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> tuple[list[int], np.ndarray]:
+    """The tokens of each row with its markers, and how often each token occurs in all of them.
+
+    The bias of the language-model head starts from the latter, in which a thought's token counts four times.
+    """
+    lengths: list[int] = []
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    for first in range(0, len(rows), 4096):
+        part = rows[first : first + 4096]
+        texts = encode(tokenizer, [row.text for row in part], MAX_TEXT)
+        thoughts = encode(tokenizer, [row.thought for row in part], MAX_THOUGHT)
+        lengths += [
+            len(text) + 2 + (len(thought) + 3 if thought else 0)
+            for text, thought in zip(texts, thoughts, strict=True)
+        ]
+        counts += np.bincount([each for ids in texts for each in ids], minlength=len(counts))
+        counts += 4 * np.bincount(
+            np.array([each for ids in thoughts for each in ids], dtype=np.int64), minlength=len(counts)
+        )
+    return lengths, counts
+
+
+def chosen(rows: list[Row], lengths: list[int], args: argparse.Namespace) -> Iterator[dict[str, str]]:
+    """The rows as the trainer reads them: short ones several times, of the long ones a share.
+
+    Short rows teach more vectors a token, so that they are used more.
+    """
+    draw = random.Random(args.seed)
+    for row, length in zip(rows, lengths, strict=True):
+        kept = length <= LONG or draw.random() < args.long_share
+        yield from [as_line(row)] * (args.short_repeat if length <= SHORT else int(kept))
+
+
+def as_line(row: Row) -> dict[str, str]:
+    """A document, a query, or a query with its thought, in the trainer's words."""
+    if row.kind == "document":
+        return {"kind": "document", "text": row.text}
+    return {"query": row.text} | ({"thought": row.thought} if row.thought else {})
 
 
 def stage_rows(args: argparse.Namespace) -> list[Row]:
@@ -102,19 +115,20 @@ RAW = argparse.RawDescriptionHelpFormatter
 
 
 def main() -> None:
-    """Write the tokenizer and all shards to the work folder."""
+    """Write the tokenizer, the rows and the token counts to the work folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="folder with text/ and train/"
     )
-    parser.add_argument("--work", type=Path, required=True, help="folder for shards and checkpoints")
+    parser.add_argument("--work", type=Path, required=True, help="folder to write into")
     parser.add_argument("--vocabulary", type=int, default=12_288, help="entries, special tokens included")
     parser.add_argument("--stage", choices=("english", "collections"), default="english")
     parser.add_argument("--held-out", type=Path, help="queries.jsonl whose texts are kept out")
     parser.add_argument("--textbook-words", type=int, default=3_600_000)
     parser.add_argument("--dictionary-share", type=float, default=0.6)
     parser.add_argument("--limit", type=int, help="take so many rows alone (to try the way)")
-    parser.add_argument("--shard-rows", type=int, default=16_384)
+    parser.add_argument("--long-share", type=float, default=0.35, help="share of rows over 64 tokens")
+    parser.add_argument("--short-repeat", type=int, default=2, help="uses of rows up to 40 tokens")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     start = time.time()
@@ -123,13 +137,10 @@ def main() -> None:
     print(f"{len(rows)} rows {dict(Counter(r.kind for r in rows))}, {time.time() - start:.0f} s", flush=True)
     tokenizer = make_vocabulary(args.data, args.vocabulary, args.work / "tokenizer")
     print(f"vocabulary of {len(tokenizer)}, {time.time() - start:.0f} s", flush=True)
-    (args.work / "shards").mkdir(parents=True, exist_ok=True)
-    shards: list[Path] = []
-    for first in range(0, len(rows), args.shard_rows):
-        shards.append(args.work / "shards" / f"{len(shards):03d}.npz")
-        tokens = write_shard(tokenizer, rows[first : first + args.shard_rows], shards[-1])
-        print(f"{shards[-1].name}: {tokens} tokens, {time.time() - start:.0f} s", flush=True)
-    np.save(args.work / "unigrams.npy", unigram_counts(shards, len(tokenizer)))
+    lengths, counts = tokenised(tokenizer, rows)
+    np.save(args.work / "unigrams.npy", counts)
+    count = write_jsonl(args.work / "rows.jsonl", chosen(rows, lengths, args))
+    print(f"{count} rows written, {time.time() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from sources import (
     expert_rows,
     question_rows,
     read_jsonl,
+    telegram,
     textbook_rows,
 )
-from telegrams import telegram
 
 COLLECTIONS = ("entailmentbank", "strategyqa_facts", "hotpotqa_1k", "scifact", "qasc_2hop")
 STATEMENTS = ("entailmentbank", "strategyqa_facts", "qasc_2hop")  # documents of one sentence

@@ -1,130 +1,76 @@
-"""Step 4: a checkpoint of train.py as a model folder that transformers and sentence-transformers load.
+"""The last step: a trained model in 32 MB, with the settings that it is used with.
 
 ```
-python training/o1_embedder_22m/export.py --work WORK --run WORK/run --out models/o1-embedder-22m
+python training/o1_embedder_22m/export.py --model WORK/joint/model --out models/o1-embedder-22m
 ```
+
+Weights in float16, word embeddings in 8 bits; the configuration says float32, to compute in. The word
+embeddings are the larger half of a small model. In float8 (e4m3) twice as many of them fit into the same
+file, which is worth far more than the rounding costs: see the README.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from model import build_model, load_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import BertLMHeadModel, GenerationConfig, PreTrainedTokenizerBase
+from start import SETTINGS, load_tokenizer
+from transformers import BertLMHeadModel
 
-from o1_retriever.engine.template import Template, TemplateConfig
-from o1_retriever_training.saving import chat_template, save_sentence_transformers
+from o1_retriever.engine.template import CONFIG_NAME, TemplateConfig
+from o1_retriever_training.saving import save_embedder
 
 MAX_BYTES = 32_000_000
-MAX_POSITIONS = 512
 WORDS = "bert.embeddings.word_embeddings.weight"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a small JSON file, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def trained_model(work: Path, run: Path) -> tuple[BertLMHeadModel, int]:
-    """The model of the run's latest checkpoint, and its step."""
-    path = run / "checkpoint.pt"
-    if not path.is_file():
-        raise SystemExit(f"No checkpoint at {path}: run train.py first.")
-    state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    model = build_model(work)
-    model.load_state_dict(state["model"])
-    return model.eval(), int(state["step"])
-
-
-def generation_config(tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> GenerationConfig:
-    """Sampling defaults for `generate`: special tokens other than eos are never sampled."""
-    never = sorted(set(tokenizer.all_special_ids) - {tokenizer.eos_token_id})
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=True,
-        temperature=settings["temperature"],
-        top_p=settings["top_p"],
-        top_k=0,
-        max_new_tokens=settings["max_new_tokens"],
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=never,
-    )
-
-
-def save_weights(model: BertLMHeadModel, out: Path) -> None:
-    """Weights in float16, word embeddings in 8 bits; the configuration says float32, to compute in.
-
-    The word embeddings are the larger half of a small model. In float8 (e4m3) twice as many of them fit
-    into the same file, which is worth far more than the rounding costs: see the README.
-    """
-    model.half().save_pretrained(out)  # type: ignore[no-untyped-call]
-    path = out / "model.safetensors"
-    weights = load_file(path)
+def pack_weights(folder: Path) -> None:
+    """Store the weights of a model's folder in float16, the word embeddings in float8."""
+    path = folder / "model.safetensors"
+    weights = {name: value.half() for name, value in load_file(path).items()}
     weights[WORDS] = weights[WORDS].to(torch.float8_e4m3fn)
     save_file(weights, path, metadata={"format": "pt"})
-    config = json.loads((out / "config.json").read_text())
-    config["dtype"] = "float32"
-    write_json(out / "config.json", config)
-    (out / "model.safetensors").chmod(0o644)
+    path.chmod(0o644)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """The tokenizer with its chat template."""
-    tokenizer.chat_template = chat_template("paper")
-    tokenizer.save_pretrained(out)
-    config = json.loads((out / "tokenizer_config.json").read_text())
-    for name in ("is_local", "local_files_only"):  # of the folder it was loaded from, not of the tokenizer
-        config.pop(name, None)
-    write_json(out / "tokenizer_config.json", config | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    path = out / "tokenizer.json"  # compact: the indented vocabulary is twice the size
+def pack_tokenizer(folder: Path) -> None:
+    """Make the tokenizer's file compact: the indented vocabulary is twice the size."""
+    path = folder / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")), ensure_ascii=False), encoding="utf-8")
 
 
-def export(args: argparse.Namespace) -> None:
-    """Write the whole folder and check its size."""
-    settings = {
-        "n_thoughts": args.n_thoughts,
-        "temperature": args.temperature,
-        "top_p": args.top_p,
-        "max_new_tokens": args.max_new_tokens,
-        "repetition_penalty": args.repetition_penalty,
-    }
-    model, step = trained_model(args.work, args.run)
-    tokenizer = load_tokenizer(args.work / "tokenizer")
-    args.out.mkdir(parents=True, exist_ok=True)
-    model.generation_config = generation_config(tokenizer, settings)
-    save_weights(model, args.out)
-    save_tokenizer(tokenizer, args.out)
-    config = TemplateConfig(max_length=MAX_POSITIONS, settings=settings)
-    config.save(args.out)
-    save_sentence_transformers(args.out, Template(tokenizer, config), dimension=model.config.hidden_size)
-    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
-    if size > MAX_BYTES:
-        raise SystemExit(f"{args.out} has {size} bytes, over {MAX_BYTES}: use a smaller --vocabulary.")
-    print(f"step {step} exported to {args.out}: {size} bytes")
-
-
-RAW = argparse.RawDescriptionHelpFormatter
+def export(model: Path, out: Path, settings: dict[str, Any]) -> int:
+    """Write the whole folder; returns its size in bytes."""
+    if not (model / CONFIG_NAME).is_file():
+        raise SystemExit(f"No trained model in {model}: run `o1-retriever train` first.")
+    config = replace(TemplateConfig.from_file(model / CONFIG_NAME), settings=settings)
+    loaded = BertLMHeadModel.from_pretrained(model, dtype=torch.float32)
+    save_embedder(out, loaded, load_tokenizer(model), config)
+    pack_weights(out)
+    pack_tokenizer(out)
+    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
 def main() -> None:
     """Parse the options and export."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
-    parser.add_argument("--work", type=Path, required=True, help="folder that data.py wrote")
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--model", type=Path, required=True, help="model folder that was trained")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--k", type=int, default=3, help="thoughts per query")
-    parser.add_argument("--temperature", type=float, default=0.5)
-    parser.add_argument("--top-p", type=float, default=0.9)
-    parser.add_argument("--repetition-penalty", type=float, default=1.0)
-    parser.add_argument("--max-new-tokens", type=int, default=32)
-    export(parser.parse_args())
+    for name, value in SETTINGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    args = parser.parse_args()
+    size = export(args.model, args.out, {name: getattr(args, name) for name in SETTINGS})
+    if size > MAX_BYTES:
+        raise SystemExit(f"{args.out} has {size} bytes, over {MAX_BYTES}: use a smaller --vocabulary.")
+    print(f"{args.model} exported to {args.out}: {size} bytes")
 
 
 if __name__ == "__main__":

@@ -20,14 +20,12 @@ No split named test is opened; the documents of a collection are, because an ind
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sources import read_jsonl, require_data
-from telegrams import telegram
+from sources import read_jsonl, require_data, telegram, write_jsonl
 
 from o1_retriever.evaluation.sources import write_collection
 from o1_retriever_training.copies import share_copied
@@ -71,11 +69,11 @@ def main() -> None:
     }
     for name, whole in rows.items():
         found = whole[: options.limit]
-        _write(options.work / f"{name}.jsonl", found)
+        write_jsonl(options.work / f"{name}.jsonl", found)
         print(f"{name}: {len(found):,} rows")
     documents = _documents(options.data, rows["pairs"][: options.limit])
     documents = documents[: options.limit * 20 if options.limit else None]
-    _write(options.work / "corpus.jsonl", documents)
+    write_jsonl(options.work / "corpus.jsonl", documents)
     print(f"corpus: {len(documents):,} documents; {len(held_out):,} queries held out for dev")
 
 
@@ -169,11 +167,6 @@ def _documents(data: Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, str
         for row in read_jsonl(data / "eval" / name / "corpus.jsonl"):
             texts[f"{row.get('title', '')} {row['text']}".strip()] = None
     return [{"_id": str(number), "text": text} for number, text in enumerate(texts)]
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import gzip
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,16 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines if line.strip()]
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write objects as JSON lines; returns how many."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
 
 
 def require_data(data: Path) -> None:
@@ -178,3 +188,31 @@ def question_rows(path: Path, rng: random.Random, held_out: frozenset[str]) -> I
             said = cut_to_sentences(rng.choice(row["pos"]), MAX_THOUGHT_WORDS)
             if said:
                 yield Row("thinking", row["query"], said)
+
+
+# Thoughts as a small model can write them: ten million parameters do not write true sentences. What a
+# thought is for, the words of the passage that is looked for, they can learn, and every token that is no
+# function word is one of those.
+MOST_WORDS = 14
+WORD = re.compile(r"[^\W_]+(?:['’.-][^\W_]+)*")
+FUNCTION_WORDS = frozenset(
+    WORD.findall("""
+    a about above after again against all also although always among an and another any are as at be
+    because become becomes been before being below between both but by came can cannot come could
+    did do does doing done down due during each either else etc even ever every few for from further
+    get gets given gives go goes had has have having he hence her here hers him his how however i if
+    in including instead into is it its itself just kind kinds known least less let like made make
+    makes many may me means might more most much must my neither no nor not now of off often on once
+    one only onto or other others our out over own part per quite rather same several shall she
+    should since so some something such than that the their them themselves then there therefore
+    these they thing things this those though through thus to together too toward under until up
+    upon us use used uses using usually very via was way we well were what when where whether which
+    while who whom whose why will with within without would yet you your
+    """)
+)
+
+
+def telegram(text: str, most: int = MOST_WORDS) -> str:
+    """The first `most` different words of `text` that are no function words."""
+    words = dict.fromkeys(word.lower() for word in WORD.findall(text))
+    return " ".join([word for word in words if word not in FUNCTION_WORDS][:most])

@@ -1,12 +1,13 @@
-"""Run the stages of o1-embedder-22m: a recipe is a list of steps, a step is one of our commands with options.
+"""Run the stages of o1-embedder-22m: `stages.yaml` lists the steps, each one of our commands with its options.
 
 ```
-python training/o1_embedder_22m/stages.py training/recipes/o1-embedder-22m/*.yaml --data DATA --work FOLDER
+python training/o1_embedder_22m/stages.py --data ../shared/data --work build/o1-embedder-22m
 ```
 
-`{data}` and `{work}` in a recipe stand for these folders. A step that was finished with the same options is
-not run again, and the steps themselves go on where they were stopped. `--quick` takes the options that a step
-has under `quick` on top: the whole way in minutes, to see that it works; the model that comes out is no good.
+`{data}`, `{work}` and `{recipes}` in the list stand for folders. A step that was finished with the same
+options is not run again, and the steps themselves go on where they were stopped. `--quick` adds the options
+that a step has under `quick`: the whole way in minutes, to see that it works; the model that comes out is no
+good.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).resolve().parent
+RECIPES = HERE.parent / "recipes" / "o1-embedder-22m"
 
 
 def command(step: dict[str, Any], places: dict[str, str], quick: bool) -> list[str]:
@@ -29,13 +31,15 @@ def command(step: dict[str, Any], places: dict[str, str], quick: bool) -> list[s
     name = str(step["run"])
     script = HERE / f"{name}.py"
     words = [str(script)] if script.is_file() else ["-m", "o1_retriever", name]
-    options = {**step.get("with", {}), **(step.get("quick", {}) if quick else {})}
-    for key, value in options.items():
-        if value is False:
-            continue
-        words.append(f"--{key}")
-        words += [] if value is True else _texts(value, places)
-    return [sys.executable, *words, *(_texts(step["files"], places) if "files" in step else [])]
+    words += _texts(step.get("files", []), places)
+    # Of an option that stands there twice the last one counts, or both do if it may be repeated.
+    for options in (step.get("with", {}), step.get("quick", {}) if quick else {}):
+        for key, value in options.items():
+            for each in value if isinstance(value, list) else [value]:
+                words += (
+                    [] if each is False else [f"--{key}", *([] if each is True else _texts(each, places))]
+                )
+    return [sys.executable, *words]
 
 
 def _texts(value: Any, places: dict[str, str]) -> list[str]:
@@ -43,14 +47,14 @@ def _texts(value: Any, places: dict[str, str]) -> list[str]:
     return [str(each).format(**places) if isinstance(each, str) else str(each) for each in values]
 
 
-def run(recipe: Path, places: dict[str, str], quick: bool) -> None:
-    """Run the steps of one recipe that are not done; raises `SystemExit` with the step that failed."""
-    steps = yaml.safe_load(recipe.read_text(encoding="utf-8"))["steps"]
+def run(stages: Path, places: dict[str, str], quick: bool) -> None:
+    """Run the steps that are not done; raises `SystemExit` with the step that failed."""
+    steps = yaml.safe_load(stages.read_text(encoding="utf-8"))["steps"]
     for number, step in enumerate(steps, 1):
         words = command(step, places, quick)
         mark = hashlib.sha256(json.dumps(words[1:]).encode()).hexdigest()[:16]
-        done = Path(places["work"]) / "done" / f"{recipe.stem}-{number}-{mark}"
-        title = f"{recipe.stem}, step {number} of {len(steps)}: {step['run']}"
+        done = Path(places["work"]) / "done" / f"{number}-{mark}"
+        title = f"step {number} of {len(steps)}: {step['run']}"
         if done.exists():
             print(f"{title}: done before", flush=True)
             continue
@@ -63,10 +67,9 @@ def run(recipe: Path, places: dict[str, str], quick: bool) -> None:
 
 
 def main() -> None:
-    """Read the options and run every recipe in the order given."""
+    """Read the options and run the steps in their order."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("recipes", type=Path, nargs="+")
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="folder with text/ and train/"
     )
@@ -76,9 +79,8 @@ def main() -> None:
     if not args.data.is_dir():
         raise SystemExit(f"There is no folder {args.data}. Type: make o1-embedder-22m DATA=FOLDER")
     args.work.mkdir(parents=True, exist_ok=True)
-    places = {"data": str(args.data), "work": str(args.work)}
-    for recipe in args.recipes:
-        run(recipe, places, args.quick)
+    places = {"data": str(args.data), "work": str(args.work), "recipes": str(RECIPES)}
+    run(HERE / "stages.yaml", places, quick=args.quick)
 
 
 if __name__ == "__main__":

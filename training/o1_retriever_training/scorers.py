@@ -209,14 +209,15 @@ class EncoderScorer:
 
     def search(self, documents: Sequence[str]) -> Search:
         """Embed the documents."""
-        matrix = self._encode(documents, "document")
-        return lambda queries: (matrix @ vector for vector in self._encode(queries, "query"))
+        matrix = self.encode(documents, "document")
+        return lambda queries: (matrix @ vector for vector in self.encode(queries, "query"))
 
     def _vectors(self, texts: Iterable[str], read_as: Target) -> Mapping[str, Vector]:
         different = list(dict.fromkeys(texts))
-        return dict(zip(different, self._encode(different, read_as), strict=True)) if different else {}
+        return dict(zip(different, self.encode(different, read_as), strict=True)) if different else {}
 
-    def _encode(self, texts: Sequence[str], read_as: Target) -> Matrix:
+    def encode(self, texts: Sequence[str], read_as: Target) -> Matrix:
+        """Unit vectors of texts that are read as queries or as documents, one row a text."""
         from o1_retriever.embedder import ThinkingEmbedder
 
         self.open()

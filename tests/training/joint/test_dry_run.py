@@ -65,7 +65,7 @@ class Real:
         forwards = (query_chunks(batch, chunk, tokens), document_chunks(batch, chunk, tokens))
         queries, documents = (tuple((len(c.ids), c.ids.shape[1]) for c in part) for part in forwards)
         labels = len(batch["label_ids"])
-        return StepSize(tokens=0, labels=labels, queries=queries, documents=documents, batches=1)
+        return StepSize(rows=1, tokens=0, labels=labels, queries=queries, documents=documents, batches=1)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "bert", "mistral"])

@@ -14,6 +14,7 @@ from o1_retriever.engine.checkpoint import first_line
 from o1_retriever.engine.load import LoadOptions, load_causal_lm
 from o1_retriever.engine.template import CONFIG_NAME, MARKERS, Layout, Template, TemplateConfig
 from o1_retriever.errors import SettingsError
+from o1_retriever_training.joint.model import know_plain_attention
 from o1_retriever_training.joint.recipe import DataSection, ModelSection
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,11 @@ class Backbone:
     deployed: TemplateConfig
     added: tuple[str, ...]
 
+    @property
+    def width(self) -> int:
+        """How many numbers a vector has."""
+        return int(self.language_model.config.get_text_config().hidden_size)
+
 
 def open_backbone(model: ModelSection, data: DataSection, *, seed: int, device: torch.device) -> Backbone:
     """Load the base, give it the markers it lacks and choose what is trained.
@@ -44,6 +50,7 @@ def open_backbone(model: ModelSection, data: DataSection, *, seed: int, device: 
     Full tuning trains every weight; LoRA and QLoRA train low-rank matrices and the rows of the markers.
     Raises `ModelNotFoundError` and `CheckpointError` for a base that cannot be trained to think and embed.
     """
+    know_plain_attention()
     loaded = load_causal_lm(model.base, _options(model, device), attention=model.attention, purpose="QLoRA")
     language_model, tokenizer = loaded.model, loaded.tokenizer
     added = add_markers(language_model, tokenizer, model.layout, seed=seed)

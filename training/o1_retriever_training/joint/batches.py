@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils.data import Dataset, Sampler
 
 from o1_retriever.engine.template import Template
@@ -20,20 +21,54 @@ from o1_retriever_training.joint.rows import TrainingRows
 Pick: TypeAlias = tuple[int, int]  # a row, and the epoch that it is drawn in
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How many tokens a batch of one process has at most, and how long each row is, (rows,)."""
+
+    tokens: int
+    lengths: NDArray[np.int64]
+
+    def batches(
+        self, rows: NDArray[np.int64], most: int, world: int, generator: np.random.Generator
+    ) -> list[NDArray[np.int64]]:
+        """The rows in batches of like length, of at most `most` rows."""
+        # Without the jitter the same rows would meet in every epoch.
+        order = rows[np.argsort(self.lengths[rows] + _JITTER * generator.random(len(rows)), kind="stable")]
+        found: list[NDArray[np.int64]] = []
+        first, longest = 0, 0
+        for place, length in enumerate(self.lengths[order].tolist()):
+            longest = max(longest, length)
+            full = longest * (place - first + 1) > self.tokens * world or place - first >= most
+            if place > first and full:
+                found.append(order[first:place])
+                first, longest = place, length
+        return [*found, order[first:]] if len(order) else []
+
+
 class SameSourceBatches(Sampler[list[Pick]]):
     """The batches of one process over a whole run of `steps`, so that step n is the same after any resume.
 
     `sources` (rows,) says where each row comes from. A batch of all `world` processes together has up to
-    `size * world` rows of one source, each process every `world`-th of them; the last one of a source may
-    be smaller, and what does not give every process a row waits for another epoch.
+    `size * world` rows of one source, each process every `world`-th of them; the last one of a source may be
+    smaller, and what does not give every process a row waits for another epoch. With `budget` the rows of a
+    batch are of like length and have at most so many tokens for each process, padding included.
     """
 
     def __init__(
-        self, sources: NDArray[np.int64], *, size: int, steps: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        sources: NDArray[np.int64],
+        *,
+        size: int,
+        steps: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        budget: Budget | None = None,
     ) -> None:
         self._rows = [np.flatnonzero(sources == source) for source in np.unique(sources)]
         self._size, self._steps, self._seed = size, steps, seed
         self._rank, self._world = rank, world
+        self._budget = budget
 
     def __len__(self) -> int:
         return self._steps
@@ -50,15 +85,24 @@ class SameSourceBatches(Sampler[list[Pick]]):
         whole = self._size * self._world
         batches = []
         for source, rows in enumerate(self._rows):
-            shuffled = rows[_generator(self._seed, epoch, source).permutation(len(rows))]
-            parts = [shuffled[start : start + whole] for start in range(0, len(rows), whole)]
+            generator = _generator(self._seed, epoch, source)
+            if self._budget is not None:
+                parts = self._budget.batches(rows, whole, self._world, generator)
+            else:
+                shuffled = rows[generator.permutation(len(rows))]
+                parts = [shuffled[start : start + whole] for start in range(0, len(rows), whole)]
             batches += [part for part in parts if len(part) >= self._world]
         order = _generator(self._seed, epoch, len(self._rows)).permutation(len(batches))
         return [batches[place] for place in order]
 
 
-def steps_per_epoch(sources: NDArray[np.int64], *, size: int, world: int = 1) -> int:
-    """Batches in one pass over the rows."""
+def steps_per_epoch(
+    sources: NDArray[np.int64], *, size: int, world: int = 1, budget: Budget | None = None
+) -> int:
+    """Batches in one pass over the rows; with a budget it is that of the first epoch."""
+    if budget is not None:
+        every = SameSourceBatches(sources, size=size, steps=0, seed=0, world=world, budget=budget)
+        return len(every._epoch(0))
     whole = size * world
     counts = np.unique(sources, return_counts=True)[1]
     return sum(math.ceil(count / whole) - (0 < count % whole < world) for count in counts.tolist())
@@ -69,6 +113,7 @@ def _generator(*key: int) -> np.random.Generator:
 
 
 Batch = dict[str, Tensor]
+_JITTER = 3.0  # tokens that rows may differ by and still change places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +121,21 @@ class Drawn:
     """What a row contributes to one batch, by numbers of texts.
 
     `thought` is None where there is none or it was dropped; `fast` and `thinking` say which vectors are
-    trained; `documents` are the positive and then the negatives, `scores` the teacher's of these.
+    trained; `documents` are the positive and then the negatives, `scores` the teacher's of these. `composed`
+    is the teacher's vector of the query with this thought (-1: none), `answers` are rows of the index. A
+    plain document is alone in `documents`, and its query is None.
     """
 
-    query: int
+    query: int | None
     thought: int | None
     fast: bool
     thinking: bool
     documents: list[int]
     scores: list[float]
     positives: list[int]
+    composed: int = -1
+    answers: list[int] = field(default_factory=list)
+    written: bool = True
 
 
 class DrawnRows(Dataset[Drawn]):
@@ -103,6 +153,8 @@ class DrawnRows(Dataset[Drawn]):
 
     def __getitem__(self, pick: Pick) -> Drawn:
         row, epoch = pick
+        if self.rows.document[row] >= 0:
+            return _plain_document(int(self.rows.document[row]))
         draw = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch, row])))
         # Always the same number of draws, so that one setting does not change what another draws.
         dropped, z, which = draw.random(3)
@@ -110,7 +162,9 @@ class DrawnRows(Dataset[Drawn]):
         thoughts, positives = rows.thoughts(row), rows.positives(row)
         # A thought is never dropped from a row without a positive: nothing would be left of it.
         drop = dropped < losses.thought_dropout and len(positives) > 0
-        thought = None if drop or not len(thoughts) else int(thoughts[int(which * len(thoughts))])
+        place = None if drop or not len(thoughts) else int(which * len(thoughts))
+        thought = None if place is None else int(thoughts[place])
+        composed = self.rows.composed(row)
         both = losses.vectors == "both"
         thinking = thought is not None and (both or self._one_vector or z < losses.thinking_probability)
         documents, scores = self._documents(row, draw)
@@ -122,6 +176,9 @@ class DrawnRows(Dataset[Drawn]):
             documents=documents,
             scores=scores,
             positives=[int(number) for number in positives],
+            composed=-1 if place is None or not len(composed) else int(composed[place]),
+            answers=[int(number) for number in rows.answers(row)],
+            written=self._data.train[int(rows.source[row])].written,
         )
 
     def _documents(self, row: int, draw: np.random.Generator) -> tuple[list[int], list[float]]:
@@ -130,7 +187,7 @@ class DrawnRows(Dataset[Drawn]):
             self.rows.negatives(row),
             self.rows.scores(row),
         )
-        if not len(positives):
+        if not len(positives) or self.rows.index is not None:
             return [], []
         first = int(draw.integers(len(positives)))
         count = min(self._data.group - 1, len(negatives))
@@ -145,7 +202,8 @@ class _Sequences:
     """The query sequences of a batch as they are collected."""
 
     ids: list[list[int]] = field(default_factory=list)
-    vectors: list[tuple[int, int, int]] = field(default_factory=list)  # owner, sequence, column
+    vectors: list[tuple[int, int, int, bool]] = field(default_factory=list)
+    """owner, sequence, column, whether it is the thinking one"""
     labels: list[tuple[int, int, int]] = field(default_factory=list)  # sequence, column, next id
 
 
@@ -157,11 +215,25 @@ class Collator:
     `document_ids` [D, L'] and `document_ends` [D], the column of `<emb>`; and what the losses take:
     `targets` [V], `positive_keys` [V, P], `document_keys` [D, 2], and `candidates`, `teacher` and `groups`
     [V, G].
+    `document_label_rows`, `_columns` and `_ids` are those of the plain documents' words. With a teacher
+    `teacher_queries` [V, d] and `teacher_documents` [D, d] have its vectors, nan for none, and with an index
+    `answers` [V, A] the rows of it that answer, -1 for none.
     `tokens` counts what is no padding.
     """
 
-    def __init__(self, rows: TrainingRows, template: Template, *, max_document_tokens: int) -> None:
+    def __init__(
+        self,
+        rows: TrainingRows,
+        template: Template,
+        *,
+        max_document_tokens: int,
+        data: DataSection | None = None,
+        document_tokens: int | None = None,
+    ) -> None:
         self._rows, self._template = rows, template
+        self._document_tokens = document_tokens
+        self._taught_thinking = data is not None and data.teacher is not None and data.teacher.thinking
+        self._all_answer = data is not None and data.index is not None and data.index.vectors == "all"
         self._document = max_document_tokens - (template.max_length - template.max_document)
 
     def __call__(self, drawn: Sequence[Drawn]) -> Batch:
@@ -169,10 +241,13 @@ class Collator:
         sequences = self._sequences(drawn)
         order = _longest_first([len(row) for row in sequences.ids])
         place = {number: new for new, number in enumerate(order)}
-        vectors = sorted((place[sequence], column, owner) for owner, sequence, column in sequences.vectors)
+        vectors = sorted(
+            (place[sequence], column, own, thinks) for own, sequence, column, thinks in sequences.vectors
+        )
         labels = sorted((place[sequence], column, label) for sequence, column, label in sequences.labels)
-        owners = [drawn[owner] for _, _, owner in vectors]
-        pad = _pad(self._template)
+        owners = [drawn[owner] for _, _, owner, _ in vectors]
+        plain = sorted({row.documents[0] for row in drawn if row.query is None})
+        documents = self._documents(owners, plain, pad := _pad(self._template))
         rows, columns = _columns([each[:2] for each in vectors], 2)
         label_rows, label_columns, label_ids = _columns(labels, 3)
         return {
@@ -182,7 +257,9 @@ class Collator:
             "label_rows": label_rows,
             "label_columns": label_columns,
             "label_ids": label_ids,
-            **(documents := self._documents(owners, pad)),
+            **documents,
+            **self._answers(owners, [thinks for *_, thinks in vectors]),
+            **self._taught(owners, [thinks for *_, thinks in vectors]),
             "tokens": torch.tensor(
                 sum(len(row) for row in sequences.ids) + int((documents["document_ends"] + 1).sum())
             ),
@@ -193,51 +270,116 @@ class Collator:
         texts, template = self._rows.texts, self._template
         offset = template.fast_offset
         for owner, row in enumerate(drawn):
+            if row.query is None:
+                continue
             query = texts.ids(row.query)
             prompt = template.prompt(query)
-            fast = row.fast and bool(row.documents)
+            learns = bool(row.documents) or self._rows.teacher is not None or bool(row.answers)
+            fast = row.fast and learns
             if row.thought is not None:
                 thought = texts.ids(row.thought)
                 sequence = template.thinking_query(query, thought)
                 number = len(found.ids)
                 found.ids.append(sequence)
-                found.labels += _labels(
-                    number, sequence, len(prompt), whole=len(thought) <= template.room(prompt)
-                )
-                if row.thinking and row.documents:
-                    found.vectors.append((owner, number, len(sequence) - 1))
+                if row.written:
+                    whole = len(thought) <= template.room(prompt)
+                    found.labels += _labels(number, sequence, len(prompt), whole=whole)
+                if row.thinking and learns:
+                    found.vectors.append((owner, number, len(sequence) - 1, True))
                 if fast and offset is not None:
-                    found.vectors.append((owner, number, len(prompt) + offset))
+                    found.vectors.append((owner, number, len(prompt) + offset, False))
                     fast = False
             if fast:
                 sequence = template.fast_query(query)
-                found.vectors.append((owner, len(found.ids), len(sequence) - 1))
+                found.vectors.append((owner, len(found.ids), len(sequence) - 1, False))
                 found.ids.append(sequence)
         return found
 
-    def _documents(self, owners: Sequence[Drawn], pad: int) -> Batch:
+    def _documents(self, owners: Sequence[Drawn], plain: Sequence[int], pad: int) -> Batch:
         texts = self._rows.texts
-        numbers = sorted({number for row in owners for number in row.documents})
+        numbers = sorted({number for row in owners for number in row.documents} | {*plain})
         ids = [self._template.document(texts.ids(number)[: self._document]) for number in numbers]
         order = _longest_first([len(row) for row in ids])
         place = {numbers[old]: new for new, old in enumerate(order)}
         groups = [[place[number] for number in row.documents] for row in owners]
         keys = [[key for number in row.positives for key in self._keys(number)] for row in owners]
         kept = [ids[old] for old in order]
+        labels = self._words(sorted(place[number] for number in plain), kept)
+        label_rows, label_columns, label_ids = _columns(labels, 3)
         return {
+            "document_label_rows": label_rows,
+            "document_label_columns": label_columns,
+            "document_label_ids": label_ids,
+            **self._taught_documents([numbers[old] for old in order]),
             "document_ids": _padded(kept, pad),
             "document_ends": torch.tensor([len(row) - 1 for row in kept], dtype=torch.int64),
             "document_keys": _columns([self._keys(numbers[old]) for old in order], 2).T,
-            "targets": torch.tensor([group[0] for group in groups], dtype=torch.int64),
+            "targets": torch.tensor([group[0] if group else -1 for group in groups], dtype=torch.int64),
             "groups": _padded(groups, -1),
             "candidates": _padded(groups, -1),
             "teacher": _table([row.scores for row in owners], torch.nan, torch.float32),
             "positive_keys": _padded(keys, 0),
         }
 
+    def _words(self, plain: Sequence[int], documents: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+        """(document, column, next id) of the plain documents' words, at most `document_tokens` of them."""
+        most = self._document_tokens
+        # The layout that opens a document predicts its first word as well.
+        first = max(1, self._template.max_length - self._template.max_document - 1)
+        found = [
+            (row, column - 1, documents[row][column])
+            for row in plain
+            for column in range(first, len(documents[row]) - 1)
+        ]
+        stride = 1 if most is None else max(1, -(-len(found) // most))
+        return found[len(found) % stride :: stride]
+
+    def _taught(self, owners: Sequence[Drawn], thinking: Sequence[bool]) -> Batch:
+        """The teacher's vectors of the queries, or of the queries with their thoughts."""
+        if self._rows.teacher is None:
+            return {}
+        composed = [row.composed if self._taught_thinking else -1 for row in owners]
+        alone = [int(self._rows.taught[row.query or 0]) for row in owners]
+        numbers = [
+            one if thinks else other for one, other, thinks in zip(composed, alone, thinking, strict=True)
+        ]
+        return {"teacher_queries": _vectors(self._rows.teacher, numbers)}
+
+    def _taught_documents(self, numbers: Sequence[int]) -> Batch:
+        if self._rows.teacher is None:
+            return {}
+        taught = [int(self._rows.taught[number]) for number in numbers]
+        return {"teacher_documents": _vectors(self._rows.teacher, taught)}
+
+    def _answers(self, owners: Sequence[Drawn], thinking: Sequence[bool]) -> Batch:
+        if self._rows.index is None:
+            return {}
+        compared = [thinks or self._all_answer for thinks in thinking]
+        answers = [row.answers if each else [] for row, each in zip(owners, compared, strict=True)]
+        return {"answers": _padded(answers, -1)}
+
     def _keys(self, number: int) -> tuple[int, int]:
         """What makes two documents the same one: a text, or an id."""
         return int(self._rows.texts.keys[number]), int(self._rows.ids[number])
+
+
+def _plain_document(number: int) -> Drawn:
+    return Drawn(
+        query=None, thought=None, fast=False, thinking=False, documents=[number], scores=[], positives=[]
+    )
+
+
+def unit_vectors(known: NDArray[np.float16]) -> Tensor:
+    """Stored vectors as unit vectors in float32."""
+    return normalize(torch.from_numpy(known.astype(np.float32)), dim=-1)
+
+
+def _vectors(known: NDArray[np.float16], numbers: Sequence[int]) -> Tensor:
+    """Unit vectors (numbers, d), nan where the number is -1."""
+    found = torch.full((len(numbers), known.shape[1]), torch.nan)
+    there = [place for place, number in enumerate(numbers) if number >= 0]
+    found[there] = unit_vectors(known[[numbers[place] for place in there]])
+    return found
 
 
 def _labels(number: int, sequence: Sequence[int], prompt: int, *, whole: bool) -> list[tuple[int, int, int]]:

@@ -9,14 +9,15 @@ import difflib
 import os
 import time
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from o1_retriever.errors import SettingsError
 from o1_retriever_training.joint.batches import steps_per_epoch
+from o1_retriever_training.joint.losses import BLOCK
 from o1_retriever_training.joint.recipe import ModelSection, TrainRecipe
 from o1_retriever_training.joint.sizes import Chunk, Sampled, Shape, StepSize, sample, shape_of
-from o1_retriever_training.reading import HUB
+from o1_retriever_training.reading import HUB, count_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -261,7 +262,7 @@ def _steps(
     far = any(source.path.startswith(HUB) for source in recipe.data.train)
     notes = ("The rows of the Hub are taken to be as many as data.train allows.",) if far else ()
     sources = np.repeat(np.arange(len(known)), known)
-    whole = steps_per_epoch(sources, size=optimisation.queries, world=devices)
+    whole = steps_per_epoch(sources, size=data.step.rows, world=devices)
     return max(1, round((optimisation.epochs or 1.0) * whole)), rows, notes
 
 
@@ -292,7 +293,7 @@ def memory_of(
         "optimizer (AdamW)": round(trained * 2 * _FLOAT / shares),
         "activations": round(activations),
         "logits": round(logits),
-        "vectors and similarities": round(_vectors(recipe, shape, devices)),
+        "vectors and similarities": round(_vectors(recipe, shape, step.rows, devices)),
         "fragmentation": round((activations + logits) * _FRAGMENTATION),
         "framework": hardware.overhead,
     }
@@ -373,16 +374,20 @@ def _graph(recipe: TrainRecipe, step: StepSize) -> tuple[int, int]:
 
 
 def _logits(recipe: TrainRecipe, shape: Shape, step: StepSize, width: int) -> float:
-    queries = recipe.optimisation.queries
-    share = min(1.0, (recipe.optimisation.chunk or queries) / queries)
+    share = min(1.0, (recipe.optimisation.chunk or step.rows) / step.rows)
     rows = min(step.labels * share * 1.5, _AT_ONCE / shape.vocabulary)
     return rows * shape.vocabulary * (width + _LOGIT_COPIES * _FLOAT)
 
 
-def _vectors(recipe: TrainRecipe, shape: Shape, devices: int) -> float:
+def _vectors(recipe: TrainRecipe, shape: Shape, rows: int, devices: int) -> float:
+    index = recipe.data.index
+    if index is not None:
+        count = count_rows(index.corpus, show=True) or 0 if Path(index.corpus).is_file() else 0
+        # The index; of what is compared at once scores, their mask, their softmax and its gradient.
+        return count * shape.width * _FLOAT + min(rows * count, BLOCK) * 4 * _FLOAT
     everybody = devices if recipe.losses.across_processes else 1
-    queries = recipe.optimisation.queries * everybody * (2 if recipe.losses.vectors == "both" else 1)
-    documents = recipe.optimisation.queries * everybody * recipe.data.group
+    queries = rows * everybody * (2 if recipe.losses.vectors == "both" else 1)
+    documents = rows * everybody * recipe.data.group
     # The vectors and their gradients; similarities, their mask, their softmax and its gradient.
     return (queries + documents) * shape.width * 2 * _FLOAT + queries * documents * 4 * _FLOAT
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, softplus
 from torch.utils.checkpoint import checkpoint
 
 # More scores than this at once are computed again for their gradient instead of being kept (16 MiB).
@@ -76,6 +76,54 @@ def distillation_loss(
         return (torch.xlogy(wanted, wanted) - wanted * found).sum()
 
     return _sum_of_blocks(distance, queries[rows], documents, rows) / len(rows)
+
+
+def cosine_loss(vectors: Tensor, teacher: Tensor, *, count: int) -> Tensor:
+    """The sum of 1 - cosine between unit vectors [n, d] and their teacher's [n, d], divided by `count`.
+
+    `count` is how many there are in all parts of the batch. 0 with a graph when it is 0.
+    """
+    if not count or not len(vectors):
+        return _nothing(vectors)
+    return (1 - (_wide(vectors) * _wide(teacher)).sum(dim=-1)).sum() / count
+
+
+def relation_loss(vectors: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """How far the similarities of vectors [n, d] to each other are from those of their teacher's [n, d].
+
+    The mean over n of the KL divergence between the softmaxes over all others; 0 with a graph below 2.
+    """
+    if len(vectors) < 2:
+        return _nothing(vectors)
+    itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
+    ours, theirs = (
+        (_similarity(each, each) / temperature).masked_fill(itself, -1e4).log_softmax(dim=1)
+        for each in (vectors, teacher)
+    )
+    return kl_div(ours, theirs, log_target=True, reduction="batchmean")
+
+
+def index_loss(queries: Tensor, answers: Tensor, index: Tensor, *, temperature: float, count: int) -> Tensor:
+    """InfoNCE over every document of an index: one product with its vectors, which do not change.
+
+    `queries` [V, d] and `index` [N, d] are unit vectors, `answers` int64 [V, A] rows of the index (-1: none).
+    The positives of a query do not compete with each other; each counts the same, and so does each query. The
+    sum over the queries that have one, divided by `count`, how many there are in all parts of the batch.
+    """
+    rows = torch.nonzero((answers >= 0).any(dim=1)).flatten()
+    if not count or not len(rows):
+        return _nothing(queries)
+
+    def surprise(part: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+        own = answers[rows]
+        scores = _similarity(part, index) / temperature
+        mask = _members(own, len(index))
+        others = scores.masked_fill(mask, -torch.inf).logsumexp(dim=1)
+        each = softplus(others[:, None] - scores.gather(1, own.clamp(min=0)))
+        present = own >= 0
+        return (each.masked_fill(~present, 0.0).sum(dim=1) / present.sum(dim=1)).sum()
+
+    return _sum_of_blocks(surprise, queries[rows], index, rows) / count
 
 
 def generation_loss(logits: Tensor, labels: Tensor, *, tokens: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize
 from torch.utils.checkpoint import checkpoint
 
 from o1_retriever_training.joint.losses import generation_loss
@@ -18,15 +18,64 @@ from o1_retriever_training.joint.losses import generation_loss
 _LOGITS = 1 << 26
 
 
+def plain_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention over [rows, heads, length, width] without a mask: rows are padded on the right.
+
+    The backward of PyTorch's fused one is slow on a CPU: with this a step takes about two thirds of the time.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, dim=1) if groups > 1 else each for each in (key, value))
+    length = query.shape[2]
+    scores = torch.matmul(query * (scaling or query.shape[-1] ** -0.5), key.transpose(2, 3))
+    scores = scores + torch.full((length, length), -1e4, dtype=scores.dtype, device=scores.device).triu_(1)
+    with torch.autocast(query.device.type, enabled=False):
+        weights = _Softmax.apply(scores)  # type: ignore[no-untyped-call]
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+
+
+class _Softmax(torch.autograd.Function):
+    """A softmax that stays in bfloat16; autocast would go through float32."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        weights = torch.softmax(scores, -1)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (weights,) = ctx.saved_tensors
+        weighted = gradients[0] * weights
+        gradient: Tensor = weighted - weights * weighted.sum(-1, keepdim=True)
+        return gradient
+
+
+def know_plain_attention() -> None:
+    """Make transformers know `plain_attention` by the name that recipes use."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register("plain", plain_attention)
+    AttentionMaskInterface.register("plain", lambda *_args, **_kwargs: None)
+
+
 class JointModel(nn.Module):
     """Wraps a causal language model so that one call gives vectors and the generation loss.
 
     Everything stands in one `forward`, so that DDP, FSDP and autocast see the language-model head as well.
     """
 
-    def __init__(self, model: Any, language_model: Any) -> None:
+    def __init__(self, model: Any, language_model: Any, *, head_trains_embeddings: bool = True) -> None:
         super().__init__()
         self.model = model
+        self._head_trains_embeddings = head_trains_embeddings
         # Under LoRA the same modules as in `model`, with the low-rank matrices in their places. In a list, so
         # that its weights are not registered twice.
         self._inner = [language_model]
@@ -76,10 +125,16 @@ class JointModel(nn.Module):
     def _head(self, states: Tensor) -> Tensor:
         """Logits [T, vocabulary], with whatever the architecture does to them."""
         model = self.language_model
+        output = model.get_output_embeddings()
         if hasattr(model, "cls"):  # BERT: a transformation stands before the output embeddings
-            logits: Tensor = model.cls(states[None])[0]
-            return logits
-        logits = model.get_output_embeddings()(states)
+            states = model.cls.predictions.transform(states)
+        # The softmax over tied word embeddings has a gradient for every row at every step, and Adam turns the
+        # faintest into a full-sized move.
+        logits: Tensor = (
+            output(states)
+            if self._head_trains_embeddings
+            else linear(states, output.weight.detach(), output.bias)
+        )
         config = model.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         logits = logits if scale == 1.0 else logits * scale

@@ -72,18 +72,27 @@ class LoraSettings(Section):
 
 
 class ModelSection(Section):
-    """What is trained, and how. `dtype` auto is bfloat16 (reference) on CUDA and float32 on a CPU (ours)."""
+    """What is trained, and how. `dtype` auto is bfloat16 (reference) on CUDA and float32 on a CPU (ours).
+
+    `attention` plain is a causal attention without a mask whose backward is fast on a CPU. Without
+    `head_trains_embeddings` a head that is tied to the word embeddings reads them and does not train them.
+    """
 
     base: Text
     layout: Layout = "paper"  # paper
     tuning: Literal["lora", "qlora", "full"] = "lora"  # reference
     lora: LoraSettings = LoraSettings()
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"  # ours
+    attention: Literal["sdpa", "eager", "flash_attention_2", "plain"] = "sdpa"  # ours
     gradient_checkpointing: bool = True  # reference
+    head_trains_embeddings: bool = True  # as transformers has it
 
     @model_validator(mode="after")
     def _fits(self) -> ModelSection:
+        if not self.head_trains_embeddings and self.tuning != "full":
+            raise ValueError(
+                f"head_trains_embeddings is off and tuning is {self.tuning}; expected tuning full, or on"
+            )
         if self.attention == "flash_attention_2" and self.dtype == "float32":
             raise ValueError(
                 "attention flash_attention_2 computes in bfloat16 and dtype is float32; expected dtype "
@@ -96,18 +105,46 @@ class Source(Section):
     """A file of rows, or `hub:owner/name`; a batch is of one source. `rows` takes at most so many.
 
     `thoughts` is what is trained on: the elected one of a row, the first usable candidate (no committee),
-    any candidate, another one each time, or none.
+    any candidate, another one each time, or none. With `written` off thoughts are embedded and not learned
+    token by token. Of `kind` documents every row is a plain text (`text`, perhaps with a `title`), whose
+    words are learned; in a source of pairs a row with `"kind": "document"` is one.
     """
 
     path: Text
     name: str | None = None
     rows: Positive | None = None
     thoughts: Literal["elected", "first", "any", "none"] = "elected"  # paper
+    written: bool = True
+    kind: Literal["pairs", "documents"] = "pairs"
 
     @property
     def title(self) -> str:
         """The name that logs show: its own, else that of the file."""
         return self.name or PurePath(self.path).name.partition(".")[0]
+
+
+class TeacherSection(Section):
+    """An encoder whose vectors are learned: its name as for a committee, such as minilm. Ours.
+
+    A document's vector learns the encoder's of that document, a fast one its vector of the query and, with
+    `thinking`, a thinking one its vector of the query followed by the thought.
+    """
+
+    encoder: Text
+    thinking: bool = True
+
+
+class IndexSection(Section):
+    """Documents whose vectors stay, which every query is compared with in the place of its batch. Ours.
+
+    `corpus` has a document a line (`text`, perhaps with a `title`, as in a BEIR folder). A row's positives
+    are looked for among them by their text. `encoder` embeds them (None: the teacher). With `vectors`
+    thinking the thinking vectors are compared alone.
+    """
+
+    corpus: Text
+    encoder: Text | None = None
+    vectors: Literal["all", "thinking"] = "all"
 
 
 class DataSection(Section):
@@ -126,9 +163,15 @@ class DataSection(Section):
     max_document_tokens: Tokens = 192
     max_length: Tokens = 256
     group: Positive = 16
+    teacher: TeacherSection | None = None
+    index: IndexSection | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> DataSection:
+        if self.index is not None and self.index.encoder is None and self.teacher is None:
+            raise ValueError(
+                "index has no encoder and there is no teacher; expected index.encoder, such as minilm"
+            )
         if self.max_query_tokens + TAIL > self.max_length:
             raise ValueError(
                 f"max_query_tokens is {self.max_query_tokens} and max_length, of the query with its thought, "
@@ -147,7 +190,11 @@ class LossSection(Section):
     """The joint objective: `contrastive_weight` (λ) times the contrastive part, the rest for the thoughts.
 
     `vectors` sampled draws for each query which vector is trained (z, thinking with `thinking_probability`);
-    both trains the fast and the thinking one.
+    both trains the fast and the thinking one. Where `data` has a teacher, `teacher_weight` times 1 - cosine
+    and `relation_weight` times the divergence of the similarities within a batch come to the contrastive
+    part, and where it has an index, `index_weight` times the comparison with all of it. A token of a plain
+    document counts `document_token_weight` of a thought's, and of a batch at most `document_tokens` are
+    learned, evenly spread.
     """
 
     contrastive_weight: Share = 0.8  # paper
@@ -160,6 +207,12 @@ class LossSection(Section):
     distillation_weight: Annotated[Number, Field(ge=0)] = 1.0  # reference
     contrastive_part_weight: Annotated[Number, Field(ge=0)] = 1.0  # reference
     teacher_temperature: Annotated[Number, Field(gt=0)] = 1.0  # reference: raw scores
+    teacher_weight: Annotated[Number, Field(ge=0)] = 1.0  # ours, as are those below
+    relation_weight: Annotated[Number, Field(ge=0)] = 0.0
+    relation_temperature: Annotated[Number, Field(gt=0)] = 0.05
+    index_weight: Annotated[Number, Field(ge=0)] = 1.0
+    document_token_weight: Annotated[Number, Field(ge=0)] = 0.4
+    document_tokens: Positive | None = 384
 
     @model_validator(mode="after")
     def _teaches(self) -> LossSection:
@@ -175,15 +228,22 @@ class OptimisationSection(Section):
     """How long and how fast; `steps` stands in the place of `epochs`.
 
     `queries` is the contrastive batch of a process, `chunk` how many sequences of the greatest length one
-    forward takes (gradient caching; None: the graph of the whole batch is kept).
+    forward takes (gradient caching; None: the graph of the whole batch is kept). With `tokens` a batch has
+    rows of like length, at most so many tokens of them with padding, and at most `queries` rows. The
+    schedule plateau falls to zero over the last `decay` of the steps. The head learns `head_rate` times as
+    fast as the rest.
     """
 
     epochs: Annotated[Number, Field(gt=0)] | None = 1.0  # reference
     steps: Positive | None = None
     queries: Positive = 64  # reference: 8 on each of 8 GPUs
+    tokens: Positive | None = None  # ours
     chunk: Positive | None = 16  # ours
     learning_rate: Annotated[Number, Field(gt=0)] = 1e-4  # reference
-    schedule: Literal["linear", "cosine", "constant"] = "linear"  # reference
+    head_rate: Annotated[Number, Field(gt=0)] = 1.0
+    beta2: Annotated[Number, Field(gt=0, lt=1)] = 0.999  # AdamW's usual one
+    schedule: Literal["linear", "cosine", "constant", "plateau"] = "linear"  # reference
+    decay: Annotated[Number, Field(gt=0, le=1)] = 0.5  # ours
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.1  # reference; a share of the steps
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0  # reference
     max_grad_norm: Annotated[Number, Field(gt=0)] = 1.0  # reference
@@ -319,6 +379,8 @@ class TrainRecipe(Section):
         for source in content["data"]["train"]:
             if not source["path"].startswith("hub:"):
                 source["path"] = PurePath(source["path"]).name
+        if content["data"]["index"] is not None:
+            content["data"]["index"]["corpus"] = PurePath(content["data"]["index"]["corpus"]).name
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -366,6 +428,7 @@ def placed(value: dict[str, Any], folder: Path) -> dict[str, Any]:
         sources = data["train"] if isinstance(data["train"], list) else [data["train"]]
         data["train"] = [{"path": each} if isinstance(each, str) else each for each in sources]
         holders += [(source, "path") for source in data["train"]]
+        holders.append((data.get("index"), "corpus"))
     for holder, name in holders:
         path = holder.get(name) if isinstance(holder, dict) else None
         if isinstance(path, str) and path.startswith(("./", "../")):
@@ -429,6 +492,12 @@ def check_paths(recipe: TrainRecipe, *, where: str) -> None:
                 f"{where}: data.train.{number}.path is {source.path!r}; there is no such file.",
                 hint=f"{HINT} Rows of a folder of documents are made by: o1-retriever make-data FOLDER",
             )
+    index = recipe.data.index
+    if index is not None and not Path(index.corpus).is_file():
+        raise SettingsError(
+            f"{where}: data.index.corpus is {index.corpus!r}; there is no such file.",
+            hint="Expected a document a line, such as the corpus.jsonl of a BEIR folder.",
+        )
     base = Path(recipe.model.base)
     if looks_local(recipe.model.base) and not (base / "config.json").is_file():
         raise SettingsError(

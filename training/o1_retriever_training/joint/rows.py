@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -9,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -22,14 +23,24 @@ from o1_retriever.progress import progress
 from o1_retriever.reporting.text import counted
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint.recipe import DataSection, Source
+from o1_retriever_training.joint.teacher import (
+    VectorWriter,
+    corpus_texts,
+    encoder_of,
+    read_vectors,
+    titled,
+)
 from o1_retriever_training.reading import RowProblems, count_rows, digest, read_rows
 from o1_retriever_training.rows import TrainingRow
+from o1_retriever_training.scorers import Target
 
 _IDS, _TABLE = "ids.bin", "texts.npz"
 _ROWS, _REPORT = "rows.npz", "report.json"
-_FORMAT = 2
+_FORMAT = 3
 Numbers = NDArray[np.int64]
-_LISTS = ("thoughts", "positives", "negatives", "scores")
+_MARKERS, _MARKERS_OF_THOUGHT = 2, 3  # around a text; before and behind a thought
+_TAUGHT, _INDEX = "teacher.bin", "index.bin"  # vectors
+_LISTS = ("thoughts", "positives", "negatives", "scores", "composed", "answers")
 
 
 def text_key(text: str) -> int:
@@ -170,6 +181,9 @@ class DataReport:
 class TrainingRows:
     """Rows by number: a query, its thoughts, positives and negatives as numbers of `texts`.
 
+    A row that is a plain document has that number in `document` and no query; both are -1 for none.
+    `teacher` and `index` are vectors that are learned from, one a row of theirs, None without: `taught`
+    (texts,) says which of the teacher's belongs to a text.
     `name` stands for files, tokenizer and limits, `source` (rows,) says which file each came from; `ids`
     (texts,) stand for the id that a row's `pos_ids` or `neg_ids` give a document, 0 where it has none: two
     texts with one id are the same document.
@@ -181,7 +195,12 @@ class TrainingRows:
         with np.load(folder / _ROWS) as stored:
             arrays = {name: stored[name] for name in stored.files}
         self.query: Numbers = arrays["query"]
+        self.document: Numbers = arrays["document"]
         self.source: Numbers = arrays["source"]
+        self.taught: Numbers = arrays["taught"]
+        taught, indexed = (int(count) for count in arrays["vectors"])
+        self.teacher = read_vectors(folder / _TAUGHT, taught) if taught >= 0 else None
+        self.index = read_vectors(folder / _INDEX, indexed) if indexed >= 0 else None
         self.ids: Numbers = arrays["ids"]
         self._lists = {name: (arrays[name], arrays[f"{name}_starts"]) for name in _LISTS}
         self.report = DataReport(**json.loads((folder / _REPORT).read_text(encoding="utf-8")))
@@ -205,15 +224,36 @@ class TrainingRows:
         """The teacher's scores of its positives and then of its negatives, nan where it gave none."""
         return self._of("scores", row).astype(np.float64)
 
+    def composed(self, row: int) -> Numbers:
+        """The teacher's vectors of the query followed by each of its thoughts."""
+        return self._of("composed", row)
+
+    def answers(self, row: int) -> Numbers:
+        """Its positives as rows of the index."""
+        return self._of("answers", row)
+
+    @property
+    def lengths(self) -> Numbers:
+        """Tokens of each row's longest sequence, the documents of its query left out, (rows,)."""
+        own = self.texts.lengths
+        text = own[np.maximum(self.query, self.document)] + _MARKERS
+        values, starts = self._lists["thoughts"]
+        longest = [max((own[t] for t in values[a:b]), default=-1) for a, b in pairwise(starts)]
+        thought = np.asarray(longest, np.int64)
+        return np.where(thought < 0, text, text + thought + _MARKERS_OF_THOUGHT)
+
     def _of(self, name: str, row: int) -> Numbers:
         values, starts = self._lists[name]
         found: Numbers = values[starts[row] : starts[row + 1]]
         return found
 
 
-def open_rows(data: DataSection, template: Template, work: Path, *, show: bool | None = None) -> TrainingRows:
+def open_rows(
+    data: DataSection, template: Template, work: Path, *, show: bool | None = None, teacher: Any = None
+) -> TrainingRows:
     """The rows of a recipe, tokenised into `work` unless the same was done before.
 
+    `teacher` is an encoder of the caller's that stands for the recipe's, which else is loaded by its name.
     Raises `DataError` when a source cannot be read, or when nothing in it can be trained on.
     """
     name = _signature(data, template)
@@ -222,7 +262,7 @@ def open_rows(data: DataSection, template: Template, work: Path, *, show: bool |
         staged = work / f"{name}.{os.getpid()}.part"
         shutil.rmtree(staged, ignore_errors=True)
         try:
-            report = _Builder(data, template, staged).build(show)
+            report = _Builder(data, template, staged, teacher).build(show)
             (staged / _REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             staged.rename(folder)
@@ -243,7 +283,12 @@ def _signature(data: DataSection, template: Template) -> str:
     words = sorted(template.tokenizer.get_vocab().items())
     content = [
         _FORMAT,
-        [[digest(source.path), source.rows, source.thoughts, source.title] for source in data.train],
+        [
+            [digest(source.path), source.rows, source.thoughts, source.title, source.kind]
+            for source in data.train
+        ],
+        data.teacher and data.teacher.encoder,
+        data.index and [digest(data.index.corpus), data.index.encoder],
         [template.max_query_text, template.max_length, data.max_document_tokens],
         template.config.layout,
         hashlib.blake2b(json.dumps(words).encode()).hexdigest(),
@@ -260,13 +305,19 @@ def _pieces(template: Template) -> list[list[int]]:
 class _Builder:
     """One pass over the sources."""
 
-    def __init__(self, data: DataSection, template: Template, folder: Path) -> None:
+    def __init__(self, data: DataSection, template: Template, folder: Path, teacher: Any = None) -> None:
         self._data, self._template, self._folder = data, template, folder
+        self._teacher: VectorWriter | None = None
+        self._encode = encoder_of(teacher or data.teacher.encoder) if data.teacher else None
+        self._taught: dict[int, int] = {}  # a text's number: the row of its teacher's vector
+        self._places: dict[int, int] = {}  # a text's key: its row of the index
+        self._indexed = -1
         markers = template.max_length - template.max_document
         self._document = min(template.max_document, data.max_document_tokens - markers)
         self._flat: dict[str, list[Any]] = {name: [] for name in _LISTS}
         self._starts: dict[str, list[int]] = {name: [0] for name in _LISTS}
         self._query: list[int] = []
+        self._document_of: list[int] = []
         self._source: list[int] = []
         self._ids: dict[int, int] = {}
         self._used: dict[str, set[int]] = {"query": set(), "document": set(), "thought": set()}
@@ -275,7 +326,11 @@ class _Builder:
     def build(self, show: bool | None) -> DataReport:
         """Write the folder."""
         report = self._report
-        with TextWriter(self._folder, self._template.text_ids) as writer:
+        self._embed_index()
+        with contextlib.ExitStack() as stack:
+            writer = stack.enter_context(TextWriter(self._folder, self._template.text_ids))
+            if self._encode is not None:
+                self._teacher = stack.enter_context(VectorWriter(self._folder / _TAUGHT, self._encode))
             for number, source in enumerate(self._data.train):
                 self._read(number, source, writer, show)
             writer.flush()
@@ -284,10 +339,15 @@ class _Builder:
         texts = Texts(self._folder)
         ids = np.zeros(len(texts), np.int64)
         ids[list(self._ids)] = list(self._ids.values())
+        taught = np.full(len(texts), -1, np.int64)
+        taught[list(self._taught)] = list(self._taught.values())
         arrays: dict[str, Any] = {
             "query": np.asarray(self._query, np.int64),
+            "document": np.asarray(self._document_of, np.int64),
             "source": np.asarray(self._source, np.int64),
             "ids": ids,
+            "taught": taught,
+            "vectors": np.asarray([-1 if self._teacher is None else len(self._teacher), self._indexed]),
         }
         for name in _LISTS:
             kind = np.float64 if name == "scores" else np.int64
@@ -297,6 +357,18 @@ class _Builder:
         report.texts, report.tokens = len(texts), int(texts.lengths.sum())
         report.cut_thoughts = self._cut_thoughts(texts.lengths)
         return report
+
+    def _embed_index(self) -> None:
+        """Write the vectors of the index, and remember which text is where."""
+        index = self._data.index
+        if index is None:
+            return
+        encode = self._encode if index.encoder is None else encoder_of(index.encoder)
+        assert encode is not None, "the recipe has been checked"
+        with VectorWriter(self._folder / _INDEX, encode) as writer:
+            for text in corpus_texts(index.corpus):
+                self._places[text_key(text)] = writer.number(text, "document")
+        self._indexed = len(writer)
 
     def _cut_thoughts(self, lengths: Numbers) -> int:
         """How many thoughts have no room behind their query."""
@@ -319,13 +391,17 @@ class _Builder:
             self._report.problems.append(str(problems))
 
     def _take(self, number: int, row: TrainingRow, source: Source, writer: TextWriter) -> bool:
+        if is_document(row, source):
+            self._take_document(number, titled(getattr(row, "title", None), row.query), writer)
+            return True
         thoughts = _thoughts(row, source)
-        if not thoughts and not row.pos:
+        if not thoughts and not row.pos and self._teacher is None:
             self._report.unusable += 1
             return False
         self._report.without_thought += not thoughts
         self._report.without_positive += not row.pos
         self._query.append(self._number(row.query, "query", writer, self._template.max_query_text))
+        self._document_of.append(-1)
         self._source.append(number)
         most = self._template.max_length
         self._list("thoughts", [self._number(text, "thought", writer, most) for text in thoughts])
@@ -334,16 +410,35 @@ class _Builder:
             self._list(name, numbers)
             self._ids |= _id_keys(numbers, getattr(row, ids, None))
         self._list("scores", _scores(row))
+        taught = [] if self._teacher is None else [f"{row.query} {thought}" for thought in thoughts]
+        self._list("composed", [self._teacher.number(text, "query") for text in taught if self._teacher])
+        places = (self._places.get(text_key(text)) for text in row.pos)
+        self._list("answers", sorted({place for place in places if place is not None}))
         return True
+
+    def _take_document(self, number: int, text: str, writer: TextWriter) -> None:
+        self._query.append(-1)
+        self._document_of.append(self._number(text, "document", writer, self._document))
+        self._source.append(number)
+        for name in _LISTS:
+            self._list(name, [])
 
     def _number(self, text: str, kind: str, writer: TextWriter, most: int) -> int:
         number = writer.number(text, most=most)
         self._used[kind].add(number)
+        if self._teacher is not None and kind != "thought":
+            read_as: Target = "query" if kind == "query" else "document"
+            self._taught.setdefault(number, self._teacher.number(text, read_as))
         return number
 
     def _list(self, name: str, values: Sequence[Any]) -> None:
         self._flat[name].extend(values)
         self._starts[name].append(len(self._flat[name]))
+
+
+def is_document(row: TrainingRow, source: Source) -> bool:
+    """Whether a row is a plain document: its text stands where others have a query."""
+    return source.kind == "documents" or getattr(row, "kind", None) == "document"
 
 
 def _thoughts(row: TrainingRow, source: Source) -> list[str]:

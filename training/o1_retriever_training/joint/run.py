@@ -34,14 +34,15 @@ from o1_retriever_training.joint.checkpoints import check_data, newest, step_of
 from o1_retriever_training.joint.model import JointModel, whole_weights, without_shards
 from o1_retriever_training.joint.recipe import EvaluationSection, TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
-from o1_retriever_training.joint.trainer import Divergence, JointTrainer, KeepBest, Progress
+from o1_retriever_training.joint.trainer import Divergence, JointTrainer, KeepBest, Progress, budget_of
 from o1_retriever_training.merging import merged
 from o1_retriever_training.saving import save_embedder
 
 SUMMARY = "training.json"
 _DEPTH = 100  # documents that the dev collection is searched for
 _WORK = "training"  # checkpoints, tokenised rows and logs, inside the output
-_SCHEDULES = {"constant": "constant_with_warmup"}  # as transformers calls it
+# As transformers calls them.
+_SCHEDULES = {"constant": "constant_with_warmup", "plateau": "warmup_stable_decay"}
 _LOST = ("connection closed", "connection reset", "broken pipe", "timed out", "timeout", "nccl", "peer")
 
 
@@ -183,13 +184,18 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    recipe: TrainRecipe, *, show_progress_bar: bool | None = None, restart: bool = False
+    recipe: TrainRecipe,
+    *,
+    show_progress_bar: bool | None = None,
+    restart: bool = False,
+    teacher: Any = None,
 ) -> TrainResult:
     """Train as a recipe says, or go on where an earlier run of it was stopped; save the model.
 
-    `restart` removes what an earlier run left. The same recipe, whatever happened in between, ends with the
-    same weights. Raises `TrainingError` when the run cannot go on (its last checkpoint stays),
-    `OtherRecipeError` for an output of another recipe, `DataError` and `ModelError` for what it starts from.
+    `restart` removes what an earlier run left. `teacher` is an encoder that stands for the one which the
+    recipe names. The same recipe, whatever happened in between, ends with the same weights. Raises
+    `TrainingError` when the run cannot go on (its last checkpoint stays), `OtherRecipeError` for an output
+    of another recipe, `DataError` and `ModelError` for what it starts from.
     """
     output = Path(recipe.output)
     work = output / _WORK
@@ -207,11 +213,23 @@ def train(
         recipe.model, recipe.data, seed=recipe.optimisation.seed, device=arguments.device
     )
     with arguments.main_process_first(desc="tokenising"), _space(work / "data"):
-        rows = open_rows(recipe.data, backbone.template, work / "data", show=show_progress_bar)
+        rows = open_rows(
+            recipe.data, backbone.template, work / "data", show=show_progress_bar, teacher=teacher
+        )
+    if rows.teacher is not None and rows.teacher.shape[1] != backbone.width:
+        raise TrainingError(
+            f"The teacher's vectors have {rows.teacher.shape[1]} numbers and the model's {backbone.width}.",
+            hint="Name another encoder in data.teacher, or another base.",
+        )
     logger.info("Training data: %s", rows.report)
     if checkpoint is not None:
         check_data(checkpoint, rows.name)
     arguments.max_steps = _steps(recipe, rows, arguments.world_size)
+    if recipe.optimisation.schedule == "plateau":
+        arguments.lr_scheduler_kwargs = {
+            "num_decay_steps": max(1, round(recipe.optimisation.decay * arguments.max_steps)),
+            "decay_type": "linear",
+        }
     arguments.logging_steps = max(1, min(10, arguments.max_steps // 20))
     trainer = _trainer(recipe, backbone, rows, arguments, dev, show_progress_bar)
     _run(trainer, checkpoint)
@@ -250,11 +268,21 @@ def _trainer(
     if dev is not None:
         callbacks.append(KeepBest(dev.name))
     trainer = JointTrainer(
-        JointModel(backbone.model, backbone.language_model),
+        JointModel(
+            backbone.model,
+            backbone.language_model,
+            head_trains_embeddings=recipe.model.head_trains_embeddings,
+        ),
         arguments,
         recipe=recipe,
         rows=drawn,
-        collator=Collator(rows, backbone.template, max_document_tokens=recipe.data.max_document_tokens),
+        collator=Collator(
+            rows,
+            backbone.template,
+            max_document_tokens=recipe.data.max_document_tokens,
+            data=recipe.data,
+            document_tokens=recipe.losses.document_tokens,
+        ),
         callbacks=callbacks,
         evaluate_dev=None
         if dev is None
@@ -290,6 +318,7 @@ def _arguments(recipe: TrainRecipe, work: Path) -> TrainingArguments:
         warmup_steps=optimisation.warmup,
         weight_decay=optimisation.weight_decay,
         max_grad_norm=optimisation.max_grad_norm,
+        adam_beta2=optimisation.beta2,
         seed=optimisation.seed,
         data_seed=optimisation.seed,
         bf16=dtype == torch.bfloat16,
@@ -312,7 +341,8 @@ def _arguments(recipe: TrainRecipe, work: Path) -> TrainingArguments:
 
 def _steps(recipe: TrainRecipe, rows: TrainingRows, world: int) -> int:
     optimisation = recipe.optimisation
-    whole = steps_per_epoch(rows.source, size=optimisation.queries, world=world)
+    budget = budget_of(recipe, rows)
+    whole = steps_per_epoch(rows.source, size=optimisation.queries, world=world, budget=budget)
     if not whole:
         raise TrainingError(
             f"Found {counted(len(rows), 'row')} for {counted(world, 'process', 'processes')}; "

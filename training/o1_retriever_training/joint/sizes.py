@@ -21,6 +21,7 @@ from o1_retriever.engine.batching import forward_tokens
 from o1_retriever.engine.template import MARKERS, Layout, Template, TemplateConfig
 from o1_retriever.errors import ModelNotFoundError, O1RetrieverError, SettingsError
 from o1_retriever_training.joint.recipe import ModelSection, Source, TrainRecipe, looks_local
+from o1_retriever_training.joint.rows import is_document
 from o1_retriever_training.reading import HUB, count_rows, read_rows
 from o1_retriever_training.rows import TrainingRow
 
@@ -222,20 +223,26 @@ _CHARACTERS = 4  # of a token, where there is no tokenizer to ask
 class Lengths:
     """One row in tokens: its query alone and with its thought (None without), labels, documents."""
 
-    fast: int
+    fast: int | None
     thinking: int | None
     labels: int
     documents: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """What the rows of a batch of like length are sorted by."""
+        return self.thinking or self.fast or max(self.documents, default=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSize:
     """What one process reads in a step, on average.
 
-    `tokens` are without padding, `labels` those that are predicted. `queries` and `documents` are the
-    forwards, each (sequences, columns), of `batches` steps together.
+    `rows` of the data make a batch. `tokens` are without padding, `labels` those that are predicted.
+    `queries` and `documents` are the forwards, each (sequences, columns), of `batches` steps together.
     """
 
+    rows: int
     tokens: float
     labels: float
     queries: tuple[Chunk, ...]
@@ -336,11 +343,16 @@ def _tokenizer(base: str) -> Any:
 
 
 def _lengths(row: TrainingRow, source: Source, recipe: TrainRecipe, template: Template) -> Lengths:
+    most = recipe.data.max_document_tokens
+    if is_document(row, source):
+        length = min(most, len(template.document(template.text_ids([row.query])[0])))
+        return Lengths(fast=None, thinking=None, labels=length - 2, documents=(length,))
     thought = None if source.thoughts == "none" else row.thought
     if thought is None and source.thoughts != "none" and row.usable:
         thought = row.all_thought[row.usable[0]]
-    texts = [row.query, *([thought] if thought else []), *row.pos[:1]]
-    if row.pos:
+    texts = [row.query, *([thought] if thought else [])]
+    if row.pos and recipe.data.index is None:
+        texts += row.pos[:1]
         texts += row.neg[: recipe.data.group - 1]
     ids = template.text_ids(texts)
     query, rest = ids[0], ids[1:]
@@ -349,7 +361,6 @@ def _lengths(row: TrainingRow, source: Source, recipe: TrainRecipe, template: Te
     if thought:
         thinking = len(template.thinking_query(query, rest[0]))
         labels, rest = thinking - len(prompt) - 1, rest[1:]
-    most = recipe.data.max_document_tokens
     documents = tuple(min(most, len(template.document(each))) for each in rest)
     return Lengths(
         fast=len(template.fast_query(query)), thinking=thinking, labels=labels, documents=documents
@@ -357,7 +368,7 @@ def _lengths(row: TrainingRow, source: Source, recipe: TrainRecipe, template: Te
 
 
 def _of_batches(rows: Sequence[Lengths], recipe: TrainRecipe, tokens: int) -> StepSize:
-    size = recipe.optimisation.queries
+    size = _rows_of_a_batch(recipe, sum(row.longest for row in rows) / len(rows))
     batches = max(_BATCHES, _DRAWN // size)
     draw = random.Random(0)
     order: list[Lengths] = []
@@ -369,16 +380,22 @@ def _of_batches(rows: Sequence[Lengths], recipe: TrainRecipe, tokens: int) -> St
     for number in range(batches):
         sequences: list[int] = []
         passages: list[int] = []
+        words = 0
         for row in order[number * size : (number + 1) * size]:
             dropped = draw.random() < recipe.losses.thought_dropout and bool(row.documents)
             thinks = row.thinking is not None and not dropped
-            sequences.append(row.thinking if thinks and row.thinking else row.fast)
-            labels += row.labels if thinks else 0
+            if row.fast is not None:
+                sequences.append(row.thinking if thinks and row.thinking else row.fast)
+                labels += row.labels if thinks else 0
+            else:
+                words += row.labels
             passages += row.documents
+        labels += min(words, recipe.losses.document_tokens or words)
         read += sum(sequences) + sum(passages)
         queries += chunks(sequences, tokens)
         documents += chunks(passages, tokens)
     return StepSize(
+        rows=size,
         tokens=read / batches,
         labels=labels / batches,
         queries=tuple(queries),
@@ -388,19 +405,27 @@ def _of_batches(rows: Sequence[Lengths], recipe: TrainRecipe, tokens: int) -> St
 
 
 def _at_the_limits(recipe: TrainRecipe, tokens: int) -> StepSize:
-    data, size = recipe.data, recipe.optimisation.queries
+    data = recipe.data
     thinks = any(source.thoughts != "none" for source in data.train)
     longest = data.max_length if thinks else data.max_query_tokens
+    size = _rows_of_a_batch(recipe, longest)
     kept = 1 - recipe.losses.thought_dropout if thinks else 0.0
     queries = [longest] * round(size * kept) + [data.max_query_tokens] * (size - round(size * kept))
-    documents = [data.max_document_tokens] * size * data.group
+    documents = [] if data.index is not None else [data.max_document_tokens] * size * data.group
     return StepSize(
+        rows=size,
         tokens=sum(queries) + sum(documents),
         labels=kept * size * (data.max_length - data.max_query_tokens),
         queries=tuple(chunks(queries, tokens)),
         documents=tuple(chunks(documents, tokens)),
         batches=1,
     )
+
+
+def _rows_of_a_batch(recipe: TrainRecipe, length: float) -> int:
+    """How many rows of a mean length make a batch."""
+    most, tokens = recipe.optimisation.queries, recipe.optimisation.tokens
+    return most if tokens is None else max(1, min(most, int(tokens / length)))
 
 
 def chunk_tokens(recipe: TrainRecipe, device: str) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -22,8 +22,11 @@ from o1_retriever_training.joint.gather import VectorBatch, gather_vectors, proc
 from o1_retriever_training.joint.losses import (
     allowed_negatives,
     contrastive_loss,
+    cosine_loss,
     distillation_loss,
+    index_loss,
     joint_loss,
+    relation_loss,
 )
 from o1_retriever_training.joint.recipe import LossSection
 
@@ -40,6 +43,7 @@ class Chunk:
     columns: Tensor
     at: slice
     labels: tuple[Tensor, Tensor, Tensor] | None = None
+    weight: float = 1.0  # of its labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,48 +64,58 @@ class How:
     even: bool = False
 
 
-def joint_step(forward: Forward, batch: Batch, losses: LossSection, how: How) -> Parts:
+def joint_step(
+    forward: Forward, batch: Batch, losses: LossSection, how: How, index: Tensor | None = None
+) -> Parts:
     """Add the gradient of a batch's joint loss to the weights; return the parts of the loss, detached.
 
-    `forward` is a `JointModel`, or what DDP or FSDP made of it. Parts are `loss`, `contrastive`,
-    `distillation` and `generation`; their mean over the processes is that of the global batch.
+    `forward` is a `JointModel`, or what DDP or FSDP made of it, `index` the vectors [N, d] of the recipe's
+    index. Parts are `loss`, `contrastive`, `distillation`, `generation` and those of `fixed_loss`; their mean
+    over the processes is that of the global batch.
     """
     queries = query_chunks(batch, how.chunk, how.tokens)
-    documents = document_chunks(batch, how.chunk, how.tokens)
     if how.even:
         queries = _as_many(queries, batch, labelled=True)
-        documents = _as_many(documents, batch, labelled=False)
-    tokens = total(len(batch["label_ids"]))
+    words = total(len(batch["document_label_ids"]))
+    # Every process uses the head, so that no weight is left without a gradient.
+    weight = losses.document_token_weight if words or not queries else None
+    documents = document_chunks(batch, how.chunk, how.tokens, weight=weight)
+    if how.even:
+        documents = _as_many(documents, batch, labelled=weight is not None)
+    tokens = total(len(batch["label_ids"])) + losses.document_token_weight * words
     run = _direct if how.chunk is None else _cached
-    return run(forward, batch, losses, how, _Plan(queries, documents, tokens))
+    return run(forward, batch, losses, how, _Plan(queries, documents, tokens, index))
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     queries: list[Chunk]
     documents: list[Chunk]
-    tokens: int  # of all processes
+    tokens: float  # of all processes, each with its weight
+    index: Tensor | None
 
     @property
     def chunks(self) -> list[Chunk]:
         # A chunk of queries comes last: it uses every weight, the head too, and its backward synchronises.
         return [*self.documents, *self.queries]
 
-    def generation(self, surprise: Tensor) -> Tensor:
-        """What a process adds to the generation loss, so that the mean over processes is the global one."""
-        return surprise * (processes() / self.tokens if self.tokens else 0.0)
+    def generation(self, chunk: Chunk, surprise: Tensor) -> Tensor:
+        """What a chunk adds to the generation loss, so that the mean over processes is the global one."""
+        return surprise * (chunk.weight * processes() / self.tokens if self.tokens else 0.0)
 
 
 def _direct(forward: Forward, batch: Batch, losses: LossSection, how: How, plan: _Plan) -> Parts:
-    documents = [_run(forward, chunk)[0] for chunk in plan.documents]
-    outputs = [_run(forward, chunk) for chunk in plan.queries]
-    found = torch.cat([vectors for vectors, _ in outputs])
-    own = _vector_batch(batch, found, torch.cat(documents) if documents else found[:0])
-    contrastive, parts = similarity_loss(own, losses)
-    generation = plan.generation(torch.stack([surprise for _, surprise in outputs]).sum())
+    outputs = [_run(forward, chunk) for chunk in plan.chunks]
+    vectors = [found for found, _ in outputs]
+    count = len(plan.documents)
+    documents = torch.cat(vectors[:count]) if count else vectors[0][:0]
+    queries = torch.cat(vectors[count:]) if plan.queries else documents[:0]
+    loss = _Similarity.of(batch, queries, documents, losses, plan.index)
+    surprises = [plan.generation(chunk, each) for chunk, (_, each) in zip(plan.chunks, outputs, strict=True)]
+    generation = torch.stack(surprises).sum()
     share = losses.contrastive_weight
-    how.backward(joint_loss(contrastive * _scale(losses), generation, weight=share))
-    return _parts(parts, contrastive, generation, share)
+    how.backward(joint_loss(loss.backward, generation, weight=share))
+    return _parts(loss, generation, share)
 
 
 def _cached(forward: Forward, batch: Batch, losses: LossSection, how: How, plan: _Plan) -> Parts:
@@ -113,9 +127,9 @@ def _cached(forward: Forward, batch: Batch, losses: LossSection, how: How, plan:
             _give_back(embedded[-1])
     documents = _leaf(embedded[: len(plan.documents)], embedded[0])
     queries = _leaf(embedded[len(plan.documents) :], embedded[0])
-    contrastive, parts = similarity_loss(_vector_batch(batch, queries, documents), losses)
-    share, scale = losses.contrastive_weight, _scale(losses)
-    (contrastive * scale * share).backward()  # type: ignore[no-untyped-call]
+    loss = _Similarity.of(batch, queries, documents, losses, plan.index)
+    share = losses.contrastive_weight
+    (loss.backward * share).backward()  # type: ignore[no-untyped-call]
     generation = torch.zeros((), device=queries.device)
     last = len(plan.chunks) - 1
     for number, (chunk, state) in enumerate(zip(plan.chunks, states, strict=True)):
@@ -124,12 +138,31 @@ def _cached(forward: Forward, batch: Batch, losses: LossSection, how: How, plan:
         with nullcontext() if number == last else how.unsynchronised():
             state.restore()
             vectors, surprise = _run(forward, chunk)
-            own = plan.generation(surprise)
+            own = plan.generation(chunk, surprise)
             how.backward((vectors * gradient[chunk.at]).sum() + (1 - share) * own)
             generation += own.detach()
             del vectors, surprise, own
         _give_back(leaf)
-    return _parts(parts, contrastive, generation, share)
+    return _parts(loss, generation, share)
+
+
+@dataclass(frozen=True, slots=True)
+class _Similarity:
+    """The loss of a batch's vectors: its value, what `backward` is called of, and its parts."""
+
+    value: Tensor
+    backward: Tensor
+    parts: Parts
+
+    @classmethod
+    def of(
+        cls, batch: Batch, queries: Tensor, documents: Tensor, losses: LossSection, index: Tensor | None
+    ) -> _Similarity:
+        shared, parts = similarity_loss(_vector_batch(batch, queries, documents), losses)
+        own, others = fixed_loss(batch, queries, documents, losses, index)
+        # Everybody's shared loss is the global one, of which DDP's averaging would keep a share.
+        scale = processes() if losses.across_processes else 1
+        return cls((shared + own).detach(), shared * scale + own, parts | others)
 
 
 def similarity_loss(own: VectorBatch, losses: LossSection) -> tuple[Tensor, Parts]:
@@ -157,6 +190,34 @@ def similarity_loss(own: VectorBatch, losses: LossSection) -> tuple[Tensor, Part
     return loss, parts
 
 
+def fixed_loss(
+    batch: Batch, queries: Tensor, documents: Tensor, losses: LossSection, index: Tensor | None
+) -> tuple[Tensor, Parts]:
+    """What the vectors of this process learn from vectors that do not change: a teacher's, and an index's.
+
+    Parts are `teacher`, `relation` and `index`, as far as the recipe has them. The mean over the processes is
+    that of the global batch; similarities are those within a process.
+    """
+    loss, parts = queries.new_zeros(()), {}
+    if "teacher_queries" in batch:
+        vectors = torch.cat([queries, documents])
+        teacher = torch.cat([batch["teacher_queries"], batch["teacher_documents"]])
+        known = torch.isfinite(teacher).all(dim=1)
+        vectors, teacher = vectors[known], teacher[known]
+        parts["teacher"] = cosine_loss(vectors, teacher, count=total(len(vectors))) * processes()
+        loss = loss + losses.teacher_weight * parts["teacher"]
+        if losses.relation_weight:
+            parts["relation"] = relation_loss(vectors, teacher, temperature=losses.relation_temperature)
+            loss = loss + losses.relation_weight * parts["relation"]
+    if index is not None:
+        answers = batch["answers"]
+        count = total(int((answers >= 0).any(dim=1).sum()))
+        surprise = index_loss(queries, answers, index, temperature=losses.temperature, count=count)
+        parts["index"] = surprise * processes()
+        loss = loss + losses.index_weight * parts["index"]
+    return loss, {name: value.detach() for name, value in parts.items()}
+
+
 def query_chunks(batch: Batch, size: int | None, tokens: int | None = None) -> list[Chunk]:
     """The query sequences with the vectors and labels that stand in them, `size` at a time.
 
@@ -179,14 +240,24 @@ def query_chunks(batch: Batch, size: int | None, tokens: int | None = None) -> l
     return found
 
 
-def document_chunks(batch: Batch, size: int | None, tokens: int | None = None) -> list[Chunk]:
-    """The documents, cut as `query_chunks` cuts."""
+def document_chunks(
+    batch: Batch, size: int | None, tokens: int | None = None, *, weight: float | None = None
+) -> list[Chunk]:
+    """The documents, cut as `query_chunks` cuts; with `weight` the labels in them count that much."""
     ids, ends = batch["document_ids"], batch["document_ends"]
+    label_rows, label_columns, expected = (
+        batch[f"document_label_{name}"] for name in ("rows", "columns", "ids")
+    )
     found = []
     for first, end, width in _spans(ends + 1, size, tokens):
         rows = torch.arange(end - first, device=ids.device)
         columns = ends[first:end]
-        found.append(Chunk(ids=ids[first:end, :width], rows=rows, columns=columns, at=slice(first, end)))
+        chunk = Chunk(ids=ids[first:end, :width], rows=rows, columns=columns, at=slice(first, end))
+        if weight is not None:
+            words = _within(label_rows, first, end)
+            labels = (label_rows[words] - first, label_columns[words], expected[words])
+            chunk = replace(chunk, labels=labels, weight=weight)
+        found.append(chunk)
     return found
 
 
@@ -233,18 +304,18 @@ def _as_many(chunks: list[Chunk], batch: Batch, *, labelled: bool) -> list[Chunk
 
 
 def _vector_batch(batch: Batch, queries: Tensor, documents: Tensor) -> VectorBatch:
-    names = ("targets", "positive_keys", "document_keys", "candidates", "teacher", "groups")
-    return VectorBatch(queries=queries, documents=documents, **{name: batch[name] for name in names})
+    names = ("targets", "positive_keys", "candidates", "teacher", "groups")
+    fields = {name: batch[name] for name in names}
+    compared = batch["targets"] >= 0
+    if not compared.all():  # those that learn from a teacher or an index alone
+        fields = {name: value[compared] for name, value in fields.items()}
+        queries = queries[compared]
+    return VectorBatch(queries=queries, documents=documents, document_keys=batch["document_keys"], **fields)
 
 
-def _scale(losses: LossSection) -> int:
-    # Everybody's loss is the global one, of which DDP's averaging would keep a share.
-    return processes() if losses.across_processes else 1
-
-
-def _parts(parts: Parts, contrastive: Tensor, generation: Tensor, share: float) -> Parts:
-    whole = joint_loss(contrastive.detach(), generation.detach(), weight=share)
-    return {"loss": whole, **parts, "generation": generation.detach()}
+def _parts(loss: _Similarity, generation: Tensor, share: float) -> Parts:
+    whole = joint_loss(loss.value, generation.detach(), weight=share)
+    return {"loss": whole, **loss.parts, "generation": generation.detach()}
 
 
 def _leaf(vectors: Sequence[Tensor], like: Tensor) -> Tensor:

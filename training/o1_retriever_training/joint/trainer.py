@@ -24,11 +24,12 @@ from transformers.trainer_callback import ExportableState
 
 from o1_retriever.progress import Advance, is_shown, progress
 from o1_retriever_training.errors import TrainingError
-from o1_retriever_training.joint.batches import Collator, DrawnRows, SameSourceBatches
+from o1_retriever_training.joint.batches import Budget, Collator, DrawnRows, SameSourceBatches, unit_vectors
 from o1_retriever_training.joint.checkpoints import mark, rotate
 from o1_retriever_training.joint.gather import total
 from o1_retriever_training.joint.model import JointModel, whole_weights
 from o1_retriever_training.joint.recipe import TrainRecipe
+from o1_retriever_training.joint.rows import TrainingRows
 from o1_retriever_training.joint.steps import How, RandomState, joint_step
 
 logger = logging.getLogger(__name__)
@@ -182,7 +183,9 @@ class JointTrainer(Trainer):
         self._parts: dict[str, Tensor] = {}
         self._counted = 0
         self._evaluate_dev = evaluate_dev
-        self._whole: nn.Module = model
+        self._whole: JointModel = model
+        index = rows.rows.index
+        self._index = None if index is None else unit_vectors(index).to(arguments.device)
         super().__init__(
             model=model,
             args=arguments,
@@ -204,6 +207,7 @@ class JointTrainer(Trainer):
             seed=optimisation.seed,
             rank=self.args.process_index,
             world=self.args.world_size,
+            budget=budget_of(self.recipe, rows.rows),
         )
         pinned = self.args.device.type == "cuda"
         return DataLoader(
@@ -215,6 +219,22 @@ class JointTrainer(Trainer):
             # The workers' seed would be drawn from the numbers that dropout uses.
             generator=torch.Generator().manual_seed(optimisation.seed),
         )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW; a head that starts from nothing may learn faster than what the model knows already."""
+        faster = self.recipe.optimisation.head_rate
+        if self.optimizer is None and faster != 1.0:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            rate = options.pop("lr")
+            body = {id(each) for each in self._whole.language_model.base_model.parameters()}
+            learned = [each for each in self._whole.parameters() if each.requires_grad]
+            groups = [
+                {"params": [each for each in learned if id(each) in body], "lr": rate},
+                {"params": [each for each in learned if id(each) not in body], "lr": rate * faster},
+            ]
+            self.optimizer = kind(groups, weight_decay=self.args.weight_decay, **options)
+        found: torch.optim.Optimizer = super().create_optimizer(model)
+        return found
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -233,7 +253,7 @@ class JointTrainer(Trainer):
             else lambda: self.accelerator.no_sync(model),
             even=self.is_fsdp_enabled,
         )
-        parts = joint_step(model, batch, self.recipe.losses, how)
+        parts = joint_step(model, batch, self.recipe.losses, how, self._index)
         self._check(parts)
         self._counted += 1
         for name, value in parts.items():
@@ -311,6 +331,12 @@ class JointTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         load_weights(self._whole, Path(resume_from_checkpoint))
+
+
+def budget_of(recipe: TrainRecipe, rows: TrainingRows) -> Budget | None:
+    """How many tokens a batch of a recipe has at most; None where it counts rows."""
+    tokens = recipe.optimisation.tokens
+    return None if tokens is None else Budget(tokens, rows.lengths)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
