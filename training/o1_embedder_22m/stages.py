@@ -1,4 +1,4 @@
-"""Run the stages of o1-embedder-22m: `stages.yaml` lists the steps, each one of our commands with its options.
+"""Run the stages of o1-embedder-22m: `stages.yaml` lists the steps, each a command of ours with its options.
 
 ```
 python training/o1_embedder_22m/stages.py --data ../shared/data --work build/o1-embedder-22m
@@ -36,9 +36,8 @@ def command(step: dict[str, Any], places: dict[str, str], quick: bool) -> list[s
     for options in (step.get("with", {}), step.get("quick", {}) if quick else {}):
         for key, value in options.items():
             for each in value if isinstance(value, list) else [value]:
-                words += (
-                    [] if each is False else [f"--{key}", *([] if each is True else _texts(each, places))]
-                )
+                given = [] if each is True else _texts(each, places)
+                words += [] if each is False else [f"--{key}", *given]
     return [sys.executable, *words]
 
 

@@ -15,16 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import SettingsError
 from o1_retriever_training.errors import DataError, TrainingError
-from o1_retriever_training.joint.batches import Budget, SameSourceBatches, steps_per_epoch
+from o1_retriever_training.joint.batches import Budget, SameSourceBatches
 from o1_retriever_training.joint.losses import index_loss
-from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe
+from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe, read_train_recipe
 from o1_retriever_training.joint.run import train
+from o1_retriever_training.joint.sizes import sample
 from tests.support.tiny import CONFIGS, letter_tokenizer
 
 DOCUMENTS = [
@@ -190,20 +194,21 @@ def test_a_batch_without_answers_has_no_loss_and_a_graph() -> None:
     assert queries.grad is not None
 
 
-def test_batches_by_tokens_have_every_row_once_and_none_is_too_large() -> None:
-    lengths = np.random.default_rng(0).integers(4, 40, 200)
-    budget = Budget(128, lengths)
-    sources = np.repeat([0, 1], 100)
-    count = steps_per_epoch(sources, size=8, budget=budget)
-    batches = list(SameSourceBatches(sources, size=8, steps=count, seed=0, budget=budget))
-    rows = [[row for row, _ in batch] for batch in batches]
-    assert sorted(row for batch in rows for row in batch) == list(range(200))
-    for batch in rows:
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(4, 40)), min_size=1, max_size=60), st.integers(0, 9))
+def test_batches_by_tokens_have_every_row_once_and_none_is_too_large(
+    rows: list[tuple[int, int]], seed: int
+) -> None:
+    sources, lengths = (np.array(column) for column in zip(*rows, strict=True))
+    options: dict[str, Any] = {"size": 8, "budget": Budget(128, lengths)}
+    count = len(SameSourceBatches(sources, steps=0, seed=seed, **options)._epoch(0))
+    batches = list(SameSourceBatches(sources, steps=count, seed=seed, **options))
+    picked = [[row for row, _ in batch] for batch in batches]
+    assert sorted(row for batch in picked for row in batch) == list(range(len(rows)))
+    for batch in picked:
         assert len({int(sources[row]) for row in batch}) == 1
         assert len(batch) <= 8
         assert len(batch) == 1 or max(lengths[batch]) * len(batch) <= 128
-    again = list(SameSourceBatches(sources, size=8, steps=count, seed=0, budget=budget))
-    assert again == batches
+    assert list(SameSourceBatches(sources, steps=count, seed=seed, **options)) == batches
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(base: Path, tmp_path: Path) -> None:
@@ -253,3 +258,45 @@ def test_what_cannot_be_learned_is_refused(base: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text('{"_id": "1"}\n')
     with pytest.raises(DataError, match=r"line 1: found .*expected a document with its text"):
         train(made, show_progress_bar=False, teacher=TEACHER)
+
+
+def test_the_recipes_of_the_small_model_run_to_their_end(base: Path, tmp_path: Path, root: Path) -> None:
+    thoughts = [
+        {"query": text, "thought": thought, "pos": [DOCUMENTS[n] for n in ANSWERS.get(text, [])]}
+        for text, thought in THOUGHTS.items()
+    ]
+    documents = [{"text": text, "title": "weather"} for text in DOCUMENTS]
+    small = [
+        "data.max_length=128", "data.max_document_tokens=128", "data.max_query_tokens=96",
+        "model.dtype=float32", "optimisation.steps=3",
+    ]  # fmt: skip
+    places = {
+        "1-english": {"data.train.0.path": write(tmp_path / "english.jsonl", english())},
+        "2-collections": {"data.train.0.path": write(tmp_path / "collections.jsonl", english())},
+        "3-joint": {
+            "data.train.0.path": write(tmp_path / "learned.jsonl", thoughts),
+            "data.train.1.path": write(tmp_path / "searched.jsonl", thoughts[:2]),
+            "data.train.2.path": write(tmp_path / "documents.jsonl", documents),
+            "data.index.corpus": write(tmp_path / "corpus.jsonl", documents),
+        },
+    }
+    model = base
+    for name, files in places.items():
+        before, model = model, tmp_path / name
+        changes = [f"{place}={path}" for place, path in files.items()]
+        changes += [f"model.base={before}", f"output={model}", *small]
+        made = read_train_recipe(root / "training" / "recipes" / "o1-embedder-22m" / f"{name}.yaml", changes)
+        assert train(made, show_progress_bar=False, teacher=TEACHER).steps == 3
+    embedder = ThinkingEmbedder.from_pretrained(model)
+    assert embedder.encode_documents(DOCUMENTS).shape == (4, 32)
+
+
+def test_the_dry_run_knows_documents_and_batches_by_tokens(base: Path, tmp_path: Path) -> None:
+    made = recipe(base, tmp_path, english(), optimisation={"tokens": 64, "epochs": 1.0, "steps": None})
+    sampled = sample(made)
+    assert sampled.rows == (11,)
+    assert 1 < sampled.step.rows < 16
+    assert sampled.step.documents
+    assert sampled.step.queries
+    compared = sample(joint(base, tmp_path))
+    assert not compared.step.documents, "they are in the index already"

@@ -9,18 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from o1_retriever_training.joint.recipe import read_train_recipe
 from tests.support.commands import ok
 
 RECIPES = Path(__file__).resolve().parents[3] / "training" / "recipes" / "o1-embedder-22m"
 
 
 def test_a_telegram_keeps_the_words_that_carry_meaning_in_their_order() -> None:
-    from telegrams import telegram
+    from sources import telegram
 
     said = telegram("A prism is a kind of object that refracts White light.")
     assert said == "prism object refracts white light"
@@ -31,98 +31,41 @@ def test_a_telegram_keeps_the_words_that_carry_meaning_in_their_order() -> None:
 
 @given(st.text(max_size=200))
 def test_a_telegram_of_a_telegram_is_itself(text: str) -> None:
-    from telegrams import telegram
+    from sources import telegram
 
     once = telegram(text)
     assert telegram(once) == once
 
 
-def test_the_loss_over_the_bank_is_that_of_plain_loops() -> None:
-    from joint import bank_loss
-
-    torch.manual_seed(0)
-    vectors = torch.nn.functional.normalize(torch.randn(4, 8, dtype=torch.double), dim=-1).requires_grad_()
-    bank = torch.nn.functional.normalize(torch.randn(9, 8, dtype=torch.double), dim=-1)
-    positives = [(0, 3), (), (8,), (1, 2, 4)]
-    found = bank_loss(vectors, positives, bank, 0.05)
-    wanted = []
-    for row, own in enumerate(positives):
-        scores = [float(vectors[row].detach() @ each) / 0.05 for each in bank]
-        others = sum(torch.tensor(s, dtype=torch.double).exp() for n, s in enumerate(scores) if n not in own)
-        terms = [
-            -torch.log(torch.tensor(scores[p]).exp() / (torch.tensor(scores[p]).exp() + others)) for p in own
-        ]
-        wanted += [sum(terms) / len(terms)] if terms else []
-    assert float(found.detach()) == pytest.approx(float(sum(wanted) / len(wanted)), rel=1e-5)
-    found.backward()
-    assert vectors.grad is not None
-    assert vectors.grad[1].abs().sum() == 0, "a question without positives learns from nothing"
-
-
-def test_a_batch_without_positives_has_no_loss_and_a_graph() -> None:
-    from joint import bank_loss
-
-    vectors = torch.ones(2, 4, requires_grad=True)
-    bank_loss(vectors, [(), ()], torch.ones(3, 4), 0.05).backward()
-    assert vectors.grad is not None
-
-
-def test_questions_stand_in_the_papers_layout_and_only_elected_thoughts_are_written() -> None:
-    from batches import Markers
-    from questions import Question, collate
-
-    m = Markers(query=1, emb=2, thought=3, doc=4, eos=5, pad=0)
-    rows = [
-        Question([10, 11], [20], (7,), True, 0),
-        Question([12], [21, 22], (), False, 1),
-    ]
-    batch = collate(rows, torch.eye(2).numpy(), m)
-    assert batch.batch.ids.tolist() == [[1, 10, 11, 2, 3, 20, 5, 2], [1, 12, 2, 3, 21, 22, 5, 2]]
-    assert batch.thinking.tolist() == [7, 7]
-    assert batch.batch.vector_columns.tolist() == [3, 2]
-    targets = batch.batch.thought_targets
-    assert (batch.batch.ids.reshape(-1)[targets + 1]).tolist() == [20, 5], (
-        "its tokens and eos, of the first alone"
-    )
-    assert batch.positives == [(7,), ()]
-
-
-def test_a_thought_that_repeats_its_passage_is_written_and_never_searched_with(tmp_path: Path) -> None:
-    from model import load_tokenizer
-    from questions import Bank, load_questions
+def test_a_thought_that_repeats_its_passage_is_written_and_never_searched_with() -> None:
+    from questions import question_rows
 
     passage = "a prism refracts white light into colors"
     said = ["rainbow drops sunlight", "prism refracts white light", "white light colors"]
-    row = {
-        "query": "What did he use?",
-        "pos": [passage],
-        "votes": {},
-        "all_thought": said,
-        "thought": said[1],
-    }
-    path = tmp_path / "voted.jsonl"
-    path.write_text(json.dumps(row) + "\n")
-    tokenizer = load_tokenizer(RECIPES.parents[2] / "models" / "o1-embedder-22m")
-    found, vectors = load_questions([path], Bank(torch.zeros(1, 384), {passage: 0}), tokenizer)
-    assert vectors.shape == (1, 384)
-    assert [(len(each.positives), each.written) for each in found] == [(1, False), (0, True)]
+    query = {"query": "What did he use?", "pos": [passage]}
+    assert list(question_rows([query | {"votes": {}, "all_thought": said, "thought": said[1]}])) == [
+        (False, {"query": "What did he use?", "thought": said[0], "pos": [passage]}),
+        (True, {"query": "What did he use?", "thought": said[1], "pos": []}),
+    ]
+    expert = list(question_rows([query | {"all_thought": said[:1]}]))
+    assert expert == [(True, {"query": "What did he use?", "thought": said[0], "pos": [passage]})]
+    alone = {"query": "What did he use?", "pos": [], "thought": said[1]}
+    assert list(question_rows([alone])) == [(True, alone)]
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=60), st.integers(0, 9)
-)
-def test_every_question_is_in_one_batch_and_none_is_too_large(
-    sizes: list[tuple[int, int]], seed: int
-) -> None:
-    from questions import Question, batches_of
+def test_short_rows_are_used_twice_and_a_share_of_the_long_ones(tmp_path: Path) -> None:
+    from argparse import Namespace
 
-    rows = [Question([1] * query, [1] * thought, (), False, 0) for query, thought in sizes]
-    found = batches_of(rows, 128, seed)
-    assert sorted(row for batch in found for row in batch) == list(range(len(rows)))
-    for batch in found:
-        longest = max(sum(sizes[row]) + 5 for row in batch)
-        assert len(batch) == 1 or longest * len(batch) <= 128
-    assert batches_of(rows, 128, seed) == found
+    from data import chosen
+    from sources import Row
+
+    rows = [Row("query", "short"), Row("document", "middle"), Row("thinking", "long", "thought")] * 50
+    options = Namespace(seed=0, short_repeat=2, long_share=0.3)
+    found = list(chosen(rows, [40, 64, 65] * 50, options))
+    assert found.count({"query": "short"}) == 100
+    assert found.count({"kind": "document", "text": "middle"}) == 50
+    assert 5 < found.count({"query": "long", "thought": "thought"}) < 25
+    assert list(chosen(rows, [40, 64, 65] * 50, options)) == found
 
 
 def test_documents_become_queries_thoughts_and_themselves(tmp_path: Path) -> None:
@@ -149,20 +92,22 @@ def test_documents_become_queries_thoughts_and_themselves(tmp_path: Path) -> Non
     assert all(row.thought in facts - {row.text} for row in near)
 
 
-def test_a_recipe_becomes_the_commands_that_it_says(tmp_path: Path) -> None:
+def test_a_step_becomes_the_command_that_it_says() -> None:
     from stages import command
 
     places = {"data": "D", "work": "W"}
     step = {
-        "run": "train",
-        "with": {"work": "{work}/a", "steps": 4, "on": True, "off": False},
-        "quick": {"steps": 1},
+        "run": "data",
+        "files": ["{work}/x"],
+        "with": {"work": "{work}/a", "steps": 4, "on": True, "off": False, "set": ["a=1", "b={work}"]},
+        "quick": {"steps": 1, "set": "c=2"},
     }
     words = command(step, places, quick=False)
     assert words[0] == sys.executable
-    assert words[1].endswith("train.py")
-    assert words[2:] == ["--work", "W/a", "--steps", "4", "--on"]
-    assert command(step, places, quick=True)[2:] == ["--work", "W/a", "--steps", "1", "--on"]
+    assert words[1].endswith("data.py")
+    plain = ["W/x", "--work", "W/a", "--steps", "4", "--on", "--set", "a=1", "--set", "b=W"]
+    assert words[2:] == plain
+    assert command(step, places, quick=True)[2:] == [*plain, "--steps", "1", "--set", "c=2"]
     assert command({"run": "vote", "with": {"in": "{work}/x"}}, places, quick=False)[1:] == [
         "-m", "o1_retriever", "vote", "--in", "W/x",
     ]  # fmt: skip
@@ -180,21 +125,37 @@ def help_of(name: str, folder: Path, patch: pytest.MonkeyPatch, capsys: pytest.C
     return capsys.readouterr().out
 
 
-def test_the_recipes_name_options_that_their_scripts_have(
+def test_the_steps_name_options_that_their_commands_have(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from stages import HERE
 
-    recipes = [yaml.safe_load(path.read_text()) for path in sorted(RECIPES.glob("*.yaml"))]
-    assert len(recipes) == 3
+    steps = yaml.safe_load((HERE / "stages.yaml").read_text())["steps"]
     wanted: dict[str, set[str]] = {}
-    for step in (step for recipe in recipes for step in recipe["steps"]):
+    for step in steps:
         options = {**step.get("with", {}), **step.get("quick", {})}
         wanted.setdefault(step["run"], set()).update(options)
     for name, options in wanted.items():
         shown = help_of(name, HERE, monkeypatch, capsys)
         missing = [option for option in options if f"--{option}" not in shown]
         assert not missing, f"{name} has no {missing}"
+
+
+def test_what_a_step_changes_in_a_recipe_stands_in_it() -> None:
+    from stages import HERE, command
+
+    places = {"data": "D", "work": "build/o1-embedder-22m", "recipes": str(RECIPES)}
+    steps = yaml.safe_load((HERE / "stages.yaml").read_text())["steps"]
+    trained = [step for step in steps if step["run"] == "train"]
+    assert [Path(step["files"][0]).name for step in trained] == [
+        path.name for path in sorted(RECIPES.iterdir())
+    ]
+    for step in trained:
+        words = command(step, places, quick=False)
+        recipe, changes = words[4], [words[at + 1] for at, word in enumerate(words) if word == "--set"]
+        changes += [f"output={words[words.index('--output') + 1]}"]
+        as_written = read_train_recipe(recipe, check_files=False)
+        assert read_train_recipe(recipe, changes, check_files=False) == as_written
 
 
 def test_a_step_is_run_once_and_a_failure_names_it(tmp_path: Path) -> None:
