@@ -173,6 +173,23 @@ def test_weights_are_typed_as_member_and_number(tmp_path: Path) -> None:
     assert "weight for ['other']" in str(run("vote", *arguments, "--weight", "other=1").exception)
 
 
+def test_one_row_is_a_row(tmp_path: Path) -> None:
+    rows, recorded, corpus = (tmp_path / name for name in ("rows.jsonl", "recorded.jsonl", "corpus.jsonl"))
+    rows.write_text(json.dumps({"query": "q", "pos": ["a b"]}) + "\n")
+    recorded.write_text(json.dumps({"query": "q", "thoughts": ["a"]}) + "\n")
+    corpus.write_text(json.dumps({"text": "a b"}) + "\n")
+    thoughts, voted, train = (tmp_path / name for name in ("thoughts.jsonl", "voted.jsonl", "train.jsonl"))
+    arguments = ["--pairs", str(rows), "--expert", str(recorded), "-n", "1", "--out", str(thoughts)]
+    assert "1 row written; 0 tokens, 0 failed" in run("synthesize", *arguments).output
+    assert "0 rows written, 1 was there" in run("synthesize", *arguments).output
+    page = tmp_path / "page.html"
+    arguments = ["--in", str(thoughts), "--committee", "bm25", "--out", str(voted), "--report", str(page)]
+    assert "1 of 1 row voted" in run("vote", *arguments).output
+    assert "<h2>1 random row</h2>" in page.read_text()
+    done = run("negatives", "--in", str(voted), "--corpus", str(corpus), "--out", str(train))
+    assert "1 row, 0 negatives; 1 row with fewer than 15" in done.output
+
+
 def test_a_report_shows_twenty_rows_whatever_is_in_them(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     odd = {"query": "<script>alert(1)</script>", "pos": ["p"], "all_thought": [None, "same", "same"]}

@@ -1,7 +1,7 @@
 """Training data from pairs of query and document: thoughts of an expert, chosen by a committee.
 
 ```
-folder of documents ── queries ──┐            (make_data: the whole road in one command)
+folder of documents ── queries ──┐            (make_data: all stages in one command)
                                  v
 pairs ──────────────────────> synthesize ──> vote ──> negatives ──> training file
 (query, pos)                  all_thought    thought  neg           quality_page shows any of them

@@ -40,7 +40,8 @@ def synthesize(
     _warn(str(problems) if problems else "")
     if tally.failures:
         warn(f"{counted(tally.failures, 'thought')} failed; --retry-failed asks again.")
-    kept = f", {tally.kept:,} were there" if tally.kept else ""
+    were = "was" if tally.kept == 1 else "were"
+    kept = f", {tally.kept:,} {were} there" if tally.kept else ""
     _say(f"{out}: {counted(tally.written, 'row')} written{kept}; {tally.note(options.prices)}")
     _report(out, report)
 
@@ -74,18 +75,18 @@ def vote(
     figures = stage.vote(thoughts, out, committee=_members(committee, corpus), rules=rules, strict=strict)
     _warn(figures["problems"])
     kappa = figures["fleiss_kappa"]
-    said = "" if kappa is None else f", Fleiss' kappa {kappa:.2f}"
-    _say(f"{out}: {figures['voted']:,} of {figures['rows']:,} rows voted, {figures['unanimous']:.0%} "
-         f"unanimous{said}")  # fmt: skip
-    odd = {
+    agreement = "" if kappa is None else f", Fleiss' kappa {kappa:.2f}"
+    voted = f"{figures['voted']:,} of {counted(figures['rows'], 'row')} voted"
+    _say(f"{out}: {voted}, {figures['unanimous']:.0%} unanimous{agreement}")
+    remarks = {
         "without_candidates": "without a usable candidate",
         "without_positive": "without a positive",
         "several_positives": "with several positives, judged by the first",
         "dropped": "left out: no better than the query",
     }
-    for name, said in odd.items():
+    for name, remark in remarks.items():
         if figures[name]:
-            _say(f"  {figures[name]:,} rows {said}")
+            _say(f"  {counted(figures[name], 'row')} {remark}")
     for name, share in figures["win_rate"].items():
         _say(
             f"  {name}: with the winner in {share:.0%}, gain over the query {figures['mean_gain'][name]:+.2f}"
@@ -116,12 +117,12 @@ def negatives(
 
     quiet()
     rules = MiningRules(count=count, skip=skip, margin=margin, depth=max(100, count + skip))
-    found = mine_negatives(
+    figures = mine_negatives(
         rows, out, corpus=corpus, by=by, teacher=teacher, rules=rules, options=Options(strict=strict)
     )
-    _warn(found["problems"])
-    fewer = f"{found['fewer_than_wanted']:,} rows have fewer than {count}"
-    _say(f"{out}: {found['rows']:,} rows, {found['negatives']:,} negatives; {fewer}")
+    _warn(figures["problems"])
+    written = f"{counted(figures['rows'], 'row')}, {counted(figures['negatives'], 'negative')}"
+    _say(f"{out}: {written}; {counted(figures['fewer_than_wanted'], 'row')} with fewer than {count}")
     _report(out, report)
 
 
@@ -195,7 +196,7 @@ def improve(
 
     quiet()
     # `output` is each round's own.
-    said = read_train_recipe(recipe, [*(changes or []), f"output={out}"])
+    base = read_train_recipe(recipe, [*(changes or []), f"output={out}"])
     plan = Improvement(
         rounds=rounds,
         samples=samples,
@@ -203,8 +204,8 @@ def improve(
         max_tokens=max_tokens,
         committee=_members(committee, None),
     )
-    found = run(said, pairs, out, plan=plan, say=_say)
-    best = [each for each in found if each.improved][-1]
+    done = run(base, pairs, out, plan=plan, say=_say)
+    best = [each for each in done if each.improved][-1]
     _say(f"Best: {best.model} (round {best.number})")
 
 
@@ -217,14 +218,14 @@ def _members(names: str, corpus: Path | None) -> list[Any]:
 
 
 def _weights(given: list[str]) -> dict[str, float]:
-    found = {}
+    weights = {}
     for each in given:
         name, _, number = each.rpartition("=")
         try:
-            found[name] = float(number)
+            weights[name] = float(number)
         except ValueError:
             raise typer.BadParameter(f"--weight is {each!r}; expected MEMBER=NUMBER") from None
-    return found
+    return weights
 
 
 def _report(rows: Path, page: Path | None) -> None:

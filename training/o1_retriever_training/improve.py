@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from o1_retriever.errors import SettingsError
+from o1_retriever.reporting.text import counted
 from o1_retriever_training.copies import separate_copies
 from o1_retriever_training.ledger import write_whole
 from o1_retriever_training.recipe import Contributor, Recipe
@@ -96,7 +97,8 @@ def improve(
         improved = done.figures[figure] > best.figures[figure]
         rounds.append(Round(**{**asdict(done), "improved": improved}))
         write_whole(work / "rounds.json", json.dumps([asdict(each) for each in rounds], indent=1) + "\n")
-        say(f"{done.model}: {figure} {done.figures[figure]:.4f}, {done.copies} copies set apart")
+        copies = counted(done.copies, "copy", "copies")
+        say(f"{done.model}: {figure} {done.figures[figure]:.4f}, {copies} set apart")
         if not improved:
             break
         best = rounds[-1]

@@ -15,6 +15,7 @@ from o1_retriever.documents import Chunking, read_documents
 from o1_retriever.documents.files import find_files
 from o1_retriever.errors import DocumentError
 from o1_retriever.progress import progress
+from o1_retriever.reporting.text import counted
 from o1_retriever_training.errors import DataError, OtherRecipeError
 from o1_retriever_training.experts import Expert, as_experts
 from o1_retriever_training.ledger import KeyIndex, writing_whole
@@ -84,7 +85,7 @@ def make_data(
             "A chat model writes better ones."
         )
     counts: dict[str, Any] = {"passages": _passages(Path(folder), work, plan.most, say)}
-    say(f"{counts['passages']} passages")
+    say(counted(counts["passages"], "passage"))
     counts["queries"] = _pairs(work, writer, recipe or Recipe(), plan, options, say)
     tally, _ = synthesize(
         work / "pairs.jsonl", work / "thoughts.jsonl", experts=experts, recipe=recipe, options=options
@@ -96,7 +97,7 @@ def make_data(
             work / "thoughts.jsonl", out, committee=plan.committee, rules=plan.rules, show=options.show
         ),
     )
-    say(f"{counts['vote']['voted']} rows voted, {counts['vote']['unanimous']:.0%} unanimous")
+    say(f"{counted(counts['vote']['voted'], 'row')} voted, {counts['vote']['unanimous']:.0%} unanimous")
     counts["negatives"] = _afresh(
         work / "train.jsonl",
         lambda out: mine_negatives(
@@ -132,13 +133,16 @@ def _pairs(
         within=plan.within,
         show=options.show,
     )
-    say(f"{trip['written']} queries, of which {trip['kept']} find their passage; {tally.failures} failed")
+    queries_written = counted(trip["written"], "query", "queries")
+    say(f"{queries_written} written, {trip['kept']} kept that lead to their passage; {tally.failures} failed")
     if not trip["written"]:
         raise DataError(
             f"No query could be had; {queries} says why of each.", hint="Type the command with --retry-failed"
         )
     if not trip["kept"]:
-        raise DataError(f"None of {trip['written']} queries finds its passage again.", hint="Try --within 3")
+        raise DataError(
+            f"{queries_written} written, and none leads to its passage again.", hint="Try --within 3"
+        )
     return trip
 
 
@@ -163,9 +167,8 @@ def _passages(folder: Path, work: Path, most: int | None, say: Callable[[str], N
             target.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     if skipped:
-        first = "1 file could not be read"
-        several = first if len(skipped) == 1 else f"{len(skipped)} files could not be read, the first"
-        say(f"Warning: {several}: {skipped[0]}")
+        first = "" if len(skipped) == 1 else ", the first"
+        say(f"Warning: {counted(len(skipped), 'file')} could not be read{first}: {skipped[0]}")
     if not count:
         raise DataError(
             f"{folder} holds no passage of at least {FEWEST_CHARACTERS} characters.",

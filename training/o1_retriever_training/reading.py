@@ -20,6 +20,7 @@ from o1_retriever.errors import O1RetrieverError
 from o1_retriever.extras import require
 from o1_retriever.progress import is_shown
 from o1_retriever.reporting.problems import Problems
+from o1_retriever.reporting.text import counted
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.rows import TrainingRow, parse_row
 
@@ -95,7 +96,7 @@ def read_corpus(path: str | Path) -> Corpus:
             places[name] = len(texts)
             texts.append(text)
     if problems or not texts:
-        raise DataError(f"The corpus has {len(texts)} documents and cannot be used. {problems}")
+        raise DataError(f"The corpus has {counted(len(texts), 'document')} and cannot be used. {problems}")
     return Corpus(texts=texts, places=places)
 
 

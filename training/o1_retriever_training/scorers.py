@@ -264,7 +264,7 @@ class FunctionScorer:
     def search(self, documents: Sequence[str]) -> Search:
         """Refused: a function would be asked about every document of a corpus for every query."""
         raise SettingsError(
-            f"{self.name} scores pairs; it cannot search {len(documents)} documents.",
+            f"{self.name} scores pairs; it cannot search {counted(len(documents), 'document')}.",
             hint="Search by bm25, minilm, or a model.",
         )
 

@@ -16,6 +16,7 @@ from o1_retriever.endpoint.reply import Answer, Problem, cost_of
 from o1_retriever.errors import SettingsError
 from o1_retriever.progress import Advance, progress
 from o1_retriever.query import Query
+from o1_retriever.reporting.text import counted
 from o1_retriever_training.experts import Expert, as_experts
 from o1_retriever_training.ledger import Input, Ledger
 from o1_retriever_training.prompts import Examples, prompt_for
@@ -63,7 +64,7 @@ class Tally:
         """What a progress bar says beside the count."""
         tokens = self.prompt_tokens + self.completion_tokens
         cost = "" if prices is None else f", ${self.cost(prices):.2f}"
-        return f"{tokens:,} tokens{cost}, {self.failures:,} failed"
+        return f"{counted(tokens, 'token')}{cost}, {self.failures:,} failed"
 
     def cost(self, prices: tuple[float, float]) -> float:
         """What the tokens cost at (prompt, completion) prices per million."""

@@ -162,7 +162,8 @@ def _upload(staged: Staged, repo: str, *, public: bool, force: bool) -> Publishe
 
 
 def _done(sent: Published) -> None:
-    kept = f", {len(sent.kept)} were there" if sent.kept else ""
+    were = "was" if len(sent.kept) == 1 else "were"
+    kept = f", {len(sent.kept)} {were} there" if sent.kept else ""
     removed = f", {len(sent.removed)} removed" if sent.removed else ""
     seen = "private" if sent.private else "public"
     _say(f"\n{sent.url} ({seen}): {counted(len(sent.sent), 'file')} sent{kept}{removed}.")
