@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o1_retriever import ThinkingEmbedder
+from o1_retriever.engine import passes
 from o1_retriever.engine.backend import LocalBackend
 from o1_retriever.engine.batching import padded
 from o1_retriever.engine.load import LocalModel
@@ -160,3 +162,23 @@ def test_a_batch_of_many_lengths_costs_no_pass_of_its_own_for_each() -> None:
         started = prefill(local, [job.prompt for job in jobs])
     assert len(passes) == 1
     assert np.isfinite(started.logits.numpy()).all()
+
+
+class _Older(torch.nn.Module):
+    def forward(self, input_ids: torch.Tensor, past_key_values: Any = None) -> None:
+        """As in models whose code names its cache as transformers did before."""
+
+
+class _Adapted(torch.nn.Module):
+    def forward(self, *_arguments: Any, **_options: Any) -> None:
+        """As in wrappers of adapters, which hand everything on."""
+
+    def get_base_model(self) -> torch.nn.Module:
+        """The model in it."""
+        return _Older()
+
+
+def test_the_cache_is_handed_over_by_the_name_that_the_model_has_for_it() -> None:
+    assert passes._cache_name(_Older()) == passes._cache_name(_Adapted()) == "past_key_values"
+    parameters = inspect.signature(type(exact_model("llama").model).forward).parameters
+    assert passes._cache_name(exact_model("llama").model) in parameters

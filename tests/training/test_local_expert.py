@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from o1_retriever.endpoint.prompt import ChatPrompt, ChatRequest
+from o1_retriever.errors import CheckpointError, ModelNotFoundError
 from o1_retriever.query import Query
 from o1_retriever.thought import ThoughtSettings
 from o1_retriever_training.local_expert import LocalExpert
@@ -22,7 +25,7 @@ TEMPLATE = (
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
 
 
-def chat_model(template: str | None) -> LocalExpert:
+def chat_parts(template: str | None) -> tuple[Any, PreTrainedTokenizerFast]:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bare = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -33,7 +36,11 @@ def chat_model(template: str | None) -> LocalExpert:
     config = CONFIGS["llama"](len(tokenizer))
     config.max_position_embeddings = 400
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    return LocalExpert(model, tokenizer, name="tiny")
+    return model, tokenizer
+
+
+def chat_model(template: str | None) -> LocalExpert:
+    return LocalExpert(*chat_parts(template), name="tiny")
 
 
 def ask(query: str, *, index: int = 0, seed: int = 0) -> ChatRequest:
@@ -85,3 +92,27 @@ def test_a_prompt_without_room_is_a_failure_that_says_so() -> None:
     long, short = asyncio.run(expert.write([ask("w" * 500), ask("why?")]))
     assert "leaves no room to think" in long.reason
     assert short.text
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int8"])
+def test_a_saved_model_writes_as_the_loaded_one_and_says_how_it_computes(tmp_path: Path, dtype: str) -> None:
+    for part in chat_parts(TEMPLATE):
+        part.save_pretrained(tmp_path)
+    expert = chat_model(TEMPLATE)
+    saved = LocalExpert.from_pretrained(tmp_path, device="cpu", dtype=dtype)
+    assert saved.identity.endswith("int8" if dtype == "int8" else "float32")
+    assert not saved.thinks
+    torch.manual_seed(1)  # the rows of its new markers are drawn anew, and are no part of who it is
+    assert LocalExpert.from_pretrained(tmp_path, device="cpu", dtype=dtype).identity == saved.identity
+    answers = [asyncio.run(each.write([ask("why?")]))[0] for each in (expert, saved)]
+    if dtype == "auto":
+        assert getattr(answers[0], "text", "") == getattr(answers[1], "text", "") != ""
+
+
+def test_a_model_that_cannot_be_an_expert_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
+        LocalExpert.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        LocalExpert.from_pretrained(tmp_path)

@@ -31,7 +31,7 @@ class LocalExpert:
 
     A chat model gets the prompt through its own chat template, a plain one as text; a thinking checkpoint
     gets the query in its own layout, without instruction and examples, as it was trained. The candidates
-    of a query share one reading of its prompt.
+    of a query share one reading of its prompt. `weights` is a name for the model's weights (None: their hash).
 
     Raises `ModelNotFoundError` or `CheckpointError`.
     """
@@ -39,7 +39,7 @@ class LocalExpert:
     at_once = 1
     batch = 32
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, weights: str | None = None) -> None:
         from o1_retriever.engine.load import assemble
         from o1_retriever.engine.template import MARKERS
 
@@ -50,7 +50,7 @@ class LocalExpert:
             tokenizer.add_tokens(list(MARKERS["paper"]), special_tokens=True)
             if len(tokenizer) > model.get_input_embeddings().num_embeddings:
                 model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        self.local: LocalModel = assemble(name, model, tokenizer)
+        self.local: LocalModel = assemble(name, model, tokenizer, weights=weights)
         self.name = name
         self._turn = threading.Lock()
 
@@ -64,10 +64,13 @@ class LocalExpert:
         load_in_4bit: bool = False,
     ) -> LocalExpert:
         """Load from a folder or the Hub (safetensors only); the arguments are those of `ThinkingEmbedder`."""
+        from o1_retriever.engine.checkpoint import hash_files
         from o1_retriever.engine.load import LoadOptions, load_causal_lm
 
         loaded = load_causal_lm(name, LoadOptions(device=device, dtype=dtype, load_in_4bit=load_in_4bit))
-        expert = cls(loaded.model, loaded.tokenizer, name=os.fspath(name))
+        # The files' hash: new markers have rows that are drawn anew at every start.
+        weights = hash_files(loaded.folder)
+        expert = cls(loaded.model, loaded.tokenizer, name=os.fspath(name), weights=weights)
         loaded.lay_out()
         return expert
 
