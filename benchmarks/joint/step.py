@@ -130,6 +130,7 @@ def make_batch(queries: int, group: int, *, seed: int) -> Batch:
         "label_rows": label_rows,
         "label_columns": label_columns,
         "label_ids": query_ids[label_rows, label_columns + 1],
+        **{f"document_label_{name}": query_ids.new_zeros(0) for name in ("rows", "columns", "ids")},
         "document_ids": _ids(draw, documents),
         "document_ends": torch.from_numpy(documents.copy() - 1),
         "document_keys": torch.arange(1, queries * group + 1),

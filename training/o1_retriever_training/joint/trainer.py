@@ -86,8 +86,9 @@ class Progress(TrainerCallback):
         if "loss" in logs:
             rate = self._count() * args.world_size / max(1e-9, time.perf_counter() - self._began)
             logs["tokens_per_second"] = rate
+            fixed = "".join(f"{name} {logs[name]:.3f}, " for name in ("teacher", "index") if name in logs)
             self._note = (
-                f"loss {logs['loss']:.3f} (contrastive {logs.get('contrastive', 0.0):.3f}, thoughts "
+                f"loss {logs['loss']:.3f} (contrastive {logs.get('contrastive', 0.0):.3f}, {fixed}thoughts "
                 f"{logs.get('generation', 0.0):.3f}), gradient {logs.get('grad_norm', 0.0):.2f}, "
                 f"{rate:,.0f} tokens/s"
             )
