@@ -72,7 +72,7 @@ class Dialect:
         return {"messages": messages if self._system else _merged(messages), **kept}
 
     def learn(self, error: Exception, sent: dict[str, Any]) -> bool:
-        """Whether a refusal of `sent` was about something that can be said in another way from now on."""
+        """Whether a refusal of `sent` was about something that can be left out or renamed from now on."""
         if getattr(error, "status_code", None) not in (400, 422):
             return False
         param, text = body_text(error)

@@ -42,10 +42,10 @@ class RequestPolicy:
         _check("longest_wait", self.longest_wait, 0, 86_400)
         _check("deadline", self.deadline, 0.001, 604_800)
 
-    def wait(self, tried: int, asked: float | None) -> float:
-        """Seconds to wait after `tried` attempts, the server having asked for `asked` (None: for nothing)."""
-        if asked is not None:
-            return asked * random.uniform(1.0, 1.1)
+    def wait(self, tried: int, retry_after: float | None) -> float:
+        """Seconds to wait after `tried` attempts; `retry_after` is what the server asks for, if it does."""
+        if retry_after is not None:
+            return retry_after * random.uniform(1.0, 1.1)
         return min(self.longest_wait, self.backoff * 2.0 ** (tried - 1)) * random.uniform(0.5, 1.0)
 
 
@@ -58,8 +58,8 @@ def _check(name: str, value: object, low: float, high: float, *, whole: bool = F
 class Patience:
     """Decides after every answer whether the server is worth another request.
 
-    It is not when as many thoughts in a row as there are requests at a time (at least 4) have found it out
-    of order, and no answer has come for `silence` seconds or ever. When the caller has to change something
+    It is not when as many requests in a row as there are at a time (at least 4) have failed because of the
+    server, and no answer has come for `silence` seconds or ever. When the caller has to change something
     first, one refusal is enough while no answer has come for so long.
     """
 

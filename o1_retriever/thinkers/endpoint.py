@@ -86,7 +86,7 @@ class OpenAIThinker:
     ) -> list[list[Thought]]:
         """Thoughts `start` to `settings.n_thoughts - 1` about every query, in the order of the queries.
 
-        What was said before a query is sent as the messages before it (see `ChatPrompt.messages`).
+        The history of a query is sent as the messages before it (see `ChatPrompt.messages`).
 
         A thought that could not be had is a recorded failure with its reason, and one warning counts
         them. Raises `ThinkerError` when nothing can succeed before the caller changes something (wrong

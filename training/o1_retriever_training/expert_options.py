@@ -97,12 +97,12 @@ class ExpertOptions:
         from o1_retriever.errors import SettingsError
         from o1_retriever_training.recipe import Recipe, as_recipe, read_recipe
 
-        found = Recipe() if self.recipe is None else read_recipe(self.recipe)
-        fields = found.model_dump(mode="json")
+        recipe = Recipe() if self.recipe is None else read_recipe(self.recipe)
+        fields = recipe.model_dump(mode="json")
         named = {"seed": self.seed, "temperature": self.temperature, "max_tokens": self.max_tokens}
         fields |= {name: value for name, value in named.items() if value is not None}
         if self.thoughts is not None:
-            if len(found.contributors) > 1:
+            if len(recipe.contributors) > 1:
                 raise SettingsError("Found -n beside a recipe of several contributors, each with its own n.")
             fields["contributors"][0]["n"] = self.thoughts
         return as_recipe(fields, where="The options")

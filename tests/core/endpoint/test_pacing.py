@@ -7,8 +7,14 @@ import time
 
 import pytest
 
-from o1_retriever.endpoint.limits import Pacer, RateLimit
+from o1_retriever.endpoint.client import ChatClient
+from o1_retriever.endpoint.limits import Pacer, Patience, RateLimit, RequestPolicy
+from o1_retriever.endpoint.prompt import ChatPrompt, ChatRequest
 from o1_retriever.errors import SettingsError
+from o1_retriever.query import Query
+from o1_retriever.thought import Thought
+from tests.support.asking import QUICK, SETTINGS
+from tests.support.chat_server import ChatServer
 
 
 async def enter_all(pacer: Pacer, count: int, *, guess: float, used: float) -> float:
@@ -43,6 +49,19 @@ async def test_all_rest_when_a_server_asks_one_to_wait() -> None:
     assert await enter_all(pacer, 9, guess=1, used=1) < 0.1
     pacer.rest(0.3)
     assert 0.25 < await enter_all(pacer, 9, guess=1, used=1) < 0.6
+
+
+async def test_what_the_pace_takes_is_not_taken_from_the_time_of_a_thought(server: ChatServer) -> None:
+    policy = RequestPolicy(**{**QUICK, "deadline": 0.6, "retries": 0})
+    # 5 at once, then 5 a second: the last of 12 waits for longer than the deadline.
+    client = ChatClient("m", base_url=server.url, policy=policy, limit=RateLimit(requests=300))
+    prompt, query = ChatPrompt(), Query("why?")
+    requests = [ChatRequest(query=query, prompt=prompt, index=n, settings=SETTINGS) for n in range(12)]
+    started = time.monotonic()
+    answers = await client.ask_all(requests, Patience(policy, silence=policy.deadline))
+    assert time.monotonic() - started > 1
+    assert all(isinstance(answer, Thought) for answer in answers), answers
+    await client.close()
 
 
 @pytest.mark.parametrize("limit", [{"requests": 0}, {"tokens": -1}, {"requests": float("nan")}])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 import re
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from o1_retriever.endpoint.reply import without_reasoning
+from o1_retriever.endpoint.reply import diagnose, without_reasoning
 from o1_retriever.query import as_queries
 from tests.support.asking import SETTINGS, in_turn, think_one
 from tests.support.chat_server import Answer, as_json, completion, refusal
@@ -128,6 +129,19 @@ def test_a_bad_answer_is_a_recorded_failure_with_its_reason(
         each for each in caplog.records if each.levelno == logging.WARNING and "o1_retriever" in each.name
     ]
     assert "1 of 1 thoughts could not be had" in record.getMessage()
+
+
+def test_all_attempts_of_a_failure_are_counted(server, thinker):
+    server.answer = lambda body, number: completion("  ")
+    thought = think_one(thinker(retries=2))
+    assert (thought.prompt_tokens, thought.completion_tokens) == (33, 21)
+
+
+def test_of_a_name_with_several_addresses_the_first_cause_is_told():
+    refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 9)")
+    error = ConnectionError("All connection attempts failed")
+    error.__cause__ = ExceptionGroup("multiple connection attempts failed", [refused, OSError("other")])
+    assert "Connection refused" in diagnose(error, timeout=1).reason
 
 
 def test_a_failure_that_passes_leaves_no_trace(server, thinker, caplog):

@@ -5,6 +5,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from email.utils import formatdate
 from types import SimpleNamespace
 
@@ -64,6 +65,15 @@ def test_a_wait_may_be_a_date(server, thinker):
     )
     assert not think_one(thinker(backoff=0.0)).failed
     assert 0.5 <= server.times[1] - server.times[0] < 5
+
+
+def test_all_wait_when_a_server_asks_one_to(server, thinker):
+    first, second = refusal(429, "slow down", retry_after="0.5"), replace(completion(), delay=0.2)
+    server.answer = in_turn(first, second, completion())
+    queries = as_queries([f"q{n}" for n in range(6)])
+    rows = thinker(concurrency=2).think(queries, settings=SETTINGS.with_changes(n_thoughts=1))
+    assert not any(row[0].failed for row in rows)
+    assert server.times[2] - server.times[0] >= 0.45
 
 
 @pytest.mark.parametrize("value", ["soon", "nan", "-5", ""])
