@@ -31,7 +31,7 @@ class LocalExpert:
 
     A chat model gets the prompt through its own chat template, a plain one as text; a thinking checkpoint
     gets the query in its own layout, without instruction and examples, as it was trained. The candidates
-    of a query share one reading of its prompt. `weights` is a name for the model's weights (None: their hash).
+    of a query share one reading of its prompt. `weights` is a name for the weights (None: their hash).
 
     Raises `ModelNotFoundError` or `CheckpointError`.
     """
