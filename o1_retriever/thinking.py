@@ -271,11 +271,15 @@ class PairBackend:
     The encoder checks its vectors (see `encoders.as_encoder`).
     """
 
-    default_settings: Mapping[str, Any] = {}
-
     def __init__(self, thinker: Thinker, encoder: Encoder) -> None:
         self.thinker = thinker
         self.encoder = encoder
+
+    @property
+    def default_settings(self) -> Mapping[str, Any]:
+        """What the thinker prefers, where it says so; else the library's defaults."""
+        found: Mapping[str, Any] = getattr(self.thinker, "default_settings", {})
+        return found
 
     @property
     def space(self) -> VectorSpace:

@@ -143,7 +143,7 @@ class ChatClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pools: list[Any] = []
         self._brought = None if client is None else _without_retries(client)
-        self._options = _options(base_url, api_key) if client is None else {}
+        self._options = options_of(base_url, api_key) if client is None else {}
         address = self._options.get("base_url") or getattr(self._brought, "base_url", None)
         self._secret = self._options.get("api_key") or getattr(self._brought, "api_key", None)
         self.address = None if address is None else _public(str(address))
@@ -346,7 +346,7 @@ def _left(deadline: asyncio.Timeout) -> float:
     return float("inf") if when is None else when - asyncio.get_running_loop().time()
 
 
-def _options(base_url: str | None, api_key: str | None) -> dict[str, str]:
+def options_of(base_url: str | None, api_key: str | None) -> dict[str, str]:
     """The address and the key of a client of our own."""
     require("openai", extra="endpoint", purpose="A model behind an endpoint")
     elsewhere = base_url or os.environ.get("OPENAI_BASE_URL")

@@ -19,11 +19,13 @@ class ChatPrompt:
     """A chat that asks for a thought: `user` contains `{query}`, `system` (None: no such message) does not.
 
     Every `{query}` in `user` is replaced by the query as it is; other braces mean nothing, here or there.
+    `examples` are pairs of a query and a good thought about it, shown as earlier turns of the chat.
     Raises `SettingsError` when `{query}` is missing.
     """
 
     user: str = SLOT
     system: str | None = None
+    examples: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.user, str) or not isinstance(self.system, str | None):
@@ -44,18 +46,25 @@ class ChatPrompt:
         system = [self.system] if self.system else []
         system += [turn["content"] for turn in turns if turn["role"] == "system"]
         chat = [{"role": "system", "content": "\n\n".join(system)}] if system else []
-        last = {"role": "user", "content": self.user.replace(SLOT, query.text)}
-        for turn in [*(turn for turn in turns if turn["role"] != "system"), last]:
+        for example, thought in self.examples:
+            chat += [self._asking(example), {"role": "assistant", "content": thought}]
+        for turn in [*(turn for turn in turns if turn["role"] != "system"), self._asking(query.text)]:
             if chat and chat[-1]["role"] == turn["role"]:
                 chat[-1]["content"] += "\n\n" + turn["content"]
             else:
                 chat.append(turn)
         return chat
 
+    def _asking(self, text: str) -> dict[str, str]:
+        return {"role": "user", "content": self.user.replace(SLOT, text)}
+
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that stand for the wording."""
-        return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=8).hexdigest()
+        parts = asdict(self)
+        if not self.examples:  # left out where there are none: older entries of the cache stay valid
+            del parts["examples"]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
 # The exploration step of the method (arXiv 2502.07555): imagine the answer, then search with it.

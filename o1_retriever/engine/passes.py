@@ -48,9 +48,12 @@ class Prefilled:
     fast: torch.Tensor | None
 
 
-def prefill(local: LocalModel, prompts: Sequence[Sequence[int]]) -> Prefilled:
-    """One pass over prompts (token ids); what all prompts of a model begin with is computed once for all."""
-    prefix = local.once(common_prefix)
+def prefill(local: LocalModel, prompts: Sequence[Sequence[int]], prefix: Prefix | None = None) -> Prefilled:
+    """One pass over prompts (token ids), which all begin with `prefix`: that is not computed again.
+
+    A shared prefix is left out of the result, as the steps read its one copy.
+    """
+    prefix = prefix or Prefix()
     ids, mask = padded([prompt[len(prefix.ids) :] for prompt in prompts], local.device, side="left")
     cache: Any = DynamicCache(config=local.model.config)
     for layer, (keys, values) in enumerate(prefix.layers):
@@ -61,7 +64,11 @@ def prefill(local: LocalModel, prompts: Sequence[Sequence[int]]) -> Prefilled:
     logits, hidden = forward(local, ids, mask, positions, cache)
     offset = local.template.fast_offset
     layers = [(layer.keys, layer.values) for layer in cache.layers]
-    if prefix.ids and len({len(prompt) for prompt in prompts}) > 1:
+    if prefix.shared:
+        before = len(prefix.ids)
+        mask = mask[:, before:]
+        layers = [(keys[:, :, before:], values[:, :, before:]) for keys, values in layers]
+    elif prefix.ids and len({len(prompt) for prompt in prompts}) > 1:
         mask, layers = _behind_padding(mask, layers)
     return Prefilled(
         layers=layers,
@@ -88,14 +95,32 @@ def _behind_padding(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prefix:
-    """What every prompt of a model begins with: its ids, and each layer's keys and values for one row."""
+    """What prompts of a model begin with: its ids, and each layer's keys and values for one row.
+
+    `shared` says that all rows read this one copy while they write; otherwise each row gets its own.
+    """
 
     ids: tuple[int, ...] = ()
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+    shared: bool = False
+
+    def for_rows(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What all rows read of it, (heads, tokens, head dimension) a layer; nothing where each has one."""
+        return [(keys[0], values[0]) for keys, values in self.layers] if self.shared else []
+
+    def opens(self, prompt: Sequence[int]) -> bool:
+        """Whether the prompt begins with it and goes on."""
+        return len(prompt) > len(self.ids) and tuple(prompt[: len(self.ids)]) == self.ids
+
+
+def takes_our_attention(model: Any) -> bool:
+    """Whether steps of the model can go through the attention of `steps`: those that torch's own would do."""
+    config = model.config.get_text_config(decoder=True)
+    return bool(model.device.type == "cpu" and config._attn_implementation == "sdpa")
 
 
 def common_prefix(local: LocalModel) -> Prefix:
-    """The instruction with its opening marker, where it is long enough to be worth it.
+    """An instruction with its opening marker, or a chat's system message and examples, where it is worth it.
 
     Not for layers with a sliding window: between prefix and prompt lies padding, which would count there.
     """
@@ -105,7 +130,8 @@ def common_prefix(local: LocalModel) -> Prefix:
     cache: Any = DynamicCache(config=local.model.config)
     rows, mask = padded([ids], local.device, side="left")
     forward(local, rows, mask, mask.cumsum(1) - 1, cache)
-    return Prefix(ids=ids, layers=[(layer.keys, layer.values) for layer in cache.layers])
+    layers = [(layer.keys, layer.values) for layer in cache.layers]
+    return Prefix(ids=ids, layers=layers, shared=takes_our_attention(local.model))
 
 
 def forward(

@@ -78,8 +78,10 @@ class Slots:
 
     `spare` columns are written before everything is moved back to the left. `clear` empties the memory for
     steps that read all of it (see `fix`): what a mask hides must still be a number, and fresh memory may hold
-    NaN. `memory` is where large blocks come from on a CPU (None: torch's own). The living rows are the first
-    `live` ones. `column` is where the next token is written, `first` the first one that a living row needs.
+    NaN. `memory` is where large blocks come from on a CPU (None: torch's own). `shared` are each layer's keys
+    and values (heads, tokens, head dimension) that stand before all rows and are held once. The living rows
+    are the first `live` ones. `column` is where the next token is written, `first` the first column that a
+    living row needs.
     """
 
     def __init__(
@@ -91,8 +93,9 @@ class Slots:
         spare: int,
         clear: bool = False,
         memory: Memory | None = None,
+        shared: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
     ) -> None:
-        self.clear, self.memory = clear, memory
+        self.clear, self.memory, self.shared = clear, memory, shared
         self.rows, self.capacity = rows, window + spare
         self.windows = layer_windows(model.config)
         self.layers = [_Layer(self) for _ in self.windows]

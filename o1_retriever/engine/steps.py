@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from o1_retriever.engine.batching import is_out_of_memory
 from o1_retriever.engine.load import LocalModel
-from o1_retriever.engine.passes import forward
+from o1_retriever.engine.passes import Prefix, forward, takes_our_attention
 from o1_retriever.engine.slots import Memory, Slots, layer_windows
+from o1_retriever.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class EagerSteps:
     def __call__(self, fed: torch.Tensor, positions: torch.Tensor) -> Result:
         """Feed the tokens (live,) at their positions (live,): logits and hidden states, one row each."""
         local, slots = self.local, self.slots
-        attention = step_attention(local.model)
+        attention = step_attention(local.model, slots.shared)
         logits, hidden = forward(
             local, fed[:, None], slots.masks(), positions[:, None], slots.cache, attention=attention
         )
@@ -99,7 +101,8 @@ class StaticSteps:
 
         def step() -> None:
             slots = self.slots
-            new, states = forward(self.local, ids, slots.masks(), positions, slots.cache)
+            attention = step_attention(self.local.model, slots.shared) if slots.shared else None
+            new, states = forward(self.local, ids, slots.masks(), positions, slots.cache, attention=attention)
             logits.copy_(new)
             hidden.copy_(states[:, -1])
 
@@ -153,11 +156,13 @@ class Shared:
         self._idle: dict[tuple[int, int], tuple[Slots, Step]] = {}
         self._memory = Memory()
 
-    def borrow(self, local: LocalModel, rows: int, window: int, *, spare: int) -> tuple[Slots, Step]:
+    def borrow(
+        self, local: LocalModel, rows: int, window: int, *, spare: int, prefix: Prefix
+    ) -> tuple[Slots, Step]:
         """Slots for so many rows with steps over them: from an earlier flight where one had the same size."""
         if local.device.type != "cuda" or any(layer_windows(local.model.config)):
             memory = self._memory if local.device.type == "cpu" else None
-            slots = Slots(local.model, rows, window, spare=spare, memory=memory)
+            slots = Slots(local.model, rows, window, spare=spare, memory=memory, shared=prefix.for_rows())
             return slots, EagerSteps(local, slots)
         rows, columns = _rounded(rows), -(-(window + spare) // 128) * 128
         with self._lock:
@@ -180,6 +185,8 @@ class Shared:
 
 
 _ATTENTION = "o1_step"
+Layers = Sequence[tuple[torch.Tensor, torch.Tensor]]
+_shared: ContextVar[Layers] = ContextVar("shared", default=())
 # What a model may pass along that changes nothing here: a window is part of the mask already.
 _HARMLESS = frozenset(
     ("dropout", "is_causal", "sliding_window", "position_ids", "use_cache", "cache_position")
@@ -189,21 +196,23 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 @contextmanager
-def step_attention(model: Any) -> Iterator[None]:
+def step_attention(model: Any, shared: Layers = ()) -> Iterator[None]:
     """Within it, `model` takes this attention, where it is faster and means the same.
 
-    That is on a CPU, for models that would take torch's scaled dot product attention.
+    That is on a CPU, for models that would take torch's scaled dot product attention. `shared` are keys and
+    values that stand before those of every row; no other attention knows of them.
     """
-    config = model.config.get_text_config(decoder=True)
-    usual = config._attn_implementation
-    if usual != "sdpa" or model.device.type != "cpu" or model.dtype not in _DTYPES:
+    if not takes_our_attention(model) or not (shared or model.dtype in _DTYPES):
         yield
         return
+    config = model.config.get_text_config(decoder=True)
+    usual, before = config._attn_implementation, _shared.set(shared)
     config._attn_implementation = _ATTENTION
     try:
         yield
     finally:
         config._attn_implementation = usual
+        _shared.reset(before)
 
 
 def attend(
@@ -221,7 +230,13 @@ def attend(
     transformers' own function.
     """
     rows, heads, queries, size = query.shape
+    shared = _shared.get()
     unusual = any(value is not None for name, value in options.items() if name not in _HARMLESS)
+    if shared and (unusual or attention_mask is None):
+        raise CheckpointError(
+            f"A {type(module).__name__} asks for an attention that cannot share a prompt's beginning.",
+            hint="Load the model with attn_implementation='eager'.",
+        )
     if unusual or queries != 1 or attention_mask is None or attention_mask.dtype == torch.bool:
         given: Any = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
@@ -231,8 +246,35 @@ def attend(
     scaled = grouped * (size**-0.5 if scaling is None else scaling)
     # The long side first: products are a third faster so than the other way round.
     scores = torch.matmul(key, scaled.transpose(-1, -2)).transpose(-1, -2)
-    found = torch.matmul(torch.softmax(scores + attention_mask, -1), value)
+    scores = scores + attention_mask
+    if not shared:
+        found = torch.matmul(torch.softmax(scores, -1), value)
+    else:
+        found = _attend_both(scaled, scores, value, *shared[module.layer_idx])
     return found.reshape(rows, 1, heads, value.shape[-1]), None
+
+
+def _attend_both(
+    query: torch.Tensor,
+    scores: torch.Tensor,
+    value: torch.Tensor,
+    first_keys: torch.Tensor,
+    first_values: torch.Tensor,
+) -> torch.Tensor:
+    """Attention over the tokens that all rows share, and each row's own, (rows, kv heads, group, d).
+
+    `query` is (rows, kv heads, group, d); `scores` (rows, kv heads, group, columns) and `value` (rows, kv
+    heads, columns, d) are of the own tokens, `first_keys` and `first_values` (kv heads, tokens, d) of the
+    shared ones. All rows are one product with the shared tokens, which are so read once and not once a row.
+    """
+    rows, kv, group, size = query.shape
+    tokens = first_keys.shape[1]
+    together = query.transpose(0, 1).reshape(kv, rows * group, size)
+    first = torch.matmul(together, first_keys.transpose(1, 2)).view(kv, rows, group, tokens).transpose(0, 1)
+    weights = torch.softmax(torch.cat([first, scores], -1).float(), -1).to(value.dtype)
+    shares = weights[..., :tokens].transpose(0, 1).reshape(kv, rows * group, tokens)
+    before = torch.matmul(shares, first_values).view(kv, rows, group, -1).transpose(0, 1)
+    return before + torch.matmul(weights[..., tokens:], value)
 
 
 AttentionInterface.register(_ATTENTION, attend)

@@ -92,46 +92,27 @@ def detect_layout(tokenizer: Any) -> Layout:
     )
 
 
-class Template:
-    """Puts the markers of one layout around the ids of plain text.
+class PlainText:
+    """Turns plain text into ids that are never special, whatever it spells, and knows the special ones.
 
-    Text never becomes a marker: `<emb>` or `</s>` written by a user or a model is tokenised as plain
-    text. Text is truncated, markers and the instruction never are. `positions` is how many positions the
-    model has (None: no limit); an `instruction` follows `<query>` in every query (None: the checkpoint's).
+    `emb` is the id whose state embeds, None for a model that writes and does not embed; `fast_offset` is
+    where the fast vector's `<emb>` stands in a prompt, from its end, None if it is not in there; `stops` are
+    further ids that end what a model writes.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        config: TemplateConfig,
-        *,
-        positions: int | None = None,
-        instruction: str | None = None,
-    ) -> None:
-        instruction = config.instruction if instruction is None else instruction
-        self.config = config
+    emb: int | None = None
+    fast_offset: int | None = None
+    stops: tuple[int, ...] = ()
+
+    def __init__(self, tokenizer: Any, markers: Iterable[int] = ()) -> None:
         self.tokenizer = tokenizer
-        self.instruction = instruction
-        vocabulary = tokenizer.get_vocab()
-        missing = [marker for marker in MARKERS[config.layout] if marker not in vocabulary]
-        if missing:
-            raise CheckpointError(
-                f"The tokenizer lacks {' '.join(missing)}; the {config.layout} layout needs "
-                f"{' '.join(MARKERS[config.layout])}."
-            )
-        self._marker = {marker: int(vocabulary[marker]) for marker in MARKERS[config.layout]}
-        self.emb = self._marker["<emb>"]
         self.eos = _eos(tokenizer)
-        self.max_length = min(config.max_length, positions or config.max_length)
-        self.max_query = min(config.max_query_tokens, self.max_length - _TAIL - 1)
-        self._never = set(_special_ids(tokenizer)) | set(self._marker.values())
-        self._instruction = self.text_ids([instruction])[0] if instruction.strip() else []
-        if self.max_query - len(self._instruction) < 8:
-            raise CheckpointError(
-                f"The instruction takes {len(self._instruction)} of the {self.max_query} tokens of a query; "
-                "expected to leave at least 8 for the query itself.",
-                hint="Shorten the instruction.",
-            )
+        self._never = {*_special_ids(tokenizer), *markers}
+
+    @property
+    def opening(self) -> list[int]:
+        """What every prompt begins with."""
+        return []
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of plain texts: no markers, no truncation, and no special token whatever the text spells."""
@@ -154,6 +135,53 @@ class Template:
             pieces = [part for piece in pieces for part in _cut(piece, token)]
         rows = self.tokenizer(pieces, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [i for row in rows for i in row if i not in self._never]
+
+    def suppressed(self, vocabulary_size: int) -> list[int]:
+        """Ids that a thought may not contain: special tokens other than eos, and rows without a token."""
+        unknown = {self.tokenizer.unk_token_id} - {None}
+        beyond = set(range(len(self.tokenizer), vocabulary_size))
+        return sorted((self._never | unknown | beyond) - {self.eos})
+
+
+class Template(PlainText):
+    """Puts the markers of one layout around the ids of plain text.
+
+    Text never becomes a marker: `<emb>` or `</s>` written by a user or a model is tokenised as plain
+    text. Text is truncated, markers and the instruction never are. `positions` is how many positions the
+    model has (None: no limit); an `instruction` follows `<query>` in every query (None: the checkpoint's).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        config: TemplateConfig,
+        *,
+        positions: int | None = None,
+        instruction: str | None = None,
+    ) -> None:
+        instruction = config.instruction if instruction is None else instruction
+        self.config = config
+        self.instruction = instruction
+        vocabulary = tokenizer.get_vocab()
+        missing = [marker for marker in MARKERS[config.layout] if marker not in vocabulary]
+        if missing:
+            raise CheckpointError(
+                f"The tokenizer lacks {' '.join(missing)}; the {config.layout} layout needs "
+                f"{' '.join(MARKERS[config.layout])}."
+            )
+        self._marker = {marker: int(vocabulary[marker]) for marker in MARKERS[config.layout]}
+        super().__init__(tokenizer, self._marker.values())
+        self.emb: int = self._marker["<emb>"]
+        self.fast_offset = -2 if config.layout == "paper" else None
+        self.max_length = min(config.max_length, positions or config.max_length)
+        self.max_query = min(config.max_query_tokens, self.max_length - _TAIL - 1)
+        self._instruction = self.text_ids([instruction])[0] if instruction.strip() else []
+        if self.max_query - len(self._instruction) < 8:
+            raise CheckpointError(
+                f"The instruction takes {len(self._instruction)} of the {self.max_query} tokens of a query; "
+                "expected to leave at least 8 for the query itself.",
+                hint="Shorten the instruction.",
+            )
 
     def prompt(self, query: Sequence[int]) -> list[int]:
         """What precedes the thought: the model goes on from here."""
@@ -195,17 +223,6 @@ class Template:
     def max_document(self) -> int:
         """Tokens of a document's own text beyond which it is truncated."""
         return self.max_length - (2 if self.config.layout == "paper" else 1)
-
-    @property
-    def fast_offset(self) -> int | None:
-        """Where the fast vector's `<emb>` stands in a prompt, from its end; None if it is not in there."""
-        return -2 if self.config.layout == "paper" else None
-
-    def suppressed(self, vocabulary_size: int) -> list[int]:
-        """Ids that a thought may not contain: special tokens other than eos, and rows without a token."""
-        unknown = {self.tokenizer.unk_token_id} - {None}
-        beyond = set(range(len(self.tokenizer), vocabulary_size))
-        return sorted((self._never | unknown | beyond) - {self.eos})
 
     def _opened(self, query: Sequence[int], *, tail: int) -> list[int]:
         room = self.max_query - 1 - len(self._instruction) - tail

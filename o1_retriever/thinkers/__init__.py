@@ -1,4 +1,4 @@
-"""Who writes the thoughts: a chat endpoint, a file of recorded thoughts, or a function of yours."""
+"""Who writes the thoughts: a local model, a chat endpoint, a file of recorded thoughts, or a function."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from o1_retriever.endpoint.limits import RequestPolicy
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt
-from o1_retriever.errors import SettingsError
+from o1_retriever.errors import ModelNotFoundError, SettingsError
 from o1_retriever.query import Query
-from o1_retriever.thinkers.endpoint import OpenAIThinker
+from o1_retriever.thinkers.endpoint import OpenAIThinker, first_model
 from o1_retriever.thinkers.function import CallableThinker
+from o1_retriever.thinkers.local import LocalThinker
 from o1_retriever.thinkers.recorded import RecordedThinker
 from o1_retriever.thought import Thought, ThoughtSettings
 
@@ -19,6 +20,7 @@ __all__ = [
     "DEFAULT_PROMPT",
     "CallableThinker",
     "ChatPrompt",
+    "LocalThinker",
     "OpenAIThinker",
     "RecordedThinker",
     "RequestPolicy",
@@ -50,17 +52,14 @@ class Thinker(Protocol):
 
 
 def as_thinker(value: Any) -> Thinker:
-    """A thinker from what users have: a thinker, a function, or the path of a file of recorded thoughts.
+    """A thinker from what users have: a thinker, a function, a mapping, or a text.
 
-    Raises `SettingsError` for anything else.
+    A text is told by what it is: a `.jsonl` file of recorded thoughts, the `http(s)://` address of an
+    OpenAI-compatible server (its first model thinks), else a causal language model: a folder or Hub id of
+    transformers, or a `.gguf` file. Raises `SettingsError` for anything else, and what loading raises.
     """
     if isinstance(value, str | os.PathLike):
-        if os.fspath(value).endswith((".jsonl", ".jsonl.gz")):
-            return RecordedThinker(value)
-        raise SettingsError(
-            f"The thinker is {os.fspath(value)!r:.80}; expected a .jsonl file of recorded thoughts.",
-            hint="For a model behind an endpoint, pass OpenAIThinker(model, base_url=...).",
-        )
+        return _named(os.fspath(value))
     if not isinstance(value, type):
         if isinstance(value, Thinker):
             return value
@@ -69,5 +68,26 @@ def as_thinker(value: Any) -> Thinker:
         if callable(value):
             return CallableThinker(value)
     raise SettingsError(
-        f"The thinker is {value!r:.80}; expected a thinker, a function(queries, n_thoughts) or a .jsonl file."
+        f"The thinker is {value!r:.80}; expected a thinker, a function(queries, n_thoughts), or a text: "
+        f"{_TEXTS}."
     )
+
+
+_TEXTS = (
+    "a folder or Hub id of a causal language model, a .gguf file, the http(s):// address of an "
+    "OpenAI-compatible server, or a .jsonl file of recorded thoughts"
+)
+
+
+def _named(name: str) -> Thinker:
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        return RecordedThinker(name)
+    if name.startswith(("http://", "https://")):
+        return OpenAIThinker(first_model(name), base_url=name)
+    try:
+        return LocalThinker(name)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"The thinker is {name!r:.120}. {error.message}",
+            hint=" ".join(filter(None, (error.hint, f"A thinker is {_TEXTS}."))),
+        ) from error

@@ -15,11 +15,12 @@ from threading import Lock, Thread
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from o1_retriever.endpoint.client import ChatClient, in_thread
+from o1_retriever.endpoint.client import ChatClient, in_thread, options_of
 from o1_retriever.endpoint.limits import Patience, RequestPolicy
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt, ChatRequest, as_prompt
 from o1_retriever.endpoint.reply import Answer, ModelCallError, Problem
 from o1_retriever.errors import ThinkerError
+from o1_retriever.extras import require
 from o1_retriever.query import Query
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Thought, ThoughtSettings
@@ -27,6 +28,7 @@ from o1_retriever.thought import Thought, ThoughtSettings
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
+_LISTING_S = 10.0  # seconds for a server to list its models
 TICK = 0.1  # seconds that Ctrl-C may take on Windows, where nothing interrupts a wait
 
 
@@ -133,6 +135,23 @@ class OpenAIThinker:
             reason,
             f" (and {counted(len(others), 'other reason')})" if others else "",
         )
+
+
+def first_model(base_url: str) -> str:
+    """The name of the first model that a server lists. Raises `ThinkerError` where it does not tell."""
+    openai: Any = require("openai", extra="endpoint", purpose="A model behind an endpoint")
+    hint = f"Type: OpenAIThinker('NAME OF THE MODEL', base_url={base_url!r})"
+    try:
+        with openai.OpenAI(**options_of(base_url, None), max_retries=0, timeout=_LISTING_S) as client:
+            models = client.models.list().data or []
+    except (openai.OpenAIError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ThinkerError(
+            f"The server at {base_url} does not tell which models it has: {reason:.200}", hint=hint
+        ) from error
+    if not models:
+        raise ThinkerError(f"The server at {base_url} lists no model.", hint=hint)
+    return str(models[0].id)
 
 
 class ModelThinker(OpenAIThinker):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from o1_retriever.engine.decode import Drafts, Job
 from o1_retriever.engine.decode import write_thoughts as stream_thoughts
 from o1_retriever.engine.load import LocalModel, assemble
-from o1_retriever.engine.passes import embed_sequences
+from o1_retriever.engine.passes import Prefix, embed_sequences
 from o1_retriever.engine.slots import Slots
 from o1_retriever.engine.steps import Shared, StaticSteps, Step
 from o1_retriever.thought import ThoughtSettings
@@ -192,8 +192,10 @@ def test_steps_over_fixed_tensors_equal_steps_as_needed(
     short = WARM.with_changes(max_new_tokens=16)
     usual = write_thoughts(local, jobs, short)
 
-    def borrow(_: Shared, local: LocalModel, rows: int, window: int, *, spare: int) -> tuple[Slots, Step]:
-        slots = Slots(local.model, rows, window, spare=spare, clear=True)
+    def borrow(
+        _: Shared, local: LocalModel, rows: int, window: int, *, spare: int, prefix: Prefix
+    ) -> tuple[Slots, Step]:
+        slots = Slots(local.model, rows, window, spare=spare, clear=True, shared=prefix.for_rows())
         return slots, StaticSteps(local, slots, capture=False)
 
     monkeypatch.setattr(Shared, "borrow", borrow)

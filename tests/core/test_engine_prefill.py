@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,16 +28,9 @@ INSTRUCTION = "find what answers: "
 suffixes = st.lists(st.lists(st.integers(0, 255), min_size=2, max_size=40), min_size=1, max_size=6)
 
 
-def unshared(local: LocalModel, prompts: list[list[int]]) -> Prefilled:
-    """Each prompt whole."""
-    kept = local.made.pop(common_prefix, None)
-    local.made[common_prefix] = Prefix()
-    try:
-        return prefill(local, prompts)
-    finally:
-        del local.made[common_prefix]
-        if kept is not None:
-            local.made[common_prefix] = kept
+def copied(local: LocalModel) -> Prefix:
+    """The common beginning as it is where every row gets a copy of it."""
+    return replace(local.once(common_prefix), shared=False)
 
 
 def assert_same(local: LocalModel, some: Prefilled, other: Prefilled) -> None:
@@ -62,8 +56,8 @@ def test_prompts_that_share_their_beginning_equal_prompts_that_do_not(
     letters = [[token % (local.template.emb - 10) + 5 for token in row] for row in rest]
     prompts = [[*opening, *row] for row in letters]
     assert local.once(common_prefix).ids == tuple(opening)
-    shared = prefill(local, prompts)
-    assert_same(local, shared, unshared(local, prompts))
+    shared = prefill(local, prompts, copied(local))
+    assert_same(local, shared, prefill(local, prompts))
     # Padded on the left alone: a row's tokens end at the last column, without a gap.
     width = max(map(len, prompts))
     expected = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -81,7 +75,7 @@ def test_the_shared_beginning_runs_once_and_is_left_out_of_every_pass() -> None:
     handle = local.model.register_forward_pre_hook(before, with_kwargs=True)
     try:
         for queries in (["a"], ["bcd", "ef"], ["g"]):
-            prefill(local, [job_for(local, query).prompt for query in queries])
+            prefill(local, [job_for(local, query).prompt for query in queries], local.once(common_prefix))
     finally:
         handle.remove()
     # The opening, then each batch's own text with its two markers.
@@ -91,7 +85,7 @@ def test_the_shared_beginning_runs_once_and_is_left_out_of_every_pass() -> None:
 def test_a_query_that_is_the_instruction_again() -> None:
     local = exact_model("llama", INSTRUCTION)
     prompts = [list(job_for(local, query).prompt) for query in (INSTRUCTION.strip(), "a")]
-    assert_same(local, prefill(local, prompts), unshared(local, prompts))
+    assert_same(local, prefill(local, prompts, copied(local)), prefill(local, prompts))
 
 
 @pytest.mark.parametrize(

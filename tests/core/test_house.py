@@ -28,7 +28,7 @@ FRAMEWORKS = {
 # stands in another place than its room has a line of its own.
 LAYERS = [
     "errors", "extras", "storage", "reporting", "query", "thought", "vectors", "progress", "guard", "cache",
-    "endpoint", "thinkers", "engine", "encoders", "thinking", "engine.backend", "embedder", "documents",
+    "endpoint", "engine", "thinkers", "encoders", "thinking", "engine.backend", "embedder", "documents",
     "ranking", "index", "search.result", "explain", "search", "evaluation", "cli", "__main__",
 ]  # fmt: skip
 LOOSE = 12  # modules at the top of the core

@@ -13,7 +13,7 @@ import pytest
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 
-package = pytest.importorskip("sentence_transformers", reason="needs the extra `sentence-transformers`")
+package = pytest.importorskip("sentence_transformers", reason="needs the extra `local`")
 
 FAST = ThoughtSettings(thinking="never")
 QUERIES = ["Why does my bathroom mirror go blank after a hot shower?", "dew"]

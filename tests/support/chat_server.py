@@ -73,6 +73,7 @@ class ChatServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer: Callable[[dict[str, Any], int], Answer] = lambda body, number: completion()
+        self.models: list[str] = ["a-model"]
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
@@ -137,6 +138,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self._send(answer)
         self.close_connection = self.close_connection or answer.missing > 0
+
+    def do_GET(self) -> None:
+        listed = {"object": "list", "data": [{"id": name, "object": "model"} for name in self.server.models]}
+        answer = as_json(listed) if self.path == "/v1/models" else refusal(404, "not here")
+        self.send_response(answer.status)
+        for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.body)
 
     def _send(self, answer: Answer) -> None:
         if not answer.drip:

@@ -15,6 +15,7 @@ import torch
 
 from o1_retriever.engine.decode import Drafts, Job, write_thoughts
 from o1_retriever.engine.load import LocalModel, assemble
+from o1_retriever.engine.passes import Prefix
 from o1_retriever.engine.sampling import Sampler, stream_key
 from o1_retriever.engine.slots import Slots
 from o1_retriever.engine.steps import EagerSteps, Shared, StaticSteps, Step
@@ -167,12 +168,16 @@ class WatchedShared(Shared):
         super().__init__()
         self.watch, self.steps, self.most_spare = watch, steps, spare
 
-    def borrow(self, local: LocalModel, rows: int, window: int, *, spare: int) -> tuple[Slots, Step]:
+    def borrow(
+        self, local: LocalModel, rows: int, window: int, *, spare: int, prefix: Prefix
+    ) -> tuple[Slots, Step]:
         """New ones for each flight."""
         self.watch.flights.append(rows)
         self.watch.note("borrow")
         spare = spare if self.most_spare is None else min(spare, self.most_spare)
-        slots = WatchedSlots(self.watch, local.model, rows, window, spare=spare, clear=True)
+        slots = WatchedSlots(
+            self.watch, local.model, rows, window, spare=spare, clear=True, shared=prefix.for_rows()
+        )
         self.watch.lent(weakref.ref(slots))
         return slots, self.steps(local, slots)
 

@@ -155,10 +155,12 @@ def _sampling(plan: Improvement, number: int) -> Recipe:
 
 def _figures(recipe: TrainRecipe) -> dict[str, float]:
     """The dev figures of the model that a recipe begins with."""
+    from o1_retriever.engine.backend import LocalBackend
     from o1_retriever.engine.load import LoadOptions, load_model
     from o1_retriever_training.joint.run import DevEvaluation
 
     assert recipe.evaluation is not None
     local = load_model(recipe.model.base, LoadOptions())
-    found = DevEvaluation(recipe.evaluation)(local.model, local.template.tokenizer, local.template.config)
+    template = LocalBackend(local).template
+    found = DevEvaluation(recipe.evaluation)(local.model, template.tokenizer, template.config)
     return {name: value for name, value in found.items() if name != "seconds"}

@@ -1,4 +1,4 @@
-"""Extra `sentence-transformers`: one of its models embeds, and our checkpoint is one of its models."""
+"""Extra `local`: a sentence-transformers model embeds, and our checkpoint is one too."""
 
 import sys
 

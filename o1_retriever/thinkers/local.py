@@ -1,0 +1,176 @@
+"""Thoughts written by a language model on this machine that was not trained by this method."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from o1_retriever.endpoint.prompt import ChatPrompt
+from o1_retriever.endpoint.reply import without_reasoning
+from o1_retriever.errors import SettingsError
+from o1_retriever.query import Query
+from o1_retriever.thought import Thought, ThoughtSettings
+
+if TYPE_CHECKING:
+    from o1_retriever.engine.decode import Draft
+    from o1_retriever.engine.load import LocalModel
+
+Reasoning = Literal["off", "thought"]
+
+# Four examples of the kind of thought that is wanted, for a model too small to follow an instruction alone.
+# With SmolLM2-135M-Instruct they lift nDCG@10 on EntailmentBank's dev split (docs/local-models.md).
+EXAMPLES = (
+    (
+        "Why does bread rise before it is baked?",
+        "Yeast is a living fungus that feeds on the sugar in dough and gives off carbon dioxide gas. "
+        "The gas is trapped in the stretchy dough and makes it rise.",
+    ),
+    (
+        "Could a person in Madrid and a person in Moscow see the same full moon on one night?",
+        "Madrid and Moscow are both in the northern hemisphere. The full moon can be seen from every place "
+        "on Earth where it is night.",
+    ),
+    (
+        "What kind of work was done by the man who discovered penicillin?",
+        "Penicillin was discovered by Alexander Fleming in 1928. Alexander Fleming was a Scottish physician "
+        "and bacteriologist who studied microbes.",
+    ),
+    (
+        "Which tool is used to find out how heavy a stone is?",
+        "A balance or a scale is a tool that measures the mass or the weight of an object. Mass is measured "
+        "in grams and kilograms.",
+    ),
+)
+SYSTEM_PROMPT = (
+    "You know many facts. Write one or two short sentences with the facts that help to answer the question."
+)
+LOCAL_PROMPT = ChatPrompt(system=SYSTEM_PROMPT, examples=EXAMPLES)
+_LEAST_ROOM = 8  # tokens for a thought, below which a prompt counts as too long
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)")
+
+
+class LocalThinker:
+    """A causal language model on this machine: a folder or Hub id of transformers, or a `.gguf` file.
+
+    A chat model gets the prompt through its own chat template, a base model as plain text. The system
+    prompt and the examples are read once for all queries, and the thoughts of one query share the rest of its
+    prompt. `prompt` is a `ChatPrompt` (its system message, its examples, and a user message with `{query}`).
+    `reasoning="off"` switches off the reasoning of models that reason first, where their template can, and
+    takes what they answer; "thought" lets them reason, and takes the reasoning where nothing else was
+    written.
+
+    `dtype` "fastest" is bfloat16 or int8 where this processor is faster with it. The other arguments are
+    those of `ThinkingEmbedder.from_pretrained`. Or pass a loaded `model` with its `tokenizer`.
+
+    Raises `ModelNotFoundError` when there is no such model and `CheckpointError` for one that does not write.
+    """
+
+    # Chosen on the same split: colder thoughts find less, and 48 tokens hold two sentences.
+    default_settings: Mapping[str, Any] = {"temperature": 0.7, "max_new_tokens": 48}
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        device: str | None = None,
+        dtype: str = "fastest",
+        load_in_4bit: bool = False,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        prompt: ChatPrompt = LOCAL_PROMPT,
+        reasoning: Reasoning = "off",
+    ) -> None:
+        from o1_retriever.engine.load import LoadOptions, assemble_writer, load_writer
+
+        if reasoning not in ("off", "thought"):
+            raise SettingsError(f"reasoning is {reasoning!r}; expected 'off' or 'thought'.")
+        self.prompt, self.reasoning = prompt, reasoning
+        shared, reasons = prompt.messages(Query("?"))[:-1], reasoning == "thought"
+        if not isinstance(model, str | os.PathLike):
+            name = type(model).__name__
+            self.local: LocalModel = assemble_writer(name, model, tokenizer, shared=shared, reasons=reasons)
+            return
+        options = LoadOptions(
+            device=device,
+            dtype="auto" if load_in_4bit and dtype == "fastest" else dtype,
+            load_in_4bit=load_in_4bit,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        self.local = load_writer(model, options, shared=shared, reasons=reasons)
+
+    def __repr__(self) -> str:
+        return f"LocalThinker({self.local.name!r})"
+
+    @property
+    def identity(self) -> str | None:
+        """A hash of the weights, how they are computed, and the prompt."""
+        how = f"{self.local.precision.to_dict()} prompt {self.prompt.fingerprint} reasoning {self.reasoning}"
+        return f"local {self.local.weights} {how}"
+
+    def think(
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0
+    ) -> list[list[Thought]]:
+        """Thoughts `start` to `settings.n_thoughts - 1` about every query, in the order of the queries.
+
+        A thought that was cut at its limit ends with its last whole sentence, where it has one. One that is
+        empty, or still reasoning at the limit, is a recorded failure.
+        """
+        from o1_retriever.engine.decode import Job, write_thoughts
+
+        template: Any = self.local.template
+        indices = tuple(range(start, settings.n_thoughts))
+        prompts = [tuple(template.prompt(self.prompt.messages(query))) for query in queries]
+        rows: dict[int, list[Thought]] = {}
+        jobs, places = [], []
+        for place, prompt in enumerate(prompts):
+            room = template.room(prompt)
+            if room < _LEAST_ROOM:
+                long = f"The prompt of {len(prompt)} tokens leaves no room to think."
+                rows[place] = [Thought.failure(long) for _ in indices]
+            elif indices:
+                jobs.append(Job(prompt=prompt, indices=indices, room=room))
+                places.append(place)
+        for job, drafts in write_thoughts(self.local, jobs, settings):
+            read = len(jobs[job].prompt)
+            rows[places[job]] = [
+                # The thoughts share one prompt; it is counted with the first of them.
+                self._thought(draft, read if index == 0 else 0)
+                for index, draft in zip(indices, drafts.drafts, strict=True)
+            ]
+        return [rows.get(place, []) for place in range(len(queries))]
+
+    def _thought(self, draft: Draft, prompt_tokens: int) -> Thought:
+        tokenizer = self.local.template.tokenizer
+        return read_draft(draft, tokenizer, prompt_tokens=prompt_tokens, reasoning=self.reasoning)
+
+
+_TAGS = re.compile(r"</?(?:think|thinking|reasoning)>", re.IGNORECASE)
+
+
+def read_draft(draft: Draft, tokenizer: Any, *, prompt_tokens: int, reasoning: Reasoning = "off") -> Thought:
+    """What a model wrote as a thought: without its reasoning, and where it was cut up to its last sentence.
+
+    One that is empty, or still reasoning at its limit, is a recorded failure. With `reasoning="thought"` the
+    reasoning counts where nothing else was written.
+    """
+    written, cut = tokenizer.decode(list(draft.token_ids), skip_special_tokens=True), draft.finish != "eos"
+    text, unfinished = without_reasoning(written, cut=cut)
+    if reasoning == "thought" and (unfinished or not text):
+        text, unfinished = _TAGS.sub(" ", written), False
+    text = (whole_sentences(text) if cut else text).strip()
+    thought = Thought(text=text, finish=draft.finish)
+    if unfinished or not text:
+        why = "The model was still reasoning at its limit." if unfinished else "The thought is empty."
+        thought = Thought.failure(why)
+    return replace(thought, prompt_tokens=prompt_tokens, completion_tokens=len(draft.token_ids))
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to the end of its last whole sentence; all of it where it has none."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return text[: ends[-1]] if ends else text
