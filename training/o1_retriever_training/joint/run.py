@@ -216,21 +216,11 @@ def train(
         rows = open_rows(
             recipe.data, backbone.template, work / "data", show=show_progress_bar, teacher=teacher
         )
-    if rows.teacher is not None and rows.teacher.shape[1] != backbone.width:
-        raise TrainingError(
-            f"The teacher's vectors have {rows.teacher.shape[1]} numbers and the model's {backbone.width}.",
-            hint="Name another encoder in data.teacher, or another base.",
-        )
+    _check_width(rows, backbone)
     logger.info("Training data: %s", rows.report)
     if checkpoint is not None:
         check_data(checkpoint, rows.name)
-    arguments.max_steps = _steps(recipe, rows, arguments.world_size)
-    if recipe.optimisation.schedule == "plateau":
-        arguments.lr_scheduler_kwargs = {
-            "num_decay_steps": max(1, round(recipe.optimisation.decay * arguments.max_steps)),
-            "decay_type": "linear",
-        }
-    arguments.logging_steps = max(1, min(10, arguments.max_steps // 20))
+    _set_steps(arguments, recipe, _steps(recipe, rows, arguments.world_size))
     trainer = _trainer(recipe, backbone, rows, arguments, dev, show_progress_bar)
     _run(trainer, checkpoint)
     best = _best_weights(trainer, work, dev)
@@ -337,6 +327,23 @@ def _arguments(recipe: TrainRecipe, work: Path) -> TrainingArguments:
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several are for several processes, not for DataParallel
     return arguments
+
+
+def _check_width(rows: TrainingRows, backbone: Backbone) -> None:
+    for name, vectors in (("teacher", rows.teacher), ("index", rows.index)):
+        if vectors is not None and len(vectors) and vectors.shape[1] != backbone.width:
+            raise TrainingError(
+                f"The {name}'s vectors have {vectors.shape[1]} numbers and the model's {backbone.width}.",
+                hint=f"Name another encoder in data.{name}, or another base.",
+            )
+
+
+def _set_steps(arguments: TrainingArguments, recipe: TrainRecipe, steps: int) -> None:
+    arguments.max_steps = steps
+    arguments.logging_steps = max(1, min(10, steps // 20))
+    if recipe.optimisation.schedule == "plateau":
+        falling = max(1, round(recipe.optimisation.decay * steps))
+        arguments.lr_scheduler_kwargs = {"num_decay_steps": falling, "decay_type": "linear"}
 
 
 def _steps(recipe: TrainRecipe, rows: TrainingRows, world: int) -> int:
