@@ -102,6 +102,7 @@ def test_ctrl_c_stops_at_once_and_for_good(server, delay, most):
     server.answer = lambda body, number: Answer(**{**vars(completion()), "delay": delay})
     script = f"""
         import _thread, threading, time
+        import openai  # it takes its time, which is not part of the half second
         from o1_retriever.thinkers import OpenAIThinker
         from o1_retriever.query import as_queries
         from o1_retriever.thought import ThoughtSettings
