@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -13,15 +13,16 @@ from langchain_core.vectorstores import VectorStore
 from pydantic import Field, field_validator, model_validator
 
 from langchain_o1_retriever.embeddings import O1Embeddings
-from langchain_o1_retriever.searches import IndexSearch, Request, ScoredDocument, StoreSearch
-from langchain_o1_retriever.tracing import athink_run, records, think_run
+from langchain_o1_retriever.searches import IndexSearch, Request, store_search
+from langchain_o1_retriever.tracing import record, think_run
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
 from o1_retriever.query import as_query
 from o1_retriever.search.result import Pooling, split_options
 from o1_retriever.search.retriever import Retriever
-from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings
+from o1_retriever.search.stores import StoreSearch, finished
+from o1_retriever.thought import Thinking, ThoughtSettings
 
 _PER_CALL = ("k", "score_threshold", "filter", "settings")
 # Options of our own search; None: as the retriever of our index is set, or else as `SearchSettings`.
@@ -114,33 +115,48 @@ class O1Retriever(BaseRetriever):
         own = {name: getattr(self, name) for name in (*_PER_CALL, *_HOW)}
         how, options = split_options({**own, **self.search_kwargs, **changes})
         known = {name: options.pop(name) for name in _PER_CALL}
-        checked = as_query(query, options.pop("history", None))
-        return Request(query=checked, **known, how=how, extra=options)
+        return Request(query=as_query(query, options.pop("history", None)), **known, how=how, extra=options)
 
-    def _search(self, request: Request) -> IndexSearch | StoreSearch:
+    def _search(self, request: Request, *, blocking: bool) -> IndexSearch | StoreSearch[Document]:
         if self.retriever is not None:
-            return IndexSearch(self.retriever, request)
+            return IndexSearch(self.retriever, request, blocking=blocking)
         assert self.vectorstore is not None
         embeddings = self._thinking_embeddings(self.vectorstore)
-        return StoreSearch(self.vectorstore, embeddings, request, self.relevance_score_fn)
+        return store_search(
+            self.vectorstore, embeddings, request, score_fn=self.relevance_score_fn, blocking=blocking
+        )
+
+    async def _documents(
+        self, query: str, manager: Any, changes: dict[str, Any], *, blocking: bool
+    ) -> list[Document]:
+        """The documents with what we know about them; copies, as a store may hand out its own objects."""
+        request = self._request(query, changes)
+        search = self._search(request, blocking=blocking)
+        async with think_run(manager, query) as shown:
+            embedded = await search.think()
+            shown |= record(embedded.embeddings[0], embedded.decision)
+        return [
+            document.model_copy(
+                update={
+                    "metadata": {
+                        **document.metadata,
+                        "thoughts": copy.deepcopy(shown["thoughts"]),
+                        **({} if score is None else {"relevance_score": score}),
+                    }
+                }
+            )
+            for document, score in request.kept(await search.find(embedded))
+        ]
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        search = self._search(self._request(query, kwargs))
-        with think_run(run_manager, query) as record:
-            embedded = search.think()
-            record(embedded.embedding, embedded.decision)
-        return _documents(embedded.embedding, search.find(embedded))
+        return finished(self._documents(query, run_manager, kwargs, blocking=True))
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        search = self._search(self._request(query, kwargs))
-        async with athink_run(run_manager, query) as record:
-            embedded = await search.athink()
-            record(embedded.embedding, embedded.decision)
-        return _documents(embedded.embedding, await search.afind(embedded))
+        return await self._documents(query, run_manager, kwargs, blocking=False)
 
     def explain(self, query: str, **kwargs: Any) -> Explanation:
         """What each thought finds in our own index, and what thinking moved; `kwargs` as in `invoke`.
@@ -152,7 +168,8 @@ class O1Retriever(BaseRetriever):
                 f"This retriever searches a {type(self.vectorstore).__name__}; explain needs our own index.",
                 hint="Type: O1Retriever(retriever=Retriever(embedder, index)).explain(query)",
             )
-        return IndexSearch(self.retriever, self._request(query, kwargs)).explain()
+        search = IndexSearch(self.retriever, self._request(query, kwargs))
+        return self.retriever.explain(search.query, **search.options)
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         """What LangSmith shows of this retriever."""
@@ -166,20 +183,3 @@ class O1Retriever(BaseRetriever):
             params["ls_embedding_model"] = self.retriever.embedder.space.fingerprint
         params["ls_embedding_provider"] = "o1-retriever"
         return params
-
-
-def _documents(embedding: QueryEmbedding, ranking: Sequence[ScoredDocument]) -> list[Document]:
-    """The documents with what we know about them; copies, as a store may hand out its own objects."""
-    thoughts = records(embedding)
-    return [
-        document.model_copy(
-            update={
-                "metadata": {
-                    **document.metadata,
-                    "thoughts": copy.deepcopy(thoughts),
-                    **({} if score is None else {"relevance_score": score}),
-                }
-            }
-        )
-        for document, score in ranking
-    ]

@@ -12,12 +12,13 @@ from llama_index.core.settings import Settings
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from llama_index_o1_retriever.embeddings import O1Embedding
-from llama_index_o1_retriever.searches import IndexSearch, StoreSearch
+from llama_index_o1_retriever.searches import IndexSearch, VectorStoreSearch
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
 from o1_retriever.index.hits import check_count
 from o1_retriever.search.retriever import Retriever
+from o1_retriever.search.stores import finished
 from o1_retriever.thought import ThoughtSettings
 
 _BASE_OPTIONS = ("callback_manager", "object_map", "objects", "verbose")
@@ -62,7 +63,7 @@ class O1Retriever(BaseRetriever):
             "settings": settings,
             "options": options,
         }
-        self._search: IndexSearch | StoreSearch
+        self._search: IndexSearch | VectorStoreSearch
         if isinstance(source, Retriever):
             if embed_model is not None:
                 raise SettingsError("Found a Retriever and an embed_model; the retriever brings its own.")
@@ -70,7 +71,7 @@ class O1Retriever(BaseRetriever):
         elif isinstance(source, BaseIndex):
             own = {"object_map": source._object_map, "callback_manager": source._callback_manager, **own}
             model = _thinking_model(embed_model or source._embed_model)  # type: ignore[attr-defined]
-            self._search = StoreSearch(source, model, **call)
+            self._search = VectorStoreSearch(source, model, **call)
         else:
             raise SettingsError(
                 f"source is a {type(source).__name__}; expected our Retriever or a VectorStoreIndex."
@@ -89,7 +90,7 @@ class O1Retriever(BaseRetriever):
         Of a bundle the query counts, and the history of a `ConversationBundle`; `similarity_cutoff` is not
         applied. Raises `SettingsError` over a `VectorStoreIndex`.
         """
-        if isinstance(self._search, StoreSearch):
+        if isinstance(self._search, VectorStoreSearch):
             raise SettingsError(
                 "This retriever searches a VectorStoreIndex; explain needs our own index.",
                 hint="Type: O1Retriever(Retriever(embedder, index)).explain(query)",
@@ -98,12 +99,13 @@ class O1Retriever(BaseRetriever):
         return self._search.explain(bundle)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._kept(self._search.retrieve(query_bundle))
+        return finished(self._nodes(query_bundle, blocking=True))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._kept(await self._search.aretrieve(query_bundle))
+        return await self._nodes(query_bundle, blocking=False)
 
-    def _kept(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+    async def _nodes(self, bundle: QueryBundle, *, blocking: bool) -> list[NodeWithScore]:
+        nodes = await self._search.retrieve(bundle, blocking=blocking)
         if self._cutoff is None:
             return nodes
         return [each for each in nodes if each.score is not None and each.score >= self._cutoff]

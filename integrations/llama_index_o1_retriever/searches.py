@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from llama_index.core.indices.base import BaseIndex
-from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     FilterCondition,
@@ -27,11 +27,10 @@ from o1_retriever.explain.explanation import Explanation
 from o1_retriever.guard import LOOKED_AT
 from o1_retriever.index.hits import Hit
 from o1_retriever.query import History, Query, as_queries, as_query
-from o1_retriever.ranking.fusion import best_of
-from o1_retriever.search.result import SearchSettings, split_options
-from o1_retriever.search.retriever import Retriever
+from o1_retriever.search.result import split_options
+from o1_retriever.search.retriever import Retriever, thought_settings
+from o1_retriever.search.stores import StoreSearch, called, store_settings
 from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, Vector
-from o1_retriever.vectors import searching, unit
 
 
 @dataclass
@@ -75,27 +74,26 @@ class IndexSearch:
         how, _ = split_options(options)
         self._how = retriever.search_settings.with_changes(**how)
 
-    def retrieve(self, bundle: QueryBundle) -> list[NodeWithScore]:
+    async def retrieve(self, bundle: QueryBundle, *, blocking: bool) -> list[NodeWithScore]:
         """The nodes nearest to a query."""
+        return [_node(hit) for hit in await called(blocking, self._hits, bundle)]
+
+    def explain(self, bundle: QueryBundle) -> Explanation:
+        """What is found for the bundle's query, and what thinking does to it."""
+        return self._retriever.explain(as_query(bundle.query_str, _history(bundle)), **self._options)
+
+    def _hits(self, bundle: QueryBundle) -> Sequence[Hit]:
         if bundle.embedding is None:
             queries = queries_of(bundle)
             if [query.text for query in queries] == [bundle.query_str]:
                 result = self._retriever.search(queries[0], **self._options)
                 announce(result.embedding, result.decision)
-                return [_node(hit) for hit in result.hits]
+                return result.hits
             vectors = self._vectors(queries)
         else:
-            vectors = np.asarray(bundle.embedding, np.float32)[None]
+            vectors = _given(bundle.embedding)
         k, where = self._options["k"], self._options["where"]
-        return [_node(hit) for hit in self._retriever.index.search_groups([vectors], k=k, where=where)[0]]
-
-    async def aretrieve(self, bundle: QueryBundle) -> list[NodeWithScore]:
-        """The same, in a thread."""
-        return await asyncio.to_thread(self.retrieve, bundle)
-
-    def explain(self, bundle: QueryBundle) -> Explanation:
-        """What is found for the bundle's query, and what thinking does to it."""
-        return self._retriever.explain(as_query(bundle.query_str, _history(bundle)), **self._options)
+        return self._retriever.index.search_groups([vectors], k=k, where=where)[0]
 
     def _vectors(self, queries: list[Query]) -> Vector:
         """What several strings are searched with together."""
@@ -104,25 +102,15 @@ class IndexSearch:
                 "The query bundle brings several strings; hybrid and thinking='auto' are for one query.",
                 hint="Pass them one by one, or use QueryFusionRetriever.",
             )
-        embedder, settings = self._retriever.embedder, self._settings
-        if self._how.thinking is not None:
-            base = settings or getattr(embedder, "settings", None) or ThoughtSettings()
-            settings = base.with_changes(thinking=self._how.thinking)
+        embedder = self._retriever.embedder
+        settings = thought_settings(embedder, self._settings, self._how.thinking)
         embedded = embedder.embed_queries(queries, settings=settings)
         for embedding in embedded:
             announce(embedding)
-        return _pooled(embedded, self._how)
+        return self._how.pooled(*embedded)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Embedded:
-    """The vectors (n, dimension) to search with, and the nodes where the query alone has found enough."""
-
-    vectors: Vector
-    nodes: list[NodeWithScore] | None = None
-
-
-class StoreSearch:
+class VectorStoreSearch:
     """Searches an index of LlamaIndex, whose own retriever is given the vectors.
 
     `options` are those of our search and of `index.as_retriever`. Raises `SettingsError` for what a vector
@@ -142,106 +130,80 @@ class StoreSearch:
         how, others = split_options(options)
         if filters is not None:
             others["filters"] = filters
-        self._how = SearchSettings().with_changes(**how)
+        self._how = store_settings(
+            how,
+            "VectorStoreIndex",
+            "Use our own index, the store's own hybrid query mode, or a QueryFusionRetriever.",
+        )
         self._mode = VectorStoreQueryMode(others.get("vector_store_query_mode", "default"))
-        self._check()
-        self._model = model
-        self._k = k
-        self._settings = settings or model.settings
-        self._inner = index.as_retriever(similarity_top_k=k, embed_model=model, **others)
-        self._deep = index.as_retriever(similarity_top_k=max(k, LOOKED_AT), embed_model=model, **others)
-        self._store = index.vector_store  # type: ignore[attr-defined]
-
-    def _check(self) -> None:
-        if self._how.hybrid:
-            raise SettingsError(
-                "hybrid=True was passed for a VectorStoreIndex, which has no ranking by words to fuse with.",
-                hint="Use our own index, the store's own hybrid query mode, or a QueryFusionRetriever.",
-            )
         compares = self._how.pooling == "best" or self._how.thinking == "auto"
         if compares and self._mode != VectorStoreQueryMode.DEFAULT:
             raise SettingsError(
                 f"vector_store_query_mode is {self._mode.value!r}; expected 'default' with pooling='best' or "
                 "thinking='auto', which compare cosines."
             )
+        self._model = model
+        self._k = k
+        self._settings = settings or model.settings
+        self._retrievers: dict[int, Any] = {
+            depth: index.as_retriever(similarity_top_k=depth, embed_model=model, **others)
+            for depth in (k, max(k, LOOKED_AT))
+        }
+        self._store = index.vector_store  # type: ignore[attr-defined]
 
-    def retrieve(self, bundle: QueryBundle) -> list[NodeWithScore]:
+    async def retrieve(self, bundle: QueryBundle, *, blocking: bool) -> list[NodeWithScore]:
         """The nodes nearest to a query."""
-        embedded = self._embedded(bundle)
-        if embedded.nodes is not None:
-            return embedded.nodes
-        return self._best([self._nearest(self._inner, bundle, vector) for vector in embedded.vectors])
-
-    async def aretrieve(self, bundle: QueryBundle) -> list[NodeWithScore]:
-        """The same without blocking the loop."""
-        # Where a store has no async query, LlamaIndex runs the blocking one within the loop.
-        if self._how.thinking == "auto" or type(self._store).aquery is BasePydanticVectorStore.aquery:
-            return await asyncio.to_thread(self.retrieve, bundle)
-        embedded = await asyncio.to_thread(self._embedded, bundle)
-        bundles = [_with_embedding(bundle, vector) for vector in embedded.vectors]
-        with searching(type(self._store).__name__, embedded.vectors.shape[1]):
-            rankings = await asyncio.gather(*map(self._inner._aretrieve, bundles))
-        return self._best([self._scored(nodes) for nodes in rankings])
-
-    def _embedded(self, bundle: QueryBundle) -> _Embedded:
-        """Think about the query; with thinking="auto" after a look at what it finds by itself."""
+        search = self._search(bundle, blocking=blocking)
         if bundle.embedding is not None:
-            return _Embedded(vectors=np.asarray(bundle.embedding, np.float32)[None])
-        queries = queries_of(bundle)
-        if self._how.thinking != "auto":
-            return _Embedded(vectors=_pooled(self._think(queries, self._how.thinking), self._how))
-        fast = self._think(queries, "never", events=False)
-        nodes = self._nearest(self._deep, bundle, _mean(fast))
-        decision = self._how.gate.decide([_score(node) for node in nodes])
-        embedded = self._think(queries, "always", events=False) if decision.think else fast
-        for embedding in embedded:
-            announce(embedding, decision)
-        known = None if decision.think else nodes[: self._k]
-        return _Embedded(vectors=_pooled(embedded, self._how), nodes=known)
+            found = await search.look_up(_given(bundle.embedding), self._k)
+        else:
+            embedded = await search.think()
+            for embedding in embedded.embeddings:
+                announce(embedding, embedded.decision)
+            found = await search.find(embedded)
+        return [NodeWithScore(node=node, score=score) for node, score in found]
 
-    def _think(
-        self, queries: list[Query], thinking: Thinking | None, *, events: bool = True
-    ) -> list[QueryEmbedding]:
-        settings = self._settings.with_changes(thinking=thinking)
-        return self._model.think(queries, settings=settings, events=events)
+    def _search(self, bundle: QueryBundle, *, blocking: bool) -> StoreSearch[BaseNode]:
+        async def embed(thinking: Thinking | None) -> list[QueryEmbedding]:
+            settings = self._settings.with_changes(thinking=thinking)
+            queries = queries_of(bundle)
+            return await called(blocking, self._model.think, queries, settings=settings, events=False)
 
-    def _nearest(self, retriever: Any, bundle: QueryBundle, vector: Vector) -> list[NodeWithScore]:
-        with searching(type(self._store).__name__, len(vector)):
-            return self._scored(retriever._retrieve(_with_embedding(bundle, vector)))
+        async def nearest(vectors: Vector, k: int) -> list[list[tuple[BaseNode, float | None]]]:
+            bundles = [_with_embedding(bundle, vector) for vector in vectors]
+            retriever = self._retrievers[k]
+            # Where a store has no async query, LlamaIndex runs the blocking one within the loop.
+            if blocking or type(self._store).aquery is BasePydanticVectorStore.aquery:
+                rankings = [await called(blocking, retriever._retrieve, each) for each in bundles]
+            else:
+                rankings = await asyncio.gather(*map(retriever._aretrieve, bundles))
+            as_cosine = self._as_cosine()
+            return [[(each.node, as_cosine(each.score)) for each in ranking] for ranking in rankings]
 
-    def _scored(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
-        return with_cosines(nodes, self._store, self._mode)
-
-    def _best(self, rankings: list[list[NodeWithScore]]) -> list[NodeWithScore]:
-        if len(rankings) == 1:
-            return rankings[0]
-        nodes = {each.node.node_id: each.node for ranking in rankings for each in ranking}
-        scores = [[(each.node.node_id, _score(each)) for each in ranking] for ranking in rankings]
-        return [NodeWithScore(node=nodes[name], score=score) for name, score in best_of(scores, self._k)]
-
-
-def _score(node: NodeWithScore) -> float:
-    if node.score is None:
-        raise SettingsError(
-            "The vector store gives no scores; pooling='best' and thinking='auto' compare them.",
-            hint="Use pooling='mean', and thinking='always' or 'never'.",
+        return StoreSearch(
+            how=self._how,
+            k=self._k,
+            store=type(self._store).__name__,
+            embed=embed,
+            nearest=nearest,
+            key=lambda node: node.node_id,
         )
-    return float(node.score)
+
+    def _as_cosine(self) -> Callable[[float | None], float | None]:
+        """From the store's scores to cosines, for a store whose scores are something else.
+
+        LlamaIndex's Chroma store reports exp(-distance). Other stores, and other ways to query than by the
+        nearest vectors, keep their scores.
+        """
+        chroma = (
+            self._mode == VectorStoreQueryMode.DEFAULT and self._store.class_name() == "ChromaVectorStore"
+        )
+        cosine = _COSINE.get(_space(self._store.client)) if chroma else None
+        return lambda score: cosine(-math.log(score)) if cosine and score else score
 
 
-def _pooled(embedded: Sequence[QueryEmbedding], how: SearchSettings) -> Vector:
-    """What is searched with: every thought of every string, or the mean of all."""
-    if how.pooling == "best":
-        return np.concatenate([each.vectors for each in embedded])
-    return _mean(embedded)[None]
-
-
-def _mean(embedded: Sequence[QueryEmbedding]) -> Vector:
-    if len(embedded) == 1:
-        return embedded[0].vector
-    mean = np.mean([embedding.vector for embedding in embedded], axis=0, dtype=np.float32)
-    direction: Vector = unit(np.asarray(mean)[None])[0]
-    return direction
+def _given(embedding: list[float]) -> Vector:
+    return np.asarray(embedding, np.float32)[None]
 
 
 def _with_embedding(bundle: QueryBundle, vector: Vector) -> QueryBundle:
@@ -309,23 +271,6 @@ _COSINE: dict[str, Callable[[float], float]] = {
     "ip": lambda distance: 1.0 - distance,
     "l2": lambda distance: 1.0 - distance / 2.0,
 }
-
-
-def with_cosines(nodes: list[NodeWithScore], store: Any, mode: VectorStoreQueryMode) -> list[NodeWithScore]:
-    """The nodes with cosines as scores where the store is one whose scores are something else.
-
-    LlamaIndex's Chroma store reports exp(-distance). Other stores, and other ways to query than by the
-    nearest vectors, keep their scores.
-    """
-    if mode != VectorStoreQueryMode.DEFAULT or store.class_name() != "ChromaVectorStore":
-        return nodes
-    cosine = _COSINE.get(_space(store.client))
-    if cosine is None:
-        return nodes
-    return [
-        NodeWithScore(node=each.node, score=cosine(-math.log(each.score)) if each.score else each.score)
-        for each in nodes
-    ]
 
 
 def _space(collection: Any) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypedDict, cast
+
+import numpy as np
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import Decision, Gate
 from o1_retriever.index.hits import Hit
 from o1_retriever.thought import QueryEmbedding, Thinking, Thought, Vector
+from o1_retriever.vectors import unit
 
 Pooling = Literal["mean", "best"]
 
@@ -54,9 +57,11 @@ class SearchSettings:
         if not isinstance(self.gate, Gate):
             raise SettingsError(f"gate is {self.gate!r:.60}; expected an o1_retriever.guard.Gate.")
 
-    def pooled(self, embedding: QueryEmbedding) -> Vector:
-        """The vectors (n, dimension) to search with: those of all thoughts, or their mean alone."""
-        return embedding.vectors if self.pooling == "best" else embedding.vector[None]
+    def pooled(self, *embeddings: QueryEmbedding) -> Vector:
+        """The vectors (n, dimension) to search with: those of all thoughts, or the mean of all alone."""
+        if self.pooling == "best":
+            return np.concatenate([each.vectors for each in embeddings])
+        return mean_vector(embeddings)[None]
 
     def with_changes(self, **changes: Any) -> SearchSettings:
         """A copy with some settings replaced. Raises `SettingsError` for names that it does not know."""
@@ -70,6 +75,14 @@ class SearchSettings:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
         return asdict(self)
+
+
+def mean_vector(embeddings: Sequence[QueryEmbedding]) -> Vector:
+    """The vector of a query, or the direction between those of several."""
+    if len(embeddings) == 1:
+        return embeddings[0].vector
+    mean: Vector = np.mean([each.vector for each in embeddings], axis=0, dtype=np.float32)
+    return unit(mean)
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[SearchOptions, dict[str, Any]]:

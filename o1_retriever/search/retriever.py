@@ -42,6 +42,16 @@ class QueryEmbedder(Protocol):
         ...
 
 
+def thought_settings(
+    embedder: QueryEmbedder, settings: ThoughtSettings | None, thinking: Thinking | None
+) -> ThoughtSettings | None:
+    """The settings of a call, else the embedder's own, with the `thinking` of a search; None leaves them."""
+    if thinking is None:
+        return settings
+    base = settings or getattr(embedder, "settings", None) or ThoughtSettings()
+    return base.with_changes(thinking=thinking)
+
+
 class Retriever:
     """Answers queries from an index: thinks about each, embeds it with its thoughts, finds the nearest.
 
@@ -255,10 +265,7 @@ class _Search:
         return each.fast is not None and not each.decision.think and not self.how.hybrid
 
     def _embed(self, queries: Sequence[Query], thinking: Thinking | None) -> list[QueryEmbedding]:
-        settings = self.settings
-        if thinking is not None:
-            base = settings or getattr(self.embedder, "settings", None) or ThoughtSettings()
-            settings = base.with_changes(thinking=thinking)
+        settings = thought_settings(self.embedder, self.settings, thinking)
         show = False if thinking == "never" and self.how.thinking == "auto" else self.show
         return self.embedder.embed_queries(queries, settings=settings, show_progress_bar=show)
 
