@@ -250,7 +250,7 @@ def _let_go(graph: Graph, folder: tempfile.TemporaryDirectory[str]) -> None:
 
 def _bare(place: int, vector: Vector) -> EmbeddedDocument:
     """A document of which the graph needs no more than a vector and a key."""
-    return EmbeddedDocument(document=Document(id=str(place), text=""), digest=b"", vector=vector)
+    return EmbeddedDocument(document=Document(id=str(place), text=""), vector=vector)
 
 
 def recall_lost(exact: Sequence[Ranking], approximate: Sequence[Ranking], depth: int) -> RecallLost:

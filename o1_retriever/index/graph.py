@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -37,7 +37,7 @@ _HNSW: CreateHNSWConfiguration = {
 }
 # Asked for beyond what is wanted, so that documents of equal score at the end can be told apart by id.
 _SPARE = 32
-# One call of Chroma; its own limit is asked for as well (5461 where SQLite takes 32766 values a statement).
+# Documents in one call of Chroma, which takes 5461 at most.
 _AT_ONCE = 2000
 
 
@@ -104,7 +104,7 @@ class Graph:
                 raise DamagedGraphError(f"{self.path(number)} is missing")
             if self.sizes(number) != state.sizes:
                 raise DamagedGraphError(f"files in {self.path(number)} have been changed")
-            with _Translated():
+            with _translated():
                 self._client = _client(self.path(number))
                 self._collection = self._client.get_collection(self.name, embedding_function=None)
                 self._collection.count()
@@ -114,7 +114,7 @@ class Graph:
 
     def begin(self, number: int, metadata: dict[str, str | int]) -> None:
         """Make an empty collection in a new folder; `metadata` is for those who open it with Chroma alone."""
-        with self._lock, _Translated():
+        with self._lock, _translated():
             self._close()
             self._client = _client(self.path(number))
             self._collection = self._client.create_collection(
@@ -140,18 +140,11 @@ class Graph:
             raise DamagedGraphError("Chroma is not open")
         return self._collection
 
-    @property
-    def batch_limit(self) -> int:
-        """How many documents one call may take."""
-        if self._client is None:
-            return _AT_ONCE
-        return min(_AT_ONCE, self._client.get_max_batch_size())
-
     def put(self, documents: Sequence[EmbeddedDocument]) -> None:
         """Add documents, or replace those of the same id."""
-        with _Translated():
-            for start in range(0, len(documents), self.batch_limit):
-                part = documents[start : start + self.batch_limit]
+        with _translated():
+            for start in range(0, len(documents), _AT_ONCE):
+                part = documents[start : start + _AT_ONCE]
                 self._open_collection.upsert(
                     ids=[each.document.id for each in part],
                     embeddings=np.stack([each.vector for each in part]),
@@ -161,16 +154,16 @@ class Graph:
 
     def remove(self, ids: Sequence[str]) -> None:
         """Delete documents."""
-        with _Translated():
-            for start in range(0, len(ids), self.batch_limit):
-                self._open_collection.delete(ids=list(ids[start : start + self.batch_limit]))
+        with _translated():
+            for start in range(0, len(ids), _AT_ONCE):
+                self._open_collection.delete(ids=list(ids[start : start + _AT_ONCE]))
 
     def nearest(self, vectors: Vector, count: int, where: Where | None = None) -> list[Ranking]:
         """The ids nearest to each vector with their cosines: `count` and some more to tell ties apart.
 
         The graph is approximate, so there may be fewer.
         """
-        with _Translated():
+        with _translated():
             found = self._open_collection.query(
                 query_embeddings=vectors, n_results=count + _SPARE, where=where, include=["distances"]
             )
@@ -186,7 +179,7 @@ class Graph:
         parts = (
             [None] if ids is None else [list(ids[at : at + _AT_ONCE]) for at in range(0, len(ids), _AT_ONCE)]
         )
-        with _Translated():
+        with _translated():
             return [
                 identity
                 for part in parts
@@ -222,19 +215,17 @@ def _client(folder: Path) -> Client:
     return cast("Client", client)
 
 
-class _Translated:
+@contextmanager
+def _translated() -> Iterator[None]:
     """Turns Chroma's errors into `DamagedGraphError`, or `StoreError` when the disk is full."""
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    try:
+        yield
+    except (DamagedGraphError, StoreError):
+        raise
+    except BaseException as error:
         # Rust panics over some damaged files; that exception is no `Exception`.
-        panic = kind is not None and kind.__name__ == "PanicException"
-        if not (panic or isinstance(error, Exception)) or isinstance(error, DamagedGraphError | StoreError):
-            return
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         if "disk is full" in str(error) or "No space left" in str(error):
             raise StoreError(
                 "The disk of the index is full.", hint="Free some space and type the command again."

@@ -12,11 +12,12 @@ from numpy.typing import ArrayLike
 
 from o1_retriever.documents.structure import Scalar
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever.index.ledger import EmbeddedDocument
-from o1_retriever.index.nearest import FusedDocument
+from o1_retriever.index.ledger import EmbeddedDocument, Session
+from o1_retriever.index.nearest import DIGITS
+from o1_retriever.ranking.fusion import fuse
 from o1_retriever.ranking.ranking import Ranking
 from o1_retriever.thought import Vector
-from o1_retriever.vectors import Precision, VectorSpace
+from o1_retriever.vectors import Precision, VectorSpace, unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,38 +93,47 @@ def check_queries(vectors: ArrayLike, dimension: int) -> Vector:
     return queries
 
 
-def check_group(vectors: ArrayLike, dimension: int) -> Vector:
-    """Return the vectors of one query as float32 (n, dimension), n from 1. Raises `InputError`."""
-    group = check_queries(vectors, dimension)
-    if not len(group):
-        raise InputError("Found a group without vectors; expected at least one for each query.")
-    return group
-
-
 def check_count(name: str, value: object) -> None:
     """Raise `SettingsError` for what is no whole number from 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise SettingsError(f"{name} is {value!r}; expected a whole number from 1.")
 
 
-def fused_hits(found: Sequence[FusedDocument], documents: dict[str, EmbeddedDocument]) -> list[Hit]:
-    """A fused ranking with the documents in it."""
+def hits(session: Session, rankings: Sequence[Ranking]) -> list[list[Hit]]:
+    """Rankings of ids with the documents in them."""
+    documents = session.documents(list({key for ranking in rankings for key in ranking.keys.tolist()}))
     return [
-        replace(
-            _hit(rank, documents[each.id], each.cosine),
-            fused_score=each.fused,
-            dense_rank=each.dense_rank,
-            lexical_rank=each.lexical_rank,
-        )
-        for rank, each in enumerate(found, start=1)
+        [_hit(rank, documents[key], score) for rank, (key, score) in enumerate(ranking.pairs(), start=1)]
+        for ranking in rankings
     ]
 
 
-def hits(ranking: Ranking, documents: dict[str, EmbeddedDocument]) -> list[Hit]:
-    """A ranking of ids with the documents in it."""
+def fused_hits(session: Session, vectors: Vector, dense: Ranking, lexical: list[str], k: int) -> list[Hit]:
+    """The k best documents of two rankings of one query by reciprocal ranks; `vectors` are the query's.
+
+    Equal fused scores are ordered by cosine, then by id.
+    """
+    cosines = dict(dense.pairs())
+    dense_ids = list(cosines)
+    scores = fuse([dense_ids, lexical])
+    if not scores:
+        return []
+    # All that can be among the first k, equal ones included; those that only BM25 found lack a cosine.
+    least = sorted(scores.values(), reverse=True)[:k][-1]
+    documents = session.documents([key for key, score in scores.items() if score >= least])
+    for key, embedded in documents.items():
+        if key not in cosines:
+            cosines[key] = float(np.clip((unit(vectors) @ unit(embedded.vector)).max(), -1.0, 1.0))
+    chosen = sorted(documents, key=lambda key: (-scores[key], -round(cosines[key], DIGITS), key))[:k]
+    ranks = [{key: rank for rank, key in enumerate(ids, start=1)} for ids in (dense_ids, lexical)]
     return [
-        _hit(rank, documents[identity], score)
-        for rank, (identity, score) in enumerate(ranking.pairs(), start=1)
+        replace(
+            _hit(rank, documents[key], cosines[key]),
+            fused_score=scores[key],
+            dense_rank=ranks[0].get(key),
+            lexical_rank=ranks[1].get(key),
+        )
+        for rank, key in enumerate(chosen, start=1)
     ]
 
 

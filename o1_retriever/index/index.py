@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,14 +23,13 @@ from o1_retriever.errors import (
     StoreError,
 )
 from o1_retriever.index.graph import Graph, check_where
-from o1_retriever.index.hits import Hit, IndexInfo, check_count, check_group, check_queries, fused_hits, hits
-from o1_retriever.index.ledger import EmbeddedDocument, Session, State, metadata_json
+from o1_retriever.index.hits import Hit, IndexInfo, check_count, check_queries, fused_hits, hits
+from o1_retriever.index.ledger import EmbeddedDocument, Session, State, digest_of, metadata_json
 from o1_retriever.index.lexicon import LexiconKeeper
-from o1_retriever.index.nearest import FUSION_DEPTH, Fusion, fused, nearest, nearest_to_any
+from o1_retriever.index.nearest import nearest
 from o1_retriever.index.store import Store
 from o1_retriever.progress import progress
 from o1_retriever.query import check_text
-from o1_retriever.ranking.ranking import Ranking
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace
@@ -48,6 +45,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 # Batches of the encoder that are written at once: what a kill may cost.
 _WRITE_EVERY = 2
 _LARGEST = 2**63
+# So many of each ranking are fused. A document at rank 1000 gains 1/1060, less than any step among the first.
+FUSION_DEPTH = 1000
 
 
 class DocumentEmbedder(Protocol):
@@ -108,7 +107,9 @@ class Index:
                 State(space=embedder.space.to_dict(), precision=embedder.precision.to_dict())
             )
         with self._store.ledger.session() as session:
-            self._check_space(session.state())
+            state = session.state()
+        self._check_space(state)
+        self._dimension = int(state.space["dimension"])
         self._store.open()
 
     def _check_space(self, state: State) -> None:
@@ -151,8 +152,7 @@ class Index:
                 f"The index in {self.path} was opened without an embedder; adding documents needs one.",
                 hint="Open it with: Index(path, embedder)",
             )
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise SettingsError(f"batch_size is {batch_size!r}; expected a whole number from 1.")
+        check_count("batch_size", batch_size)
         if total is None and isinstance(documents, Sized):
             total = len(documents)
         added = 0
@@ -179,16 +179,8 @@ class Index:
 
         Raises `InputError` for vectors or a filter that cannot be used.
         """
-        check_count("k", k)
-        check_where(where)
-
-        def work(session: Session, graph: Graph) -> list[list[Hit]]:
-            queries = check_queries(vectors, int(session.state().space["dimension"]))
-            rankings = nearest(session, graph, queries, int(k), where)
-            documents = session.documents(_ids_in(rankings))
-            return [hits(ranking, documents) for ranking in rankings]
-
-        return self._store.read(work)
+        queries = check_queries(vectors, self._dimension)
+        return self.search_groups([query[None] for query in queries], k=k, where=where)
 
     def search_groups(
         self,
@@ -213,17 +205,21 @@ class Index:
             found, wanted = counted(len(texts), "text"), counted(len(groups), "group")
             raise InputError(f"Found {found} for {wanted}; expected one for each.")
 
+        k, depth = int(k), int(depth)
+        queries = [check_queries(group, self._dimension) for group in groups]
+        if not all(map(len, queries)):
+            raise InputError("Found a group without vectors; expected at least one for each query.")
+
         def work(session: Session, graph: Graph) -> list[list[Hit]]:
-            dimension = int(session.state().space["dimension"])
-            queries = [check_group(group, dimension) for group in groups]
             if texts is None:
-                near = nearest_to_any(session, graph, queries, int(k), where)
-                documents = session.documents(_ids_in(near))
-                return [hits(ranking, documents) for ranking in near]
-            fusion = Fusion(lexicon=self._lexicon.current(session), texts=texts, depth=depth)
-            found = fused(session, graph, queries, int(k), where, fusion)
-            documents = session.documents(list({each.id for ranking in found for each in ranking}))
-            return [fused_hits(ranking, documents) for ranking in found]
+                return hits(session, nearest(session, graph, queries, k, where))
+            lexicon, dense_depth = self._lexicon.current(session), max(depth, k)
+            dense = nearest(session, graph, queries, dense_depth, where)
+            among = None if where is None else lexicon.places(graph.matching(where))
+            return [
+                fused_hits(session, group, ranking, lexicon.best(text, dense_depth, among), k)
+                for group, ranking, text in zip(queries, dense, texts, strict=True)
+            ]
 
         return self._store.read(work)
 
@@ -238,8 +234,7 @@ class Index:
         for position, identity in enumerate(ids):
             if identity not in found:
                 raise InputError(f"The index has no document {identity!r:.120}.", position=position)
-        dimension = self._store.look(lambda session: int(session.state().space["dimension"]))
-        return np.stack([found[name] for name in ids]) if len(ids) else np.empty((0, dimension), np.float32)
+        return np.array([found[name] for name in ids], np.float32).reshape(len(ids), self._dimension)
 
     def ids(self, where: dict[str, Any] | None = None) -> list[str]:
         """The ids of all documents, or of those that match, in the order of their addition."""
@@ -249,15 +244,9 @@ class Index:
 
     def documents(self, where: dict[str, Any] | None = None) -> Iterator[Document]:
         """Go through all documents, or those that match, in the order of their addition, page by page."""
-        if check_where(where) is not None:
-            names = self.ids(where)
-            for start in range(0, len(names), _PAGE):
-                yield from self.get(names[start : start + _PAGE])
-            return
-        page, last = self._store.look(lambda session: session.page(0, _PAGE))
-        while page:
-            yield from (each.document for each in page)
-            page, last = self._store.look(lambda session, last=last: session.page(last, _PAGE))  # type: ignore[misc]
+        names = self.ids(where)
+        for start in range(0, len(names), _PAGE):
+            yield from self.get(names[start : start + _PAGE])
 
     def ids_by_source(self, root: str = "") -> dict[str, list[str]]:
         """The ids of the documents of one indexed folder, by the file they come from."""
@@ -312,14 +301,8 @@ class Index:
     def __enter__(self) -> Index:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
-
-
-def _ids_in(rankings: Iterable[Ranking]) -> list[str]:
-    return list({identity for ranking in rankings for identity in ranking.keys.tolist()})
 
 
 def _check_ids(ids: Sequence[str]) -> list[str]:
@@ -411,15 +394,10 @@ def new_documents(session: Session, batch: Sequence[Document]) -> tuple[list[Doc
     return new, session.vectors_of_texts([digest_of(document.text) for document in new])
 
 
-def digest_of(text: str) -> bytes:
-    """16 bytes that stand for a text."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
 def embed_documents(
     embedder: DocumentEmbedder, documents: Sequence[Document], have: dict[bytes, Vector], *, batch_size: int
 ) -> list[EmbeddedDocument]:
-    """Rows for the documents. `have` are vectors by digest; each other text is embedded once."""
+    """The documents with their vectors. `have` are vectors by digest; each other text is embedded once."""
     digests = [digest_of(document.text) for document in documents]
     missing = {
         digest: document.text
@@ -435,7 +413,7 @@ def embed_documents(
             zip(missing, check_vectors(found, len(missing), embedder.space.dimension), strict=True)
         )
     return [
-        EmbeddedDocument(document=document, digest=digest, vector=vectors[digest])
+        EmbeddedDocument(document=document, vector=vectors[digest])
         for document, digest in zip(documents, digests, strict=True)
     ]
 

@@ -9,13 +9,15 @@ access holds a lock between processes, shared for reading and exclusive for writ
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +26,8 @@ from o1_retriever.errors import StoreError
 from o1_retriever.storage.lock import is_busy, locked_fairly
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import VectorSpace
+
+T = TypeVar("T")
 
 LEDGER_FILE = "documents.sqlite3"
 LOCK_FILES = ("lock.sqlite3", "turn.sqlite3")
@@ -75,9 +79,11 @@ class State:
     dirty: bool = True
     sizes: dict[str, int] = field(default_factory=dict)
 
-    def identity(self) -> dict[str, str]:
-        """Space, its fingerprint and precision as strings of JSON."""
+    def description(self) -> dict[str, str | int]:
+        """What the Chroma collection says about itself to those who open it without this library."""
         return {
+            "made_by": "o1-retriever",
+            "format": self.format,
             "fingerprint": VectorSpace(**self.space).fingerprint,
             "space": json.dumps(self.space, sort_keys=True),
             "precision": json.dumps(self.precision, sort_keys=True),
@@ -86,10 +92,9 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedDocument:
-    """A document with its vector (float32, not necessarily of length 1) and a digest of its text."""
+    """A document with its vector (float32, not necessarily of length 1)."""
 
     document: Document
-    digest: bytes
     vector: Vector
 
 
@@ -217,71 +222,46 @@ class Session:
 
     def put(self, documents: Iterable[EmbeddedDocument]) -> None:
         """Add documents, or replace those of the same id at their place."""
-        self._connection.executemany(
-            _PUT,
-            (_values(each) for each in documents),
-        )
+        self._connection.executemany(_PUT, map(_values, documents))
 
     def remove(self, ids: Sequence[str]) -> int:
         """Delete documents; say how many there were."""
-        return sum(
-            self._connection.execute(f"DELETE FROM documents WHERE id IN ({marks})", part).rowcount
-            for marks, part in _parts(ids)
-        )
+        statement = "DELETE FROM documents WHERE id = ?"
+        return self._connection.executemany(statement, ((identity,) for identity in ids)).rowcount
+
+    def _rows(self, columns: str, values: Sequence[Any], *, where: str = "id") -> Iterator[Any]:
+        """Some columns of the documents whose id, or whatever `where` names, is one of the values."""
+        for start in range(0, len(values), _AT_ONCE):
+            part = values[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(part))
+            yield from self._connection.execute(
+                f"SELECT {columns} FROM documents WHERE {where} IN ({marks})", part
+            )
 
     def known(self, ids: Sequence[str]) -> dict[str, tuple[bytes, str]]:
         """Digest of the text, and metadata as JSON, of those ids that are there."""
-        return {
-            identity: (digest, metadata)
-            for marks, part in _parts(ids)
-            for identity, digest, metadata in self._connection.execute(
-                f"SELECT id, digest, metadata FROM documents WHERE id IN ({marks})", part
-            )
-        }
+        return {key: (digest, metadata) for key, digest, metadata in self._rows("id, digest, metadata", ids)}
 
     def vectors_of_texts(self, digests: Sequence[bytes]) -> dict[bytes, Vector]:
         """The vectors of texts that are there already, under whatever id."""
-        return {
-            digest: np.frombuffer(vector, dtype="<f4")
-            for marks, part in _parts(digests)
-            for digest, vector in self._connection.execute(
-                f"SELECT digest, vector FROM documents WHERE digest IN ({marks})", part
-            )
-        }
+        return _vectors(self._rows("digest, vector", digests, where="digest"))
 
     def documents(self, ids: Sequence[str]) -> dict[str, EmbeddedDocument]:
         """The documents of those ids that are there."""
-        return {
-            each.document.id: each
-            for marks, part in _parts(ids)
-            for each in map(
-                _embedded,
-                self._connection.execute(
-                    f"SELECT id, digest, text, metadata, vector FROM documents WHERE id IN ({marks})", part
-                ),
-            )
-        }
+        found = map(_embedded, self._rows("id, text, metadata, vector", ids))
+        return {each.document.id: each for each in found}
 
     def vectors(self, ids: Sequence[str]) -> dict[str, Vector]:
         """The vectors of those ids that are there."""
-        return {
-            identity: np.frombuffer(vector, dtype="<f4")
-            for marks, part in _parts(ids)
-            for identity, vector in self._connection.execute(
-                f"SELECT id, vector FROM documents WHERE id IN ({marks})", part
-            )
-        }
+        return _vectors(self._rows("id, vector", ids))
 
     def vector_pages(self, ids: Sequence[str] | None = None) -> Iterator[tuple[list[str], Vector]]:
         """The ids and vectors of these documents, or of all, some at a time; no page is empty."""
-        parts = (
-            [("", ())] if ids is None else ((f"WHERE id IN ({marks})", part) for marks, part in _parts(ids))
-        )
-        for where, values in parts:
-            cursor = self._connection.execute(f"SELECT id, vector FROM documents {where}", values)
-            while found := cursor.fetchmany(_PAGE):
-                joined = np.frombuffer(b"".join(vector for _, vector in found), dtype="<f4")
-                yield [identity for identity, _ in found], joined.reshape(len(found), -1)
+        every = "SELECT id, vector FROM documents"
+        rows = self._connection.execute(every) if ids is None else self._rows("id, vector", ids)
+        while page := list(islice(rows, _PAGE)):
+            joined = np.frombuffer(b"".join(vector for _, vector in page), dtype="<f4")
+            yield [identity for identity, _ in page], joined.reshape(len(page), -1)
 
     def copies(self, ids: Sequence[str], *, limit: int) -> dict[str, list[str]]:
         """For each id (of several with one text, the last) the first `limit` ids with the same text."""
@@ -295,11 +275,11 @@ class Session:
     def page(self, after: int, limit: int) -> tuple[list[EmbeddedDocument], int]:
         """The next documents in the order of their addition, and the `after` of the page that follows."""
         found = self._connection.execute(
-            "SELECT id, digest, text, metadata, vector, number FROM documents WHERE number > ? "
+            "SELECT id, text, metadata, vector, number FROM documents WHERE number > ? "
             "ORDER BY number LIMIT ?",
             (after, limit),
         ).fetchall()
-        return [_embedded(values[:5]) for values in found], found[-1][5] if found else after
+        return [_embedded(values[:4]) for values in found], found[-1][4] if found else after
 
     def ids_by_source(self, root: str) -> dict[str, list[str]]:
         """The ids of a folder's documents, by file."""
@@ -321,14 +301,7 @@ class Session:
 
     def in_order(self, ids: Sequence[str]) -> list[str]:
         """Those of the ids that are there, in the order of their addition."""
-        found = [
-            row
-            for marks, part in _parts(ids)
-            for row in self._connection.execute(
-                f"SELECT number, id FROM documents WHERE id IN ({marks})", part
-            )
-        ]
-        return [identity for _, identity in sorted(found)]
+        return [identity for _, identity in sorted(self._rows("number, id", ids))]
 
     def count(self, *, at_most: int | None = None) -> int:
         """Number of documents, or `at_most` where there are more: counting takes time that grows with it."""
@@ -348,20 +321,23 @@ def metadata_json(metadata: Mapping[str, Any]) -> str:
     return json.dumps(metadata, ensure_ascii=False, sort_keys=True)
 
 
+def digest_of(text: str) -> bytes:
+    """16 bytes that stand for a text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
 def _values(embedded: EmbeddedDocument) -> tuple[object, ...]:
-    document = embedded.document
-    root, source = (str(document.metadata.get(name, "")) for name in ("root", "source"))
+    id, text, metadata = embedded.document.id, embedded.document.text, embedded.document.metadata
+    root, source = (str(metadata.get(name, "")) for name in ("root", "source"))
     vector = embedded.vector.astype("<f4").tobytes()
-    return document.id, root, source, embedded.digest, document.text, metadata_json(document.metadata), vector
+    return id, root, source, digest_of(text), text, metadata_json(metadata), vector
 
 
 def _embedded(values: Sequence[Any]) -> EmbeddedDocument:
-    identity, digest, text, metadata, vector = values
+    identity, text, metadata, vector = values
     document = Document(id=identity, text=text, metadata=json.loads(metadata))
-    return EmbeddedDocument(document=document, digest=digest, vector=np.frombuffer(vector, dtype="<f4"))
+    return EmbeddedDocument(document=document, vector=np.frombuffer(vector, dtype="<f4"))
 
 
-def _parts(values: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
-    for start in range(0, len(values), _AT_ONCE):
-        part = values[start : start + _AT_ONCE]
-        yield ",".join("?" * len(part)), part
+def _vectors(rows: Iterable[tuple[T, bytes]]) -> dict[T, Vector]:
+    return {key: np.frombuffer(vector, dtype="<f4") for key, vector in rows}

@@ -7,7 +7,6 @@ generation, or a damaged one, makes it again from the ledger.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -104,24 +103,17 @@ class LexiconKeeper:
             for file in fresh.iterdir():
                 with file.open("rb+") as opened:
                     os.fsync(opened.fileno())
-            # Another process may have been first; what it made is the same.
-            with contextlib.suppress(FileExistsError):
-                _rename(fresh, path)
+            fresh.rename(path)
+        except OSError:
+            # Where another process was first, what it made is the same.
+            if not path.is_dir():
+                raise
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
         for old in self._folder.glob("bm25-*"):
             # Nobody reads or makes those of another generation: they would hold the lock.
             if old.name.split(".")[0] != path.name:
                 shutil.rmtree(old, ignore_errors=True)
-
-
-def _rename(folder: Path, path: Path) -> None:
-    try:
-        folder.rename(path)
-    except OSError as error:
-        if path.is_dir():
-            raise FileExistsError(str(path)) from error
-        raise
 
 
 def _manifest(folder: Path, count: int) -> dict[str, Any]:

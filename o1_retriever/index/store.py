@@ -151,7 +151,7 @@ class Store:
         number = state.graph + 1
         shutil.rmtree(self._graph.path(number), ignore_errors=True)
         try:
-            self._graph.begin(number, _description(state))
+            self._graph.begin(number, state.description())
             page, last = session.page(0, _PAGE)
             while page:
                 self._graph.put(page)
@@ -169,8 +169,3 @@ class Store:
             f"Chroma cannot keep the documents of {self.folder}: {error}.",
             hint="Check the disk and type: pip install -U chromadb",
         )
-
-
-def _description(state: State) -> dict[str, str | int]:
-    """What the Chroma collection says about itself to those who open it without this library."""
-    return {"made_by": "o1-retriever", "format": state.format, **state.identity()}
