@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from benchmarks.record import ROOT
-from o1_retriever.evaluation.collection import CollectionReport, CorpusFile
+from o1_retriever.evaluation.collection import CollectionReport, Corpus
 
 # Where the evaluation data lies: `eval/scifact` in BEIR format.
 VARIABLE = "O1_RETRIEVER_BENCHMARK_DATA"
@@ -25,6 +25,6 @@ def documents(count: int) -> tuple[str, list[str]]:
     """
     scifact = data_folder() / "eval" / "scifact"
     folder = scifact if (scifact / "corpus.jsonl").is_file() else EVERYDAY
-    corpus = CorpusFile(folder / "corpus.jsonl", CollectionReport(str(folder)))
+    corpus = Corpus(folder / "corpus.jsonl", CollectionReport(str(folder)))
     texts = corpus.texts(0, len(corpus.ids))
     return folder.name, texts[:: max(1, len(texts) // count)][:count]

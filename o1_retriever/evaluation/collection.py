@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,28 +53,11 @@ class CollectionReport(Problems):
     error = CollectionError
 
 
-class Corpus(Protocol):
-    """Documents that may be more than memory holds: ids in memory, texts read when they are needed."""
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Document ids, each once."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """A hash of all ids and texts."""
-        ...
-
-    def texts(self, start: int, stop: int) -> list[str]:
-        """The documents `start` to `stop - 1` as title, space, text."""
-        ...
-
-
-class CorpusFile:
+class Corpus:
     """The documents of a `corpus.jsonl`; only ids and places in the file are held in memory.
 
-    Making one reads the file once and adds what is wrong with it to `report`.
+    Making one reads the file once and adds what is wrong with it to `report`. `ids` are in the order of the
+    file, each once; `digest` is the same for the same ids and texts in the same order.
     """
 
     def __init__(self, path: Path, report: CollectionReport) -> None:
@@ -93,19 +76,9 @@ class CorpusFile:
                 ids[identity] = None
                 offsets.append(offset)
                 digest.update(json.dumps([identity, text]).encode())
-        self._ids = list(ids)
+        self.ids: Sequence[str] = list(ids)
+        self.digest = digest.hexdigest()
         self._offsets: NDArray[np.int64] = np.asarray(offsets, dtype=np.int64)
-        self._digest = digest.hexdigest()
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Document ids in the order of the file, each once."""
-        return self._ids
-
-    @property
-    def digest(self) -> str:
-        """A hash of all ids and texts: the same for the same documents in the same order."""
-        return self._digest
 
     def texts(self, start: int, stop: int) -> list[str]:
         """The documents `start` to `stop - 1` as title, space, text, read from the file now.
@@ -114,7 +87,7 @@ class CorpusFile:
         """
         with self.path.open("rb") as file:
             texts = []
-            for identity, offset in zip(self._ids[start:stop], self._offsets[start:stop], strict=True):
+            for identity, offset in zip(self.ids[start:stop], self._offsets[start:stop], strict=True):
                 file.seek(int(offset))
                 row = _row(file.readline(), self.path.name, CollectionReport(""))
                 if row is None or row["_id"] != identity:
@@ -123,30 +96,6 @@ class CorpusFile:
                     )
                 texts.append(joined(row))
         return texts
-
-
-class CorpusList:
-    """Documents that are in memory."""
-
-    def __init__(self, documents: Mapping[str, str]) -> None:
-        self._ids = list(documents)
-        self._texts = [check_text(text, what=f"document {key!r}") for key, text in documents.items()]
-        content = json.dumps([self._ids, self._texts])
-        self._digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Document ids in the order of the mapping."""
-        return self._ids
-
-    @property
-    def digest(self) -> str:
-        """A hash of all ids and texts."""
-        return self._digest
-
-    def texts(self, start: int, stop: int) -> list[str]:
-        """The documents `start` to `stop - 1`."""
-        return self._texts[start:stop]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +139,7 @@ def load_collection(
     paths = [root / "corpus.jsonl", root / "queries.jsonl", root / "qrels" / f"{split}.tsv"]
     _check_files(root, paths)
     report = CollectionReport(str(root))
-    corpus = CorpusFile(paths[0], report)
+    corpus = Corpus(paths[0], report)
     queries = _read_queries(paths[1], report)
     judged = read_qrels(paths[2], report)
     qrels = check_qrels(judged, queries, frozenset(corpus.ids), report)
@@ -313,7 +262,7 @@ def read_qrels(path: Path, report: CollectionReport) -> dict[str, dict[str, int]
             continue
         if not line.strip():
             continue
-        columns = _columns(line)
+        columns = [column.strip() for column in (line.split("\t") if "\t" in line else line.split())]
         header = first and _is_header(columns, where, report)
         first = False
         if not header:
@@ -343,11 +292,6 @@ def check_qrels(
             report.add("query without relevant document", repr(query))
         kept[query] = dict(judged)
     return kept
-
-
-def _columns(line: str) -> list[str]:
-    columns = line.split("\t") if "\t" in line else line.split()
-    return [column.strip() for column in columns]
 
 
 def _is_header(columns: list[str], where: str, report: CollectionReport) -> bool:

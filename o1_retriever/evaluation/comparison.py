@@ -88,15 +88,22 @@ class Evaluation:
     def __getitem__(self, name: str) -> SystemResult:
         return next(result for result in self.results if result.name == name)
 
-    def comparisons(self, measure: str = "nDCG@10") -> dict[str, Comparison]:
+    @property
+    def measure(self) -> str:
+        """The measure by which systems are compared: the first one."""
+        return next(iter(self.results[0].values))
+
+    def comparisons(self) -> dict[str, Comparison]:
         """Every system but the first against the first, corrected for their number."""
-        queries = list(self.collection.qrels)
-        first, *others = [(result.name, aligned(result.values[measure], queries)) for result in self.results]
+        first, *others = [(result.name, self._values(result)) for result in self.results]
         return compare(first[1], dict(others))
 
-    def interval(self, name: str, measure: str = "nDCG@10") -> tuple[float, float]:
+    def interval(self, name: str) -> tuple[float, float]:
         """95 % bootstrap interval of a system's mean."""
-        return bootstrap_interval(aligned(self[name].values[measure], list(self.collection.qrels)))
+        return bootstrap_interval(self._values(self[name]))
+
+    def _values(self, result: SystemResult) -> Values:
+        return aligned(result.values[self.measure], list(self.collection.qrels))
 
 
 def evaluate(

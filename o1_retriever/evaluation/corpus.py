@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Corpus
 from o1_retriever.index.index import DocumentEmbedder
 from o1_retriever.progress import progress
 from o1_retriever.storage.files import written_whole
 from o1_retriever.storage.lock import locked
 from o1_retriever.thought import Vector
-from o1_retriever.vectors import unit
+from o1_retriever.vectors import check_dim, unit
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +60,7 @@ def encode_corpus(
     `truncate_dim` is applied on reading, so that every dimension shares one file.
     """
     dimension = embedder.space.dimension
-    if truncate_dim is not None and not 1 <= truncate_dim <= dimension:
-        raise SettingsError(f"truncate_dim is {truncate_dim!r}; expected None or 1 to {dimension}.")
+    check_dim(truncate_dim, dimension)
     count = len(corpus.ids)
     path = Path(folder) / _name(embedder, corpus, batch_size)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +69,7 @@ def encode_corpus(
         seconds = _fill(embedder, corpus, path, batch_size=batch_size, show=show_progress_bar)
     matrix: Vector = np.memmap(path, dtype=np.float32, mode="r", shape=(count, dimension))
     if truncate_dim not in (None, dimension):
-        matrix = _truncated(matrix, truncate_dim or dimension)
+        matrix = unit(np.array(matrix[:, :truncate_dim], dtype=np.float32))
     return EncodedCorpus(matrix=matrix, seconds=seconds)
 
 
@@ -124,7 +122,3 @@ def _progress_of(path: Path, dimension: int) -> tuple[int, float]:
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("%s cannot be read (%s): the corpus is encoded anew", path.with_suffix(".json"), error)
     return 0, 0.0
-
-
-def _truncated(matrix: Vector, dimension: int) -> Vector:
-    return unit(np.array(matrix[:, :dimension], dtype=np.float32))

@@ -44,7 +44,7 @@ def per_query(
     query without judgments does not count. A document with the id of its query is left out, as in BEIR.
     Documents of equal score are ranked as trec_eval does, by descending id.
     """
-    package = _package()
+    package = require("ir_measures", extra="eval", purpose="Measuring a ranking")
     parsed = {name: _parse(package, name) for name in measures}
     ranked = {query: _as_ranks(query, run.get(query, {})) for query in qrels}
     plain = {query: dict(judged) for query, judged in qrels.items()}
@@ -79,10 +79,6 @@ def _as_ranks(query: str, scores: Mapping[str, float]) -> dict[str, float]:
     # Ranks instead of scores: no provider of ir-measures is left to break a tie in its own way.
     documents = ordered({key: value for key, value in scores.items() if key != query})
     return {document: float(-rank) for rank, document in enumerate(documents)}
-
-
-def _package() -> ModuleType:
-    return require("ir_measures", extra="eval", purpose="Measuring a ranking")
 
 
 def _parse(package: ModuleType, name: str) -> object:
@@ -154,8 +150,11 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
 
 def _lines(query: str, scores: Mapping[str, float], tag: str) -> list[str]:
     _checked(query, "query id")
+    bad = next((value for value in scores.values() if not math.isfinite(value)), None)
+    if bad is not None:
+        raise CollectionError(f"Query {query!r} has the score {bad!r}; expected a finite number.")
     return [
-        f"{query} Q0 {_checked(document, 'document id')} {rank} {_finite(scores[document], query)!r} {tag}\n"
+        f"{query} Q0 {_checked(document, 'document id')} {rank} {float(scores[document])!r} {tag}\n"
         for rank, document in enumerate(ordered(scores), start=1)
     ]
 
@@ -166,12 +165,6 @@ def _checked(identity: str, what: str) -> str:
             f"The {what} {identity!r} cannot stand in a TREC run; expected no white space in it."
         )
     return identity
-
-
-def _finite(value: float, query: str) -> float:
-    if not math.isfinite(value):
-        raise CollectionError(f"Query {query!r} has the score {value!r}; expected a finite number.")
-    return float(value)
 
 
 def _score(text: str, where: str) -> float:

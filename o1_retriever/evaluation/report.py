@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from o1_retriever.reporting.table import markdown_table
 from o1_retriever.reporting.text import counted
 
 SHOWN = 10  # queries that gain most, and that lose most
+Draw: TypeAlias = Callable[[Any, Evaluation], None]
 MARK = "*"  # on a time that thoughts from the cache have shortened
 
 
@@ -49,13 +50,12 @@ class Change:
         return self.after - self.before
 
 
-def write_report(evaluation: Evaluation, folder: Path, *, measure: str | None = None) -> Path:
+def write_report(evaluation: Evaluation, folder: Path) -> Path:
     """Write `report.md`, `report.html`, `results.jsonl`, `per_query.jsonl` and the runs with their thoughts.
 
     They go into a folder named after the collection and split below `folder`, which is returned. Needs the
     extra `eval` for the plots.
     """
-    measure = measure or next(iter(evaluation.results[0].values))
     name = _file_name(f"{evaluation.collection.name}-{evaluation.collection.split}")
     target = folder / name
     (target / "runs").mkdir(parents=True, exist_ok=True)
@@ -67,21 +67,20 @@ def write_report(evaluation: Evaluation, folder: Path, *, measure: str | None = 
             queries=evaluation.collection.queries,
             thoughts=result.thoughts if any(result.thoughts.values()) else None,
         )
-    _write_lines(target / "results.jsonl", records(evaluation, measure=measure))
+    _write_lines(target / "results.jsonl", records(evaluation))
     _write_lines(target / "per_query.jsonl", _per_query(evaluation))
-    drawn = plots(evaluation, measure=measure)
+    drawn = plots(evaluation)
     (target / "plots").mkdir(exist_ok=True)
     for plot in drawn:
         (target / "plots" / f"{plot.name}.svg").write_text(plot.svg, encoding="utf-8")
-    (target / "report.md").write_text(as_markdown(evaluation, drawn, measure=measure), encoding="utf-8")
-    (target / "report.html").write_text(as_html(evaluation, drawn, measure=measure), encoding="utf-8")
+    (target / "report.md").write_text(markdown(evaluation, drawn), encoding="utf-8")
+    (target / "report.html").write_text(as_html(evaluation, drawn), encoding="utf-8")
     return target
 
 
-def records(evaluation: Evaluation, *, measure: str | None = None) -> list[dict[str, Any]]:
+def records(evaluation: Evaluation) -> list[dict[str, Any]]:
     """One plain JSON object per system: means, 95 % interval, comparison with the first, costs."""
-    measure = measure or next(iter(evaluation.results[0].values))
-    compared = evaluation.comparisons(measure)
+    compared = evaluation.comparisons()
     return [
         {
             "collection": evaluation.collection.name,
@@ -90,8 +89,8 @@ def records(evaluation: Evaluation, *, measure: str | None = None) -> list[dict[
             "documents": len(evaluation.collection.corpus.ids),
             "system": result.name,
             "measures": result.means,
-            "compared_by": measure,
-            "interval": list(evaluation.interval(result.name, measure)),
+            "compared_by": evaluation.measure,
+            "interval": list(evaluation.interval(result.name)),
             "against_first": asdict(compared[result.name]) if result.name in compared else None,
             "cost": asdict(result.cost),
             "recall_lost": asdict(result.recall_lost) if result.recall_lost else None,
@@ -100,46 +99,34 @@ def records(evaluation: Evaluation, *, measure: str | None = None) -> list[dict[
     ]
 
 
-def cells(evaluation: Evaluation, *, measure: str | None = None) -> tuple[list[str], list[list[str]]]:
+def cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """(heads, rows) of the table as text; columns that would be empty are left out."""
-    measure = measure or next(iter(evaluation.results[0].values))
-    compared = evaluation.comparisons(measure)
+    compared = evaluation.comparisons()
     names = list(evaluation.results[0].values)
     costs = ["tokens thought", "ms/query", "documents/s", "MB", "recall lost"]
     heads = ["system", *names, "95 %", "gain", "p", *costs]
-    rows = [
-        _cells_of(evaluation, result, measure, compared.get(result.name)) for result in evaluation.results
-    ]
+    rows = [_cells_of(evaluation, result, compared.get(result.name)) for result in evaluation.results]
     kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
     return [heads[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
-def markdown(evaluation: Evaluation, *, measure: str | None = None) -> str:
-    """The table in Markdown, with a line on what it shows."""
-    heads, rows = cells(evaluation, measure=measure)
-    return "\n".join([markdown_table(heads, rows), "", caption(evaluation, measure=measure)])
-
-
-def caption(evaluation: Evaluation, *, measure: str | None = None) -> str:
+def caption(evaluation: Evaluation) -> str:
     """What the table was measured on and how its columns are meant."""
     collection = evaluation.collection
-    measure = measure or next(iter(evaluation.results[0].values))
     queries = counted(len(collection.qrels), "query", "queries")
     documents = counted(len(collection.corpus.ids), "document")
+    first = evaluation.results[0].name
     text = (
         f"{collection.name}, split {collection.split}: {queries}, {documents}. Interval, gain and p are of "
-        f"{measure}: bootstrap; against {evaluation.results[0].name}; paired randomisation test, Holm's "
-        "correction."
+        f"{evaluation.measure}: bootstrap; against {first}; paired randomisation test, Holm's correction."
     )
     if any(result.cost.cached for result in evaluation.results):
         text += f" {MARK} Thoughts came from the cache: the time is shorter than without."
     return text
 
 
-def _cells_of(
-    evaluation: Evaluation, result: SystemResult, measure: str, compared: Comparison | None
-) -> list[str]:
-    low, high = evaluation.interval(result.name, measure)
+def _cells_of(evaluation: Evaluation, result: SystemResult, compared: Comparison | None) -> list[str]:
+    low, high = evaluation.interval(result.name)
     cost, lost = result.cost, result.recall_lost
     return [
         result.name,
@@ -168,33 +155,33 @@ def thinking_pair(evaluation: Evaluation) -> tuple[SystemResult, SystemResult] |
     return plain, (related or thinking)[-1]
 
 
-def changes(evaluation: Evaluation, *, measure: str) -> list[Change]:
+def changes(evaluation: Evaluation) -> list[Change]:
     """What thinking changed for every query, largest gain first."""
     pair = thinking_pair(evaluation)
     if pair is None:
         return []
-    plain, thinking = pair
+    plain, thinking = (result.values[evaluation.measure] for result in pair)
     found = [
         Change(
             query=key,
             text=text,
-            before=plain.values[measure][key],
-            after=thinking.values[measure][key],
-            thoughts=tuple(thought.text for thought in thinking.thoughts[key] if not thought.failed),
+            before=plain[key],
+            after=thinking[key],
+            thoughts=tuple(thought.text for thought in pair[1].thoughts[key] if not thought.failed),
         )
         for key, text in evaluation.collection.queries.items()
     ]
     return sorted(found, key=lambda change: (-change.gain, change.query))
 
 
-def as_markdown(evaluation: Evaluation, drawn: Sequence[Plot], *, measure: str) -> str:
+def markdown(evaluation: Evaluation, drawn: Sequence[Plot]) -> str:
     """The report in Markdown; plots are files in the folder `plots` beside it."""
-    heads, rows = cells(evaluation, measure=measure)
+    heads, rows = cells(evaluation)
     parts = [f"# {evaluation.collection.name}, {evaluation.collection.split}", ""]
-    parts += [markdown_table(heads, rows), "", caption(evaluation, measure=measure), ""]
+    parts += [markdown_table(heads, rows), "", caption(evaluation), ""]
     for plot in drawn:
         parts += [f"## {plot.title}", "", f"![{plot.title}](plots/{plot.name}.svg)", ""]
-    for title, chosen in _chosen(evaluation, measure):
+    for title, chosen in _chosen(evaluation):
         parts += [f"## {title}", ""]
         for change in chosen:
             parts.append(f"- **{_one_line(change.text)}** {change.before:.3f} → {change.after:.3f}")
@@ -205,14 +192,14 @@ def as_markdown(evaluation: Evaluation, drawn: Sequence[Plot], *, measure: str) 
     return "\n".join(parts)
 
 
-def as_html(evaluation: Evaluation, drawn: Sequence[Plot], *, measure: str) -> str:
+def as_html(evaluation: Evaluation, drawn: Sequence[Plot]) -> str:
     """The report as one HTML page with its plots inside; it loads nothing from anywhere."""
     title = f"{evaluation.collection.name}, {evaluation.collection.split}"
-    heads, rows = cells(evaluation, measure=measure)
+    heads, rows = cells(evaluation)
     parts = [html.element("h1", html.text(title)), html.table(rows, heads)]
-    parts.append(html.element("p", html.text(caption(evaluation, measure=measure))))
+    parts.append(html.element("p", html.text(caption(evaluation))))
     parts += [html.element("h2", html.text(plot.title)) + plot.svg for plot in drawn]
-    for heading, chosen in _chosen(evaluation, measure):
+    for heading, chosen in _chosen(evaluation):
         parts.append(html.element("h2", html.text(heading)))
         parts.append(html.items(_as_item(change) for change in chosen))
     if evaluation.collection.report:
@@ -237,14 +224,14 @@ def _thinks(result: SystemResult) -> bool:
     return any(not thought.failed for row in result.thoughts.values() for thought in row)
 
 
-def _chosen(evaluation: Evaluation, measure: str) -> list[tuple[str, list[Change]]]:
+def _chosen(evaluation: Evaluation) -> list[tuple[str, list[Change]]]:
     pair = thinking_pair(evaluation)
     if pair is None:
         return []
-    found = changes(evaluation, measure=measure)
+    found = changes(evaluation)
     helped = [change for change in found if change.gain > 0][:SHOWN]
     hurt = [change for change in reversed(found) if change.gain < 0][:SHOWN]
-    against = f"{pair[1].name} against {pair[0].name}, {measure}"
+    against = f"{pair[1].name} against {pair[0].name}, {evaluation.measure}"
     parts = [(f"Thinking helps most ({against})", helped), (f"Thinking hurts most ({against})", hurt)]
     return [part for part in parts if part[1]]
 
@@ -275,7 +262,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split()).replace("*", "\\*").replace("<", "&lt;")
 
 
-def plots(evaluation: Evaluation, *, measure: str) -> list[Plot]:
+def plots(evaluation: Evaluation) -> list[Plot]:
     """Gain per query, the measure against tokens thought, and against the number of thoughts.
 
     What needs a system that thinks and one that does not is left out where there are none.
@@ -283,42 +270,22 @@ def plots(evaluation: Evaluation, *, measure: str) -> list[Plot]:
     thinking = [result for result in evaluation.results if _thoughts_per_query(result)]
     if not thinking or len(evaluation.results) < 2:
         return []
-    first = evaluation.results[0]
-    drawn = [
-        Plot(
-            name="gain",
-            title=f"Gain per query over {first.name}, sorted",
-            svg=_drawn(lambda axes: _gain(axes, evaluation, measure)),
-        )
-    ]
+    measure, first = evaluation.measure, evaluation.results[0].name
+    figures: list[tuple[str, str, Draw]] = [("gain", f"Gain per query over {first}, sorted", _gain)]
     if any(result.cost.thought_tokens for result in thinking):
-        drawn.append(
-            Plot(
-                name="tokens",
-                title=f"{measure} against tokens thought per query",
-                svg=_drawn(lambda axes: _tokens(axes, evaluation, measure)),
-            )
-        )
-    drawn.append(
-        Plot(
-            name="thoughts",
-            title=f"{measure} against the number of thoughts",
-            svg=_drawn(lambda axes: _curve(axes, evaluation, measure)),
-        )
-    )
-    return drawn
+        figures.append(("tokens", f"{measure} against tokens thought per query", _tokens))
+    figures.append(("thoughts", f"{measure} against the number of thoughts", _curve))
+    return [Plot(name=name, title=title, svg=_drawn(draw, evaluation)) for name, title, draw in figures]
 
 
-def _gain(axes: Any, evaluation: Evaluation, measure: str) -> None:
-    first = evaluation.results[0]
+def _gain(axes: Any, evaluation: Evaluation) -> None:
+    first = evaluation.results[0].values[evaluation.measure]
     for result in _compared(evaluation):
-        gains = sorted(
-            (result.values[measure][key] - first.values[measure][key] for key in evaluation.collection.qrels),
-            reverse=True,
-        )
+        values = result.values[evaluation.measure]
+        gains = sorted((values[key] - first[key] for key in evaluation.collection.qrels), reverse=True)
         axes.plot(np.arange(1, len(gains) + 1), gains, label=result.name, linewidth=1.2)
     axes.axhline(0, color="0.5", linewidth=0.8)
-    axes.set(xlabel="queries", ylabel=f"gain in {measure}")
+    axes.set(xlabel="queries", ylabel=f"gain in {evaluation.measure}")
 
 
 def _compared(evaluation: Evaluation) -> list[SystemResult]:
@@ -327,11 +294,11 @@ def _compared(evaluation: Evaluation) -> list[SystemResult]:
     return [result for result in others if family_of(result.name) == family_of(first.name)] or others
 
 
-def _tokens(axes: Any, evaluation: Evaluation, measure: str) -> None:
+def _tokens(axes: Any, evaluation: Evaluation) -> None:
     for family, results in _families(evaluation).items():
         results.sort(key=lambda result: result.cost.thought_tokens)
-        means = np.array([result.means[measure] for result in results])
-        ends = np.array([evaluation.interval(result.name, measure) for result in results])
+        means = np.array([result.means[evaluation.measure] for result in results])
+        ends = np.array([evaluation.interval(result.name) for result in results])
         axes.errorbar(
             [result.cost.thought_tokens for result in results],
             means,
@@ -341,14 +308,14 @@ def _tokens(axes: Any, evaluation: Evaluation, measure: str) -> None:
             linewidth=1.2,
             label=family,
         )
-    axes.set(xlabel="tokens thought per query (bars: 95 %)", ylabel=measure)
+    axes.set(xlabel="tokens thought per query (bars: 95 %)", ylabel=evaluation.measure)
 
 
-def _curve(axes: Any, evaluation: Evaluation, measure: str) -> None:
+def _curve(axes: Any, evaluation: Evaluation) -> None:
     for family, results in _families(evaluation).items():
-        points = sorted((_thoughts_per_query(result), result.means[measure]) for result in results)
+        points = sorted((_thoughts_per_query(result), result.means[evaluation.measure]) for result in results)
         axes.plot(*zip(*points, strict=True), marker="o", linewidth=1.2, label=family)
-    axes.set(xlabel="thoughts per query (0: the query alone)", ylabel=measure)
+    axes.set(xlabel="thoughts per query (0: the query alone)", ylabel=evaluation.measure)
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
@@ -365,7 +332,7 @@ def _thoughts_per_query(result: SystemResult) -> float:
     return float(np.mean(counts)) if counts else 0.0
 
 
-def _drawn(draw: Callable[[Any], None]) -> str:
+def _drawn(draw: Draw, evaluation: Evaluation) -> str:
     require("matplotlib", extra="eval", purpose="Drawing the plots of a report")
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -376,7 +343,7 @@ def _drawn(draw: Callable[[Any], None]) -> str:
         figure = Figure(figsize=(7.5, 4.4), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
-        draw(axes)
+        draw(axes, evaluation)
         axes.grid(alpha=0.3)
         figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
         target = io.StringIO()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast, get_args
 
 import numpy as np
 
@@ -116,14 +116,13 @@ class Dense(_OverCorpus):
     def search(self, queries: Sequence[str], depth: int) -> Answer:
         """Exactly, or through the graph where there is one."""
         groups, thoughts = self._embedded(queries)
-        vectors, sizes = np.concatenate(groups), [len(group) for group in groups]
-        found = search_exactly(vectors, self.encoded.matrix, depth, ties=self._ties)
-        rankings = best_of_groups(found, sizes, depth, ties=self._ties)
+        vectors, ties = np.concatenate(groups), self._ties
+        found = search_exactly(vectors, self.encoded.matrix, depth, ties=ties)
+        rankings = best_of_groups(found, map(len, groups), depth, ties=ties)
         lost = None
         if self.graph is not None:
-            exact = rankings
-            found = self.graph.search(vectors, depth, ties=self._ties)
-            rankings = best_of_groups(found, sizes, depth, ties=self._ties)
+            found = self.graph.search(vectors, depth, ties=ties)
+            exact, rankings = rankings, best_of_groups(found, map(len, groups), depth, ties=ties)
             lost = recall_lost(exact, rankings, depth)
         return Answer(
             rankings=rankings,
@@ -144,8 +143,7 @@ class Dense(_OverCorpus):
         embedded = self.embedder.embed_queries(
             queries, settings=self.settings, batch_size=self.batch_size, truncate_dim=dimension
         )
-        several = self.pooling == "best"
-        groups = [item.vectors if several else item.vector[None] for item in embedded]
+        groups = [item.vectors if self.pooling == "best" else item.vector[None] for item in embedded]
         return groups, [item.thoughts for item in embedded]
 
 
@@ -232,7 +230,11 @@ class VectorGraph:
         self._graph.begin(0, {"made_by": "o1-retriever eval"})
         for first in range(0, self._count, _PAGE):
             vectors = np.asarray(matrix[first : first + _PAGE], dtype=np.float32)
-            self._graph.put([_bare(first + place, vector) for place, vector in enumerate(vectors)])
+            # Of a document the graph needs no more than a vector and a key.
+            keys = [Document(id=str(first + place), text="") for place in range(len(vectors))]
+            self._graph.put(
+                [EmbeddedDocument(document=key, vector=row) for key, row in zip(keys, vectors, strict=True)]
+            )
 
     def search(self, queries: Vector, depth: int, *, ties: Places) -> list[Ranking]:
         """The places of the `depth` nearest documents for each query, as far as the graph finds them."""
@@ -248,24 +250,17 @@ def _let_go(graph: Graph, folder: tempfile.TemporaryDirectory[str]) -> None:
     folder.cleanup()
 
 
-def _bare(place: int, vector: Vector) -> EmbeddedDocument:
-    """A document of which the graph needs no more than a vector and a key."""
-    return EmbeddedDocument(document=Document(id=str(place), text=""), vector=vector)
-
-
 def recall_lost(exact: Sequence[Ranking], approximate: Sequence[Ranking], depth: int) -> RecallLost:
     """Compare two searches for the same queries."""
-    return RecallLost(
-        at_10=_missed(exact, approximate, 10), at_depth=_missed(exact, approximate, depth), depth=depth
-    )
 
+    def missed(depth: int) -> float:
+        pairs = [
+            (right.keys[:depth], found.keys[:depth]) for right, found in zip(exact, approximate, strict=True)
+        ]
+        shares = [1 - len(np.intersect1d(right, found)) / max(1, len(right)) for right, found in pairs]
+        return float(np.mean(shares)) if shares else 0.0
 
-def _missed(exact: Sequence[Ranking], approximate: Sequence[Ranking], depth: int) -> float:
-    shares = [
-        1 - len(np.intersect1d(right.keys[:depth], found.keys[:depth])) / max(1, len(right.keys[:depth]))
-        for right, found in zip(exact, approximate, strict=True)
-    ]
-    return float(np.mean(shares)) if shares else 0.0
+    return RecallLost(at_10=missed(10), at_depth=missed(depth), depth=depth)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +297,13 @@ class Plan:
         baselines: list[System] = []
         for name, embedder in embedders.items():
             lexical = {
-                n_thoughts: _lexical(corpus, index, embedder, _settings(settings, n_thoughts))
+                n_thoughts: Lexical(
+                    name=f"BM25, {_thinking(n_thoughts)}" if n_thoughts else "BM25",
+                    corpus=corpus,
+                    index=index,
+                    embedder=embedder,
+                    settings=_settings(settings, n_thoughts),
+                )
                 for n_thoughts in self.thoughts
                 if index is not None
             }
@@ -310,12 +311,6 @@ class Plan:
             # As baselines those with the first one's thoughts.
             baselines = baselines or list(lexical.values())
         return systems + baselines if self.bm25 else systems
-
-    def _pooled(self) -> Iterator[tuple[int, Pooling]]:
-        """Numbers of thoughts with each way to pool them; below two there is nothing to pool."""
-        for n_thoughts in self.thoughts:
-            for pooling in self.pooling if n_thoughts > 1 else ("mean",):
-                yield n_thoughts, pooling
 
     def _of_embedder(
         self,
@@ -334,32 +329,30 @@ class Plan:
             )
             graph = VectorGraph(encoded.matrix) if self.hnsw else None
             label = name if dimension is None else f"{name}, {dimension} dimensions"
-            for n_thoughts, pooling in self._pooled():
-                how = _thinking(n_thoughts) if pooling == "mean" else f"{_thinking(n_thoughts)}, {pooling}"
-                system: Scorer = Dense(
-                    name=f"{label}, {how}",
-                    embedder=embedder,
-                    corpus=corpus,
-                    encoded=encoded,
-                    settings=_settings(settings, n_thoughts),
-                    graph=graph,
-                    pooling=pooling,
-                    batch_size=self.batch_size,
-                )
-                dense.append(system)
-                if self.hybrid:
-                    both = f"{label} + BM25, {how}"
-                    fused.append(Hybrid(name=both, corpus=corpus, parts=[system, lexical[n_thoughts]]))
-                if self.hyde and n_thoughts and pooling == self.pooling[0]:
-                    fused.append(
-                        Hyde(
-                            name=f"HyDE {label}, {_thinking(n_thoughts)}",
-                            embedder=embedder,
-                            corpus=corpus,
-                            encoded=encoded,
-                            settings=_settings(settings, n_thoughts),
-                        )
+            for n_thoughts in self.thoughts:
+                how = _thinking(n_thoughts)
+                common: dict[str, Any] = {
+                    "corpus": corpus,
+                    "embedder": embedder,
+                    "encoded": encoded,
+                    "settings": _settings(settings, n_thoughts),
+                }
+                # Below two thoughts there is nothing to pool.
+                for pooling in self.pooling if n_thoughts > 1 else ("mean",):
+                    pooled = how if pooling == "mean" else f"{how}, {pooling}"
+                    system = Dense(
+                        name=f"{label}, {pooled}",
+                        graph=graph,
+                        pooling=pooling,
+                        batch_size=self.batch_size,
+                        **common,
                     )
+                    dense.append(system)
+                    if self.hybrid:
+                        parts: list[Scorer] = [system, lexical[n_thoughts]]
+                        fused.append(Hybrid(name=f"{label} + BM25, {pooled}", corpus=corpus, parts=parts))
+                if self.hyde and n_thoughts:
+                    fused.append(Hyde(name=f"HyDE {label}, {how}", **common))
         return dense + fused
 
 
@@ -377,11 +370,10 @@ def parse_thoughts(text: str) -> tuple[int, ...]:
 
 def parse_pooling(text: str) -> tuple[Pooling, ...]:
     """Ways to pool from text such as "mean,best". Raises `SettingsError`."""
-    known: dict[str, Pooling] = {"mean": "mean", "best": "best"}
     for part in _parts(text):
-        if part not in known:
+        if part not in get_args(Pooling):
             raise SettingsError(f"Found {part!r}; expected mean or best, or both separated by a comma.")
-    return tuple(known[part] for part in _parts(text))
+    return cast(tuple[Pooling, ...], tuple(_parts(text)))
 
 
 def parse_dimensions(text: str) -> tuple[int | None, ...]:
@@ -416,8 +408,3 @@ def _settings(base: ThoughtSettings, n_thoughts: int) -> ThoughtSettings:
         if n_thoughts
         else base.with_changes(thinking="never")
     )
-
-
-def _lexical(corpus: Corpus, index: Bm25, embedder: ThinkingEmbedder, settings: ThoughtSettings) -> Lexical:
-    name = f"BM25, {_thinking(settings.n_thoughts)}" if settings.thinks else "BM25"
-    return Lexical(name=name, corpus=corpus, index=index, embedder=embedder, settings=settings)

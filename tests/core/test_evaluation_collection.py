@@ -15,7 +15,7 @@ import pytest
 import o1_retriever.evaluation.corpus as corpus_module
 from o1_retriever.errors import CollectionError, SettingsError
 from o1_retriever.evaluation import load_collection
-from o1_retriever.evaluation.collection import CorpusList, splits_of
+from o1_retriever.evaluation.collection import CollectionReport, Corpus, splits_of
 from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.metrics import per_query
 from o1_retriever.ranking.ranking import search_exactly, tie_order
@@ -208,8 +208,14 @@ def _metrics(collection, matrix):
     return per_query(collection.qrels, run)
 
 
+def _corpus(folder: Path, texts: dict[str, str]) -> Corpus:
+    file = folder / "corpus.jsonl"
+    file.write_text(lines({"_id": key, "text": text} for key, text in texts.items()), encoding="utf-8")
+    return Corpus(file, CollectionReport(str(folder)))
+
+
 def test_an_encoded_corpus_is_taken_from_disk_and_truncated_on_reading(tmp_path: Path) -> None:
-    corpus = CorpusList({"a": "one two", "b": "three", "c": "four five"})
+    corpus = _corpus(tmp_path, {"a": "one two", "b": "three", "c": "four five"})
     first = encode_corpus(Encoder(), corpus, tmp_path)
     again = Encoder()
     short = encode_corpus(again, corpus, tmp_path, truncate_dim=3)
@@ -217,14 +223,15 @@ def test_an_encoded_corpus_is_taken_from_disk_and_truncated_on_reading(tmp_path:
     expected = first.matrix[:, :3] / np.linalg.norm(first.matrix[:, :3], axis=1, keepdims=True)
     assert short.matrix == pytest.approx(expected)
     other = Encoder()
-    encode_corpus(other, CorpusList({"a": "one two", "b": "three!", "c": "four five"}), tmp_path)
+    changed = _corpus(tmp_path, {"a": "one two", "b": "three!", "c": "four five"})
+    encode_corpus(other, changed, tmp_path)
     assert other.documents == 3
     with pytest.raises(SettingsError, match="truncate_dim"):
         encode_corpus(again, corpus, tmp_path, truncate_dim=9)
 
 
 def test_damaged_notes_mean_encoding_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    corpus = CorpusList({"a": "one two", "b": "three"})
+    corpus = _corpus(tmp_path, {"a": "one two", "b": "three"})
     expected = np.array(encode_corpus(Encoder(), corpus, tmp_path).matrix)
     (note,) = tmp_path.glob("*.json")
     note.write_text("{")
