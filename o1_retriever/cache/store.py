@@ -19,8 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -85,15 +84,6 @@ def cache_key(**parts: JSON) -> bytes:
     return hashlib.blake2b(text.encode("ascii"), digest_size=20).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row to insert: its place, what it is charged with, and its values as SQLite takes them."""
-
-    id: int
-    size: int
-    values: tuple[Any, ...]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheInfo:
     """What a cache holds.
@@ -151,34 +141,42 @@ class ThoughtCache:
     def get_thoughts(self, keys: Sequence[bytes], k: int) -> list[dict[int, Thought]]:
         """For each key the thoughts with an index below `k` that are there, by index, with `cached=True`."""
         found: dict[bytes, dict[int, Thought]] = {key: {} for key in keys}
-        ids = [row_id(key, index) for key in found for index in range(k)]
         hits = []
-        for place, key, index, thought in self._read(lambda db: _select_thoughts(db, ids)):
+        ids = [row_id(key, index) for key in found for index in range(k)]
+        for place, (key, index, *values) in self._read("thoughts", ids):
             # Another key is in the place of ours when their hashes collide.
             if key in found and place == row_id(key, index):
-                found[key][index] = thought
+                found[key][index] = _thought(*values)
                 hits.append(place)
         self._touch("thoughts", hits)
         return [dict(sorted(found[key].items())) for key in keys]
 
     def put_thoughts(self, items: Iterable[tuple[bytes, int, Thought]]) -> None:
         """Keep thoughts under (key, index), in place of what is there; failed ones are left out."""
-        kept = [item for item in items if item[2].finish not in _NEVER_KEPT]
-        self._insert("thoughts", [_thought_row(*item) for item in kept])
+        self._insert("thoughts", [_values(*item) for item in items if item[2].finish not in _NEVER_KEPT])
 
     def get_vectors(self, keys: Sequence[bytes]) -> list[Vector | None]:
         """For each key the vector, shape (dimension,), or None; the arrays are the caller's own."""
         ids = {row_id(key): key for key in keys}
-        found: dict[bytes, Vector] = {}
-        for place, key, vector in self._read(lambda db: _select_vectors(db, list(ids))):
+        found: dict[bytes, bytes] = {}
+        for place, (key, data) in self._read("vectors", list(ids)):
             if ids[place] == key:
-                found[key] = vector
+                found[key] = data
         self._touch("vectors", [row_id(key) for key in found])
-        return [found[key].copy() if key in found else None for key in keys]
+        return [
+            np.frombuffer(found[key], dtype="<f4").astype(np.float32) if key in found else None
+            for key in keys
+        ]
 
     def put_vectors(self, items: Iterable[tuple[bytes, Vector]]) -> None:
         """Keep float32 vectors, shape (dimension,), under their keys, in place of what is there."""
-        self._insert("vectors", [_vector_row(*item) for item in items])
+        rows = []
+        for key, vector in items:
+            data = np.asarray(vector, dtype="<f4")
+            if data.ndim != 1:
+                raise CacheError(f"A vector to keep has shape {data.shape}; expected (dimension,).")
+            rows.append((key, data.tobytes()))
+        self._insert("vectors", rows)
 
     def info(self) -> CacheInfo:
         """What the cache holds. Raises `CacheError` if that cannot be read."""
@@ -219,9 +217,7 @@ class ThoughtCache:
     def __enter__(self) -> ThoughtCache:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def _open(self) -> None:
@@ -245,24 +241,32 @@ class ThoughtCache:
                 hint="Try again when no other program holds it.",
             ) from error
 
-    def _read(self, work: Callable[[sqlite3.Connection], list[T]]) -> list[T]:
+    def _read(self, table: Table, ids: Sequence[int]) -> list[tuple[int, tuple[Any, ...]]]:
+        """The rows that are in these places: each place with its values."""
         self._check_open()
         try:
-            return self._db.run(work)
+            return self._db.run(lambda db: list(_select(db, table, ids)))
         except (sqlite3.Error, OSError) as error:
             logger.debug("The cache %s cannot be read (%s): nothing is found in it.", self._path, error)
             self._note(error)
             return []
 
-    def _insert(self, table: Table, new: list[Row]) -> None:
+    def _insert(self, table: Table, values: Iterable[tuple[Any, ...]]) -> None:
+        """Store rows, each in place of what is there; one that would not survive its own eviction is not."""
         self._check_open()
-        new = [row for row in new if _fits(row, self._max_bytes)]
-        if not new:
-            return
         now = self._tick()
+        rows = [
+            (row_id(row[0], row[1] if table == "thoughts" else 0), now, size, _checksum(row), *row)
+            for row in values
+            if (size := _charge(row)) <= self._max_bytes * _KEPT
+        ]
+        if not rows:
+            return
+        columns = ("id", "accessed", "size", "crc", *_COLUMNS[table])
+        marks = ", ".join("?" * len(columns))
 
         def work(db: sqlite3.Connection) -> None:
-            _insert_rows(db, table, new, now)
+            db.executemany(f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)
             _shrink(db, self._max_bytes)
 
         self._write(work)
@@ -330,60 +334,33 @@ def row_id(key: bytes, index: int = 0) -> int:
     return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 2) + index
 
 
-def _thought_row(key: bytes, index: int, thought: Thought) -> Row:
-    """A thought as a row. Raises `CacheError` for a token id that is not an int32."""
+def _values(key: bytes, index: int, thought: Thought) -> tuple[Any, ...]:
+    """A thought as a row of its table. Raises `CacheError` for a token id that is not an int32."""
     text = thought.text.encode("utf-8", "surrogatepass")
     try:
         token_ids = struct.pack(f"<{len(thought.token_ids)}i", *thought.token_ids)
     except struct.error as error:
         raise CacheError(f"A thought's token ids do not fit 32 bits ({error}).") from None
-    values = (key, index, thought.finish, thought.prompt_tokens, thought.completion_tokens, text, token_ids)
-    return Row(row_id(key, index), _charge(len(text) + len(token_ids) + len(key)), values)
+    return key, index, thought.finish, thought.prompt_tokens, thought.completion_tokens, text, token_ids
 
 
-def _vector_row(key: bytes, vector: Vector) -> Row:
-    """A vector as a row. Raises `CacheError` for an array that is not one-dimensional."""
-    data = np.asarray(vector, dtype="<f4")
-    if data.ndim != 1:
-        raise CacheError(f"A vector to keep has shape {data.shape}; expected (dimension,).")
-    return Row(row_id(key), _charge(data.nbytes + len(key)), (key, data.tobytes()))
+def _thought(
+    finish: Finish, prompt_tokens: int, completion_tokens: int, text: bytes, token_ids: bytes
+) -> Thought:
+    return Thought(
+        text=text.decode("utf-8", "surrogatepass"),
+        token_ids=struct.unpack(f"<{len(token_ids) // 4}i", token_ids),
+        finish=finish,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cached=True,
+    )
 
 
-def _charge(payload: int) -> int:
+def _charge(values: Iterable[Any]) -> int:
     """Bytes of the file that a row takes at most, measured: half-empty pages, indices, an overflow page."""
+    payload = sum(len(value) for value in values if isinstance(value, bytes))
     return payload + min(payload * 3 // 4, 2200) + 80
-
-
-def _select_thoughts(
-    connection: sqlite3.Connection, ids: Sequence[int]
-) -> list[tuple[int, bytes, int, Thought]]:
-    """The thoughts that are in these places, each with its place, key and index."""
-    return [
-        (
-            place,
-            key,
-            index,
-            Thought(
-                text=text.decode("utf-8", "surrogatepass"),
-                token_ids=struct.unpack(f"<{len(token_ids) // 4}i", token_ids),
-                finish=cast(Finish, finish),
-                prompt_tokens=prompt_tokens,
-                completion_tokens=completion_tokens,
-                cached=True,
-            ),
-        )
-        for place, (key, index, finish, prompt_tokens, completion_tokens, text, token_ids) in _select(
-            connection, "thoughts", ids
-        )
-    ]
-
-
-def _select_vectors(connection: sqlite3.Connection, ids: Sequence[int]) -> list[tuple[int, bytes, Vector]]:
-    """The vectors that are in these places, each with its place and key; the arrays may be read-only."""
-    return [
-        (place, key, np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False))
-        for place, (key, data) in _select(connection, "vectors", ids)
-    ]
 
 
 def _select(
@@ -400,15 +377,6 @@ def _select(
             yield place, tuple(values)
 
 
-def _insert_rows(connection: sqlite3.Connection, table: Table, rows: Iterable[Row], now: int) -> None:
-    """Store the rows, each in place of what is there."""
-    columns = ("id", "accessed", "size", "crc", *_COLUMNS[table])
-    connection.executemany(
-        f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
-        [(row.id, now, row.size, _checksum(row.values), *row.values) for row in rows],
-    )
-
-
 def _touch_rows(connection: sqlite3.Connection, times: dict[tuple[Table, int], int]) -> None:
     """Store when rows were last used."""
     for table in TABLES:
@@ -416,11 +384,6 @@ def _touch_rows(connection: sqlite3.Connection, times: dict[tuple[Table, int], i
             f"UPDATE {table} SET accessed = ?1 WHERE id = ?2 AND accessed < ?1",
             [(time, place) for (kind, place), time in times.items() if kind == table],
         )
-
-
-def _fits(row: Row, room: int) -> bool:
-    """Whether the row would survive its own eviction."""
-    return row.size <= room * _KEPT
 
 
 def _shrink(connection: sqlite3.Connection, room: int) -> None:
