@@ -111,42 +111,25 @@ def _body(lines: list[str]) -> Iterator[Block]:
 def code_sections(text: str) -> Iterator[Section]:
     """A section per top-level definition, from the comments and decorators above it to the next one."""
     lines = text.split("\n")
-    starts = [0]
-    titles = [""]
+    titles = {0: ""}  # by the line where a section begins
     for number, line in enumerate(lines):
-        definition = _DEFINITION.match(line)
-        if definition:
-            first = number
-            while first > starts[-1] and lines[first - 1].startswith(("#", "@")):
-                first -= 1
-            starts.append(first)
-            titles.append(definition[1])
-    for start, end, title in zip(starts, [*starts[1:], len(lines)], titles, strict=True):
+        if definition := _DEFINITION.match(line):
+            start, last = number, next(reversed(titles))
+            while start > last and lines[start - 1].startswith(("#", "@")):
+                start -= 1
+            titles[start] = definition[1]
+    for (start, title), end in zip(titles.items(), [*list(titles)[1:], len(lines)], strict=True):
         part = "\n".join(lines[start:end])
         if part.strip():
-            metadata: dict[str, Scalar] = {"line": start + 1}
-            if title:
-                metadata["title"] = title
-            yield Section(text=part, metadata=metadata, code=True)
+            named: dict[str, Scalar] = {"title": title} if title else {}
+            yield Section(text=part, metadata={"line": start + 1, **named}, code=True)
 
 
 _DROPPED_TAGS = {"script", "style", "template", "noscript", "svg"}
 _HEADING_TAGS = {f"h{level}": level for level in range(1, 7)}
 _BLOCK_TAGS = {
-    *(
-        "address",
-        "article",
-        "aside",
-        "blockquote",
-        "body",
-        "div",
-        "dl",
-        "fieldset",
-        "figure",
-        "footer",
-        "form",
-    ),
-    *("header", "hr", "main", "nav", "ol", "p", "pre", "section", "table", "title", "ul"),
+    *("address", "article", "aside", "blockquote", "body", "div", "dl", "fieldset", "figure", "footer"),
+    *("form", "header", "hr", "main", "nav", "ol", "p", "pre", "section", "table", "title", "ul"),
 }
 _LINE_TAGS = {"br", "caption", "dd", "dt", "figcaption", "li", "option", "tr"}
 _CELL_TAGS = {"td", "th"}
@@ -217,8 +200,7 @@ class _HtmlReader:
         self.blocks: list[Block] = []
         self._parts: list[str] = []
         self._dropped: list[str] = []
-        self._heading = 0
-        self._in_title = False
+        self._level = 0
         self._preformatted = 0
 
     def take(self, kind: str, value: str) -> None:
@@ -233,8 +215,9 @@ class _HtmlReader:
         elif value in _HEADING_TAGS or value in _BLOCK_TAGS:
             self.end_block()
             if kind == "start":
-                self._heading = _HEADING_TAGS.get(value, 0)
-                self._in_title = value == "title"
+                # A title is the heading of level 1 until there is another; a later title is plain text.
+                first = value == "title" and not self.blocks
+                self._level = 1 if first else _HEADING_TAGS.get(value, 0)
             if value == "pre":
                 self._preformatted = max(0, self._preformatted + (1 if kind == "start" else -1))
         elif value in _LINE_TAGS:
@@ -248,18 +231,7 @@ class _HtmlReader:
         if not self._preformatted:
             text = "\n".join(" ".join(line.split()) for line in text.split("\n") if line.strip())
         if text.strip():
-            if self._heading:
-                title = " ".join(text.split())
-                self.blocks.append(Block(text=title, level=self._heading, title=title))
-            elif self._in_title:
-                self._add_title(" ".join(text.split()))
-            else:
-                self.blocks.append(Block(text=text))
+            title = " ".join(text.split()) if self._level else ""
+            self.blocks.append(Block(text=title or text, level=self._level, title=title))
         self._parts = []
-        self._heading = 0
-        self._in_title = False
-
-    def _add_title(self, title: str) -> None:
-        """A title is the heading of level 1 until there is another; a later title is plain text."""
-        first = not self.blocks
-        self.blocks.append(Block(text=title, level=1, title=title) if first else Block(text=title))
+        self._level = 0

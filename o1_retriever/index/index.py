@@ -350,7 +350,7 @@ def check_document(document: Any, position: int) -> None:
             position=position,
         )
     for key, value in document.metadata.items():
-        if not _is_key(key) or not _is_value(value):
+        if not _can_be_kept(key, value):
             raise InputError(
                 f"document {position} has the metadata {key!r:.60}: {value!r:.60}; expected a name that does "
                 "not begin with '$' or '#', and a string, a number of 64 bits, True or False.",
@@ -358,25 +358,16 @@ def check_document(document: Any, position: int) -> None:
             )
 
 
-def _is_key(key: object) -> bool:
-    reserved = isinstance(key, str) and (key[:1] in ("$", "#", "") or key == "chroma:document")
-    return isinstance(key, str) and not reserved and _is_unicode(key)
-
-
-def _is_value(value: object) -> bool:
-    if isinstance(value, str):
-        return _is_unicode(value)
-    if isinstance(value, int):
-        return -_LARGEST <= value < _LARGEST
-    return isinstance(value, float) and math.isfinite(value)
-
-
-def _is_unicode(text: str) -> bool:
+def _can_be_kept(key: object, value: object) -> bool:
+    if not isinstance(key, str) or key[:1] in ("$", "#", "") or key == "chroma:document":
+        return False
     try:
-        text.encode()
+        f"{key}{value if isinstance(value, str) else ''}".encode()
     except UnicodeEncodeError:
         return False
-    return True
+    if isinstance(value, int):
+        return -_LARGEST <= value < _LARGEST
+    return isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
 
 
 def new_documents(session: Session, batch: Sequence[Document]) -> tuple[list[Document], dict[bytes, Vector]]:
