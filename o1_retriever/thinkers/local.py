@@ -120,33 +120,48 @@ class LocalThinker:
         A thought that was cut at its limit ends with its last whole sentence, where it has one. One that is
         empty, or still reasoning at the limit, is a recorded failure.
         """
-        from o1_retriever.engine.decode import Job, write_thoughts
-
         template: Any = self.local.template
-        indices = tuple(range(start, settings.n_thoughts))
         prompts = [tuple(template.prompt(self.prompt.messages(query))) for query in queries]
-        rows: dict[int, list[Thought]] = {}
-        jobs, places = [], []
-        for place, prompt in enumerate(prompts):
-            room = template.room(prompt)
-            if room < _LEAST_ROOM:
-                long = f"The prompt of {len(prompt)} tokens leaves no room to think."
-                rows[place] = [Thought.failure(long) for _ in indices]
-            elif indices:
-                jobs.append(Job(prompt=prompt, indices=indices, room=room))
-                places.append(place)
-        for job, drafts in write_thoughts(self.local, jobs, settings):
-            read = len(jobs[job].prompt)
-            rows[places[job]] = [
-                # The thoughts share one prompt; it is counted with the first of them.
-                self._thought(draft, read if index == 0 else 0)
-                for index, draft in zip(indices, drafts.drafts, strict=True)
-            ]
-        return [rows.get(place, []) for place in range(len(queries))]
+        indices = [tuple(range(start, settings.n_thoughts))] * len(prompts)
+        return write_thoughts_about(
+            self.local, prompts, indices, settings, reasoning=self.reasoning, count_prompt=start == 0
+        )
 
-    def _thought(self, draft: Draft, prompt_tokens: int) -> Thought:
-        tokenizer = self.local.template.tokenizer
-        return read_draft(draft, tokenizer, prompt_tokens=prompt_tokens, reasoning=self.reasoning)
+
+def write_thoughts_about(
+    local: LocalModel,
+    prompts: Sequence[tuple[int, ...]],
+    indices: Sequence[tuple[int, ...]],
+    settings: ThoughtSettings,
+    *,
+    reasoning: Reasoning = "off",
+    count_prompt: bool = True,
+) -> list[list[Thought]]:
+    """The thoughts of the given indices about every prompt, in order.
+
+    The thoughts about one prompt share its reading: with `count_prompt` its tokens are counted with the first
+    of them. A prompt that leaves no room to think has failures.
+    """
+    from o1_retriever.engine.decode import Job, write_thoughts
+
+    template: Any = local.template
+    rows: dict[int, list[Thought]] = {}
+    jobs, places = [], []
+    for place, (prompt, own) in enumerate(zip(prompts, indices, strict=True)):
+        room = template.room(prompt)
+        if room < _LEAST_ROOM:
+            long = f"The prompt of {len(prompt)} tokens leaves no room to think."
+            rows[place] = [Thought.failure(long) for _ in own]
+        elif own:
+            jobs.append(Job(prompt=prompt, indices=own, room=room))
+            places.append(place)
+    for job, drafts in write_thoughts(local, jobs, settings):
+        read = len(jobs[job].prompt) if count_prompt else 0
+        rows[places[job]] = [
+            read_draft(draft, template.tokenizer, prompt_tokens=0 if number else read, reasoning=reasoning)
+            for number, draft in enumerate(drafts.drafts)
+        ]
+    return [rows.get(place, []) for place in range(len(prompts))]
 
 
 _TAGS = re.compile(r"</?(?:think|thinking|reasoning)>", re.IGNORECASE)

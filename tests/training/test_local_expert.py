@@ -15,7 +15,7 @@ from o1_retriever.endpoint.prompt import ChatPrompt, ChatRequest
 from o1_retriever.errors import CheckpointError, ModelNotFoundError
 from o1_retriever.query import Query
 from o1_retriever.thought import ThoughtSettings
-from o1_retriever_training.local_expert import LocalExpert
+from o1_retriever_training.experts import LocalExpert
 from tests.support.tiny import CONFIGS
 
 TEMPLATE = (

@@ -11,8 +11,7 @@ import pytest
 from o1_retriever.endpoint.limits import RateLimit, RequestPolicy
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever_training.errors import DataError, LedgerError
-from o1_retriever_training.experts import EndpointExpert, as_expert
-from o1_retriever_training.local_expert import LocalExpert
+from o1_retriever_training.experts import EndpointExpert, LocalExpert, as_expert
 from o1_retriever_training.recipe import Contributor, Recipe, as_recipe
 from o1_retriever_training.synthesize import Options, synthesize
 from tests.support.chat_server import Answer, ChatServer, chat_server, refusal

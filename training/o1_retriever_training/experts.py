@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from o1_retriever.endpoint.client import ChatClient
 from o1_retriever.endpoint.limits import Patience, RateLimit, RequestPolicy
@@ -15,8 +16,11 @@ from o1_retriever.endpoint.prompt import ChatRequest
 from o1_retriever.endpoint.reply import Answer, Problem
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.thinkers import Thinker, as_thinker
+from o1_retriever.thinkers.local import write_thoughts_about
 from o1_retriever.thought import Thought
-from o1_retriever_training.local_expert import LocalExpert
+
+if TYPE_CHECKING:
+    from o1_retriever.engine.load import LocalModel
 
 
 @runtime_checkable
@@ -54,36 +58,26 @@ class Expert(Protocol):
         ...
 
 
-class ThinkerExpert:
-    """Any thinker as an expert: a recorded file, or a function(queries, n_thoughts).
-
-    It is asked about `batch` queries at a time. Prompts and examples are its own affair.
-    """
+class _HereExpert(ABC):
+    """An expert in this process: it is asked about `batch` queries at a time, in a thread."""
 
     at_once = 1
+    batch = 32
 
-    def __init__(self, thinker: Any, *, batch: int = 32) -> None:
-        self.thinker: Thinker = as_thinker(thinker)
-        self.batch = batch
+    def __init__(self) -> None:
         self._turn = threading.Lock()
 
-    @property
-    def identity(self) -> str:
-        """The thinker's own name."""
-        return self.thinker.identity or f"unnamed {type(self.thinker).__name__}"
+    @abstractmethod
+    def thoughts(self, requests: Sequence[ChatRequest]) -> list[Thought]:
+        """A thought for every request, in order; one that could not be had is a failure."""
 
     async def write(self, requests: Sequence[ChatRequest]) -> list[Answer]:
-        """Ask the thinker about all queries at once, in a thread."""
+        """Write about all requests together."""
         return await asyncio.to_thread(self._write, list(requests))
 
     def _write(self, requests: list[ChatRequest]) -> list[Answer]:
-        queries = list(dict.fromkeys(request.query for request in requests))
-        first, last = (pick(request.index for request in requests) for pick in (min, max))
         with self._turn:
-            settings = requests[0].settings.with_changes(n_thoughts=last + 1)
-            thoughts = self.thinker.think(queries, settings=settings, start=first)
-        known = dict(zip(queries, thoughts, strict=True))
-        return [_as_answer(known[request.query][request.index - first]) for request in requests]
+            return [_as_answer(thought) for thought in self.thoughts(requests)]
 
     async def close(self) -> None:
         """Nothing was opened."""
@@ -94,6 +88,98 @@ def _as_answer(thought: Thought) -> Answer:
         return thought
     cost = thought.prompt_tokens, thought.completion_tokens
     return Problem(reason=thought.error or "it could not be had", cost=cost)
+
+
+class ThinkerExpert(_HereExpert):
+    """Any thinker as an expert: a recorded file, or a function(queries, n_thoughts).
+
+    Prompts and examples are its own affair.
+    """
+
+    def __init__(self, thinker: Any, *, batch: int = 32) -> None:
+        super().__init__()
+        self.thinker: Thinker = as_thinker(thinker)
+        self.batch = batch
+
+    @property
+    def identity(self) -> str:
+        """The thinker's own name."""
+        return self.thinker.identity or f"unnamed {type(self.thinker).__name__}"
+
+    def thoughts(self, requests: Sequence[ChatRequest]) -> list[Thought]:
+        """Ask the thinker about all different queries at once."""
+        queries = list(dict.fromkeys(request.query for request in requests))
+        first, last = (pick(request.index for request in requests) for pick in (min, max))
+        settings = requests[0].settings.with_changes(n_thoughts=last + 1)
+        known = dict(zip(queries, self.thinker.think(queries, settings=settings, start=first), strict=True))
+        return [known[request.query][request.index - first] for request in requests]
+
+
+class LocalExpert(_HereExpert):
+    """A causal language model on this machine: a chat model, a plain one, or one that was trained to think.
+
+    A chat model gets the prompt through its own chat template, a plain one as text; a thinking checkpoint
+    gets the query in its own layout, without instruction and examples, as it was trained. The candidates
+    of a query share one reading of its prompt. `weights` is a name for the weights (None: their hash).
+
+    Raises `ModelNotFoundError` or `CheckpointError`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, weights: str | None = None) -> None:
+        from o1_retriever.engine.load import assemble, assemble_writer
+        from o1_retriever.engine.template import MARKERS
+
+        super().__init__()
+        vocabulary = tokenizer.get_vocab()
+        self.thinks = any(all(marker in vocabulary for marker in layout) for layout in MARKERS.values())
+        build = assemble if self.thinks else assemble_writer
+        self.local: LocalModel = build(name, model, tokenizer, weights=weights)
+        self.name = name
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        load_in_4bit: bool = False,
+    ) -> LocalExpert:
+        """Load from a folder or the Hub (safetensors only); the arguments are those of `ThinkingEmbedder`."""
+        from o1_retriever.engine.checkpoint import hash_files
+        from o1_retriever.engine.load import LoadOptions, load_causal_lm
+
+        loaded = load_causal_lm(name, LoadOptions(device=device, dtype=dtype, load_in_4bit=load_in_4bit))
+        # The files' hash: new markers have rows that are drawn anew at every start.
+        weights = hash_files(loaded.folder)
+        expert = cls(loaded.model, loaded.tokenizer, name=os.fspath(name), weights=weights)
+        loaded.lay_out()
+        return expert
+
+    @property
+    def identity(self) -> str:
+        """The model's name, a hash of its weights, and how they are computed."""
+        precision = self.local.precision
+        return f"{self.name} {self.local.weights[:16]} {precision.quantization or precision.dtype}"
+
+    def thoughts(self, requests: Sequence[ChatRequest]) -> list[Thought]:
+        """Write the thoughts about one prompt together."""
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, request in enumerate(requests):
+            places.setdefault(self._prompt(request), []).append(place)
+        indices = [tuple(requests[place].index for place in own) for own in places.values()]
+        written = write_thoughts_about(self.local, list(places), indices, requests[0].settings)
+        by_place = {
+            place: thought
+            for own, thoughts in zip(places.values(), written, strict=True)
+            for place, thought in zip(own, thoughts, strict=True)
+        }
+        return [by_place[place] for place in range(len(requests))]
+
+    def _prompt(self, request: ChatRequest) -> tuple[int, ...]:
+        template: Any = self.local.template
+        query = template.text_ids([request.query.text])[0] if self.thinks else request.messages
+        return tuple(template.prompt(query))
 
 
 class EndpointExpert:

@@ -113,9 +113,9 @@ def _round(
     plan: Improvement,
     options: Options,
 ) -> Round:
+    from o1_retriever_training.experts import LocalExpert
     from o1_retriever_training.joint.recipe import as_train_recipe
     from o1_retriever_training.joint.run import train
-    from o1_retriever_training.local_expert import LocalExpert
 
     number = before.number + 1
     expert = LocalExpert.from_pretrained(before.model)

@@ -22,7 +22,7 @@ from o1_retriever.progress import is_shown
 from o1_retriever.reporting.problems import Problems
 from o1_retriever.reporting.text import counted
 from o1_retriever_training.errors import DataError
-from o1_retriever_training.rows import TrainingRow, parse_row
+from o1_retriever_training.rows import TrainingRow, key_of, parse_row
 
 HUB = "hub:"
 HINT = "Pass .jsonl, .jsonl.gz, .jsonl.zst, .parquet, or hub:OWNER/NAME[:SPLIT]."
@@ -110,17 +110,14 @@ def count_rows(source: str | Path, *, show: bool | None) -> int | None:
 
 def digest(source: str | Path) -> str:
     """16 hexadecimal digits that stand for a file's content, or for the name of a data set of the Hub."""
-    found = hashlib.blake2b(digest_size=8)
     if str(source).startswith(HUB):
-        found.update(str(source).encode())
-        return found.hexdigest()
+        return key_of(str(source))
     try:
         with Path(source).open("rb") as file:
-            while block := file.read(_BLOCK):
-                found.update(block)
+            # `file_digest` makes a hash by calling what it is given.
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror or error}.", hint=HINT) from error
-    return found.hexdigest()
 
 
 def read_values(path: str | Path, problems: RowProblems) -> Iterator[tuple[str, Any]]:
@@ -213,7 +210,9 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
         with gzip.open(path, "rb") as zipped:
             yield cast(IO[bytes], zipped)
     elif path.endswith(".zst"):
-        with Path(path).open("rb") as raw, io.BufferedReader(_Zstandard(raw), _BLOCK) as stream:
+        # Arrow's reader goes on with the next frame, and takes a frame that is cut short for damage.
+        arrow = require("pyarrow", extra="train", purpose="Reading .zst files")
+        with arrow.input_stream(path, compression="zstd") as raw, io.BufferedReader(raw, _BLOCK) as stream:
             yield cast(IO[bytes], stream)
     elif path.endswith(_SUFFIXES):
         with Path(path).open("rb") as plain:
@@ -248,41 +247,3 @@ def _unreadable(path: str, error: Exception, where: str) -> DataError:
     """The error that says what is the matter with a file, and where."""
     reason = getattr(error, "strerror", None) or str(error)
     return DataError(f"{path} cannot be read {where}: {reason}.", hint=HINT)
-
-
-class _Zstandard(io.RawIOBase):
-    """Decompresses one frame after the other; a last one that is cut short is an error, not an end."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._package = require("zstandard", extra="train", purpose="Reading .zst files")
-        self._raw = raw
-        self._frame: Any = None
-        self._left = b""
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        while not self._ready:
-            block = self._left or self._raw.read(_BLOCK)
-            self._left = b""
-            if not block:
-                if self._frame is not None:
-                    raise EOFError("the last Zstandard frame is not finished")
-                return 0
-            self._ready = memoryview(self._decompressed(block))
-        count = min(len(target), len(self._ready))
-        target[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-    def _decompressed(self, block: bytes) -> bytes:
-        self._frame = self._frame or self._package.ZstdDecompressor().decompressobj()
-        try:
-            found: bytes = self._frame.decompress(block)
-        except self._package.ZstdError as error:
-            raise OSError(f"it is no Zstandard file ({error})") from error
-        if self._frame.eof:
-            self._left, self._frame = self._frame.unused_data, None
-        return found

@@ -8,9 +8,10 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from o1_retriever_training.rows import key_of
 
 COSINE_SCALE = 100.0  # encoders score by cosine x 100, as the reference does
 CROSS = "cross-encoder:"
+_BATCH = 4096  # texts of a corpus whose words are counted at a time
 
 Pair: TypeAlias = tuple[str, Sequence[str]]  # a target, and the texts that are scored for it
 Judge: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
@@ -33,40 +35,32 @@ Matrix: TypeAlias = npt.NDArray[np.float32]
 Target: TypeAlias = Literal["query", "document"]
 
 
-class Scorer(Protocol):
+class Scorer:
     """Anything that scores texts for a target, higher for better.
 
     A target is a query with its documents as the texts, or a document with thoughts that should lead to it.
+    `name` is how rows and reports call it, `identity` says what its scores depend on, for the manifest.
     """
 
-    @property
-    def name(self) -> str:
-        """How rows and reports call it."""
-        ...
-
-    @property
-    def identity(self) -> str:
-        """What its scores depend on, for the manifest."""
-        ...
+    name: str
+    identity: str
 
     def open(self) -> None:
         """Load what it needs; `scores` does so too."""
-        ...
 
     def close(self) -> None:
         """Give the memory of what was loaded back."""
-        ...
 
     def scores(self, pairs: Sequence[Pair]) -> list[list[float]]:
         """For each target one score per text, in order."""
-        ...
+        raise NotImplementedError
 
     def search(self, documents: Sequence[str]) -> Search:
         """A function that gives, for each of some queries, the scores of all these documents."""
-        ...
+        raise NotImplementedError
 
 
-class Bm25Scorer:
+class Bm25Scorer(Scorer):
     """BM25 by the words that text and target share (Lucene's variant, English).
 
     By default the target is the query and its texts are all that is searched. With a `corpus` of documents
@@ -84,10 +78,9 @@ class Bm25Scorer:
     def open(self) -> None:
         """Count the words of the corpus, if there is one."""
         if self._corpus is not None and self._statistics is None:
-            self._statistics = _Statistics.of_corpus(self._corpus)
-
-    def close(self) -> None:
-        """Little is kept, and that may be needed again."""
+            texts = iter(self._corpus)
+            batches = iter(lambda: list(islice(texts, _BATCH)), [])
+            self._statistics = _Statistics(words for batch in batches for words in content_words(batch))
 
     def scores(self, pairs: Sequence[Pair]) -> list[list[float]]:
         """Tokenise all texts at once, each different one once."""
@@ -99,7 +92,7 @@ class Bm25Scorer:
     def _scores(self, target: list[str], texts: list[list[str]]) -> list[float]:
         if self._statistics is not None:
             return [self._statistics.score(Counter(text), target) for text in texts]
-        own, query = _Statistics.of(texts), Counter(target)
+        own, query = _Statistics(texts), Counter(target)
         return [own.score(query, text) for text in texts]
 
     def search(self, documents: Sequence[str]) -> Search:
@@ -115,25 +108,9 @@ class _Statistics:
     corpus says nothing about a document that is not in it.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.length = 0
+    def __init__(self, texts: Iterable[list[str]]) -> None:
+        self.count = self.length = 0
         self.holding: Counter[str] = Counter()
-
-    @classmethod
-    def of(cls, texts: Iterable[list[str]]) -> _Statistics:
-        statistics = cls()
-        statistics.add(texts)
-        return statistics
-
-    @classmethod
-    def of_corpus(cls, corpus: Iterable[str], *, batch: int = 4096) -> _Statistics:
-        statistics, texts = cls(), iter(corpus)
-        while some := list(islice(texts, batch)):
-            statistics.add(content_words(some))
-        return statistics
-
-    def add(self, texts: Iterable[list[str]]) -> None:
         for words in texts:
             self.count += 1
             self.length += len(words)
@@ -154,7 +131,7 @@ class _Statistics:
         return total
 
 
-class EncoderScorer:
+class EncoderScorer(Scorer):
     """Cosine x 100 between the vectors of target and text.
 
     `model` is a sentence-transformers model (loaded, a folder or a Hub id), an encoder, or a model of ours
@@ -166,7 +143,7 @@ class EncoderScorer:
         self, model: Any, *, name: str | None = None, target: Target = "document", batch_size: int = 64
     ) -> None:
         self._given = model
-        self._loaded: Any = None
+        self._embed: dict[Target, Callable[[list[str]], Any]] = {}
         self._target = target
         self._batch_size = batch_size
         self.name = name or _name_of(model)
@@ -177,20 +154,30 @@ class EncoderScorer:
         from o1_retriever.embedder import ThinkingEmbedder
         from o1_retriever.encoders import as_encoder
 
-        if self._loaded is not None:
+        if self._embed:
             return
         model = minilm() if isinstance(self._given, str) and self._given == "minilm" else self._given
         if isinstance(model, str | os.PathLike) and _is_ours(Path(model)):
             model = ThinkingEmbedder.from_pretrained(model, cache=False)
-        self._loaded = model if isinstance(model, ThinkingEmbedder) else as_encoder(model)
+        batch = self._batch_size
+        if isinstance(model, ThinkingEmbedder):
+            never = ThoughtSettings(thinking="never")
+            self._embed["query"] = partial(model.encode_queries, settings=never, show_progress_bar=False)
+            self._embed["document"] = partial(
+                model.encode_documents, batch_size=batch, show_progress_bar=False
+            )
+        else:
+            encoder = as_encoder(model)
+            self._embed["query"] = encoder.embed_queries
+            self._embed["document"] = partial(encoder.embed_documents, batch_size=batch)
 
     def close(self) -> None:
         """Forget what was loaded here, on a GPU too."""
-        if self._loaded is None:
+        if not self._embed:
             return
         import torch
 
-        self._loaded = None
+        self._embed = {}
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -218,36 +205,16 @@ class EncoderScorer:
 
     def encode(self, texts: Sequence[str], read_as: Target) -> Matrix:
         """Unit vectors of texts that are read as queries or as documents, one row a text."""
-        from o1_retriever.embedder import ThinkingEmbedder
-
         self.open()
-        model, batch = self._loaded, self._batch_size
-        if not isinstance(model, ThinkingEmbedder):
-            vectors = (
-                model.embed_queries(texts)
-                if read_as == "query"
-                else model.embed_documents(texts, batch_size=batch)
-            )
-        elif read_as == "query":
-            never = ThoughtSettings(thinking="never")
-            vectors = model.encode_queries(list(texts), settings=never, show_progress_bar=False)
-        else:
-            vectors = model.encode_documents(texts, batch_size=batch, show_progress_bar=False)
-        return unit(np.asarray(vectors, dtype=np.float32))
+        return unit(np.asarray(self._embed[read_as](list(texts)), dtype=np.float32))
 
 
-class FunctionScorer:
+class FunctionScorer(Scorer):
     """A function(texts, targets) that returns one number per pair, higher for better."""
 
     def __init__(self, function: Judge, *, name: str) -> None:
         self._function = function
         self.name = self.identity = name
-
-    def open(self) -> None:
-        """Nothing to load."""
-
-    def close(self) -> None:
-        """Nothing was loaded."""
 
     def scores(self, pairs: Sequence[Pair]) -> list[list[float]]:
         """Ask about all different pairs at once."""

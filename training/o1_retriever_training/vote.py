@@ -5,24 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.progress import progress
 from o1_retriever_training.errors import LedgerError
 from o1_retriever_training.ledger import Input, Ledger
-from o1_retriever_training.reading import RowProblems, count_rows, digest, read_rows
+from o1_retriever_training.reading import RowProblems, count_rows, digest
 from o1_retriever_training.rows import TrainingRow
 from o1_retriever_training.scorers import Scorer, as_scorer
 
@@ -53,11 +50,6 @@ class VoteRules:
         if any(not (math.isfinite(each) and each > 0) for each in self.weights.values()):
             raise SettingsError(f"The weights are {dict(self.weights)!r:.80}; expected positive numbers.")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The rules as JSON values."""
-        return {"rule": self.rule, "weights": dict(self.weights), "read": self.read,
-                "drop_useless": self.drop_useless}  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -77,21 +69,23 @@ class Verdict:
 
 
 def verdicts(member: Scorer, cases: Sequence[Case]) -> list[Verdict]:
-    """One verdict per case, in order."""
+    """One verdict per case, in order. Raises `SettingsError` for a score that is no finite number."""
     # The query is scored among the candidates, and they without it: BM25 counts how rare a word is among
     # all texts, and the query's would count as rarer than any candidate's where it is not one of them.
     alone = [(case.positive, case.candidates) for case in cases]
     beside = [(case.positive, (*case.candidates, case.query)) for case in cases]
     scores = member.scores([*alone, *beside])
-    return [
-        Verdict(scores=tuple(own), bare=more[-1])
-        for own, more in zip(scores[: len(cases)], scores[len(cases) :], strict=True)
-    ]
-
-
-def favourite(scores: Sequence[float]) -> int:
-    """The candidate that a member votes for: its best, of equals the first."""
-    return int(np.argmax(np.asarray(scores)))
+    found = []
+    for case, own, more in zip(cases, scores[: len(cases)], scores[len(cases) :], strict=True):
+        # A model that overflows says nan, which would win every comparison or none.
+        if not all(map(math.isfinite, (*own, more[-1]))):
+            raise SettingsError(
+                f"{member.name} scored the candidates of {case.query!r:.60} {own}, the query {more[-1]}; "
+                "expected finite numbers.",
+                hint="Leave that member out, or load it in another number format.",
+            )
+        found.append(Verdict(scores=tuple(own), bare=more[-1]))
+    return found
 
 
 def elect(
@@ -111,13 +105,12 @@ def elect(
     if table.ndim != 2 or not table.size:
         raise SettingsError(f"Found scores of shape {table.shape}; expected some candidates and members.")
     share = np.array([(weights or {}).get(name, 1.0) for name in names])
-    ranks = _ranks(table)
-    mean_rank = share @ ranks / share.sum()
+    # Each member's ranks, from 1; equal scores share the mean of their ranks.
+    better = (table[:, None, :] > table[:, :, None]).sum(axis=2)
+    equal = (table[:, None, :] == table[:, :, None]).sum(axis=2)
+    mean_rank = share @ (better + (equal + 1) / 2) / share.sum()
     if rule == "majority":
-        votes = np.zeros(table.shape[1])
-        for row, weight in zip(table, share, strict=True):
-            votes[favourite(row.tolist())] += weight
-        goodness = votes
+        goodness = np.bincount(table.argmax(axis=1), weights=share, minlength=table.shape[1])
     elif rule == "soft":
         powers = np.exp(table - table.max(axis=1, keepdims=True))
         goodness = share @ (powers / powers.sum(axis=1, keepdims=True))
@@ -127,13 +120,6 @@ def elect(
         raise SettingsError(f"The rule is {rule!r}; expected one of {', '.join(RULES)}.")
     best = np.flatnonzero(goodness >= goodness.max() - 1e-12)
     return int(best[np.argmin(mean_rank[best])])
-
-
-def _ranks(table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Each member's ranks of the candidates, from 1; equal scores share the mean of their ranks."""
-    better = (table[:, None, :] > table[:, :, None]).sum(axis=2)
-    equal = (table[:, None, :] == table[:, :, None]).sum(axis=2)
-    return np.asarray(better + (equal + 1) / 2, dtype=np.float64)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -200,22 +186,7 @@ class Agreement:
         }
 
 
-@dataclass(slots=True, kw_only=True)
-class VoteReport:
-    """What a vote has found: counts of rows, and how far the members agree."""
-
-    rows: int = 0
-    voted: int = 0
-    without_candidates: int = 0
-    without_positive: int = 0
-    several_positives: int = 0
-    dropped: int = 0
-    agreement: Agreement = field(default_factory=Agreement)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        names = ("rows", "voted", "without_candidates", "without_positive", "several_positives", "dropped")
-        return {name: getattr(self, name) for name in names} | self.agreement.to_dict(self.voted)
+COUNTS = ("rows", "voted", "without_candidates", "without_positive", "several_positives", "dropped")
 
 
 def vote(
@@ -240,24 +211,24 @@ def vote(
     members = [as_scorer(each) for each in committee]
     _check(members, rules)
     recipe = {
-        **rules.to_dict(),
+        **asdict(rules),
         "committee": [member.identity for member in members],
         "input": digest(thoughts),
     }
     with Ledger(out, stage="vote", recipe=recipe) as ledger:
         if ledger.known.get("finished") and ledger.known.get("rows") == len(ledger):
             return dict(ledger.known["counts"])
-        files = [ScoreFile(ledger.path, member.name) for member in members]
-        for member, file in zip(members, files, strict=True):
-            rows = read_rows(thoughts, RowProblems(str(thoughts), strict=strict))
-            _score_all(rows, member, file, rules=rules, total=count_rows(thoughts, show=show), show=show)
+        files = {
+            member.name: _score_all(thoughts, member, ledger.path, rules=rules, strict=strict, show=show)
+            for member in members
+        }
         problems = RowProblems(str(thoughts), strict=strict)
-        report = VoteReport()
-        _count_all(Input(thoughts, ledger, problems), ledger, files, rules, report)
-        figures = report.to_dict() | {"problems": str(problems) if problems else ""}
+        figures = _count_all(Input(thoughts, ledger, problems), ledger, files, rules)
+        figures["problems"] = str(problems) if problems else ""
         ledger.finish(figures)
-        for file in files:
-            file.remove()
+        for path in files.values():
+            for file in path.parent.glob(f"{path.name}*"):
+                file.unlink()
     return figures
 
 
@@ -276,44 +247,29 @@ def _check(members: Sequence[Scorer], rules: VoteRules) -> None:
 
 
 def _score_all(
-    rows: Iterator[TrainingRow],
-    member: Scorer,
-    file: ScoreFile,
-    *,
-    rules: VoteRules,
-    total: int | None,
-    show: bool | None,
-) -> None:
-    """Have a member score the rows that it has not scored yet."""
-    # Repetitions are left out when the votes are counted: both passes must see the same rows.
+    source: str | Path, member: Scorer, out: Path, *, rules: VoteRules, strict: bool, show: bool | None
+) -> Path:
+    """Have a member score the rows that it has not scored yet; the file of its verdicts, beside `out`."""
+    name = hashlib.blake2b(member.name.encode(), digest_size=6).hexdigest()
+    path, total = out.with_name(f"{out.name}.scores-{name}"), count_rows(source, show=show)
     with ExitStack() as stack:
-        done = stack.enter_context(file)
-        rows = islice(rows, done, None)
+        ledger = stack.enter_context(Ledger(path, stage="scores", recipe={"member": member.identity}))
         advance = stack.enter_context(progress(f"Scoring by {member.name}", total, show=show))
-        advance(done)
+        rows = Input(source, ledger, RowProblems(str(source), strict=strict)).fresh(lambda: advance(1))
         opened = False
-        while chunk := list(islice(rows, CHUNK)):
-            cases = [(place, case) for place, row in enumerate(chunk) if (case := _case(row, rules))]
+        while chunk := [row for _, row in islice(rows, CHUNK)]:
+            cases = {place: case for place, row in enumerate(chunk) if (case := _case(row, rules))}
             if cases and not opened:
                 stack.callback(member.close)
                 member.open()
                 opened = True
-            own = verdicts(member, [case for _, case in cases]) if cases else []
-            found = {place: verdict for (place, _), verdict in zip(cases, own, strict=True)}
-            for place, verdict in found.items():
-                _check_verdict(member, chunk[place], verdict)
-            file.append([(row.identity, found.get(place)) for place, row in enumerate(chunk)])
+            own = verdicts(member, list(cases.values())) if cases else []
+            found = {place: asdict(verdict) for place, verdict in zip(cases, own, strict=True)}
+            for place, row in enumerate(chunk):
+                line = json.dumps({"key": row.identity, "verdict": found.get(place)}) + "\n"
+                ledger.append(row.identity, line)
             advance(len(chunk))
-
-
-def _check_verdict(member: Scorer, row: TrainingRow, verdict: Verdict) -> None:
-    """A model that overflows says nan, which would win every comparison or none."""
-    if not all(map(math.isfinite, (*verdict.scores, verdict.bare))):
-        raise SettingsError(
-            f"{member.name} scored the candidates of {row.query!r:.60} {list(verdict.scores)}, the query "
-            f"{verdict.bare}; expected finite numbers.",
-            hint="Leave that member out, or load it in another number format.",
-        )
+    return path
 
 
 def _case(row: TrainingRow, rules: VoteRules) -> Case | None:
@@ -326,50 +282,59 @@ def _case(row: TrainingRow, rules: VoteRules) -> Case | None:
     return Case(query=row.query, candidates=tuple(shown), positive=row.pos[0])
 
 
-def _count_all(
-    source: Input, ledger: Ledger, files: Sequence[ScoreFile], rules: VoteRules, report: VoteReport
-) -> None:
-    """Read rows and scores side by side, and write each row with its winner."""
-    scored = zip(*(file.read() for file in files), strict=True)
-    verdicts = {}
+def _verdicts(path: Path) -> Iterator[tuple[str, Verdict | None]]:
+    """All rows' keys and verdicts in order, None for a row that there was nothing to score of."""
+    with path.open("rb") as lines:
+        for line in lines:
+            value = json.loads(line)
+            yield value["key"], value["verdict"] and Verdict(**value["verdict"])
+
+
+def _count_all(source: Input, ledger: Ledger, files: Mapping[str, Path], rules: VoteRules) -> dict[str, Any]:
+    """Read rows and verdicts side by side, and write each row with its winner; the counts."""
+    counts, agreement = dict.fromkeys(COUNTS, 0), Agreement()
+    scored = zip(*map(_verdicts, files.values()), strict=True)
     for number, row in source.all():
-        for entries in scored:
-            if entries[0][0] == row.identity:
-                verdicts = {file.name: verdict for file, (_, verdict) in zip(files, entries, strict=True)}
-                break
-        else:
+        entries = next(scored, (("", None),))
+        if entries[0][0] != row.identity:
             raise LedgerError(
                 f"{source.source} has changed while its rows were scored.",
                 hint="Type the same command with another --out.",
             )
-        kept = _with_vote(row, verdicts, rules, report)
+        given = {name: own for name, (_, own) in zip(files, entries, strict=True) if own is not None}
+        kept = _with_vote(row, given, rules, counts, agreement)
         if kept is not None:
             ledger.append(row.identity, kept.line())
             ledger.index.place(row.identity, number)
+    return counts | agreement.to_dict(counts["voted"])
 
 
 def _with_vote(
-    row: TrainingRow, verdicts: Mapping[str, Verdict | None], rules: VoteRules, report: VoteReport
+    row: TrainingRow,
+    given: Mapping[str, Verdict],
+    rules: VoteRules,
+    counts: dict[str, int],
+    agreement: Agreement,
 ) -> TrainingRow | None:
     """The row with its winner and all scores; None when it is dropped."""
-    report.rows += 1
-    report.without_candidates += not row.usable
-    report.without_positive += not row.pos
-    report.several_positives += len(row.pos) > 1
-    given = {name: verdict for name, verdict in verdicts.items() if verdict is not None}
+    counts["rows"] += 1
+    counts["without_candidates"] += not row.usable
+    counts["without_positive"] += not row.pos
+    counts["several_positives"] += len(row.pos) > 1
     if not given:
         return row.model_copy(update={"key": row.identity, "thought": None})
     scores = {name: verdict.scores for name, verdict in given.items()}
     winner = elect(scores, rule=rules.rule, weights=rules.weights)
     worse = sum(verdict.scores[winner] <= verdict.bare for verdict in given.values())
     if rules.drop_useless and 2 * worse > len(given):
-        report.dropped += 1
+        counts["dropped"] += 1
         return None
-    report.voted += 1
-    votes = {name: favourite(own) for name, own in scores.items()}
-    report.agreement.add(votes, winner, len(row.usable))
+    counts["voted"] += 1
+    # A member votes for its best candidate, of equals for the first.
+    votes = {name: int(np.argmax(own)) for name, own in scores.items()}
+    agreement.add(votes, winner, len(row.usable))
     for name, verdict in given.items():
-        report.agreement.gain(name, verdict.scores[winner], verdict.bare)
+        agreement.gain(name, verdict.scores[winner], verdict.bare)
     return row.model_copy(
         update={
             "key": row.identity,
@@ -387,65 +352,3 @@ def _spread(row: TrainingRow, scores: Sequence[float]) -> list[float | None]:
     for place, score in zip(row.usable, scores, strict=True):
         spread[place] = score
     return spread
-
-
-Entry = tuple[str, Verdict | None]
-
-
-class ScoreFile:
-    """Lines of (row key, scores, score of the bare query) beside an output; `with file as done: ...`.
-
-    Entering it cuts off a last line that was not finished, and gives the number of rows that are done.
-    """
-
-    def __init__(self, out: Path, name: str) -> None:
-        self.name = name
-        digest = hashlib.blake2b(name.encode(), digest_size=6).hexdigest()
-        self.path = out.with_name(f"{out.name}.scores-{digest}")
-        self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> int:
-        done = end = 0
-        self._file = self.path.open("a+b", buffering=0)
-        with self.path.open("rb") as lines:
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    break
-                done, end = done + 1, end + len(line)
-        os.truncate(self.path, end)
-        return done
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def append(self, entries: Sequence[Entry]) -> None:
-        """Write some rows' verdicts, None for a row that there was nothing to score of."""
-        assert self._file is not None, "the file is not open"
-        lines = [
-            json.dumps([key, verdict and verdict.scores, verdict and verdict.bare]) + "\n"
-            for key, verdict in entries
-        ]
-        try:
-            data = "".join(lines).encode()
-            while data:
-                data = data[self._file.write(data) :]
-        except OSError as error:
-            raise LedgerError(
-                f"{self.path} cannot be written ({error.strerror or error}).",
-                hint="Free some space, then type the same command: it goes on where it was.",
-            ) from error
-
-    def read(self) -> Iterator[Entry]:
-        """All rows' verdicts in order."""
-        with self.path.open("rb") as lines:
-            for line in lines:
-                key, scores, bare = json.loads(line)
-                yield key, None if scores is None else Verdict(scores=tuple(scores), bare=bare)
-
-    def remove(self) -> None:
-        """Delete the file: the rows hold its scores now."""
-        self.path.unlink(missing_ok=True)
