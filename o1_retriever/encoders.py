@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from o1_retriever.engine.batching import by_tokens
-from o1_retriever.engine.checkpoint import hash_signs, wheel_of
+from o1_retriever.engine.checkpoint import hash_signs, wheel_hint, wheel_of
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
 from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
@@ -361,7 +361,8 @@ def _load(name: str, *, device: str | None, trust_remote_code: bool) -> Any:
             return load(str(wheel))
         raise ModelNotFoundError(
             f"The encoder {name!r} cannot be loaded: {_line(error)}",
-            hint="Pass a folder or hub id of a sentence-transformers model with safetensors weights.",
+            hint=wheel_hint(name)
+            or "Pass a folder or hub id of a sentence-transformers model with safetensors weights.",
         ) from error
     except (ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(f"The encoder {name!r} cannot be loaded: {_line(error)}") from error

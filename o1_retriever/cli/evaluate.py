@@ -130,10 +130,9 @@ def _formats(text: str) -> list[str]:
 
 
 def _embedders(options: ModelOptions, formats: list[str]) -> dict[str, ThinkingEmbedder]:
-    from o1_retriever.cli.models import is_pair, load_embedder, model_name
+    from o1_retriever.cli.models import encoder_name, load_embedder, model_name
 
-    name = options.encoder if is_pair(options) else model_name(options)
-    name = Path(name or "").name
+    name = Path(model_name(options) or encoder_name(options)).name
     if formats == ["none"]:
         return {name: load_embedder(options)}
     return {

