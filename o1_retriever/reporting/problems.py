@@ -63,6 +63,11 @@ class Problems:
                 str(self), hint="Repair the files, or read them without --strict to go on as the report says."
             )
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of problems that were met."""
+        return tuple(self.counts)
+
     def __iter__(self) -> Iterator[Problem]:
         return (
             Problem(kind, count, tuple(self._places[kind]), self.remedies[kind])
