@@ -10,8 +10,7 @@ from typing import Any, Protocol, Unpack
 import numpy as np
 
 from o1_retriever.errors import FingerprintError
-from o1_retriever.explain.explanation import Explanation
-from o1_retriever.explain.parts import RANKED, ExplanationTimings, moves
+from o1_retriever.explain.explanation import RANKED, Explanation, ExplanationTimings, moves
 from o1_retriever.guard import LOOKED_AT, Decision
 from o1_retriever.index.graph import check_where
 from o1_retriever.index.hits import Hit, check_count

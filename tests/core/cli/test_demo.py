@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from o1_retriever.cli.demo import DemoQuery, conclusion, read_demo
-from o1_retriever.explain.explanation import Explanation
-from o1_retriever.explain.parts import ExplanationTimings
+from o1_retriever.explain.explanation import Explanation, ExplanationTimings
 from o1_retriever.index.hits import Hit
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import QueryEmbedding, Thought
