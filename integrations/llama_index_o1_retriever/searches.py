@@ -28,7 +28,7 @@ from o1_retriever.guard import LOOKED_AT
 from o1_retriever.index.hits import Hit
 from o1_retriever.query import History, Query, as_queries, as_query
 from o1_retriever.search.result import split_options
-from o1_retriever.search.retriever import Retriever, thought_settings
+from o1_retriever.search.retriever import Retriever
 from o1_retriever.search.stores import StoreSearch, called, store_settings
 from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, Vector
 
@@ -103,7 +103,7 @@ class IndexSearch:
                 hint="Pass them one by one, or use QueryFusionRetriever.",
             )
         embedder = self._retriever.embedder
-        settings = thought_settings(embedder, self._settings, self._how.thinking)
+        settings = (self._settings or embedder.settings).with_changes(thinking=self._how.thinking)
         embedded = embedder.embed_queries(queries, settings=settings)
         for embedding in embedded:
             announce(embedding)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
+from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import FingerprintError
 from o1_retriever.explain.explanation import RANKED, Explanation, ExplanationTimings, moves
 from o1_retriever.guard import LOOKED_AT, Decision
@@ -19,36 +20,6 @@ from o1_retriever.query import History, Query, as_queries, as_query
 from o1_retriever.ranking.bm25 import Bm25, lexical_query
 from o1_retriever.search.result import SearchOptions, SearchResult, SearchSettings
 from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, Timings, Vector
-from o1_retriever.vectors import VectorSpace
-
-
-class QueryEmbedder(Protocol):
-    """What turns queries into vectors; a `ThinkingEmbedder` does."""
-
-    @property
-    def space(self) -> VectorSpace:
-        """Identity of the document space."""
-        ...
-
-    def embed_queries(
-        self,
-        queries: Sequence[Query],
-        *,
-        settings: ThoughtSettings | None = None,
-        show_progress_bar: bool | None = None,
-    ) -> list[QueryEmbedding]:
-        """One embedding per query, in order."""
-        ...
-
-
-def thought_settings(
-    embedder: QueryEmbedder, settings: ThoughtSettings | None, thinking: Thinking | None
-) -> ThoughtSettings | None:
-    """The settings of a call, else the embedder's own, with the `thinking` of a search; None leaves them."""
-    if thinking is None:
-        return settings
-    base = settings or getattr(embedder, "settings", None) or ThoughtSettings()
-    return base.with_changes(thinking=thinking)
 
 
 class Retriever:
@@ -60,7 +31,7 @@ class Retriever:
     otherwise.
     """
 
-    def __init__(self, embedder: QueryEmbedder, index: Index, **options: Unpack[SearchOptions]) -> None:
+    def __init__(self, embedder: ThinkingEmbedder, index: Index, **options: Unpack[SearchOptions]) -> None:
         found, expected = index.info().space, embedder.space
         if found != expected:
             raise FingerprintError(
@@ -147,15 +118,7 @@ class Retriever:
             how = how.with_changes(thinking=None)
         if how.hybrid:
             Bm25.identity()  # says which extra is missing
-        return _Search(
-            embedder=self.embedder,
-            index=self.index,
-            how=how,
-            k=k,
-            where=where,
-            settings=settings,
-            show=show,
-        )
+        return _Search(self, how, k, where, settings or self.embedder.settings, show)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,16 +136,15 @@ class _Embedded:
     decided_ms: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Search:
     """One call of a retriever: `results` for its hits, `explanation` for why."""
 
-    embedder: QueryEmbedder
-    index: Index
+    retriever: Retriever
     how: SearchSettings
     k: int
     where: dict[str, Any] | None
-    settings: ThoughtSettings | None
+    settings: ThoughtSettings
     show: bool | None
 
     def results(self, queries: Sequence[Query]) -> list[SearchResult]:
@@ -243,7 +205,7 @@ class _Search:
         fast = self._embed(queries, "never")
         started = time.perf_counter()
         vectors = np.stack([each.vector for each in fast])
-        rankings = self.index.search(vectors, k=max(self.k, LOOKED_AT), where=self.where)
+        rankings = self.retriever.index.search(vectors, k=max(self.k, LOOKED_AT), where=self.where)
         decided_ms = (time.perf_counter() - started) * 1000 / len(queries)
         decisions = [self.how.gate.decide([hit.score for hit in hits]) for hits in rankings]
         unclear = [query for query, decision in zip(queries, decisions, strict=True) if decision.think]
@@ -264,9 +226,9 @@ class _Search:
         return each.fast is not None and not each.decision.think and not self.how.hybrid
 
     def _embed(self, queries: Sequence[Query], thinking: Thinking | None) -> list[QueryEmbedding]:
-        settings = thought_settings(self.embedder, self.settings, thinking)
+        settings = self.settings.with_changes(thinking=thinking)
         show = False if thinking == "never" and self.how.thinking == "auto" else self.show
-        return self.embedder.embed_queries(queries, settings=settings, show_progress_bar=show)
+        return self.retriever.embedder.embed_queries(queries, settings=settings, show_progress_bar=show)
 
     def _ranked(
         self, groups: Sequence[Vector], texts: Sequence[str], k: int
@@ -275,7 +237,7 @@ class _Search:
         if not groups:
             return [], 0.0
         started = time.perf_counter()
-        rankings = self.index.search_groups(
+        rankings = self.retriever.index.search_groups(
             groups,
             k=k,
             where=self.where,
