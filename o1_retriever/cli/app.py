@@ -68,27 +68,6 @@ OWN = {
 _AGAIN = "Type the command again with --debug to see where."
 
 
-def own_commands() -> dict[str, LazyCommand]:
-    """Our own commands by name."""
-    points = {name: EntryPoint(name=name, value=value, group=GROUP) for name, (value, _) in OWN.items()}
-    return {
-        name: LazyCommand(point, OWN[name][1], "Training (extra train)" if point.extras else None)
-        for name, point in points.items()
-    }
-
-
-def other_commands() -> dict[str, LazyCommand]:
-    """The commands of other packages by name, in alphabetical order; of two the first package's."""
-    points = sorted(entry_points(group=GROUP), key=lambda point: (point.name, _package(point)), reverse=True)
-    by_name = {point.name: point for point in points if point.name not in OWN}
-    return {
-        name: LazyCommand(
-            by_name[name], f"Provided by {_package(by_name[name])}.", "Commands of other packages"
-        )
-        for name in sorted(by_name)
-    }
-
-
 class LazyCommand(TyperCommand):
     """Stands for a command until it is used."""
 
@@ -155,12 +134,22 @@ class Commands(TyperGroup):
 
     @cached_property
     def _own(self) -> dict[str, LazyCommand]:
-        return own_commands()
+        points = {name: EntryPoint(name=name, value=value, group=GROUP) for name, (value, _) in OWN.items()}
+        return {
+            name: LazyCommand(point, OWN[name][1], "Training (extra train)" if point.extras else None)
+            for name, point in points.items()
+        }
 
     @cached_property
     def _others(self) -> dict[str, LazyCommand]:
         # Looking through all installed packages takes longer than most commands: done once, if at all.
-        return other_commands()
+        points = sorted(entry_points(group=GROUP), key=lambda point: (point.name, _package(point)))
+        commands: dict[str, LazyCommand] = {}
+        for point in points:
+            if point.name not in OWN and point.name not in commands:  # of two, the first package's
+                line = f"Provided by {_package(point)}."
+                commands[point.name] = LazyCommand(point, line, "Commands of other packages")
+        return commands
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order in which they are shown."""

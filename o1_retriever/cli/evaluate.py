@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from o1_retriever.evaluation.collection import Collection
     from o1_retriever.evaluation.comparison import Evaluation
     from o1_retriever.evaluation.systems import Plan
-    from o1_retriever.thought import ThoughtSettings
 
 _FORMATS = ("none", "nf4")
 # Columns that a narrow terminal does without, the first ones first, once the other measures are left out.
@@ -87,6 +86,7 @@ def evaluate(
     results: ResultOptions,
 ) -> None:
     """Measure retrieval with and without thoughts: one table per collection, with statistics and costs."""
+    from o1_retriever.evaluation.comparison import evaluate as measure
     from o1_retriever.evaluation.sources import open_collection
     from o1_retriever.thought import ThoughtSettings
 
@@ -101,7 +101,7 @@ def evaluate(
     settings = thoughts.settings(next(iter(embedders.values())).settings)
     for collection in collections:
         for variant, own in _variants(collection, embedders, robustness=systems.robustness):
-            _show(_evaluated(variant, plan, own, settings), results)
+            _show(measure(variant, plan.systems(variant.corpus, own, settings)), results)
 
 
 def _plan(systems: SystemOptions, results: ResultOptions) -> Plan:
@@ -155,20 +155,10 @@ def _variants(
             )
 
 
-def _evaluated(
-    collection: Collection, plan: Plan, embedders: Mapping[str, ThinkingEmbedder], settings: ThoughtSettings
-) -> Evaluation:
-    from o1_retriever.evaluation.comparison import evaluate as measure
-
-    return measure(collection, plan.systems(collection.corpus, embedders, settings))
-
-
 def _show(evaluation: Evaluation, results: ResultOptions) -> None:
-    from o1_retriever.evaluation.report import caption, cells, records
+    from o1_retriever.evaluation.report import caption, cells, records, write_report
 
     if results.report is not None:
-        from o1_retriever.evaluation.report import write_report
-
         messages().print(f"Written: {write_report(evaluation, results.report)}")
     if results.as_json:
         for row in records(evaluation):

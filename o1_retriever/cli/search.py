@@ -19,10 +19,9 @@ from o1_retriever.cli.terminal import fail, output, working, write_json
 from o1_retriever.errors import IndexNotFoundError, InputError, O1RetrieverError
 
 if TYPE_CHECKING:
-    from o1_retriever.explain.explanation import Explanation
+    from rich.console import RenderableType
+
     from o1_retriever.query import Query
-    from o1_retriever.search.result import SearchResult
-    from o1_retriever.thought import Thought, Timings
 
 _BATCH = 32  # queries from standard input that are thought about together
 _LARGEST = 2**63
@@ -77,34 +76,41 @@ def search(
     from o1_retriever.thought import ThoughtSettings
 
     # Whatever is wrong is said before anything is loaded.
-    source = _Queries(query, history)
+    source = _Queries(query, history, as_json=as_json)
     where = parse_where(shown.where or [])
     thoughts.settings(ThoughtSettings())
     options = modes.options()
+    doing = "Searching" if modes.chosen() == "never" else "Thinking"
     _check_index(target.index)
     from o1_retriever.cli.models import load_embedder
+    from o1_retriever.explain.render import result_view
     from o1_retriever.index.index import Index
     from o1_retriever.search.retriever import Retriever
 
     embedder = load_embedder(model)
     settings = thoughts.settings(embedder.settings)
-    thinks = modes.chosen() != "never"
     with Index(target.index, embedder) as index:
         retriever = Retriever(embedder, index, **options)
 
         def explain(queries: list[Query]) -> None:
             for each in queries:
-                with _thinking(1, thinks=thinks):
+                with working(doing):
                     explanation = retriever.explain(each, k=shown.hits, where=where, settings=settings)
-                _show_explanation(explanation, full=shown.full, as_json=as_json, spaced=source.many)
+                source.show(explanation.to_dict(), explanation.view(full=shown.full))
 
         def answer(queries: list[Query]) -> None:
-            with _thinking(len(queries), thinks=thinks) as show:
+            # Several queries have a progress bar, which is the embedder's own.
+            one = len(queries) == 1
+            with working(doing) if one else contextlib.nullcontext():
                 results = retriever.search_many(
-                    queries, k=shown.hits, where=where, settings=settings, show_progress_bar=show
+                    queries,
+                    k=shown.hits,
+                    where=where,
+                    settings=settings,
+                    show_progress_bar=False if one else None,
                 )
             for result in results:
-                _show_result(result, full=shown.full, as_json=as_json, spaced=source.many)
+                source.show(result.to_dict(), result_view(result, full=shown.full))
 
         source.each(explain if shown.explain else answer)
 
@@ -121,9 +127,12 @@ def think(
     """Show what the model thinks about a QUERY, without searching."""
     from o1_retriever.thought import ThoughtSettings, Timings
 
-    source = _Queries(query, history)
+    source = _Queries(query, history, as_json=as_json)
     thoughts.settings(ThoughtSettings())
+    from rich.text import Text
+
     from o1_retriever.cli.models import load_embedder
+    from o1_retriever.explain.render import costs_view, printable, thoughts_view
 
     embedder = load_embedder(model)
     settings = thoughts.settings(embedder.settings)
@@ -132,45 +141,18 @@ def think(
         started = time.perf_counter()
         with working("Thinking"):
             thoughts_of_each = embedder.think(queries, settings=settings)
-        timings = Timings(think_ms=(time.perf_counter() - started) * 1000 / len(queries))
+        think_ms = (time.perf_counter() - started) * 1000 / len(queries)
         for each, written in zip(queries, thoughts_of_each, strict=True):
-            _show_thoughts(each.text, written, timings, as_json=as_json, spaced=source.many)
+            records = [thought.to_dict() for thought in written]
+            source.show(
+                {"query": each.text, "thoughts": records, "timings": {"think_ms": round(think_ms, 3)}},
+                Text(printable(each.text), style="bold"),
+                thoughts_view(written),
+                Text(),
+                costs_view(written, Timings(think_ms=think_ms)),
+            )
 
     source.each(answer)
-
-
-def _show_thoughts(
-    query: str, thoughts: list[Thought], timings: Timings, *, as_json: bool, spaced: bool
-) -> None:
-    from rich.text import Text
-
-    from o1_retriever.explain.render import costs_view, printable, thoughts_view
-
-    if as_json:
-        records = [thought.to_dict() for thought in thoughts]
-        write_json({"query": query, "thoughts": records, "timings": {"think_ms": round(timings.think_ms, 3)}})
-        return
-    views = (thoughts_view(thoughts), Text(), costs_view(thoughts, timings))
-    output().print(Text(printable(query), style="bold"), *views, sep="\n", end="\n\n" if spaced else "\n")
-
-
-def _show_result(result: SearchResult, *, full: bool, as_json: bool, spaced: bool) -> None:
-    from o1_retriever.explain.render import result_view
-
-    if as_json:
-        write_json(result.to_dict())
-        return
-    if result.how.thinking == "auto":
-        verb = "Thought about" if result.decision.think else "Not thought about"
-        output().print(f"{verb}: {result.decision.reason}.", style="dim", markup=False)
-    output().print(result_view(result, full=full), end="\n\n" if spaced else "\n")
-
-
-def _show_explanation(explanation: Explanation, *, full: bool, as_json: bool, spaced: bool) -> None:
-    if as_json:
-        write_json(explanation.to_dict())
-    else:
-        output().print(explanation.view(full=full), end="\n\n" if spaced else "\n")
 
 
 def _check_index(path: Path) -> None:
@@ -184,23 +166,13 @@ def _check_index(path: Path) -> None:
             )
 
 
-@contextlib.contextmanager
-def _thinking(queries: int, *, thinks: bool) -> Iterator[bool | None]:
-    """A sign that one query is being thought about; for several, leave to show a progress bar."""
-    if queries > 1:
-        yield None
-        return
-    with working("Thinking" if thinks else "Searching"):
-        yield False
-
-
 class _Queries:
-    """The queries of one command: the one on the command line, or many from elsewhere.
+    """The queries of one command, the one on the command line or many from elsewhere, and their answers.
 
     `history` is the file of the conversation before each. Raises `InputError` for what cannot be used.
     """
 
-    def __init__(self, argument: str | None, history: Path | None) -> None:
+    def __init__(self, argument: str | None, history: Path | None, *, as_json: bool) -> None:
         from o1_retriever.query import Conversation, as_query, read_history
 
         if argument is None and not sys.stdin.isatty():
@@ -209,10 +181,17 @@ class _Queries:
                 "from standard input",
                 param_hint="QUERY",
             )
-        self.many = argument in (None, "-")
+        self._as_json = as_json
         self._from_terminal = argument is None
         self._history = Conversation() if history is None else read_history(history)
         self._only = None if argument in (None, "-") else as_query(argument, self._history)
+
+    def show(self, record: dict[str, Any], *views: RenderableType) -> None:
+        """Show one answer: its record as JSON, or the views, and an empty line where more may follow."""
+        if self._as_json:
+            write_json(record)
+        else:
+            output().print(*views, sep="\n", end="\n" if self._only else "\n\n")
 
     def each(self, answer: Callable[[list[Query]], None]) -> None:
         """Answer all queries, those from standard input in batches."""

@@ -18,6 +18,7 @@ from o1_retriever.explain.render import (
     Clipped,
     costs_view,
     cut_note,
+    decision_line,
     grid,
     heading,
     hits_view,
@@ -218,7 +219,7 @@ class Explanation:
     def view(self, *, full: bool = False) -> Group:
         """What rich shows; `full` shows passages whole, not three lines of each."""
         parts: list[RenderableType] = [Text(printable(self.query), style="bold")]
-        parts += [Text(printable(self._decision), style="dim")]
+        parts += [Text(decision_line(self.result.decision), style="dim")]
         if self.per_thought:
             parts += [Text(), Text(_THOUGHTS, style="bold"), _thoughts_view(self.per_thought)]
         parts += [Text(), Text(_HITS, style="bold"), hits_view(self.result.hits, full=full)]
@@ -234,7 +235,7 @@ class Explanation:
         """One element without scripts, in the page's own colours; every text in it is escaped."""
         parts = [
             element("div", element("strong", _text(self.query)), style="font-size:1.1em"),
-            element("div", _text(self._decision), style=_DIM),
+            element("div", _text(decision_line(self.result.decision)), style=_DIM),
         ]
         if self.per_thought:
             parts += [element("div", _THOUGHTS, style=_TITLE), _thoughts_html(self.per_thought)]
@@ -244,15 +245,6 @@ class Explanation:
             parts += [_moves_html(self.moves)]
         parts += [element("div", _text(line), style=_DIM) for line in self._costs]
         return element("div", "".join(parts), style="max-width:60em;line-height:1.4;color:inherit")
-
-    @property
-    def _decision(self) -> str:
-        """Whether it was thought about, and why."""
-        decision = self.result.decision
-        line = f"{'Thought' if decision.think else 'Not thought'} about: {decision.reason}"
-        if decision.worth is None or decision.threshold is None:
-            return f"{line}."
-        return f"{line} (worth {decision.worth:.3f}, threshold {decision.threshold:.3f})."
 
     @property
     def _costs(self) -> tuple[str, str]:

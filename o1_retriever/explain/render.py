@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from o1_retriever.guard import Decision
 from o1_retriever.index.hits import Hit
 from o1_retriever.reporting.text import counted
 from o1_retriever.search.result import SearchResult
@@ -23,6 +24,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
 def result_view(result: SearchResult, *, full: bool = False) -> Group:
     """A whole result: query, thoughts, hits and costs. `full` shows passages whole, not three lines."""
     parts: list[RenderableType] = [Text(printable(result.query), style="bold")]
+    if result.how.thinking == "auto":
+        parts += [Text(decision_line(result.decision), style="dim")]
     if turns := len(result.embedding.history):
         parts += [Text(f"after {counted(turns, 'turn')} of conversation", style="dim")]
     if result.thoughts:
@@ -30,6 +33,14 @@ def result_view(result: SearchResult, *, full: bool = False) -> Group:
     parts += [Text(), Text("Hits", style="bold"), hits_view(result.hits, full=full)]
     parts += [Text(), costs_view(result.thoughts, result.embedding.timings, search_ms=result.search_ms)]
     return Group(*parts)
+
+
+def decision_line(decision: Decision) -> str:
+    """Whether a query was thought about, and why."""
+    line = f"{'Thought' if decision.think else 'Not thought'} about: {decision.reason}"
+    if decision.worth is None or decision.threshold is None:
+        return f"{line}."
+    return f"{line} (worth {decision.worth:.3f}, threshold {decision.threshold:.3f})."
 
 
 def name_of(hit: Hit) -> str:
