@@ -121,22 +121,19 @@ def make_batch(queries: int, group: int, *, seed: int) -> Batch:
     labels = [(row, column) for row in range(queries) for column in range(asked[row] + 2, widths[row] - 2)]
     places = draw.permutation(queries * group)
     groups = torch.from_numpy(places.reshape(queries, group))
-    label_rows, label_columns = torch.tensor(labels).T.contiguous()
+    rows, columns = torch.tensor(labels).T.contiguous()
     query_ids = _ids(draw, widths)
     return {
         "query_ids": query_ids,
         "vector_rows": torch.arange(queries),
         "vector_columns": torch.from_numpy(widths - 1),
-        "label_rows": label_rows,
-        "label_columns": label_columns,
-        "label_ids": query_ids[label_rows, label_columns + 1],
-        **{f"document_label_{name}": query_ids.new_zeros(0) for name in ("rows", "columns", "ids")},
+        "labels": torch.stack([rows, columns, query_ids[rows, columns + 1]]),
+        "document_labels": query_ids.new_zeros(3, 0),
         "document_ids": _ids(draw, documents),
         "document_ends": torch.from_numpy(documents.copy() - 1),
         "document_keys": torch.arange(1, queries * group + 1),
         "targets": groups[:, 0].contiguous(),
         "groups": groups,
-        "candidates": groups,
         "teacher": torch.full((queries, group), torch.nan),
         "positive_keys": groups[:, :1] + 1,
         "tokens": torch.tensor(int(widths.sum() + documents.sum())),
@@ -167,9 +164,8 @@ def _model(small: bool) -> Qwen2ForCausalLM:
 
 def _ours(model: Qwen2ForCausalLM, chunk: int | None) -> Callable[[Batch], float]:
     joint = JointModel(model, model)
-    return lambda batch: float(
-        joint_step(joint, batch, LOSSES, How(chunk=chunk, tokens=chunk and chunk * 256))["loss"]
-    )
+    how = How(tokens=chunk and chunk * 256)
+    return lambda batch: float(joint_step(joint, batch, LOSSES, how)["loss"])
 
 
 def _reference(model: Qwen2ForCausalLM) -> Callable[[Batch], float]:
@@ -177,7 +173,8 @@ def _reference(model: Qwen2ForCausalLM) -> Callable[[Batch], float]:
         ids, ends = batch["query_ids"], batch["vector_columns"]
         mask = (torch.arange(ids.shape[1])[None] <= ends[:, None]).long()
         labels = torch.full_like(ids, -100)
-        labels[batch["label_rows"], batch["label_columns"] + 1] = batch["label_ids"]
+        rows, columns, ids_there = batch["labels"]
+        labels[rows, columns + 1] = ids_there
         generation = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
         queries = _embedded(model, ids, mask, ends)
         document_ends = batch["document_ends"]

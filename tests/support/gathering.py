@@ -19,17 +19,17 @@ from o1_retriever_training.joint.losses import (
 from tests.support.forks import leave_together
 
 SIZE, WORDS, TEMPERATURE = 5, 7, 0.1
-# Queries, documents, thought tokens, and the widths of keys, candidates and groups of each process; None: no
-# teacher there.
-CASES: dict[str, list[tuple[int, int, int, int, int | None, int]]] = {
-    "even": [(2, 4, 3, 1, 2, 2), (2, 4, 3, 1, 2, 2)],
-    "ragged": [(3, 5, 4, 2, 3, 4), (1, 2, 1, 1, 2, 1)],
-    "no queries in the first": [(0, 0, 2, 0, None, 0), (2, 4, 0, 3, 4, 2)],
-    "documents alone in the second": [(2, 3, 0, 2, 2, 3), (0, 4, 5, 1, 0, 0)],
-    "a teacher in the second alone": [(2, 3, 1, 1, None, 2), (2, 3, 1, 1, 3, 3)],
-    "no teacher": [(2, 3, 1, 1, None, 2), (1, 3, 1, 1, None, 3)],
-    "three": [(2, 3, 2, 1, 2, 2), (0, 1, 0, 2, None, 1), (3, 4, 4, 2, 3, 2)],
-    "nothing": [(0, 0, 0, 1, 2, 1), (0, 0, 0, 1, 2, 1)],
+# Queries, documents, thought tokens, the widths of keys and groups of each process, and whether a teacher has
+# scored the groups.
+CASES: dict[str, list[tuple[int, int, int, int, int, bool]]] = {
+    "even": [(2, 4, 3, 1, 2, True), (2, 4, 3, 1, 2, True)],
+    "ragged": [(3, 5, 4, 2, 4, True), (1, 2, 1, 1, 2, True)],
+    "no queries in the first": [(0, 0, 2, 0, 0, False), (2, 4, 0, 3, 4, True)],
+    "documents alone in the second": [(2, 3, 0, 2, 3, True), (0, 4, 5, 1, 0, True)],
+    "a teacher in the second alone": [(2, 3, 1, 1, 2, False), (2, 3, 1, 1, 3, True)],
+    "no teacher": [(2, 3, 1, 1, 2, False), (1, 3, 1, 1, 3, False)],
+    "three": [(2, 3, 2, 1, 2, True), (0, 1, 0, 2, 1, False), (3, 4, 4, 2, 3, True)],
+    "nothing": [(0, 0, 0, 1, 2, True), (0, 0, 0, 1, 2, True)],
 }
 
 
@@ -52,7 +52,7 @@ class Model(nn.Module):
 
 def part(case: str, rank: int) -> dict[str, Any]:
     """The inputs of a process; its numbers are rows of its own documents."""
-    queries, documents, tokens, keys, candidates, group = CASES[case][rank]
+    queries, documents, tokens, keys, group, scored = CASES[case][rank]
     generator = torch.Generator().manual_seed(1000 * list(CASES).index(case) + rank)
 
     def numbers(low: int, high: int, *shape: int) -> Tensor:
@@ -61,16 +61,14 @@ def part(case: str, rank: int) -> dict[str, Any]:
     def floats(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    scores = None if candidates is None else floats(queries, candidates)
-    if scores is not None:
-        scores[numbers(0, 4, *scores.shape) == 0] = torch.nan
+    scores = floats(queries, group)
+    scores[(numbers(0, 4, *scores.shape) == 0) | (not scored)] = torch.nan
     return {
         "queries": floats(queries, SIZE),
         "documents": floats(documents, SIZE),
         "targets": numbers(0, documents, queries),
         "positive_keys": numbers(0, 5, queries, keys),
         "document_keys": numbers(0, 5, documents, 2),
-        "candidates": None if candidates is None else numbers(-1, documents, queries, candidates),
         "teacher": scores,
         "groups": numbers(-1, documents, queries, group),
         "spoken": floats(tokens, SIZE),
@@ -86,12 +84,12 @@ def whole(case: str) -> dict[str, Any]:
         out[name] = torch.cat([one[name] for one in parts])
     starts = [sum(len(one["documents"]) for one in parts[:rank]) for rank in range(len(parts))]
     out["targets"] = torch.cat([one["targets"] + start for one, start in zip(parts, starts, strict=True)])
-    padding = {"positive_keys": 0, "candidates": -1, "teacher": torch.nan, "groups": -1}
+    padding = {"positive_keys": 0, "teacher": torch.nan, "groups": -1}
     for name, missing in padding.items():
         rows: list[list[Any]] = []
         for one, start in zip(parts, starts, strict=True):
-            moved = start if name in ("candidates", "groups") else 0
-            for row in [[]] * len(one["queries"]) if one[name] is None else one[name].tolist():
+            moved = start if name == "groups" else 0
+            for row in one[name].tolist():
                 rows.append([value if value < 0 and moved else value + moved for value in row])
         width = max((len(row) for row in rows), default=0)
         kind = torch.float64 if name == "teacher" else torch.int64
@@ -136,10 +134,8 @@ def both_losses(batch: VectorBatch, *, own_groups: bool) -> tuple[Tensor, Tensor
     contrastive = contrastive_loss(
         batch.queries, batch.documents, batch.targets, temperature=TEMPERATURE, allowed=allowed
     )
-    if batch.candidates is None or batch.teacher is None:
-        return contrastive, contrastive * 0
     return contrastive, distillation_loss(
-        batch.queries, batch.documents, batch.candidates, batch.teacher,
+        batch.queries, batch.documents, batch.groups, batch.teacher,
         temperature=TEMPERATURE, teacher_temperature=0.5,
     )  # fmt: skip
 

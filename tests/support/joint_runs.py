@@ -105,14 +105,8 @@ def opened(recipe: TrainRecipe) -> tuple[Backbone, JointModel]:
 def one_batch(recipe: TrainRecipe, backbone: Backbone, work: Path, rows: list[int]) -> Batch:
     """The tensors of some rows."""
     stored: TrainingRows = open_rows(recipe.data, backbone.template, work, show=False)
-    drawn = DrawnRows(
-        stored,
-        data=recipe.data,
-        losses=recipe.losses,
-        seed=recipe.optimisation.seed,
-        layout=recipe.model.layout,
-    )
-    collator = Collator(stored, backbone.template, max_document_tokens=recipe.data.max_document_tokens)
+    drawn = DrawnRows(stored, recipe)
+    collator = Collator(stored, backbone.template, recipe)
     return collator([drawn[row, 0] for row in rows])
 
 
@@ -219,7 +213,7 @@ def step(recipe: dict[str, Any], out: str, steps: int, share: tuple[int, int] | 
         dist.init_process_group("gloo")
         forward = DistributedDataParallel(model)
     how = How(
-        chunk=job.optimisation.chunk, unsynchronised=forward.no_sync if world > 1 else contextlib.nullcontext
+        tokens=job.chunk_tokens, unsynchronised=forward.no_sync if world > 1 else contextlib.nullcontext
     )
     found = []
     for picks in batches:

@@ -15,7 +15,7 @@ from o1_retriever_training.joint.dry_run import Hardware, memory_of
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe
 from o1_retriever_training.joint.rows import open_rows
-from o1_retriever_training.joint.sizes import chunk_tokens, sample, shape_of
+from o1_retriever_training.joint.sizes import sample, shape_of
 from o1_retriever_training.joint.steps import How, joint_step
 from tests.support.tiny import byte_tokenizer
 from tests.training.joint.conftest import write_rows
@@ -54,12 +54,11 @@ def rise(recipe: TrainRecipe, folder: Path) -> int:
     """How many bytes two steps take at most."""
     backbone = open_backbone(recipe.model, recipe.data, seed=1, device=torch.device("cpu"))
     rows = open_rows(recipe.data, backbone.template, folder / "work", show=False)
-    drawn = DrawnRows(rows, data=recipe.data, losses=recipe.losses, seed=1, layout="paper")
-    collate = Collator(rows, backbone.template, max_document_tokens=recipe.data.max_document_tokens)
+    drawn = DrawnRows(rows, recipe)
+    collate = Collator(rows, backbone.template, recipe)
     model = JointModel(backbone.model, backbone.language_model).train()
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad])
-    chunk = recipe.optimisation.chunk
-    how = How(chunk=chunk, tokens=None if chunk is None else chunk_tokens(recipe, "cpu"))
+    how = How(tokens=recipe.chunk_tokens)
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far is now
     for epoch in range(2):

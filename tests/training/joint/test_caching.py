@@ -80,11 +80,11 @@ def undivided(files: dict[str, Path], tuning: str, layout: str, vectors: str, di
         for name, value in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(value, std=0.1, generator=torch.Generator().manual_seed(3))
-    whole = joint_step(model, batch, recipe.losses, How(chunk=None))
+    whole = joint_step(model, batch, recipe.losses, How(tokens=None))
     return recipe, model, batch, whole, gradients(model)
 
 
-@pytest.mark.parametrize(("chunk", "tokens"), [(1, None), (5, None), (2, 90)])
+@pytest.mark.parametrize("tokens", [1, 90, 250])
 @pytest.mark.parametrize("distillation", [0.0, 1.0])
 @pytest.mark.parametrize(
     ("layout", "vectors"), [("paper", "sampled"), ("paper", "both"), ("released", "sampled")]
@@ -97,14 +97,13 @@ def test_chunks_have_the_gradient_of_the_batch(
     layout: str,
     vectors: str,
     distillation: float,
-    chunk: int,
-    tokens: int | None,
+    tokens: int,
 ) -> None:
     case = (tuning, layout, vectors, distillation)
     if case not in wholes:
         wholes[case] = undivided(files, *case)
     recipe, model, batch, whole, expected = wholes[case]
-    parts = joint_step(model, batch, recipe.losses, How(chunk=chunk, tokens=tokens))
+    parts = joint_step(model, batch, recipe.losses, How(tokens=tokens))
     same(gradients(model), expected)
     assert ("distillation" in whole) == bool(distillation)
     assert parts.keys() == whole.keys()
@@ -117,8 +116,8 @@ def test_chunks_have_the_gradient_of_the_batch(
 def test_a_chunk_has_at_most_so_many_tokens(files: dict[str, Path], tokens: int) -> None:
     _, _, batch = made(files)
     for chunks, ids in (
-        (query_chunks(batch, 2, tokens), batch["query_ids"]),
-        (document_chunks(batch, 2, tokens), batch["document_ids"]),
+        (query_chunks(batch, tokens), batch["query_ids"]),
+        (document_chunks(batch, tokens), batch["document_ids"]),
     ):
         assert sum(len(chunk.ids) for chunk in chunks) == len(ids)
         for chunk in chunks:
@@ -136,9 +135,9 @@ def test_nothing_is_lost_under_autocast(files: dict[str, Path]) -> None:
             found: tuple[Tensor, Tensor] = model(*arguments)
             return found
 
-    joint_step(forward, batch, recipe.losses, How(chunk=None))
+    joint_step(forward, batch, recipe.losses, How(tokens=None))
     expected = gradients(model)
-    parts = joint_step(forward, batch, recipe.losses, How(chunk=4))
+    parts = joint_step(forward, batch, recipe.losses, How(tokens=160))
     assert {value.dtype for value in parts.values()} == {torch.float32}
     found = gradients(model)
     for name, gradient in expected.items():
@@ -169,16 +168,18 @@ def test_dropout_falls_on_the_same_places_twice(
     assert abs(other - plain) > 1e-4, "there is no dropout"
     model.zero_grad()
     torch.manual_seed(11)
-    parts = joint_step(model, batch, recipe.losses, How(chunk=3))
+    parts = joint_step(model, batch, recipe.losses, How(tokens=120))
     same(gradients(model), expected)
     assert parts["loss"].item() == pytest.approx(plain, rel=1e-5)
 
 
 def keep_the_graph(model: JointModel, batch: Any, recipe: TrainRecipe) -> float:
     """The same chunks in the same order, every graph kept, one backward."""
-    documents = [model(chunk.ids, chunk.rows, chunk.columns)[0] for chunk in document_chunks(batch, 3)]
-    outputs = [model(chunk.ids, chunk.rows, chunk.columns, chunk.labels) for chunk in query_chunks(batch, 3)]
-    names = ("targets", "positive_keys", "document_keys", "candidates", "teacher", "groups")
+    documents = [model(chunk.ids, chunk.rows, chunk.columns)[0] for chunk in document_chunks(batch, 120)]
+    outputs = [
+        model(chunk.ids, chunk.rows, chunk.columns, chunk.labels) for chunk in query_chunks(batch, 120)
+    ]
+    names = ("targets", "positive_keys", "document_keys", "teacher", "groups")
     own = VectorBatch(
         queries=torch.cat([vectors for vectors, _ in outputs]),
         documents=torch.cat(documents),
@@ -187,23 +188,23 @@ def keep_the_graph(model: JointModel, batch: Any, recipe: TrainRecipe) -> float:
     contrastive, _ = similarity_loss(own, recipe.losses)
     surprise = sum((found for _, found in outputs), start=torch.zeros(()))
     share = recipe.losses.contrastive_weight
-    loss = share * contrastive + (1 - share) * surprise / len(batch["label_ids"])
+    loss = share * contrastive + (1 - share) * surprise / batch["labels"].shape[1]
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item()
 
 
-@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("tokens", [None, 80])
 @pytest.mark.parametrize(
     ("rows", "missing"), [([5, 11], "contrastive"), ([4, 10], "generation"), ([5, 4], None)],
     ids=["no positives", "no thoughts", "one of each"],
 )  # fmt: skip
 def test_a_batch_may_lack_thoughts_or_positives(
-    files: dict[str, Path], rows: list[int], missing: str | None, chunk: int | None
+    files: dict[str, Path], rows: list[int], missing: str | None, tokens: int | None
 ) -> None:
     recipe = recipe_of(files["paper"], files["rows"], files["work"])
     backbone, model = opened(recipe)
     batch = one_batch(recipe, backbone, files["work"], rows)
-    parts = joint_step(model, batch, recipe.losses, How(chunk=chunk))
+    parts = joint_step(model, batch, recipe.losses, How(tokens=tokens))
     for name in ("contrastive", "generation"):
         # One query with one document has nothing to be told apart from.
         expected_zero = name == missing or (name == "contrastive" and rows == [5, 4])

@@ -32,7 +32,7 @@ from o1_retriever_training.joint.dry_run import (
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe, read_train_recipe
 from o1_retriever_training.joint.rows import open_rows
-from o1_retriever_training.joint.sizes import StepSize, chunk_tokens, chunks, sample, shape_of
+from o1_retriever_training.joint.sizes import StepSize, chunks, sample, shape_of
 from o1_retriever_training.joint.steps import How, document_chunks, joint_step, query_chunks
 
 CPU = Hardware(name="a CPU", memory=8 * 10**9, peak=5e10, utilisation=0.5, devices=1)
@@ -47,12 +47,9 @@ class Real:
         self.language_model = backbone.language_model
         self.model = JointModel(backbone.model, backbone.language_model).train()
         self.recipe = recipe
-        chunk = recipe.optimisation.chunk
-        self.how = How(chunk=chunk, tokens=None if chunk is None else chunk_tokens(recipe, "cpu"))
-        self._drawn = DrawnRows(
-            rows, data=recipe.data, losses=recipe.losses, seed=1, layout=recipe.model.layout
-        )
-        self._collate = Collator(rows, backbone.template, max_document_tokens=recipe.data.max_document_tokens)
+        self.how = How(tokens=recipe.chunk_tokens)
+        self._drawn = DrawnRows(rows, recipe)
+        self._collate = Collator(rows, backbone.template, recipe)
 
     def batch(self, epoch: int) -> Batch:
         size, count = self.recipe.optimisation.queries, len(self._drawn)
@@ -61,10 +58,9 @@ class Real:
         return found
 
     def size(self, batch: Batch) -> StepSize:
-        chunk, tokens = self.how.chunk, self.how.tokens
-        forwards = (query_chunks(batch, chunk, tokens), document_chunks(batch, chunk, tokens))
+        forwards = (query_chunks(batch, self.how.tokens), document_chunks(batch, self.how.tokens))
         queries, documents = (tuple((len(c.ids), c.ids.shape[1]) for c in part) for part in forwards)
-        labels = len(batch["label_ids"])
+        labels = batch["labels"].shape[1]
         return StepSize(rows=1, tokens=0, labels=labels, queries=queries, documents=documents, batches=1)
 
 
@@ -127,7 +123,7 @@ def test_a_layer_keeps_what_a_forward_keeps(
 ) -> None:
     recipe = tiny_recipe(architecture, model={"tuning": tuning, "attention": attention})
     real = Real(recipe, tmp_path / "work")
-    [chunk] = document_chunks(real.batch(0), 100)
+    [chunk] = document_chunks(real.batch(0), 10_000)
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -200,7 +200,7 @@ def test_batches_by_tokens_have_every_row_once_and_none_is_too_large(
 ) -> None:
     sources, lengths = (np.array(column) for column in zip(*rows, strict=True))
     options: dict[str, Any] = {"size": 8, "budget": Budget(128, lengths)}
-    count = len(SameSourceBatches(sources, steps=0, seed=seed, **options)._epoch(0))
+    count = len(SameSourceBatches(sources, steps=0, seed=seed, **options).epoch(0))
     batches = list(SameSourceBatches(sources, steps=count, seed=seed, **options))
     picked = [[row for row, _ in batch] for batch in batches]
     assert sorted(row for batch in picked for row in batch) == list(range(len(rows)))

@@ -17,7 +17,7 @@ from o1_retriever.engine.template import Layout, Template, TemplateConfig
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint.batches import Collator, Drawn, DrawnRows, SameSourceBatches, steps_per_epoch
 from o1_retriever_training.joint.losses import allowed_negatives
-from o1_retriever_training.joint.recipe import DataSection, LossSection
+from o1_retriever_training.joint.recipe import DataSection, LossSection, TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows, text_key
 from tests.support.tiny import byte_tokenizer
 
@@ -52,10 +52,19 @@ def batch_of(
     settings = LossSection.model_validate({"thought_dropout": 0.0, "vectors": "both", **losses})
     if layout == "released":
         settings = settings.model_copy(update={"vectors": "sampled", "thinking_probability": 1.0})
-    data = DataSection.model_validate({"train": "unused", "group": group})
-    drawn_rows = DrawnRows(rows, data=data, losses=settings, seed=0, layout=layout)
+    recipe = recipe_of(settings, layout=layout, group=group, max_document_tokens=DOCUMENT)
+    drawn_rows = DrawnRows(rows, recipe)
     drawn = [drawn_rows[number, 0] for number in numbers]
-    return drawn, Collator(rows, template_of(layout), max_document_tokens=DOCUMENT)(drawn)
+    return drawn, Collator(rows, template_of(layout), recipe)(drawn)
+
+
+def recipe_of(
+    losses: LossSection | None = None, *, layout: Layout = "paper", seed: int = 0, **data: int
+) -> TrainRecipe:
+    sections = {"model": {"base": "unused", "layout": layout}, "data": {"train": "unused", **data}}
+    return TrainRecipe.model_validate(
+        {**sections, "losses": losses or {}, "optimisation": {"seed": seed}, "output": "unused"}
+    )
 
 
 def text(rows: TrainingRows, number: int, layout: Layout = "paper") -> str:
@@ -133,7 +142,7 @@ def test_a_thought_that_was_cut_does_not_learn_to_end_there(tmp_path: Path) -> N
     template = template_of()
     for number, ends in ((0, True), (1, False)):
         _, batch = batch_of(rows, [number])
-        labels = batch["label_ids"].tolist()
+        labels = batch["labels"][2].tolist()
         assert (template.eos in labels) == ends
         thought = template.text_ids(["t"])[0] * (3 if ends else LENGTH)
         room = template.room(template.prompt(template.text_ids(["q"])[0]))
@@ -224,13 +233,8 @@ def check_labels(
             prompt = template.prompt(rows.texts.ids(row.query))
             length = len(rows.texts.ids(row.thought))
             total += min(length + 1, template.room(prompt))
-    assert len(batch["label_ids"]) == total
-    for row, column, label in zip(
-        batch["label_rows"].tolist(),
-        batch["label_columns"].tolist(),
-        batch["label_ids"].tolist(),
-        strict=True,
-    ):
+    assert batch["labels"].shape[1] == total
+    for row, column, label in batch["labels"].T.tolist():
         assert int(batch["query_ids"][row, column + 1]) == label
         assert label not in {template.emb}
 
@@ -328,18 +332,18 @@ def test_draws_do_not_depend_on_what_was_drawn_before(tmp_path: Path) -> None:
         ],
         train=[{"path": str(tmp_path / "rows.jsonl"), "thoughts": "any"}],
     )
-    one = DrawnRows(rows, data=section([Path("x")]), losses=LossSection(), seed=1, layout="paper")
+    one = DrawnRows(rows, recipe_of(seed=1, group=4))
     first = [one[row, 0] for row in range(8)]
     assert [one[row, 0] for row in reversed(range(8))][::-1] == first
     assert [one[row, 1] for row in range(8)] != first
-    other = DrawnRows(rows, data=section([Path("x")]), losses=LossSection(), seed=2, layout="paper")
+    other = DrawnRows(rows, recipe_of(seed=2, group=4))
     assert [other[row, 0] for row in range(8)] != first
 
 
 def test_the_indicator_and_the_dropout_have_their_probabilities(tmp_path: Path) -> None:
     rows = stored(tmp_path, [{"query": "q", "pos": ["a"], "thought": "t"}, {"query": "r", "thought": "t"}])
     losses = LossSection(thinking_probability=0.3, thought_dropout=0.2)
-    drawn = DrawnRows(rows, data=section([Path("x")]), losses=losses, seed=1, layout="paper")
+    drawn = DrawnRows(rows, recipe_of(losses, seed=1, group=4))
     many = [drawn[0, epoch] for epoch in range(4000)]
     dropped = np.mean([row.thought is None for row in many])
     thinking = np.mean([row.thinking for row in many if row.thought is not None])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset, Sampler
 
 from o1_retriever.engine.template import Template
-from o1_retriever_training.joint.recipe import DataSection, LossSection
+from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows
 
 Pick: TypeAlias = tuple[int, int]  # a row, and the epoch that it is drawn in
@@ -76,12 +75,13 @@ class SameSourceBatches(Sampler[list[Pick]]):
     def __iter__(self) -> Iterator[list[Pick]]:
         left, epoch = self._steps, 0
         while left > 0:
-            for batch in self._epoch(epoch)[:left]:
+            for batch in self.epoch(epoch)[:left]:
                 yield [(int(row), epoch) for row in batch[self._rank :: self._world]]
                 left -= 1
             epoch += 1
 
-    def _epoch(self, epoch: int) -> list[NDArray[np.int64]]:
+    def epoch(self, epoch: int) -> list[NDArray[np.int64]]:
+        """The rows of each batch of all processes together."""
         whole = self._size * self._world
         batches = []
         for source, rows in enumerate(self._rows):
@@ -100,12 +100,8 @@ def steps_per_epoch(
     sources: NDArray[np.int64], *, size: int, world: int = 1, budget: Budget | None = None
 ) -> int:
     """Batches in one pass over the rows; with a budget it is that of the first epoch."""
-    if budget is not None:
-        every = SameSourceBatches(sources, size=size, steps=0, seed=0, world=world, budget=budget)
-        return len(every._epoch(0))
-    whole = size * world
-    counts = np.unique(sources, return_counts=True)[1]
-    return sum(math.ceil(count / whole) - (0 < count % whole < world) for count in counts.tolist())
+    batches = SameSourceBatches(sources, size=size, steps=0, seed=0, world=world, budget=budget)
+    return len(batches.epoch(0))
 
 
 def _generator(*key: int) -> np.random.Generator:
@@ -126,13 +122,13 @@ class Drawn:
     plain document is alone in `documents`, and its query is None.
     """
 
-    query: int | None
-    thought: int | None
-    fast: bool
-    thinking: bool
+    query: int | None = None
+    thought: int | None = None
+    fast: bool = False
+    thinking: bool = False
     documents: list[int]
-    scores: list[float]
-    positives: list[int]
+    scores: list[float] = field(default_factory=list)
+    positives: list[int] = field(default_factory=list)
     composed: int = -1
     answers: list[int] = field(default_factory=list)
     written: bool = True
@@ -141,12 +137,10 @@ class Drawn:
 class DrawnRows(Dataset[Drawn]):
     """Draws rows: the thought, z, and the documents follow from the seed, the epoch and the row alone."""
 
-    def __init__(
-        self, rows: TrainingRows, *, data: DataSection, losses: LossSection, seed: int, layout: str
-    ) -> None:
+    def __init__(self, rows: TrainingRows, recipe: TrainRecipe) -> None:
         self.rows = rows
-        self._data, self._losses, self._seed = data, losses, seed
-        self._one_vector = layout != "paper"
+        self._data, self._losses, self._seed = recipe.data, recipe.losses, recipe.optimisation.seed
+        self._one_vector = recipe.model.layout != "paper"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -154,8 +148,8 @@ class DrawnRows(Dataset[Drawn]):
     def __getitem__(self, pick: Pick) -> Drawn:
         row, epoch = pick
         if self.rows.document[row] >= 0:
-            return _plain_document(int(self.rows.document[row]))
-        draw = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch, row])))
+            return Drawn(documents=[int(self.rows.document[row])])
+        draw = _generator(self._seed, epoch, row)
         # Always the same number of draws, so that one setting does not change what another draws.
         dropped, z, which = draw.random(3)
         rows, losses = self.rows, self._losses
@@ -164,7 +158,7 @@ class DrawnRows(Dataset[Drawn]):
         drop = dropped < losses.thought_dropout and len(positives) > 0
         place = None if drop or not len(thoughts) else int(which * len(thoughts))
         thought = None if place is None else int(thoughts[place])
-        composed = self.rows.composed(row)
+        composed = rows.composed(row)
         both = losses.vectors == "both"
         thinking = thought is not None and (both or self._one_vector or z < losses.thinking_probability)
         documents, scores = self._documents(row, draw)
@@ -182,93 +176,69 @@ class DrawnRows(Dataset[Drawn]):
         )
 
     def _documents(self, row: int, draw: np.random.Generator) -> tuple[list[int], list[float]]:
-        positives, negatives, scores = (
-            self.rows.positives(row),
-            self.rows.negatives(row),
-            self.rows.scores(row),
-        )
+        positives, negatives = self.rows.positives(row), self.rows.negatives(row)
         if not len(positives) or self.rows.index is not None:
             return [], []
         first = int(draw.integers(len(positives)))
-        count = min(self._data.group - 1, len(negatives))
-        others = draw.permutation(len(negatives))[:count]
-        places = [first, *(len(positives) + others).tolist()]
-        chosen = [int(positives[first]), *(int(negatives[other]) for other in others)]
-        return chosen, [float(scores[place]) for place in places]
-
-
-@dataclass(slots=True)
-class _Sequences:
-    """The query sequences of a batch as they are collected."""
-
-    ids: list[list[int]] = field(default_factory=list)
-    vectors: list[tuple[int, int, int, bool]] = field(default_factory=list)
-    """owner, sequence, column, whether it is the thinking one"""
-    labels: list[tuple[int, int, int]] = field(default_factory=list)  # sequence, column, next id
+        others = draw.permutation(len(negatives))[: self._data.group - 1]
+        places = [first, *(len(positives) + others)]
+        documents = np.concatenate([positives, negatives])
+        return documents[places].tolist(), self.rows.scores(row)[places].tolist()
 
 
 class Collator:
     """Puts drawn rows into tensors, right-padded and longest first; a document in it twice stands once.
 
     Returns `query_ids` [B, L]; `vector_rows` and `vector_columns` [V], which `<emb>` is whose vector;
-    `label_rows`, `label_columns` and `label_ids` [T], the thoughts' tokens and where they are predicted;
-    `document_ids` [D, L'] and `document_ends` [D], the column of `<emb>`; and what the losses take:
-    `targets` [V], `positive_keys` [V, P], `document_keys` [D, 2], and `candidates`, `teacher` and `groups`
-    [V, G].
-    `document_label_rows`, `_columns` and `_ids` are those of the plain documents' words. With a teacher
+    `labels` [3, T], the rows, the columns and the ids of the thoughts' tokens where they are predicted;
+    `document_ids` [D, L'] and `document_ends` [D], the column of `<emb>`; `document_labels` [3, T'] of the
+    plain documents' words; and what the losses take: `targets` [V], `positive_keys` [V, P], `document_keys`
+    [D, 2], and `groups` and `teacher` [V, G], the documents of a query and their scores. With a teacher
     `teacher_queries` [V, d] and `teacher_documents` [D, d] have its vectors, nan for none, and with an index
     `answers` [V, A] the rows of it that answer, -1 for none.
     `tokens` counts what is no padding.
     """
 
-    def __init__(
-        self,
-        rows: TrainingRows,
-        template: Template,
-        *,
-        max_document_tokens: int,
-        data: DataSection | None = None,
-        document_tokens: int | None = None,
-    ) -> None:
-        self._rows, self._template = rows, template
-        self._document_tokens = document_tokens
-        self._taught_thinking = data is not None and data.teacher is not None and data.teacher.thinking
-        self._all_answer = data is not None and data.index is not None and data.index.vectors == "all"
-        self._document = max_document_tokens - (template.max_length - template.max_document)
+    def __init__(self, rows: TrainingRows, template: Template, recipe: TrainRecipe) -> None:
+        self._rows, self._template, self._recipe = rows, template, recipe
+        self._markers = template.max_length - template.max_document  # around a document
 
     def __call__(self, drawn: Sequence[Drawn]) -> Batch:
         """The batch of these rows."""
-        sequences = self._sequences(drawn)
-        order = _longest_first([len(row) for row in sequences.ids])
+        ids, vectors, labels = self._sequences(drawn)
+        order = _longest_first(ids)
         place = {number: new for new, number in enumerate(order)}
-        vectors = sorted(
-            (place[sequence], column, own, thinks) for own, sequence, column, thinks in sequences.vectors
-        )
-        labels = sorted((place[sequence], column, label) for sequence, column, label in sequences.labels)
-        owners = [drawn[owner] for _, _, owner, _ in vectors]
-        plain = sorted({row.documents[0] for row in drawn if row.query is None})
-        documents = self._documents(owners, plain, pad := _pad(self._template))
+        vectors = sorted((place[row], column, owner, thinks) for row, column, owner, thinks in vectors)
+        owners, thinking = [drawn[owner] for *_, owner, _ in vectors], [thinks for *_, thinks in vectors]
         rows, columns = _columns([each[:2] for each in vectors], 2)
-        label_rows, label_columns, label_ids = _columns(labels, 3)
+        labels = sorted((place[row], column, label) for row, column, label in labels)
+        plain = sorted({row.documents[0] for row in drawn if row.query is None})
+        documents = self._documents(owners, plain)
+        read = sum(len(row) for row in ids) + int((documents["document_ends"] + 1).sum())
         return {
-            "query_ids": _padded([sequences.ids[number] for number in order], pad),
+            "query_ids": _padded([ids[number] for number in order], self._pad),
             "vector_rows": rows,
             "vector_columns": columns,
-            "label_rows": label_rows,
-            "label_columns": label_columns,
-            "label_ids": label_ids,
+            "labels": _columns(labels, 3),
             **documents,
-            **self._answers(owners, [thinks for *_, thinks in vectors]),
-            **self._taught(owners, [thinks for *_, thinks in vectors]),
-            "tokens": torch.tensor(
-                sum(len(row) for row in sequences.ids) + int((documents["document_ends"] + 1).sum())
-            ),
+            **self._answers(owners, thinking),
+            **self._taught(owners, thinking),
+            "tokens": torch.tensor(read),
         }
 
-    def _sequences(self, drawn: Sequence[Drawn]) -> _Sequences:
-        found = _Sequences()
+    @property
+    def _pad(self) -> int:
+        # Never seen by a real token and never a label: any id will do.
+        return int(self._template.tokenizer.pad_token_id or self._template.eos)
+
+    def _sequences(
+        self, drawn: Sequence[Drawn]
+    ) -> tuple[list[list[int]], list[tuple[int, int, int, bool]], list[tuple[int, int, int]]]:
+        """Ids; (sequence, column, row, whether it is the thinking one) of vectors; and labels."""
+        ids: list[list[int]] = []
+        vectors: list[tuple[int, int, int, bool]] = []
+        labels: list[tuple[int, int, int]] = []
         texts, template = self._rows.texts, self._template
-        offset = template.fast_offset
         for owner, row in enumerate(drawn):
             if row.query is None:
                 continue
@@ -279,53 +249,48 @@ class Collator:
             if row.thought is not None:
                 thought = texts.ids(row.thought)
                 sequence = template.thinking_query(query, thought)
-                number = len(found.ids)
-                found.ids.append(sequence)
                 if row.written:
                     whole = len(thought) <= template.room(prompt)
-                    found.labels += _labels(number, sequence, len(prompt), whole=whole)
+                    labels += _labels(len(ids), sequence, len(prompt), whole=whole)
                 if row.thinking and learns:
-                    found.vectors.append((owner, number, len(sequence) - 1, True))
-                if fast and offset is not None:
-                    found.vectors.append((owner, number, len(prompt) + offset, False))
+                    vectors.append((len(ids), len(sequence) - 1, owner, True))
+                if fast and template.fast_offset is not None:
+                    vectors.append((len(ids), len(prompt) + template.fast_offset, owner, False))
                     fast = False
+                ids.append(sequence)
             if fast:
                 sequence = template.fast_query(query)
-                found.vectors.append((owner, len(found.ids), len(sequence) - 1, False))
-                found.ids.append(sequence)
-        return found
+                vectors.append((len(ids), len(sequence) - 1, owner, False))
+                ids.append(sequence)
+        return ids, vectors, labels
 
-    def _documents(self, owners: Sequence[Drawn], plain: Sequence[int], pad: int) -> Batch:
+    def _documents(self, owners: Sequence[Drawn], plain: Sequence[int]) -> Batch:
         texts = self._rows.texts
+        most = self._recipe.data.max_document_tokens - self._markers
         numbers = sorted({number for row in owners for number in row.documents} | {*plain})
-        ids = [self._template.document(texts.ids(number)[: self._document]) for number in numbers]
-        order = _longest_first([len(row) for row in ids])
+        ids = [self._template.document(texts.ids(number)[:most]) for number in numbers]
+        order = _longest_first(ids)
         place = {numbers[old]: new for new, old in enumerate(order)}
         groups = [[place[number] for number in row.documents] for row in owners]
         keys = [[key for number in row.positives for key in self._keys(number)] for row in owners]
         kept = [ids[old] for old in order]
-        labels = self._words(sorted(place[number] for number in plain), kept)
-        label_rows, label_columns, label_ids = _columns(labels, 3)
         return {
-            "document_label_rows": label_rows,
-            "document_label_columns": label_columns,
-            "document_label_ids": label_ids,
+            "document_labels": _columns(self._words(sorted(place[number] for number in plain), kept), 3),
             **self._taught_documents([numbers[old] for old in order]),
-            "document_ids": _padded(kept, pad),
+            "document_ids": _padded(kept, self._pad),
             "document_ends": torch.tensor([len(row) - 1 for row in kept], dtype=torch.int64),
             "document_keys": _columns([self._keys(numbers[old]) for old in order], 2).T,
             "targets": torch.tensor([group[0] if group else -1 for group in groups], dtype=torch.int64),
             "groups": _padded(groups, -1),
-            "candidates": _padded(groups, -1),
-            "teacher": _table([row.scores for row in owners], torch.nan, torch.float32),
+            "teacher": _padded([row.scores for row in owners], torch.nan, torch.float32),
             "positive_keys": _padded(keys, 0),
         }
 
     def _words(self, plain: Sequence[int], documents: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
         """(document, column, next id) of the plain documents' words, at most `document_tokens` of them."""
-        most = self._document_tokens
+        most = self._recipe.losses.document_tokens
         # The layout that opens a document predicts its first word as well.
-        first = max(1, self._template.max_length - self._template.max_document - 1)
+        first = max(1, self._markers - 1)
         found = [
             (row, column - 1, documents[row][column])
             for row in plain
@@ -336,9 +301,10 @@ class Collator:
 
     def _taught(self, owners: Sequence[Drawn], thinking: Sequence[bool]) -> Batch:
         """The teacher's vectors of the queries, or of the queries with their thoughts."""
-        if self._rows.teacher is None:
+        teacher = self._recipe.data.teacher
+        if self._rows.teacher is None or teacher is None:
             return {}
-        composed = [row.composed if self._taught_thinking else -1 for row in owners]
+        composed = [row.composed if teacher.thinking else -1 for row in owners]
         alone = [int(self._rows.taught[row.query or 0]) for row in owners]
         numbers = [
             one if thinks else other for one, other, thinks in zip(composed, alone, thinking, strict=True)
@@ -352,21 +318,16 @@ class Collator:
         return {"teacher_documents": _vectors(self._rows.teacher, taught)}
 
     def _answers(self, owners: Sequence[Drawn], thinking: Sequence[bool]) -> Batch:
-        if self._rows.index is None:
+        index = self._recipe.data.index
+        if self._rows.index is None or index is None:
             return {}
-        compared = [thinks or self._all_answer for thinks in thinking]
+        compared = [thinks or index.vectors == "all" for thinks in thinking]
         answers = [row.answers if each else [] for row, each in zip(owners, compared, strict=True)]
         return {"answers": _padded(answers, -1)}
 
     def _keys(self, number: int) -> tuple[int, int]:
         """What makes two documents the same one: a text, or an id."""
         return int(self._rows.texts.keys[number]), int(self._rows.ids[number])
-
-
-def _plain_document(number: int) -> Drawn:
-    return Drawn(
-        query=None, thought=None, fast=False, thinking=False, documents=[number], scores=[], positives=[]
-    )
 
 
 def unit_vectors(known: NDArray[np.float16]) -> Tensor:
@@ -388,26 +349,15 @@ def _labels(number: int, sequence: Sequence[int], prompt: int, *, whole: bool) -
     return [(number, column - 1, sequence[column]) for column in range(prompt, last + 1)]
 
 
-def _longest_first(lengths: Sequence[int]) -> list[int]:
-    return sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
+def _longest_first(rows: Sequence[Sequence[int]]) -> list[int]:
+    return sorted(range(len(rows)), key=lambda number: -len(rows[number]))
 
 
 def _columns(rows: Sequence[Sequence[int]], width: int) -> Tensor:
     return torch.tensor(list(rows), dtype=torch.int64).reshape(-1, width).T.contiguous()
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    return _table(rows, pad, torch.int64)
-
-
-def _table(rows: Sequence[Sequence[Any]], pad: float, kind: torch.dtype) -> Tensor:
+def _padded(rows: Sequence[Sequence[float]], pad: float, kind: torch.dtype = torch.int64) -> Tensor:
     width = max((len(row) for row in rows), default=0)
-    found = torch.full((len(rows), width), pad, dtype=kind)
-    for number, row in enumerate(rows):
-        found[number, : len(row)] = torch.tensor(list(row), dtype=kind)
-    return found
-
-
-def _pad(template: Template) -> int:
-    # Never seen by a real token and never a label: any id will do.
-    return int(template.tokenizer.pad_token_id or template.eos)
+    table = [[*row, *[pad] * (width - len(row))] for row in rows]
+    return torch.tensor(table, dtype=kind).reshape(len(rows), width)

@@ -7,24 +7,22 @@ the average is then what one process with the whole batch computes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
 # What stands for a missing value of each field; the vectors and targets have none.
-_PADDING = {"positive_keys": 0, "document_keys": 0, "candidates": -1, "teacher": torch.nan, "groups": -1}
-_OF_DOCUMENTS = ("documents", "document_keys")
-_ROW_NUMBERS = ("targets", "candidates", "groups")
+_PADDING = {"positive_keys": 0, "document_keys": 0, "groups": -1, "teacher": torch.nan}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorBatch:
     """V queries' and D documents' unit vectors and who belongs to whom: of one process, or of all.
 
-    Targets, candidates and groups are rows of `documents`.
+    Targets and groups are rows of `documents`.
     """
 
     queries: Tensor
@@ -37,12 +35,10 @@ class VectorBatch:
     """int64 [V, P], keys of all positives of a query, 0 for none"""
     document_keys: Tensor
     """int64 [D], or [D, K] where a document has several keys"""
-    candidates: Tensor | None = None
-    """int64 [V, C], documents that a teacher scored, -1 for none"""
-    teacher: Tensor | None = None
-    """float [V, C], these scores, nan for none"""
-    groups: Tensor | None = None
+    groups: Tensor
     """int64 [V, G], a query's own documents, -1 for none"""
+    teacher: Tensor
+    """float [V, G], a teacher's scores of these, nan for none"""
 
 
 def processes() -> int:
@@ -64,55 +60,37 @@ def gather_vectors(own: VectorBatch) -> VectorBatch:
     """The batches of all processes as one, in the order of the processes; every process must ask.
 
     Gradients reach the own vectors alone. Processes may bring different numbers of queries and documents,
-    also none. A field that is None everywhere stays None. The batch itself when alone.
+    also none. The batch itself when alone.
     """
     if processes() == 1:
         return own
-    shapes = _shapes(own)
+    names = [field.name for field in fields(own)]
+    sizes = [(*getattr(own, name).shape, 1)[:2] for name in names]
+    shapes = torch.stack(_exchange(torch.tensor(sizes, device=own.queries.device))).cpu()
     parts = {
-        field.name: _gather(own, field.name, shapes[:, index]) for index, field in enumerate(fields(own))
+        name: _gather(getattr(own, name), shapes[:, index], _PADDING.get(name, 0))
+        for index, name in enumerate(names)
     }
     before = 0
     for rank, documents in enumerate(parts["documents"]):
-        for name in _ROW_NUMBERS:
-            if parts[name]:
-                rows = parts[name][rank]
-                parts[name][rank] = torch.where(rows < 0, rows, rows + before)
+        for name in ("targets", "groups"):
+            rows = parts[name][rank]
+            parts[name][rank] = torch.where(rows < 0, rows, rows + before)
         before += len(documents)
-    everything: dict[str, Any] = {name: torch.cat(rows) if rows else None for name, rows in parts.items()}
-    return replace(own, **everything)
+    return VectorBatch(**{name: torch.cat(values) for name, values in parts.items()})
 
 
-def _shapes(own: VectorBatch) -> Tensor:
-    """int64 [processes, fields, 2]: rows and columns of every field, a width of -1 for None."""
-    sizes = []
-    for field in fields(own):
-        value = getattr(own, field.name)
-        rows = len(own.documents) if field.name in _OF_DOCUMENTS else len(own.queries)
-        sizes.append((rows, -1 if value is None else 1 if value.dim() == 1 else value.shape[1]))
-    mine = torch.tensor(sizes, dtype=torch.int64, device=own.queries.device)
-    return torch.stack(_exchange(mine)).cpu()
-
-
-def _gather(own: VectorBatch, name: str, shapes: Tensor) -> list[Tensor]:
-    """One field of every process, as wide as the widest; nothing when no process has it."""
-    height, width = (int(size) for size in shapes.amax(dim=0))
-    if width < 0:
-        return []
-    value, padding = getattr(own, name), _PADDING.get(name, 0)
-    if value is None:
-        kind = own.queries.dtype if name == "teacher" else torch.int64
-        value = torch.empty(len(own.queries), 0, dtype=kind, device=own.queries.device)
+def _gather(value: Tensor, shapes: Tensor, padding: float) -> list[Tensor]:
+    """A field of every process, of which int64 `shapes` [processes, 2] are known, as wide as the widest."""
+    height, width = shapes.amax(dim=0).tolist()
     if value.dim() == 2:
-        value = _widened(value, len(value), width, padding)
-    rows = [int(size) for size in shapes[:, 0]]
+        value = pad(value, (0, width - value.shape[1]), value=padding)
+    counts = shapes[:, 0].tolist()
     if height * width:
-        sent = (
-            _widened(value.detach(), height, width, padding) if value.dim() == 2 else _longer(value, height)
-        )
-        parts = [part[:count] for part, count in zip(_exchange(sent), rows, strict=True)]
+        sent = pad(value.detach(), (0, 0) * (value.dim() - 1) + (0, height - len(value)), value=padding)
+        parts = [part[:count] for part, count in zip(_exchange(sent), counts, strict=True)]
     else:
-        parts = [value.new_empty(count, *value.shape[1:]) for count in rows]
+        parts = [value.new_empty(count, *value.shape[1:]) for count in counts]
     # What comes back from the others has no graph; the own part is the one that was given.
     parts[dist.get_rank()] = value
     return parts
@@ -123,15 +101,3 @@ def _exchange(tensor: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(processes())]
     dist.all_gather(parts, tensor.contiguous())
     return parts
-
-
-def _widened(value: Tensor, rows: int, columns: int, padding: float) -> Tensor:
-    if value.shape == (rows, columns):
-        return value
-    wide = value.new_full((rows, columns), padding)
-    wide[: value.shape[0], : value.shape[1]] = value
-    return wide
-
-
-def _longer(value: Tensor, rows: int) -> Tensor:
-    return torch.cat([value, value.new_zeros(rows - len(value))])

@@ -87,14 +87,10 @@ class JointModel(nn.Module):
         return self._inner[0]
 
     def forward(
-        self,
-        ids: Tensor,
-        rows: Tensor,
-        columns: Tensor,
-        labels: tuple[Tensor, Tensor, Tensor] | None = None,
+        self, ids: Tensor, rows: Tensor, columns: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Unit vectors float32 [n, d] of the tokens at (`rows`, `columns`) of `ids` [B, L], and the SUM of
-        cross-entropies of `labels`: rows, columns and the ids [T] that are predicted there.
+        cross-entropies of `labels` [3, T]: rows, columns and the ids that are predicted there.
 
         Rows are padded on the right, where a causal model does not look: no mask is needed. With `labels`
         the head takes part even when there are none, so that no weight is left without a gradient.

@@ -247,13 +247,6 @@ def _trainer(
     dev: DevEvaluation | None,
     show: bool | None,
 ) -> JointTrainer:
-    drawn = DrawnRows(
-        rows,
-        data=recipe.data,
-        losses=recipe.losses,
-        seed=recipe.optimisation.seed,
-        layout=recipe.model.layout,
-    )
     callbacks: list[TrainerCallback] = [Divergence(recipe.stop.divergence)]
     if dev is not None:
         callbacks.append(KeepBest(dev.name))
@@ -265,14 +258,8 @@ def _trainer(
         ),
         arguments,
         recipe=recipe,
-        rows=drawn,
-        collator=Collator(
-            rows,
-            backbone.template,
-            max_document_tokens=recipe.data.max_document_tokens,
-            data=recipe.data,
-            document_tokens=recipe.losses.document_tokens,
-        ),
+        rows=DrawnRows(rows, recipe),
+        collator=Collator(rows, backbone.template, recipe),
         callbacks=callbacks,
         evaluate_dev=None
         if dev is None

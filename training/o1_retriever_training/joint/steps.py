@@ -8,7 +8,7 @@ computed in the second pass alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -36,29 +36,26 @@ Parts: TypeAlias = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """What one forward takes, and which of the batch's vectors it gives (`at`)."""
+    """What one forward takes; each of its `labels` counts `weight`."""
 
     ids: Tensor
     rows: Tensor
     columns: Tensor
-    at: slice
-    labels: tuple[Tensor, Tensor, Tensor] | None = None
-    weight: float = 1.0  # of its labels
+    labels: Tensor | None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class How:
     """How a step goes through a batch.
 
-    `chunk` is the number of sequences of a forward; None keeps the graph of the whole batch. With `tokens` a
-    forward has as many sequences as fit into so many tokens instead, padding included, so that memory is the
-    same whether they are long or short. `backward` takes a loss; `unsynchronised` is entered for every
-    backward but the last. With `even` all processes make the same number of forwards, which sharded weights
-    need.
+    A forward has as many sequences as fit into `tokens`, padding included, so that memory is the same whether
+    they are long or short; None keeps the graph of the whole batch. `backward` takes a loss; `unsynchronised`
+    is entered for every backward but the last. With `even` all processes make the same number of forwards,
+    which sharded weights need.
     """
 
-    chunk: int | None
-    tokens: int | None = None
+    tokens: int | None
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()  # type: ignore[no-untyped-call]
     unsynchronised: Callable[[], AbstractContextManager[Any]] = nullcontext
     even: bool = False
@@ -73,96 +70,97 @@ def joint_step(
     index. Parts are `loss`, `contrastive`, `distillation`, `generation` and those of `fixed_loss`; their mean
     over the processes is that of the global batch.
     """
-    queries = query_chunks(batch, how.chunk, how.tokens)
+    queries = query_chunks(batch, how.tokens)
     if how.even:
         queries = _as_many(queries, batch, labelled=True)
-    words = total(len(batch["document_label_ids"]))
+    words = total(batch["document_labels"].shape[1])
     # Every process uses the head, so that no weight is left without a gradient.
     weight = losses.document_token_weight if words or not queries else None
-    documents = document_chunks(batch, how.chunk, how.tokens, weight=weight)
+    documents = document_chunks(batch, how.tokens, weight=weight)
     if how.even:
         documents = _as_many(documents, batch, labelled=weight is not None)
-    tokens = total(len(batch["label_ids"])) + losses.document_token_weight * words
-    run = _direct if how.chunk is None else _cached
-    return run(forward, batch, losses, how, _Plan(queries, documents, tokens, index))
+    tokens = total(batch["labels"].shape[1]) + losses.document_token_weight * words
+    # So that the mean over the processes is the loss of the global batch.
+    scale = processes() / tokens if tokens else 0.0
+
+    def loss_of(vectors: list[Tensor]) -> _Loss:
+        count = len(documents)
+        nothing = vectors[0][:0]
+        parts = [torch.cat(part) if part else nothing for part in (vectors[count:], vectors[:count])]
+        return _loss(batch, parts[0], parts[1], losses, index)
+
+    # A chunk of queries comes last: it uses every weight, the head too, and its backward synchronises.
+    chunks = [*documents, *queries]
+    run = _direct if how.tokens is None else _cached
+    loss, generation = run(forward, chunks, loss_of, scale, how, losses.contrastive_weight)
+    whole = joint_loss(loss.value, generation, weight=losses.contrastive_weight)
+    return {"loss": whole, **loss.parts, "generation": generation}
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    queries: list[Chunk]
-    documents: list[Chunk]
-    tokens: float  # of all processes, each with its weight
-    index: Tensor | None
-
-    @property
-    def chunks(self) -> list[Chunk]:
-        # A chunk of queries comes last: it uses every weight, the head too, and its backward synchronises.
-        return [*self.documents, *self.queries]
-
-    def generation(self, chunk: Chunk, surprise: Tensor) -> Tensor:
-        """What a chunk adds to the generation loss, so that the mean over processes is the global one."""
-        return surprise * (chunk.weight * processes() / self.tokens if self.tokens else 0.0)
-
-
-def _direct(forward: Forward, batch: Batch, losses: LossSection, how: How, plan: _Plan) -> Parts:
-    outputs = [_run(forward, chunk) for chunk in plan.chunks]
-    vectors = [found for found, _ in outputs]
-    count = len(plan.documents)
-    documents = torch.cat(vectors[:count]) if count else vectors[0][:0]
-    queries = torch.cat(vectors[count:]) if plan.queries else documents[:0]
-    loss = _Similarity.of(batch, queries, documents, losses, plan.index)
-    surprises = [plan.generation(chunk, each) for chunk, (_, each) in zip(plan.chunks, outputs, strict=True)]
+def _direct(
+    forward: Forward, chunks: Sequence[Chunk], loss_of: LossOf, scale: float, how: How, share: float
+) -> tuple[_Loss, Tensor]:
+    outputs = [forward(chunk.ids, chunk.rows, chunk.columns, chunk.labels) for chunk in chunks]
+    loss = loss_of([vectors for vectors, _ in outputs])
+    surprises = [
+        surprise * chunk.weight * scale for chunk, (_, surprise) in zip(chunks, outputs, strict=True)
+    ]
     generation = torch.stack(surprises).sum()
-    share = losses.contrastive_weight
     how.backward(joint_loss(loss.backward, generation, weight=share))
-    return _parts(loss, generation, share)
+    return loss, generation.detach()
 
 
-def _cached(forward: Forward, batch: Batch, losses: LossSection, how: How, plan: _Plan) -> Parts:
-    states, embedded = [], []
-    with torch.no_grad():
-        for chunk in plan.chunks:
-            states.append(RandomState())
-            embedded.append(_run(forward, chunk, with_labels=False)[0])
-            _give_back(embedded[-1])
-    documents = _leaf(embedded[: len(plan.documents)], embedded[0])
-    queries = _leaf(embedded[len(plan.documents) :], embedded[0])
-    loss = _Similarity.of(batch, queries, documents, losses, plan.index)
-    share = losses.contrastive_weight
+def _cached(
+    forward: Forward, chunks: Sequence[Chunk], loss_of: LossOf, scale: float, how: How, share: float
+) -> tuple[_Loss, Tensor]:
+    states, leaves = [], []
+    for chunk in chunks:
+        states.append(RandomState())
+        with torch.no_grad():
+            vectors, _ = forward(chunk.ids, chunk.rows, chunk.columns)
+        leaves.append(vectors.detach().requires_grad_())
+        _give_back(vectors)
+    loss = loss_of(leaves)
     (loss.backward * share).backward()  # type: ignore[no-untyped-call]
-    generation = torch.zeros((), device=queries.device)
-    last = len(plan.chunks) - 1
-    for number, (chunk, state) in enumerate(zip(plan.chunks, states, strict=True)):
-        leaf = documents if number < len(plan.documents) else queries
-        gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-        with nullcontext() if number == last else how.unsynchronised():
+    generation = torch.zeros((), device=loss.value.device)
+    for chunk, state, leaf in zip(chunks, states, leaves, strict=True):
+        with nullcontext() if chunk is chunks[-1] else how.unsynchronised():
             state.restore()
-            vectors, surprise = _run(forward, chunk)
-            own = plan.generation(chunk, surprise)
-            how.backward((vectors * gradient[chunk.at]).sum() + (1 - share) * own)
+            vectors, surprise = forward(chunk.ids, chunk.rows, chunk.columns, chunk.labels)
+            own = surprise * chunk.weight * scale
+            gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            how.backward((vectors * gradient).sum() + (1 - share) * own)
             generation += own.detach()
             del vectors, surprise, own
         _give_back(leaf)
-    return _parts(loss, generation, share)
+    return loss, generation
 
 
 @dataclass(frozen=True, slots=True)
-class _Similarity:
+class _Loss:
     """The loss of a batch's vectors: its value, what `backward` is called of, and its parts."""
 
     value: Tensor
     backward: Tensor
     parts: Parts
 
-    @classmethod
-    def of(
-        cls, batch: Batch, queries: Tensor, documents: Tensor, losses: LossSection, index: Tensor | None
-    ) -> _Similarity:
-        shared, parts = similarity_loss(_vector_batch(batch, queries, documents), losses)
-        own, others = fixed_loss(batch, queries, documents, losses, index)
-        # Everybody's shared loss is the global one, of which DDP's averaging would keep a share.
-        scale = processes() if losses.across_processes else 1
-        return cls((shared + own).detach(), shared * scale + own, parts | others)
+
+LossOf: TypeAlias = Callable[[list[Tensor]], _Loss]  # of the vectors of each chunk
+
+
+def _loss(
+    batch: Batch, queries: Tensor, documents: Tensor, losses: LossSection, index: Tensor | None
+) -> _Loss:
+    own, others = fixed_loss(batch, queries, documents, losses, index)
+    compared = batch["targets"] >= 0  # the others learn from a teacher or an index alone
+    fields = {name: batch[name][compared] for name in ("targets", "positive_keys", "groups", "teacher")}
+    vectors = VectorBatch(
+        queries=queries[compared], documents=documents, document_keys=batch["document_keys"], **fields
+    )
+    shared, parts = similarity_loss(vectors, losses)
+    # Everybody's shared loss is the global one, of which DDP's averaging would keep a share.
+    scale = processes() if losses.across_processes else 1
+    return _Loss((shared + own).detach(), shared * scale + own, parts | others)
 
 
 def similarity_loss(own: VectorBatch, losses: LossSection) -> tuple[Tensor, Parts]:
@@ -177,10 +175,10 @@ def similarity_loss(own: VectorBatch, losses: LossSection) -> tuple[Tensor, Part
     contrastive = contrastive_loss(*vectors, everything.targets, temperature=temperature, allowed=allowed)
     parts = {"contrastive": contrastive.detach()}
     loss = losses.contrastive_part_weight * contrastive
-    if losses.distillation_weight and everything.candidates is not None and everything.teacher is not None:
+    if losses.distillation_weight:
         distillation = distillation_loss(
             *vectors,
-            everything.candidates,
+            everything.groups,
             everything.teacher,
             temperature=temperature,
             teacher_temperature=losses.teacher_temperature,
@@ -218,46 +216,43 @@ def fixed_loss(
     return loss, {name: value.detach() for name, value in parts.items()}
 
 
-def query_chunks(batch: Batch, size: int | None, tokens: int | None = None) -> list[Chunk]:
-    """The query sequences with the vectors and labels that stand in them, `size` at a time.
+def query_chunks(batch: Batch, tokens: int | None) -> list[Chunk]:
+    """The query sequences with the vectors and labels that stand in them, at most `tokens` at a time.
 
-    With `tokens`, as many as fit into so many; with neither, as many as make a full pass.
+    With None as many as the device's forward pass takes.
     """
-    ids, rows, columns = batch["query_ids"], batch["vector_rows"], batch["vector_columns"]
-    label_rows, label_columns, expected = (batch[f"label_{name}"] for name in ("rows", "columns", "ids"))
-    widths = torch.ones(len(ids), dtype=torch.int64, device=ids.device)
-    widths.scatter_reduce_(0, rows, columns + 1, "amax")
-    widths.scatter_reduce_(0, label_rows, label_columns + 1, "amax")
-    found = []
-    for first, end, width in _spans(widths, size, tokens):
-        at, labelled = _within(rows, first, end), _within(label_rows, first, end)
-        labels = (label_rows[labelled] - first, label_columns[labelled], expected[labelled])
-        found.append(
-            Chunk(
-                ids=ids[first:end, :width], rows=rows[at] - first, columns=columns[at], at=at, labels=labels
-            )
-        )
-    return found
+    return _chunks(batch["query_ids"], batch["vector_rows"], batch["vector_columns"], batch["labels"], tokens)
 
 
-def document_chunks(
-    batch: Batch, size: int | None, tokens: int | None = None, *, weight: float | None = None
-) -> list[Chunk]:
+def document_chunks(batch: Batch, tokens: int | None, *, weight: float | None = None) -> list[Chunk]:
     """The documents, cut as `query_chunks` cuts; with `weight` the labels in them count that much."""
-    ids, ends = batch["document_ids"], batch["document_ends"]
-    label_rows, label_columns, expected = (
-        batch[f"document_label_{name}"] for name in ("rows", "columns", "ids")
-    )
+    ends = batch["document_ends"]
+    rows = torch.arange(len(ends), device=ends.device)
+    chunks = _chunks(batch["document_ids"], rows, ends, batch["document_labels"], tokens)
+    if weight is None:
+        return [replace(chunk, labels=None) for chunk in chunks]
+    return [replace(chunk, weight=weight) for chunk in chunks]
+
+
+def _chunks(ids: Tensor, rows: Tensor, columns: Tensor, labels: Tensor, tokens: int | None) -> list[Chunk]:
+    ends = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+    for at_rows, at_columns in ((rows, columns), (labels[0], labels[1])):
+        ends.scatter_reduce_(0, at_rows, at_columns, "amax")
+    widths = (ends + 1).tolist()
+    most = tokens or forward_tokens(ids.device)
     found = []
-    for first, end, width in _spans(ends + 1, size, tokens):
-        rows = torch.arange(end - first, device=ids.device)
-        columns = ends[first:end]
-        chunk = Chunk(ids=ids[first:end, :width], rows=rows, columns=columns, at=slice(first, end))
-        if weight is not None:
-            words = _within(label_rows, first, end)
-            labels = (label_rows[words] - first, label_columns[words], expected[words])
-            chunk = replace(chunk, labels=labels, weight=weight)
-        found.append(chunk)
+    first = 0
+    while first < len(widths):
+        width, end = widths[first], first + 1
+        while end < len(widths) and max(width, widths[end]) * (end + 1 - first) <= most:
+            width, end = max(width, widths[end]), end + 1
+        at, labelled = _within(rows, first, end), _within(labels[0], first, end)
+        own = labels[:, labelled].clone()
+        own[0] -= first
+        found.append(
+            Chunk(ids=ids[first:end, :width], rows=rows[at] - first, columns=columns[at], labels=own)
+        )
+        first = end
     return found
 
 
@@ -281,10 +276,6 @@ def _give_back(vectors: Tensor) -> None:
         free_memory(vectors.device)
 
 
-def _run(forward: Forward, chunk: Chunk, *, with_labels: bool = True) -> tuple[Tensor, Tensor]:
-    return forward(chunk.ids, chunk.rows, chunk.columns, chunk.labels if with_labels else None)
-
-
 def _as_many(chunks: list[Chunk], batch: Batch, *, labelled: bool) -> list[Chunk]:
     """As many chunks as the process with most, the added ones first and of a single token without effect.
 
@@ -292,55 +283,14 @@ def _as_many(chunks: list[Chunk], batch: Batch, *, labelled: bool) -> list[Chunk
     """
     most = torch.tensor(len(chunks), device=batch["query_ids"].device)
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    nothing = batch["vector_rows"][:0]
+    nothing = batch["labels"][:, :0]
     added = Chunk(
         ids=batch["query_ids"][:1, :1],
-        rows=nothing,
-        columns=nothing,
-        at=slice(0, 0),
-        labels=(nothing, nothing, nothing) if labelled else None,
+        rows=nothing[0],
+        columns=nothing[1],
+        labels=nothing if labelled else None,
     )
     return [added] * (int(most) - len(chunks)) + chunks
-
-
-def _vector_batch(batch: Batch, queries: Tensor, documents: Tensor) -> VectorBatch:
-    names = ("targets", "positive_keys", "candidates", "teacher", "groups")
-    fields = {name: batch[name] for name in names}
-    compared = batch["targets"] >= 0
-    if not compared.all():  # those that learn from a teacher or an index alone
-        fields = {name: value[compared] for name, value in fields.items()}
-        queries = queries[compared]
-    return VectorBatch(queries=queries, documents=documents, document_keys=batch["document_keys"], **fields)
-
-
-def _parts(loss: _Similarity, generation: Tensor, share: float) -> Parts:
-    whole = joint_loss(loss.value, generation.detach(), weight=share)
-    return {"loss": whole, **loss.parts, "generation": generation.detach()}
-
-
-def _leaf(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
-    return (torch.cat(list(vectors)) if vectors else like[:0]).detach().requires_grad_()
-
-
-def _spans(widths: Tensor, size: int | None, tokens: int | None) -> Iterator[tuple[int, int, int]]:
-    """(first, end, width) of each chunk of rows that are `widths` [rows] wide."""
-    count = len(widths)
-    by_count = size if tokens is None else None
-    wide = widths.tolist()
-    first = 0
-    while first < count:
-        full = _full(wide, first, tokens or forward_tokens(widths.device))
-        end = min(first + by_count, count) if by_count else full
-        yield first, end, max(wide[first:end])
-        first = end
-
-
-def _full(widths: Sequence[int], first: int, tokens: int) -> int:
-    """The end of a chunk from `first` that has at most so many tokens, padding included."""
-    width, end = widths[first], first + 1
-    while end < len(widths) and max(width, widths[end]) * (end + 1 - first) <= tokens:
-        width, end = max(width, widths[end]), end + 1
-    return end
 
 
 def _within(rows: Tensor, first: int, end: int) -> slice:

@@ -245,7 +245,6 @@ class JointTrainer(Trainer):
         batch = self._prepare_inputs(inputs)
         self.tokens += int(batch.pop("tokens"))
         how = How(
-            chunk=self.recipe.optimisation.chunk,
             tokens=self.recipe.chunk_tokens,
             backward=self.accelerator.backward,
             # Sharded weights give their gradients away at once; only DDP can wait for the last chunk.
