@@ -20,6 +20,8 @@ _PROSE_LINE = re.compile(r"\n\s*")
 _WORD = re.compile(r"\s+")
 _PROSE = (_SENTENCE, _PROSE_LINE, _WORD)
 _CODE = (_LINE, _WORD)
+# Lines that are not blank; the group is the white space before the first of them.
+_PARAGRAPH = re.compile(r"^([^\S\n]*+)\S.*(?:\n[^\S\n]*+\S.*)*+", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,24 +63,16 @@ def split_passages(
 
 def passage_spans(text: str, chunking: Chunking, *, code: bool = False) -> list[Span]:
     """Where the passages of `text` begin and end."""
-    return [_trim(text, span, code) for span in _spans(text, chunking, code)]
-
-
-def _spans(text: str, chunking: Chunking, code: bool) -> Iterator[Span]:
-    start = end = -1
-    for piece_start, piece_end in _pieces(text, chunking.max_characters, _CODE if code else _PROSE):
-        if start >= 0 and piece_end - start <= chunking.max_characters:
-            end = piece_end
+    spans: list[Span] = []
+    for start, end in _pieces(text, chunking.max_characters, code=code):
+        if spans and end - spans[-1][0] <= chunking.max_characters:
+            spans[-1] = spans[-1][0], end
             continue
-        if start >= 0:
-            yield start, end
-            room = min(chunking.overlap, chunking.max_characters - (piece_end - piece_start))
-            start = _repeat_from(text, (start, end), piece_start, max(piece_start - room, start + 1), code)
-        else:
-            start = piece_start
-        end = piece_end
-    if start >= 0:
-        yield start, end
+        if spans:
+            room = min(chunking.overlap, chunking.max_characters - (end - start))
+            start = _repeat_from(text, spans[-1], start, max(start - room, spans[-1][0] + 1), code)
+        spans.append((start, end))
+    return [_trim(text, span, code) for span in spans]
 
 
 def _trim(text: str, span: Span, code: bool) -> Span:
@@ -104,31 +98,12 @@ def _repeat_from(text: str, previous: Span, following: int, earliest: int, code:
     return following
 
 
-def _pieces(text: str, limit: int, patterns: tuple[re.Pattern[str], ...]) -> Iterator[Span]:
-    """Whole paragraphs where they fit, parts of paragraphs where they do not."""
-    for start, end in _paragraphs(text, keep_indent=patterns is _CODE):
-        yield from _break(text, start, end, limit, patterns)
-
-
-def _paragraphs(text: str, *, keep_indent: bool) -> Iterator[Span]:
-    """Runs of lines that are not blank, without the white space around them."""
-    start = end = -1
-    position = 0
-    while position < len(text):
-        newline = text.find("\n", position)
-        line_end = newline if newline >= 0 else len(text)
-        line = text[position:line_end]
-        stripped = line.strip()
-        if stripped:
-            if start < 0:
-                start = position if keep_indent else position + line.index(stripped[0])
-            end = position + len(line.rstrip())
-        elif start >= 0:
-            yield start, end
-            start = -1
-        position = line_end + 1
-    if start >= 0:
-        yield start, end
+def _pieces(text: str, limit: int, *, code: bool) -> Iterator[Span]:
+    """Whole paragraphs where they fit, parts of paragraphs where they do not; code keeps its indentation."""
+    for paragraph in _PARAGRAPH.finditer(text):
+        start = paragraph.start() if code else paragraph.end(1)
+        end = paragraph.start() + len(paragraph[0].rstrip())
+        yield from _break(text, start, end, limit, _CODE if code else _PROSE)
 
 
 def _break(

@@ -198,26 +198,32 @@ def _usable(text: str) -> bool:
     return True
 
 
-def _rows(path: Path, report: CollectionReport) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(place, offset in bytes, object) of every line that holds an object with a string `_id`."""
+def _lines(path: Path, report: CollectionReport) -> Iterator[tuple[str, int, bytes]]:
+    """(place, offset in bytes, line) of every line that is not blank, without a byte order mark."""
     offset, windows = 0, False
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            where = f"{path.name}, line {number}"
+            content = line
             if number == 1 and line.startswith(_BOM):
                 report.add("byte order mark", path.name)
+                content = line.removeprefix(_BOM)
             if not windows and line.endswith(b"\r\n"):
                 windows = True
                 report.add("Windows line ends", path.name)
-            row = _row(line, where, report)
-            if row is not None:
-                yield where, offset, row
+            if content.strip():
+                yield f"{path.name}, line {number}", offset, content
             offset += len(line)
 
 
+def _rows(path: Path, report: CollectionReport) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """(place, offset in bytes, object) of every line that holds an object with a string `_id`."""
+    for where, offset, line in _lines(path, report):
+        row = _row(line, where, report)
+        if row is not None:
+            yield where, offset, row
+
+
 def _row(line: bytes, where: str, report: CollectionReport) -> dict[str, Any] | None:
-    if not line.strip():
-        return None
     try:
         row = json.loads(line)
     except UnicodeDecodeError:
@@ -246,21 +252,12 @@ def read_qrels(path: Path, report: CollectionReport) -> dict[str, dict[str, int]
     TREC's four columns (query, 0, document, score), with or without tabs, are understood too.
     """
     qrels: dict[str, dict[str, int]] = {}
-    data = path.read_bytes()
-    if data.startswith(_BOM):
-        report.add("byte order mark", path.name)
-        data = data.removeprefix(_BOM)
-    if b"\r\n" in data:
-        report.add("Windows line ends", path.name)
     first = True
-    for number, raw in enumerate(data.split(b"\n"), start=1):
-        where = f"{path.name}, line {number}"
+    for where, _, raw in _lines(path, report):
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError:
             report.add("not UTF-8", where)
-            continue
-        if not line.strip():
             continue
         columns = [column.strip() for column in (line.split("\t") if "\t" in line else line.split())]
         header = first and _is_header(columns, where, report)

@@ -6,7 +6,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from o1_retriever.ranking.ranking import Places, Ranking, Scores, best
 
@@ -14,34 +13,20 @@ Key = TypeVar("Key", bound=Hashable)
 
 # Of Cormack, Clarke and Büttcher (SIGIR 2009), with ranks that begin at 0.
 RRF_CONSTANT = 60
-ABSENT = -1
-
-
-def reciprocal_scores(rankings: Sequence[Places]) -> NDArray[np.float64]:
-    """The fused score of every document: the sum of 1 / (60 + rank) over the rankings, rank from 0.
-
-    Each array has the documents' ranks in one ranking, `ABSENT` for those that are not in it: they get
-    nothing from it.
-    """
-    parts = [np.where(ranks >= 0, 1.0 / (RRF_CONSTANT + np.maximum(ranks, 0)), 0.0) for ranks in rankings]
-    return np.asarray(np.sum(parts, axis=0), dtype=np.float64)
 
 
 def fuse(rankings: Sequence[Sequence[Key]]) -> dict[Key, float]:
-    """The fused score of every document in rankings that are given by their keys, best first."""
-    places: dict[Key, int] = {}
+    """The fused score of every document: 1 / (60 + rank) of each ranking that has it, rank from 0, added up."""
+    scores: dict[Key, float] = {}
     for ranking in rankings:
-        for key in ranking:
-            places.setdefault(key, len(places))
-    ranks = np.full((len(rankings), len(places)), ABSENT, dtype=np.int64)
-    for row, ranking in zip(ranks, rankings, strict=True):
-        row[[places[key] for key in ranking]] = np.arange(len(ranking))
-    return dict(zip(places, reciprocal_scores(list(ranks)).tolist(), strict=True)) if places else {}
+        for rank, key in enumerate(ranking):
+            scores[key] = scores.get(key, 0.0) + 1.0 / (RRF_CONSTANT + rank)
+    return scores
 
 
 def fuse_complete(scores: Sequence[Scores], k: int, *, ties: Places) -> Ranking:
     """The `k` best of the fusion of complete rankings, each given by the scores of all documents."""
-    fused = reciprocal_scores([ranks(row, ties) for row in scores])
+    fused = np.sum([1.0 / (RRF_CONSTANT + ranks(row, ties)) for row in scores], axis=0)
     ranking = best(np.arange(len(fused)), fused, k, ties=ties)
     return Ranking(ranking.keys, ranking.scores.astype(np.float32))
 
