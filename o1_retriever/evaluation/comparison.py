@@ -215,43 +215,33 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def bootstrap_interval(
-    values: Values, *, confidence: float = 0.95, rounds: int = ROUNDS, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over queries, drawn `rounds` times with `seed`."""
-    if not 0 < confidence < 1:
-        raise SettingsError(f"confidence is {confidence!r}; expected a share between 0 and 1.")
+def bootstrap_interval(values: Values) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean over queries, drawn `ROUNDS` times with one seed."""
     if not len(values):
         raise SettingsError("Found no values; expected one per query.")
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     drawn = []
     step = max(1, _AT_ONCE // len(values))
-    for first in range(0, rounds, step):
-        places = generator.integers(0, len(values), size=(min(step, rounds - first), len(values)))
+    for first in range(0, ROUNDS, step):
+        places = generator.integers(0, len(values), size=(min(step, ROUNDS - first), len(values)))
         drawn.append(values[places].mean(axis=1))
-    low, high = np.quantile(np.concatenate(drawn), [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
     return float(low), float(high)
 
 
-def compare(
-    baseline: Values, others: Mapping[str, Values], *, rounds: int = ROUNDS, seed: int = 0
-) -> dict[str, Comparison]:
+def compare(baseline: Values, others: Mapping[str, Values]) -> dict[str, Comparison]:
     """Each of the others against the baseline, by name, corrected for their number."""
-    raw = {
-        name: randomisation_test(baseline, values, rounds=rounds, seed=seed)
-        for name, values in others.items()
-    }
-    corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
+    raw = [randomisation_test(baseline, values) for values in others.values()]
     result = {}
-    for name, values in others.items():
+    for (name, values), p, corrected in zip(others.items(), raw, holm(raw), strict=True):
         gain = _paired(values, baseline)
-        low, high = bootstrap_interval(gain, rounds=rounds, seed=seed)
+        low, high = bootstrap_interval(gain)
         result[name] = Comparison(
             difference=float(gain.mean()),
             low=low,
             high=high,
-            p=raw[name],
-            p_corrected=corrected[name],
+            p=p,
+            p_corrected=corrected,
             wins=int((gain > 0).sum()),
             losses=int((gain < 0).sum()),
             ties=int((gain == 0).sum()),

@@ -51,7 +51,6 @@ def encode_corpus(
     *,
     batch_size: int = 32,
     truncate_dim: int | None = None,
-    show_progress_bar: bool | None = None,
 ) -> EncodedCorpus:
     """Encode a corpus into a file below `folder`, or take what is there from before.
 
@@ -66,19 +65,17 @@ def encode_corpus(
     path.parent.mkdir(parents=True, exist_ok=True)
     # As long as it takes: another run may be encoding the same corpus.
     with locked(path.with_suffix(".lock"), patience=math.inf):
-        seconds = _fill(embedder, corpus, path, batch_size=batch_size, show=show_progress_bar)
+        seconds = _fill(embedder, corpus, path, batch_size=batch_size)
     matrix: Vector = np.memmap(path, dtype=np.float32, mode="r", shape=(count, dimension))
     if truncate_dim not in (None, dimension):
         matrix = unit(np.array(matrix[:, :truncate_dim], dtype=np.float32))
     return EncodedCorpus(matrix=matrix, seconds=seconds)
 
 
-def _fill(
-    embedder: DocumentEmbedder, corpus: Corpus, path: Path, *, batch_size: int, show: bool | None
-) -> float:
+def _fill(embedder: DocumentEmbedder, corpus: Corpus, path: Path, *, batch_size: int) -> float:
     dimension, count = embedder.space.dimension, len(corpus.ids)
     done, seconds = _progress_of(path, dimension)
-    with path.open("r+b" if done else "wb") as file, progress("Encoding", count, show=show) as advance:
+    with path.open("r+b" if done else "wb") as file, progress("Encoding", count, show=None) as advance:
         # Whatever follows the last counted block was under way when the run was killed.
         file.truncate(done * dimension * 4)
         file.seek(0, os.SEEK_END)

@@ -147,8 +147,8 @@ def thinking_pair(evaluation: Evaluation) -> tuple[SystemResult, SystemResult] |
 
     Where nothing goes by the first one's name, any system that thinks is taken.
     """
-    plain = next((result for result in evaluation.results if not _thinks(result)), None)
-    thinking = [result for result in evaluation.results if _thinks(result)]
+    plain = next((result for result in evaluation.results if not _thoughts_per_query(result)), None)
+    thinking = [result for result in evaluation.results if _thoughts_per_query(result)]
     if plain is None or not thinking:
         return None
     related = [result for result in thinking if family_of(result.name) == family_of(plain.name)]
@@ -218,10 +218,6 @@ _STYLE = (
     "table{display:block;overflow-x:auto;font-size:.85em}td,th{text-align:right;white-space:nowrap}"
     "td:first-child,th:first-child{text-align:left}ul ul{color:#555}"
 )
-
-
-def _thinks(result: SystemResult) -> bool:
-    return any(not thought.failed for row in result.thoughts.values() for thought in row)
 
 
 def _chosen(evaluation: Evaluation) -> list[tuple[str, list[Change]]]:

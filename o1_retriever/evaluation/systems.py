@@ -111,7 +111,6 @@ class Dense(_OverCorpus):
     settings: ThoughtSettings = NEVER
     graph: VectorGraph | None = None
     pooling: Pooling = "mean"
-    batch_size: int = 32
 
     def search(self, queries: Sequence[str], depth: int) -> Answer:
         """Exactly, or through the graph where there is one."""
@@ -140,9 +139,7 @@ class Dense(_OverCorpus):
     def _embedded(self, queries: Sequence[str]) -> tuple[list[Vector], Sequence[Sequence[Thought]]]:
         """The vectors to search with for each query, and its thoughts."""
         dimension = self.encoded.matrix.shape[1]
-        embedded = self.embedder.embed_queries(
-            queries, settings=self.settings, batch_size=self.batch_size, truncate_dim=dimension
-        )
+        embedded = self.embedder.embed_queries(queries, settings=self.settings, truncate_dim=dimension)
         groups = [item.vectors if self.pooling == "best" else item.vector[None] for item in embedded]
         return groups, [item.thoughts for item in embedded]
 
@@ -280,7 +277,6 @@ class Plan:
     hyde: bool = False
     hnsw: bool = False
     pooling: Sequence[Pooling] = ("mean",)
-    batch_size: int = 32
     work: Path | None = None
 
     def systems(
@@ -324,9 +320,7 @@ class Plan:
         fused: list[System] = []
         work = self.work or default_cache_path() / "evaluation"
         for dimension in self.dimensions:
-            encoded = encode_corpus(
-                embedder, corpus, work, batch_size=self.batch_size, truncate_dim=dimension
-            )
+            encoded = encode_corpus(embedder, corpus, work, truncate_dim=dimension)
             graph = VectorGraph(encoded.matrix) if self.hnsw else None
             label = name if dimension is None else f"{name}, {dimension} dimensions"
             for n_thoughts in self.thoughts:
@@ -344,7 +338,6 @@ class Plan:
                         name=f"{label}, {pooled}",
                         graph=graph,
                         pooling=pooling,
-                        batch_size=self.batch_size,
                         **common,
                     )
                     dense.append(system)

@@ -115,8 +115,8 @@ def sync_folder(
     )
     skipped = sorted({*found.skipped, *plan.skipped})
     vanished = plan.vanished({name for name, _ in skipped})
-    stale = plan.stale()
-    removed = index.delete([*stale, *(name for ids in vanished.values() for name in ids if prune)])
+    gone = [identity for ids in vanished.values() for identity in ids] if prune else []
+    removed = index.delete([*plan.stale(), *gone])
     return FolderReport(
         root=root,
         added=added,
@@ -151,12 +151,9 @@ class _Plan:
         """Read a file; keep its new documents while there is room."""
         ids: set[str] = set()
         new: list[Document] = []
-        read = count = size = 0
+        count = size = 0
         try:
-            for batch in self._read(source):
-                ids.update(document.id for document in batch)
-                missing = self._index.missing(batch)
-                read += len(batch)
+            for missing in self._missing(source, ids):
                 count += len(missing)
                 size += sum(len(document.text) for document in missing)
                 if size <= self._room:
@@ -168,7 +165,7 @@ class _Plan:
             self.skipped.append((source, "it has no text."))
         self.ids[source] = ids
         self.count_new += count
-        self.count_same += read - count
+        self.count_same += len(ids) - count
         if count:
             self._to_read.append(source)
             if size <= self._room:
@@ -181,15 +178,22 @@ class _Plan:
             if source in self._kept:
                 yield from self._kept.pop(source)
                 continue
-            ids: set[str] = set()
+            self.ids[source] = ids = set[str]()
             try:
-                for batch in self._read(source):
-                    ids.update(document.id for document in batch)
-                    yield from self._index.missing(batch)
+                for missing in self._missing(source, ids):
+                    yield from missing
             except DocumentError as error:
                 self._skip(source, error)
                 ids.update(self.known.get(source, ()))
-            self.ids[source] = ids
+
+    def _missing(self, source: str, ids: set[str]) -> Iterator[list[Document]]:
+        """Those documents of a file that the index does not have, page by page; `ids` gets the ids of all."""
+        documents = read_documents(
+            self._path / source, source=source, root=self._root, chunking=self._options.chunking
+        )
+        while batch := list(islice(documents, _PAGE)):
+            ids.update(document.id for document in batch)
+            yield self._index.missing(batch)
 
     def _skip(self, source: str, error: DocumentError) -> None:
         self.skipped.append((source, error.reason))
@@ -222,13 +226,6 @@ class _Plan:
             elif ids:
                 kinds["new"] += 1
         return {kind: kinds[kind] for kind in ("new", "changed", "same")}
-
-    def _read(self, source: str) -> Iterator[list[Document]]:
-        documents = read_documents(
-            self._path / source, source=source, root=self._root, chunking=self._options.chunking
-        )
-        while batch := list(islice(documents, _PAGE)):
-            yield batch
 
 
 def _is_under(name: str, folders: set[str]) -> bool:

@@ -16,7 +16,7 @@ RRF_CONSTANT = 60
 
 
 def fuse(rankings: Sequence[Sequence[Key]]) -> dict[Key, float]:
-    """The fused score of every document: 1 / (60 + rank) of each ranking that has it, rank from 0, added up."""
+    """The fused score of every document: the sum of 1 / (60 + rank) over its rankings, rank from 0."""
     scores: dict[Key, float] = {}
     for ranking in rankings:
         for rank, key in enumerate(ranking):

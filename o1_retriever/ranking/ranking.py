@@ -118,9 +118,9 @@ def search_pages(
     return found
 
 
-def all_scores(queries: Vector, matrix: Vector, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Vector]:
+def all_scores(queries: Vector, matrix: Vector) -> Iterator[Vector]:
     """For each query its inner products with all documents, a few queries at a time."""
-    step = max(1, block_bytes // (4 * max(1, len(matrix))))
+    step = max(1, BLOCK_BYTES // (4 * max(1, len(matrix))))
     for first in range(0, len(queries), step):
         yield from queries[first : first + step] @ np.asarray(matrix, dtype=np.float32).T
 
