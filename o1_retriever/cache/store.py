@@ -281,7 +281,11 @@ class ThoughtCache:
             return
 
         def both(db: sqlite3.Connection) -> None:
-            _touch_rows(db, touched)
+            for table in TABLES:
+                db.executemany(
+                    f"UPDATE {table} SET accessed = ?1 WHERE id = ?2 AND accessed < ?1",
+                    [(time, place) for (kind, place), time in touched.items() if kind == table],
+                )
             if work is not None:
                 work(db)
 
@@ -375,15 +379,6 @@ def _select(
             if crc != _checksum(values):
                 raise Damaged(f"a row of {table} has a wrong checksum")
             yield place, tuple(values)
-
-
-def _touch_rows(connection: sqlite3.Connection, times: dict[tuple[Table, int], int]) -> None:
-    """Store when rows were last used."""
-    for table in TABLES:
-        connection.executemany(
-            f"UPDATE {table} SET accessed = ?1 WHERE id = ?2 AND accessed < ?1",
-            [(time, place) for (kind, place), time in times.items() if kind == table],
-        )
 
 
 def _shrink(connection: sqlite3.Connection, room: int) -> None:

@@ -77,14 +77,6 @@ class System(Protocol):
         ...
 
 
-class Scorer(System, Protocol):
-    """A system that can score all documents, so that its complete ranking can be fused with others'."""
-
-    def scores(self, queries: Sequence[str]) -> tuple[Iterator[Vector], Sequence[Sequence[Thought]]]:
-        """For each query the scores of all documents, and its thoughts."""
-        ...
-
-
 @dataclass(kw_only=True, eq=False)
 class _OverCorpus:
     """A system with a name over the documents of a corpus."""
@@ -139,7 +131,9 @@ class Dense(_OverCorpus):
     def _embedded(self, queries: Sequence[str]) -> tuple[list[Vector], Sequence[Sequence[Thought]]]:
         """The vectors to search with for each query, and its thoughts."""
         dimension = self.encoded.matrix.shape[1]
-        embedded = self.embedder.embed_queries(queries, settings=self.settings, truncate_dim=dimension)
+        embedded = self.embedder.embed_queries(
+            queries, settings=self.settings, batch_size=32, truncate_dim=dimension
+        )
         groups = [item.vectors if self.pooling == "best" else item.vector[None] for item in embedded]
         return groups, [item.thoughts for item in embedded]
 
@@ -202,7 +196,7 @@ class Lexical(_OverCorpus):
 class Hybrid(_OverCorpus):
     """Reciprocal rank fusion of the complete rankings of several systems."""
 
-    parts: Sequence[Scorer]
+    parts: Sequence[Dense | Lexical]
 
     def search(self, queries: Sequence[str], depth: int) -> Answer:
         """Rank all documents with every part and fuse; thoughts are those of the first part that has some."""
@@ -334,15 +328,10 @@ class Plan:
                 # Below two thoughts there is nothing to pool.
                 for pooling in self.pooling if n_thoughts > 1 else ("mean",):
                     pooled = how if pooling == "mean" else f"{how}, {pooling}"
-                    system = Dense(
-                        name=f"{label}, {pooled}",
-                        graph=graph,
-                        pooling=pooling,
-                        **common,
-                    )
+                    system = Dense(name=f"{label}, {pooled}", graph=graph, pooling=pooling, **common)
                     dense.append(system)
                     if self.hybrid:
-                        parts: list[Scorer] = [system, lexical[n_thoughts]]
+                        parts = [system, lexical[n_thoughts]]
                         fused.append(Hybrid(name=f"{label} + BM25, {pooled}", corpus=corpus, parts=parts))
                 if self.hyde and n_thoughts:
                     fused.append(Hyde(name=f"HyDE {label}, {how}", **common))
@@ -356,9 +345,8 @@ def bm25_over(corpus: Corpus) -> Bm25:
 
 def parse_thoughts(text: str) -> tuple[int, ...]:
     """Numbers of thoughts from text such as "never,1,3"; `never` is 0. Raises `SettingsError`."""
-    return tuple(
-        0 if part == "never" else _whole(part, "never or a number of thoughts") for part in _parts(text)
-    )
+    expected = "never or a number of thoughts"
+    return tuple(0 if part == "never" else _whole(part, expected) for part in _parts(text))
 
 
 def parse_pooling(text: str) -> tuple[Pooling, ...]:
@@ -371,9 +359,8 @@ def parse_pooling(text: str) -> tuple[Pooling, ...]:
 
 def parse_dimensions(text: str) -> tuple[int | None, ...]:
     """Dimensions from text such as "all,128"; `all` is None. Raises `SettingsError`."""
-    return tuple(
-        None if part == "all" else _whole(part, "all or a number of dimensions") for part in _parts(text)
-    )
+    expected = "all or a number of dimensions"
+    return tuple(None if part == "all" else _whole(part, expected) for part in _parts(text))
 
 
 def _parts(text: str) -> list[str]:

@@ -272,14 +272,14 @@ class Session:
             for digest, identity in digests.items()
         }
 
-    def page(self, after: int, limit: int) -> tuple[list[EmbeddedDocument], int]:
-        """The next documents in the order of their addition, and the `after` of the page that follows."""
-        found = self._connection.execute(
-            "SELECT id, text, metadata, vector, number FROM documents WHERE number > ? "
-            "ORDER BY number LIMIT ?",
-            (after, limit),
-        ).fetchall()
-        return [_embedded(values[:4]) for values in found], found[-1][4] if found else after
+    def pages(self, size: int) -> Iterator[list[EmbeddedDocument]]:
+        """All documents in the order of their addition, so many at a time."""
+        found = map(
+            _embedded,
+            self._connection.execute("SELECT id, text, metadata, vector FROM documents ORDER BY number"),
+        )
+        while page := list(islice(found, size)):
+            yield page
 
     def ids_by_source(self, root: str) -> dict[str, list[str]]:
         """The ids of a folder's documents, by file."""

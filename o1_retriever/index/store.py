@@ -52,10 +52,7 @@ class Store:
                 f"{self.folder.parent} holds a Chroma database that o1-retriever did not write.",
                 hint="Choose another folder for the index.",
             )
-        strange = (
-            sorted({entry.name for entry in self.folder.iterdir()} - _OURS) if self.folder.exists() else []
-        )
-        if strange:
+        if strange := sorted({entry.name for entry in self.folder.glob("*")} - _OURS):
             raise StoreError(
                 f"{self.folder} is not an index: found {strange[0]!r}; expected {LEDGER_FILE}.",
                 hint="Choose another folder or another collection.",
@@ -152,10 +149,8 @@ class Store:
         shutil.rmtree(self._graph.path(number), ignore_errors=True)
         try:
             self._graph.begin(number, state.description())
-            page, last = session.page(0, _PAGE)
-            while page:
+            for page in session.pages(_PAGE):
                 self._graph.put(page)
-                page, last = session.page(last, _PAGE)
         except DamagedGraphError as error:
             raise self._useless(error) from error
         state = self._clean(session, replace(state, graph=number, generation=state.generation + 1))
