@@ -331,8 +331,8 @@ class Plan:
                     system = Dense(name=f"{label}, {pooled}", graph=graph, pooling=pooling, **common)
                     dense.append(system)
                     if self.hybrid:
-                        parts = [system, lexical[n_thoughts]]
-                        fused.append(Hybrid(name=f"{label} + BM25, {pooled}", corpus=corpus, parts=parts))
+                        both, parts = f"{label} + BM25, {pooled}", (system, lexical[n_thoughts])
+                        fused.append(Hybrid(name=both, corpus=corpus, parts=parts))
                 if self.hyde and n_thoughts:
                     fused.append(Hyde(name=f"HyDE {label}, {how}", **common))
         return dense + fused
