@@ -38,9 +38,8 @@ class O1EmbeddingFunction(EmbeddingFunction[Documents]):
         truncate_dim: int | None = None,
         fingerprint: str | None = None,
     ) -> None:
-        brought = isinstance(embedder, ThinkingEmbedder)
         self._loaded = embedder if isinstance(embedder, ThinkingEmbedder) else None
-        self._model = None if brought or embedder is None else os.fspath(embedder)  # type: ignore[arg-type]
+        self._model = os.fspath(embedder) if isinstance(embedder, str | os.PathLike) else None
         self._settings = settings
         self._truncate_dim = truncate_dim
         self._expected = fingerprint

@@ -119,7 +119,7 @@ class O1Retriever(BaseRetriever):
 
     def _search(self, request: Request, *, blocking: bool) -> IndexSearch | StoreSearch[Document]:
         if self.retriever is not None:
-            return IndexSearch(self.retriever, request, blocking=blocking)
+            return IndexSearch(self.retriever, request, blocking)
         assert self.vectorstore is not None
         embeddings = self._thinking_embeddings(self.vectorstore)
         return store_search(
@@ -168,8 +168,8 @@ class O1Retriever(BaseRetriever):
                 f"This retriever searches a {type(self.vectorstore).__name__}; explain needs our own index.",
                 hint="Type: O1Retriever(retriever=Retriever(embedder, index)).explain(query)",
             )
-        search = IndexSearch(self.retriever, self._request(query, kwargs))
-        return self.retriever.explain(search.query, **search.options)
+        request = self._request(query, kwargs)
+        return self.retriever.explain(request.query, **request.index_options)
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         """What LangSmith shows of this retriever."""

@@ -1,4 +1,4 @@
-"""What the retriever searches: our own index, or any LangChain vector store by a vector."""
+"""What the retriever searches: our own index, or any LangChain vector store by vectors."""
 
 from __future__ import annotations
 
@@ -50,6 +50,12 @@ class Request:
         if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
             raise SettingsError(f"score_threshold is {threshold!r}; expected a number or None.")
 
+    @property
+    def index_options(self) -> dict[str, Any]:
+        """What `Retriever.search` takes beside the query."""
+        own = {"k": self.k, "where": self.filter, "settings": self.settings}
+        return {**own, **self.how, **self.extra}
+
     def kept(self, ranking: Found[Document]) -> Found[Document]:
         """Those that reach the threshold."""
         if self.score_threshold is None:
@@ -57,30 +63,24 @@ class Request:
         return [(doc, score) for doc, score in ranking if score is not None and score >= self.score_threshold]
 
 
+@dataclass(frozen=True, slots=True)
 class IndexSearch:
     """Searches our own index with our own retriever, which thinks and searches in one go."""
 
-    def __init__(self, retriever: Retriever, request: Request, *, blocking: bool = True) -> None:
-        self.retriever = retriever
-        self.query = request.query
-        self.blocking = blocking
-        self.options: dict[str, Any] = {
-            "k": request.k,
-            "where": request.filter,
-            "settings": request.settings,
-            **request.how,
-            **request.extra,
-        }
+    retriever: Retriever
+    request: Request
+    blocking: bool
 
     async def think(self) -> Embedded[Document]:
         """Think about the query, and find its documents."""
-        result = await called(self.blocking, self.retriever.search, self.query, **self.options)
+        options = self.request.index_options
+        result = await called(self.blocking, self.retriever.search, self.request.query, **options)
         documents = [(_document(hit), hit.score) for hit in result.hits]
         return Embedded(embeddings=[result.embedding], decision=result.decision, found=documents)
 
     async def find(self, embedded: Embedded[Document]) -> Found[Document]:
         """The documents nearest to the query and its thoughts, best first."""
-        return embedded.found or []
+        return embedded.found or ()
 
 
 def store_search(
@@ -88,8 +88,8 @@ def store_search(
     embeddings: O1Embeddings,
     request: Request,
     *,
-    score_fn: Callable[[float], float] | None = None,
-    blocking: bool = True,
+    score_fn: Callable[[float], float] | None,
+    blocking: bool,
 ) -> StoreSearch[Document]:
     """A search of a vector store with a query and its thoughts.
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -170,7 +170,8 @@ class VectorStoreSearch:
             return await called(blocking, self._model.think, queries, settings=settings, events=False)
 
         async def nearest(vectors: Vector, k: int) -> list[list[tuple[BaseNode, float | None]]]:
-            bundles = [_with_embedding(bundle, vector) for vector in vectors]
+            # Copies, because the caller's bundle may be used with another retriever.
+            bundles = [replace(bundle, embedding=vector.tolist()) for vector in vectors]
             retriever = self._retrievers[k]
             # Where a store has no async query, LlamaIndex runs the blocking one within the loop.
             if blocking or type(self._store).aquery is BasePydanticVectorStore.aquery:
@@ -206,16 +207,6 @@ def _given(embedding: list[float]) -> Vector:
     return np.asarray(embedding, np.float32)[None]
 
 
-def _with_embedding(bundle: QueryBundle, vector: Vector) -> QueryBundle:
-    """The bundle with an embedding; a copy, because the caller's may be used with another retriever."""
-    return QueryBundle(
-        query_str=bundle.query_str,
-        image_path=bundle.image_path,
-        custom_embedding_strs=bundle.custom_embedding_strs,
-        embedding=vector.tolist(),
-    )
-
-
 def _node(hit: Hit) -> NodeWithScore:
     # The fused score orders a hybrid ranking, and whoever sorts nodes again does so by the score.
     score = hit.score if hit.fused_score is None else hit.fused_score
@@ -235,34 +226,25 @@ _OPERATORS = {
 _CONDITIONS = {FilterCondition.AND: "$and", FilterCondition.OR: "$or"}
 
 
-def as_where(filters: MetadataFilters | None) -> dict[str, Any] | None:
+def as_where(filters: MetadataFilter | MetadataFilters | None) -> dict[str, Any] | None:
     """The filter as `Index.search` takes it. Raises `SettingsError` for what the index cannot do."""
+    if isinstance(filters, MetadataFilter):
+        operator = _known(filters.operator, _OPERATORS, f"The filter on {filters.key!r} has the operator")
+        return {filters.key: {operator: filters.value}}
     if filters is None or not filters.filters:
         return None
-    condition = filters.condition or FilterCondition.AND
-    if condition not in _CONDITIONS:
-        raise SettingsError(
-            f"The filter condition is {condition.value!r}; expected one of {_names(_CONDITIONS)}."
-        )
-    parts = [part for each in filters.filters if (part := _part(each)) is not None]
+    condition = _known(filters.condition or FilterCondition.AND, _CONDITIONS, "The filter condition is")
+    parts = [part for each in filters.filters if (part := as_where(each)) is not None]
     if len(parts) < 2:
         return parts[0] if parts else None
-    return {_CONDITIONS[condition]: parts}
+    return {condition: parts}
 
 
-def _part(each: MetadataFilter | MetadataFilters) -> dict[str, Any] | None:
-    if isinstance(each, MetadataFilters):
-        return as_where(each)
-    if each.operator not in _OPERATORS:
-        raise SettingsError(
-            f"The filter on {each.key!r} has the operator {each.operator.value!r}; expected one of "
-            f"{_names(_OPERATORS)}."
-        )
-    return {each.key: {_OPERATORS[each.operator]: each.value}}
-
-
-def _names(known: Any) -> str:
-    return ", ".join(each.value for each in known)
+def _known(name: Any, ours: dict[Any, str], what: str) -> str:
+    if name not in ours:
+        expected = ", ".join(each.value for each in ours)
+        raise SettingsError(f"{what} {name.value!r}; expected one of {expected}.")
+    return ours[name]
 
 
 # Distance to cosine, for unit vectors: Chroma's `l2` is the squared distance.

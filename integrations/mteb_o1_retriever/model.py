@@ -87,20 +87,14 @@ class O1Model:
         if kwargs.get("precision", "float32") != "float32":
             raise SettingsError(f"precision is {kwargs['precision']!r}; expected 'float32'.")
         texts = [text for batch in inputs for text in batch["text"]]
-        batch_size, show = kwargs.get("batch_size", 32), kwargs.get("show_progress_bar")
-        if prompt_type != PromptType.query:
-            vectors = self.embedder.encode_documents(
-                texts, batch_size=batch_size, show_progress_bar=show, truncate_dim=self.truncate_dim
-            )
-            return np.asarray(vectors)
-        vectors = self.embedder.encode_queries(
-            texts,
-            batch_size=batch_size,
-            show_progress_bar=show,
-            truncate_dim=self.truncate_dim,
-            settings=self.settings,
-        )
-        return np.asarray(vectors)
+        options: dict[str, Any] = {
+            "batch_size": kwargs.get("batch_size", 32),
+            "show_progress_bar": kwargs.get("show_progress_bar"),
+            "truncate_dim": self.truncate_dim,
+        }
+        if prompt_type == PromptType.query:
+            return np.asarray(self.embedder.encode_queries(texts, settings=self.settings, **options))
+        return np.asarray(self.embedder.encode_documents(texts, **options))
 
     def similarity(self, embeddings1: Array, embeddings2: Array) -> Array:
         """Cosines of all pairs, (first, second)."""

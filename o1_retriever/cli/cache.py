@@ -6,9 +6,10 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from rich.filesize import decimal
 
 from o1_retriever.cli.options import with_options
-from o1_retriever.cli.terminal import Facts, output, problem, section, size, write_json
+from o1_retriever.cli.terminal import Facts, output, problem, section, write_json
 from o1_retriever.reporting.text import counted
 
 app = typer.Typer(
@@ -57,14 +58,9 @@ def cache_record() -> dict[str, Any]:
 
     path = default_cache_path()
     if not path.is_dir():
-        return {
-            "path": str(path),
-            "thoughts": 0,
-            "vectors": 0,
-            "bytes": 0,
-            "file_bytes": 0,
-            "max_bytes": None,
-        }
+        return {"path": str(path), "max_bytes": None} | dict.fromkeys(
+            ("thoughts", "vectors", "bytes", "file_bytes"), 0
+        )
     with ThoughtCache() as cache:
         return cache.info().to_dict()
 
@@ -73,9 +69,9 @@ def cache_rows(record: dict[str, Any]) -> Facts:
     """The cache as lines."""
     if "problem" in record:
         return problem(record)
-    room = f" of at most {size(record['max_bytes'])}" if record["max_bytes"] else ""
+    room = f" of at most {decimal(record['max_bytes'])}" if record["max_bytes"] else ""
     return [
         ("path", record["path"]),
         ("holds", f"{counted(record['thoughts'], 'thought')}, {counted(record['vectors'], 'query vector')}"),
-        ("size", f"{size(record['file_bytes'])}{room}"),
+        ("size", f"{decimal(record['file_bytes'])}{room}"),
     ]

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.filesize import decimal
 
 from o1_retriever.cli.cache import cache_record, cache_rows
 from o1_retriever.cli.models import check_pair, encoder_name, model_name, thinker_name
 from o1_retriever.cli.options import Dtype, IndexOptions, ModelOptions, with_options
-from o1_retriever.cli.terminal import Facts, output, problem, section, size, write_json
+from o1_retriever.cli.terminal import Facts, output, problem, section, write_json
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1RetrieverError
 from o1_retriever.reporting.text import counted
 
@@ -199,7 +200,7 @@ def model_rows(record: dict[str, Any]) -> Facts:
         f"{record['architecture']}, {record['dimension']} dimensions, at most {record['max_tokens']} tokens"
     )
     settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items())
-    weights = f"{record['parameters'] / 1e6:,.1f} million, {size(record['weights_bytes'])}"
+    weights = f"{record['parameters'] / 1e6:,.1f} million, {decimal(record['weights_bytes'])}"
     return [
         ("model", record["name"]),
         ("kind", shape),
@@ -216,7 +217,7 @@ def index_rows(record: dict[str, Any]) -> Facts:
         return problem(record)
     rows = [
         ("path", record["path"]),
-        ("holds", f"{counted(record['documents'], 'passage')}, {size(record['bytes'])}"),
+        ("holds", f"{counted(record['documents'], 'passage')}, {decimal(record['bytes'])}"),
     ]
     rows += [
         ("folder", f"{name} ({counted(files, 'file')})") for name, files in record["folders"].items() if name

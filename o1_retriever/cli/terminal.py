@@ -108,16 +108,6 @@ def section(title: str, rows: Sequence[tuple[str, str]]) -> Group:
     return Group(Text(title, style="bold"), table)
 
 
-def size(count: int) -> str:
-    """Bytes as people read them."""
-    amount = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if amount < 1000 or unit == "GB":
-            break
-        amount /= 1000
-    return f"{amount:.0f} {unit}" if unit == "bytes" or amount >= 100 else f"{amount:.1f} {unit}"
-
-
 def problem(record: dict[str, Any]) -> Facts:
     """What keeps the thing that the record is about from being used, as a line."""
     return [("problem", record["problem"])] if record["problem"] else []
