@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TypeAlias
@@ -46,14 +46,18 @@ def per_query(
     """
     package = require("ir_measures", extra="eval", purpose="Measuring a ranking")
     parsed = {name: _parse(package, name) for name in measures}
-    ranked = {query: _as_ranks(query, run.get(query, {})) for query in qrels}
+    ranked = {}
+    for query in qrels:
+        found = ordered({key: score for key, score in run.get(query, {}).items() if key != query})
+        # Ranks instead of scores: no provider of ir-measures is left to break a tie in its own way.
+        ranked[query] = {document: float(-rank) for rank, document in enumerate(found)}
     plain = {query: dict(judged) for query, judged in qrels.items()}
-    found: dict[tuple[str, str], float] = {
+    values: dict[tuple[str, str], float] = {
         (str(row.measure), row.query_id): float(row.value)
         for row in package.iter_calc(list(parsed.values()), plain, ranked)
     }
     return {
-        name: {query: found.get((str(measure), query), 0.0) for query in qrels}
+        name: {query: values.get((str(measure), query), 0.0) for query in qrels}
         for name, measure in parsed.items()
     }
 
@@ -73,12 +77,6 @@ def ordered(scores: Mapping[str, float]) -> list[str]:
 def aligned(values: Mapping[str, float], queries: Sequence[str]) -> NDArray[np.float64]:
     """The values of the queries in their order, for a paired test."""
     return np.array([values[query] for query in queries], dtype=np.float64)
-
-
-def _as_ranks(query: str, scores: Mapping[str, float]) -> dict[str, float]:
-    # Ranks instead of scores: no provider of ir-measures is left to break a tie in its own way.
-    documents = ordered({key: value for key, value in scores.items() if key != query})
-    return {document: float(-rank) for rank, document in enumerate(documents)}
 
 
 def _parse(package: ModuleType, name: str) -> object:
@@ -111,7 +109,16 @@ def write_run(
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    lines = [line for query, scores in run.items() for line in _lines(query, scores, _checked(tag, "tag"))]
+    _check_names("tag", [tag])
+    _check_names("query id", run)
+    lines = []
+    for query, scores in run.items():
+        _check_names("document id", scores)
+        for rank, document in enumerate(ordered(scores), start=1):
+            score = float(scores[document])
+            if not math.isfinite(score):
+                raise CollectionError(f"Query {query!r} has the score {score!r}; expected a finite number.")
+            lines.append(f"{query} Q0 {document} {rank} {score!r} {tag}\n")
     with written_whole(target) as file:
         file.writelines(lines)
     if thoughts is not None:
@@ -148,23 +155,12 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
     }
 
 
-def _lines(query: str, scores: Mapping[str, float], tag: str) -> list[str]:
-    _checked(query, "query id")
-    bad = next((value for value in scores.values() if not math.isfinite(value)), None)
-    if bad is not None:
-        raise CollectionError(f"Query {query!r} has the score {bad!r}; expected a finite number.")
-    return [
-        f"{query} Q0 {_checked(document, 'document id')} {rank} {float(scores[document])!r} {tag}\n"
-        for rank, document in enumerate(ordered(scores), start=1)
-    ]
-
-
-def _checked(identity: str, what: str) -> str:
-    if len(identity.split()) != 1 or identity != identity.strip():
-        raise CollectionError(
-            f"The {what} {identity!r} cannot stand in a TREC run; expected no white space in it."
-        )
-    return identity
+def _check_names(what: str, names: Iterable[str]) -> None:
+    for name in names:
+        if len(name.split()) != 1 or name != name.strip():
+            raise CollectionError(
+                f"The {what} {name!r} cannot stand in a TREC run; expected no white space in it."
+            )
 
 
 def _score(text: str, where: str) -> float:

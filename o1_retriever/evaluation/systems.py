@@ -383,8 +383,6 @@ def _thinking(n_thoughts: int) -> str:
 
 
 def _settings(base: ThoughtSettings, n_thoughts: int) -> ThoughtSettings:
-    return (
-        base.with_changes(n_thoughts=n_thoughts, thinking="always")
-        if n_thoughts
-        else base.with_changes(thinking="never")
-    )
+    if not n_thoughts:
+        return base.with_changes(thinking="never")
+    return base.with_changes(n_thoughts=n_thoughts, thinking="always")
