@@ -17,7 +17,6 @@ from o1_retriever_training.joint import dry_run, model
 from o1_retriever_training.joint.backbone import open_backbone
 from o1_retriever_training.joint.batches import Batch, Collator, DrawnRows
 from o1_retriever_training.joint.dry_run import (
-    Graph,
     Hardware,
     duration,
     estimate,
@@ -136,9 +135,8 @@ def test_a_layer_keeps_what_a_forward_keeps(
     weights = {parameter.untyped_storage().data_ptr() for parameter in real.model.parameters()}
     found = sum(size for place, size in kept.items() if place not in weights)
     shape = shape_of(recipe.model)
-    graph = Graph(chunk.ids.numel(), chunk.ids.shape[1], mask=4)
-    one = dry_run.layer_bytes(shape, recipe.model, graph, 4)
-    assert shape.layers * graph.tokens * one == pytest.approx(found, rel=0.15)
+    one = dry_run.layer_bytes(shape, recipe.model, columns=chunk.ids.shape[1], mask=4, width=4)
+    assert shape.layers * chunk.ids.numel() * one == pytest.approx(found, rel=0.15)
 
 
 def test_what_is_in_memory_at_once_is_a_chunk(tiny_recipe) -> None:

@@ -10,17 +10,20 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from rich import box
+from rich.table import Table
 
 from o1_retriever.errors import SettingsError
+from o1_retriever.reporting.text import counted
+from o1_retriever_training.joint.backbone import compute_dtype
 from o1_retriever_training.joint.batches import steps_per_epoch
 from o1_retriever_training.joint.losses import BLOCK
 from o1_retriever_training.joint.recipe import ModelSection, TrainRecipe
-from o1_retriever_training.joint.sizes import Chunk, Sampled, Shape, StepSize, sample, shape_of
+from o1_retriever_training.joint.sizes import Sampled, Shape, StepSize, sample, shape_of
 from o1_retriever_training.reading import HUB, count_rows
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 GIGA = 10**9
 THIS = "this"
@@ -32,6 +35,10 @@ _LOGIT_COPIES = 3
 # What allocators lose between blocks that come and go, as a share of them; ours.
 _FRAGMENTATION = 0.2
 _AT_ONCE = 1 << 26  # as many logits as `JointModel` has in memory
+
+
+# Shares of a peak that training reaches: assumed for GPUs, measured for the small model on a CPU.
+_GPU_UTILISATION, _CPU_UTILISATION = 0.4, 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +53,14 @@ class Hardware:
     name: str
     memory: int
     peak: float
-    utilisation: float = 0.4
+    utilisation: float = _GPU_UTILISATION
     overhead: int = GIGA
     devices: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """What training calls it."""
+        return torch.device("cpu" if "CPU" in self.name else "cuda")
 
 
 # Dense bfloat16 TFLOP/s and memory as the makers' data sheets have them.
@@ -64,8 +76,6 @@ _GPUS = {
     "a10-24gb": (24, 125),
     "l4-24gb": (24, 121),
 }
-# Shares of a peak that training reaches: assumed for GPUs, measured for the small model on a CPU.
-_GPU_UTILISATION, _CPU_UTILISATION = 0.4, 0.6
 
 
 def known_hardware() -> list[str]:
@@ -80,46 +90,28 @@ def find_hardware(name: str) -> Hardware:
     """
     if name in _GPUS:
         gigabytes, teraflops = _GPUS[name]
+        return Hardware(name=name, memory=gigabytes * GIGA, peak=teraflops * 1e12)
+    if name == THIS and torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
         return Hardware(
-            name=name, memory=gigabytes * GIGA, peak=teraflops * 1e12, utilisation=_GPU_UTILISATION
+            name=str(found.name),
+            memory=int(found.total_memory),
+            peak=_measured("cuda", 8192, torch.bfloat16),
+            devices=torch.cuda.device_count(),
         )
-    if name == "cpu":
-        return _this_cpu()
-    if name == THIS:
-        return _this_gpu() or _this_cpu()
+    if name in ("cpu", THIS):
+        return Hardware(
+            name=f"this CPU, {counted(torch.get_num_threads(), 'thread')}",
+            memory=_memory_here(),
+            peak=_measured("cpu", 768, torch.float32),
+            utilisation=_CPU_UTILISATION,
+            overhead=GIGA // 2,
+            devices=1,
+        )
     near = difflib.get_close_matches(name, known_hardware(), n=1, cutoff=0.4)
     meant = f"Did you mean {near[0]}? " if near else ""
     raise SettingsError(
         f"The hardware is {name!r}, which is not known.", hint=f"{meant}Known: {', '.join(known_hardware())}."
-    )
-
-
-def _this_gpu() -> Hardware | None:
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    found = torch.cuda.get_device_properties(0)
-    return Hardware(
-        name=str(found.name),
-        memory=int(found.total_memory),
-        peak=_measured("cuda", 8192, torch.bfloat16),
-        utilisation=_GPU_UTILISATION,
-        devices=torch.cuda.device_count(),
-    )
-
-
-def _this_cpu() -> Hardware:
-    import torch
-
-    threads = torch.get_num_threads()
-    return Hardware(
-        name=f"this CPU, {threads} thread{'s' if threads > 1 else ''}",
-        memory=_memory_here(),
-        peak=_measured("cpu", 768, torch.float32),
-        utilisation=_CPU_UTILISATION,
-        overhead=GIGA // 2,
-        devices=1,
     )
 
 
@@ -130,11 +122,9 @@ def _memory_here() -> int:
         return 8 * GIGA
 
 
-def _measured(device: str, size: int, dtype: object) -> float:
+def _measured(device: str, size: int, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a product of two matrices: the best of several."""
-    import torch
-
-    left = torch.randn(size, size, device=device, dtype=dtype)  # type: ignore[call-overload]
+    left = torch.randn(size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(6):
         started = time.perf_counter()
@@ -194,9 +184,9 @@ def estimate(recipe: TrainRecipe, hardware: Hardware) -> Estimate:
     read.
     """
     shape = shape_of(recipe.model)
-    data = sample(recipe, "cpu" if is_cpu(hardware) else "cuda")
+    data = sample(recipe, hardware.device.type)
     devices = hardware.devices or recipe.hardware.processes or 1
-    steps, rows, notes = _steps(recipe, data, devices)
+    steps, notes = _steps(recipe, data, devices)
     step = data.step
     return Estimate(
         model=recipe.model.base,
@@ -205,7 +195,7 @@ def estimate(recipe: TrainRecipe, hardware: Hardware) -> Estimate:
         parameters=shape.parameters,
         trained=shape.trained(recipe.model),
         steps=steps,
-        rows=rows,
+        rows=data.total,
         tokens=step.tokens * devices,
         padded=step.padded * devices,
         labels=step.labels * devices,
@@ -230,40 +220,27 @@ def step_flops(recipe: TrainRecipe, shape: Shape, step: StepSize) -> float:
         low_rank = 2.0 * rank * sum(layer.inputs + layer.outputs for layer in shape.adapted(recipe.model))
     forwards = 1 + (recipe.optimisation.chunk is not None) + recipe.model.gradient_checkpointing
     back = 2 if full else 1
-    attention = _attention(shape, (*step.queries, *step.documents)) / step.batches
+    # Queries against keys and weights against values, in all layers.
+    pairs = sum(count * width * width for count, width in (*step.queries, *step.documents)) / step.batches
+    attention = 4.0 * pairs * shape.query_width * shape.layers
     # The backward of attention repeats a product that the forward did not keep, except in the eager one.
     attention_back = 2.0 if recipe.model.attention == "eager" else 2.5
     total = step.padded * (linear * (forwards + back) + low_rank * (forwards + 2))
     return total + attention * (forwards + attention_back) + step.labels * head * (1 + back)
 
 
-def _attention(shape: Shape, forwards: tuple[Chunk, ...]) -> float:
-    """Operations of queries against keys and of weights against values, in all layers."""
-    pairs = sum(count * width * width for count, width in forwards)
-    return 4.0 * pairs * shape.query_width * shape.layers
-
-
-def _steps(
-    recipe: TrainRecipe, data: Sampled, devices: int
-) -> tuple[int | None, int | None, tuple[str, ...]]:
-    import numpy as np
-
-    known = [count for count in data.rows if count is not None]
-    rows = sum(known) if len(known) == len(data.rows) else None
+def _steps(recipe: TrainRecipe, data: Sampled, devices: int) -> tuple[int | None, tuple[str, ...]]:
+    """How many steps the training has (None: unknown), and what was assumed of the rows."""
     optimisation = recipe.optimisation
     if optimisation.steps is not None:
-        return optimisation.steps, rows, ()
-    if rows is None:
-        return (
-            None,
-            None,
-            ("How many rows there are is not known; --set optimisation.steps=N says the total.",),
-        )
+        return optimisation.steps, ()
+    if data.total is None:
+        return None, ("How many rows there are is not known; --set optimisation.steps=N says the total.",)
     far = any(source.path.startswith(HUB) for source in recipe.data.train)
     notes = ("The rows of the Hub are taken to be as many as data.train allows.",) if far else ()
-    sources = np.repeat(np.arange(len(known)), known)
+    sources = np.repeat(np.arange(len(data.rows)), [count or 0 for count in data.rows])
     whole = steps_per_epoch(sources, size=data.step.rows, world=devices)
-    return max(1, round((optimisation.epochs or 1.0) * whole)), rows, notes
+    return max(1, round((optimisation.epochs or 1.0) * whole)), notes
 
 
 def _notes(recipe: TrainRecipe, shape: Shape, hardware: Hardware) -> tuple[str, ...]:
@@ -280,12 +257,18 @@ def memory_of(
 ) -> dict[str, int]:
     """Bytes of one device by part."""
     model = recipe.model
-    width = compute_width(model, hardware)
+    width = compute_dtype(model, hardware.device).itemsize
     trained, shares = shape.trained(model), devices if recipe.hardware.sharded else 1
     buckets = 2 if devices > 1 and not recipe.hardware.sharded else 1
-    cpu = is_cpu(hardware)
-    graph = Graph(*_graph(recipe, step), mask=_FLOAT if cpu else 1)
-    activations = activation_bytes(shape, model, graph, width)
+    mask = _FLOAT if hardware.device.type == "cpu" else 1
+    layer = layer_bytes(shape, model, columns=step.columns, mask=mask, width=width)
+    # Of one chunk, or of all where nothing is cached.
+    tokens = step.padded if recipe.optimisation.chunk is None else step.longest
+    if model.gradient_checkpointing:
+        # The input of every layer, and all of the one that is computed again, with the gradients in it.
+        activations = tokens * (shape.layers * shape.width * width + 2 * layer)
+    else:
+        activations = tokens * (shape.layers + 1) * layer
     logits = _logits(recipe, shape, step, width)
     return {
         "weights": round(weight_bytes(shape, model, width) / shares),
@@ -297,18 +280,6 @@ def memory_of(
         "fragmentation": round((activations + logits) * _FRAGMENTATION),
         "framework": hardware.overhead,
     }
-
-
-def compute_width(model: ModelSection, hardware: Hardware) -> int:
-    """Bytes of a number in the forward: 2 in bfloat16, 4 in float32."""
-    if model.dtype == "auto":
-        return _FLOAT if is_cpu(hardware) else 2
-    return 2 if model.dtype == "bfloat16" else _FLOAT
-
-
-def is_cpu(hardware: Hardware) -> bool:
-    """Whether it is a processor that training falls back on."""
-    return "CPU" in hardware.name
 
 
 def weight_bytes(shape: Shape, model: ModelSection, width: int) -> float:
@@ -324,53 +295,26 @@ def weight_bytes(shape: Shape, model: ModelSection, width: int) -> float:
     return frozen * _NF4 + (shape.parameters - frozen) * width + adapters + dequantised
 
 
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """What is alive between a forward and its backward: tokens, padding included, in rows of `columns`.
+def layer_bytes(shape: Shape, model: ModelSection, *, columns: int, mask: int, width: int) -> float:
+    """Bytes that one layer keeps for its backward, for each token of sequences of so many `columns`.
 
     `mask` is what dropout keeps for a number, in bytes: 4 on a CPU and 1 on a GPU.
     """
-
-    tokens: int
-    columns: int
-    mask: int = 1
-
-
-def activation_bytes(shape: Shape, model: ModelSection, graph: Graph, width: int) -> float:
-    """Bytes that a graph keeps, and what its backward needs besides."""
-    one = layer_bytes(shape, model, graph, width)
-    if model.gradient_checkpointing:
-        # The input of every layer, and all of the one that is computed again, with the gradients in it.
-        return graph.tokens * (shape.layers * shape.width * width + 2 * one)
-    return graph.tokens * (shape.layers + 1) * one
-
-
-def layer_bytes(shape: Shape, model: ModelSection, graph: Graph, width: int) -> float:
-    """Bytes that one layer keeps for its backward, for each token."""
     queries = shape.query_width
     norms = 2 * shape.width * _FLOAT
     attention = 4 * queries * width  # queries, keys and values (repeated to as many heads), and the outcome
     if shape.attention_dropout or model.attention == "eager":
         # Who looks at whom, which other kernels do not keep; with dropout its mask and what is left, too.
-        attention += shape.heads * graph.columns * _FLOAT * (3 if shape.attention_dropout else 1)
+        attention += shape.heads * columns * _FLOAT * (3 if shape.attention_dropout else 1)
     inner = (3 if shape.gated else 1) * shape.inner * width
     if model.tuning == "full":
         # What trained matrices multiply is kept: the layer's two inputs, attention's outcome, the inner one.
         return norms + attention + inner + (2 * shape.width + queries + shape.inner) * width
     adapted = [layer for layer in shape.block if layer.is_any_of(model.lora.targets)]
     # A dropout of its own in front of every low-rank matrix: its mask, and what it let through in float32.
-    dropped = (graph.mask if model.lora.dropout else 0) + _FLOAT
+    dropped = (mask if model.lora.dropout else 0) + _FLOAT
     low_rank = sum(layer.inputs * dropped + model.lora.rank * _FLOAT for layer in adapted)
     return norms + attention + inner + low_rank
-
-
-def _graph(recipe: TrainRecipe, step: StepSize) -> tuple[int, int]:
-    """Tokens and columns that are alive at once: of one chunk, or of all where nothing is cached."""
-    forwards = (*step.queries, *step.documents)
-    columns = max((width for _, width in forwards), default=0)
-    if recipe.optimisation.chunk is not None:
-        return step.longest, columns
-    return round(step.padded), columns
 
 
 def _logits(recipe: TrainRecipe, shape: Shape, step: StepSize, width: int) -> float:
@@ -394,10 +338,10 @@ def _vectors(recipe: TrainRecipe, shape: Shape, rows: int, devices: int) -> floa
 
 def tables(estimate: Estimate) -> list[Table]:
     """What is trained and how long it takes, and the memory of one device by part."""
-    return [_work(estimate), _memory_table(estimate)]
+    return [_work_table(estimate), _memory_table(estimate)]
 
 
-def _work(estimate: Estimate) -> Table:
+def _work_table(estimate: Estimate) -> Table:
     table = _table("a step", "in all")
     steps = estimate.steps
     trained = estimate.trained / estimate.parameters
@@ -406,13 +350,13 @@ def _work(estimate: Estimate) -> Table:
     table.add_row("  trained", "", f"{large(estimate.trained)} ({trained:.2%})")
     table.add_row("rows", "", "unknown" if estimate.rows is None else f"{estimate.rows:,}")
     table.add_row("steps", "", "unknown" if steps is None else f"{steps:,}")
-    counted = {
+    sums = {
         "tokens": estimate.tokens,
         "  with padding": estimate.padded,
         "  predicted": estimate.labels,
         "FLOPs": estimate.flops,
     }
-    for name, value in counted.items():
+    for name, value in sums.items():
         table.add_row(name, large(value), "–" if steps is None else large(value * steps))
     seconds = estimate.seconds
     total = "–" if seconds is None else duration(seconds)
@@ -436,9 +380,6 @@ def _memory_table(estimate: Estimate) -> Table:
 
 
 def _table(*columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in columns:
@@ -448,15 +389,8 @@ def _table(*columns: str) -> Table:
 
 def large(value: float) -> str:
     """A count in three digits: 7.62 B."""
-    for size, unit in (
-        (1e21, "Z"),
-        (1e18, "E"),
-        (1e15, "P"),
-        (1e12, "T"),
-        (1e9, "B"),
-        (1e6, "M"),
-        (1e3, "k"),
-    ):
+    units = {1e21: "Z", 1e18: "E", 1e15: "P", 1e12: "T", 1e9: "B", 1e6: "M", 1e3: "k"}
+    for size, unit in units.items():
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.0f}"

@@ -6,66 +6,49 @@ that are here, else they are the recipe's limits.
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from o1_retriever.engine.batching import forward_tokens
-from o1_retriever.engine.template import MARKERS, Layout, Template, TemplateConfig
+from o1_retriever.encoders import CallableEncoder
+from o1_retriever.engine.batching import by_tokens, forward_tokens
+from o1_retriever.engine.checkpoint import first_line
+from o1_retriever.engine.template import MARKERS, Template, TemplateConfig
 from o1_retriever.errors import ModelNotFoundError, O1RetrieverError, SettingsError
+from o1_retriever_training.joint.batches import Collator, DrawnRows
 from o1_retriever_training.joint.recipe import ModelSection, Source, TrainRecipe, looks_local
-from o1_retriever_training.joint.rows import is_document
-from o1_retriever_training.reading import HUB, count_rows, read_rows
-from o1_retriever_training.rows import TrainingRow
+from o1_retriever_training.joint.rows import TrainingRows, open_rows
+from o1_retriever_training.joint.steps import document_chunks, query_chunks
+from o1_retriever_training.reading import HUB, count_rows
 
-_QWEN = {"model_type": "qwen2", "max_position_embeddings": 131072, "tokens": 151665}
-_MISTRAL = {
-    "model_type": "mistral",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "intermediate_size": 14336,
-}
-
-
-def _llama(vocabulary: int, shape: str, positions: int) -> dict[str, Any]:
-    return {"model_type": "llama", "tokens": vocabulary, "max_position_embeddings": positions} | _sizes(
-        shape, vocabulary
-    )
-
-
-def _sizes(shape: str, vocabulary: int, *, tied: bool = False) -> dict[str, Any]:
-    """Width, layers, heads, heads of keys and values, and width of the inner layer."""
-    names = (
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "intermediate_size",
-    )
-    found = dict(zip(names, map(int, shape.split()), strict=True))
-    return found | {"vocab_size": vocabulary, "tie_word_embeddings": tied}
-
-
-# The paper's backbones, so that their cost can be known before anything is downloaded. `tokens` is how many
-# their tokenizers know: the tables of Qwen2.5 have rows to spare.
-_KNOWN: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen2.5-0.5B": _QWEN | _sizes("896 24 14 2 4864", 151936, tied=True),
-    "Qwen/Qwen2.5-1.5B": _QWEN | _sizes("1536 28 12 2 8960", 151936, tied=True),
-    "Qwen/Qwen2.5-3B": _QWEN | _sizes("2048 36 16 2 11008", 151936, tied=True),
-    "Qwen/Qwen2.5-7B": _QWEN | _sizes("3584 28 28 4 18944", 152064),
-    "meta-llama/Llama-3.1-8B": _llama(128256, "4096 32 32 8 14336", 131072),
-    "meta-llama/Llama-2-7b-hf": _llama(32000, "4096 32 32 32 11008", 4096),
-    "mistralai/Mistral-7B-v0.1": _MISTRAL | {"vocab_size": 32000, "tokens": 32000},
-    "mistralai/Mistral-7B-v0.3": _MISTRAL | {"vocab_size": 32768, "tokens": 32768},
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "tie_word_embeddings",
+)
+# The paper's backbones, so that their cost can be known before anything is downloaded: their kind, how many
+# tokens their tokenizers know (the tables of Qwen2.5 have rows to spare), and the sizes above.
+_KNOWN: dict[str, tuple[str, int, tuple[int, ...]]] = {
+    "Qwen/Qwen2.5-0.5B": ("qwen2", 151665, (896, 24, 14, 2, 4864, 151936, True)),
+    "Qwen/Qwen2.5-1.5B": ("qwen2", 151665, (1536, 28, 12, 2, 8960, 151936, True)),
+    "Qwen/Qwen2.5-3B": ("qwen2", 151665, (2048, 36, 16, 2, 11008, 151936, True)),
+    "Qwen/Qwen2.5-7B": ("qwen2", 151665, (3584, 28, 28, 4, 18944, 152064, False)),
+    "meta-llama/Llama-3.1-8B": ("llama", 128256, (4096, 32, 32, 8, 14336, 128256, False)),
+    "meta-llama/Llama-2-7b-hf": ("llama", 32000, (4096, 32, 32, 32, 11008, 32000, False)),
+    "mistralai/Mistral-7B-v0.1": ("mistral", 32000, (4096, 32, 32, 8, 14336, 32000, False)),
+    "mistralai/Mistral-7B-v0.3": ("mistral", 32768, (4096, 32, 32, 8, 14336, 32768, False)),
 }
 
 
@@ -102,7 +85,6 @@ class Shape:
     attention_dropout: bool
     linear: tuple[LinearLayer, ...]
     head: tuple[LinearLayer, ...]
-    added: int  # markers that the base lacks
     known: bool  # from the table: nobody has looked at the model itself
 
     @cached_property
@@ -142,96 +124,65 @@ def shape_of(model: ModelSection) -> Shape:
 
     Raises `ModelNotFoundError` when the base is neither here, nor well known, nor to be had from the Hub.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     known = None if looks_local(model.base) else _KNOWN.get(model.base)
-    config, missing, tokens = _config(model.base, model.layout, known)
+    if known is None:
+        config, tokens = _read_config(model)
+    else:
+        kind, tokens, sizes = known
+        config = AutoConfig.for_model(kind, **dict(zip(_SIZES, sizes, strict=True)))
+        tokens += len(MARKERS[model.layout])
     with torch.device("meta"):
         empty: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-        if tokens + missing > empty.get_input_embeddings().num_embeddings:
-            empty.resize_token_embeddings(tokens + missing, mean_resizing=False)
-    return _measure(empty, missing, known is not None)
+        if tokens > empty.get_input_embeddings().num_embeddings:
+            empty.resize_token_embeddings(tokens, mean_resizing=False)
+    return _measure(empty, known is not None)
 
 
-def _config(base: str, layout: Layout, known: dict[str, Any] | None) -> tuple[Any, int, int]:
-    """The config, how many markers the tokenizer lacks, and how many tokens it has."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    if known is not None:
-        fields = {name: value for name, value in known.items() if name not in ("model_type", "tokens")}
-        return AutoConfig.for_model(known["model_type"], **fields), len(MARKERS[layout]), known["tokens"]
+def _read_config(model: ModelSection) -> tuple[Any, int]:
+    """The config, and how many tokens there are with the markers."""
     try:
-        config = AutoConfig.from_pretrained(base)
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        config = AutoConfig.from_pretrained(model.base)
+        vocabulary = AutoTokenizer.from_pretrained(model.base).get_vocab()
     except (OSError, ValueError, KeyError) as error:
-        said = str(error).strip().splitlines()[0]
         raise ModelNotFoundError(
-            f"The shape of model.base {base!r} cannot be known: {said}",
+            f"The shape of model.base {model.base!r} cannot be known: {first_line(error)}.",
             hint="Give a folder with config.json and a tokenizer, a Hub id while the Hub can be reached, "
             f"or one of {', '.join(_KNOWN)}.",
         ) from error
-    vocabulary = tokenizer.get_vocab()
-    missing = sum(marker not in vocabulary for marker in MARKERS[layout])
-    return config, missing, len(tokenizer)
+    return config, len(vocabulary.keys() | set(MARKERS[model.layout]))
 
 
-def _measure(empty: Any, missing: int, known: bool) -> Shape:
-    from torch import nn
-
+def _measure(empty: Any, known: bool) -> Shape:
     text = empty.config.get_text_config()
     body = {id(part) for part in empty.base_model.modules()}
     linear: list[LinearLayer] = []
     head: list[LinearLayer] = []
     for name, part in empty.named_modules():
-        if isinstance(part, nn.Linear):
+        if isinstance(part, torch.nn.Linear):
             kind = linear if id(part) in body else head
             kind.append(LinearLayer(name, part.in_features, part.out_features))
     heads = text.num_attention_heads
     dropouts = (getattr(text, name, 0.0) for name in ("attention_dropout", "attention_probs_dropout_prob"))
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     return Shape(
-        parameters=_count(empty.parameters()),
+        parameters=sum(parameter.numel() for parameter in empty.parameters()),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         vocabulary=empty.get_input_embeddings().num_embeddings,
         heads=heads,
-        query_width=heads * head_width,
-        inner=inner,
+        query_width=heads * (getattr(text, "head_dim", None) or text.hidden_size // heads),
+        inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         gated=any(layer.name.endswith(("gate_proj", "up_proj")) for layer in linear),
         attention_dropout=any(dropouts),
         linear=tuple(linear),
         head=tuple(head),
-        added=missing,
         known=known,
     )
-
-
-def _count(parameters: Iterable[Any]) -> int:
-    seen = {id(parameter): math.prod(parameter.shape) for parameter in parameters}
-    return sum(seen.values())
 
 
 Chunk: TypeAlias = tuple[int, int]  # sequences, and the columns of the longest
 
 _SAMPLE, _BATCHES, _DRAWN = 300, 8, 1024
 _CHARACTERS = 4  # of a token, where there is no tokenizer to ask
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
-    """One row in tokens: its query alone and with its thought (None without), labels, documents."""
-
-    fast: int | None
-    thinking: int | None
-    labels: int
-    documents: tuple[int, ...]
-
-    @property
-    def longest(self) -> int:
-        """What the rows of a batch of like length are sorted by."""
-        return self.thinking or self.fast or max(self.documents, default=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +210,11 @@ class StepSize:
         """Tokens of the largest forward, padding included."""
         return max((count * width for count, width in (*self.queries, *self.documents)), default=0)
 
+    @property
+    def columns(self) -> int:
+        """Those of the longest sequence."""
+        return max((width for _, width in (*self.queries, *self.documents)), default=0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
@@ -268,41 +224,53 @@ class Sampled:
     step: StepSize
     note: str
 
+    @property
+    def total(self) -> int | None:
+        """All rows together."""
+        return None if None in self.rows else sum(count or 0 for count in self.rows)
+
 
 def sample(recipe: TrainRecipe, device: str = "cpu") -> Sampled:
-    """Look at the first rows of every source that is here; where there are none, take the limits.
+    """Make some batches of the first rows that are here; where there are none, take the limits.
 
     `device` is cpu or cuda, on which it depends how much one forward takes.
     """
-    tokens = chunk_tokens(recipe, device)
-    found: list[Lengths] = []
+    tokens = recipe.chunk_tokens or forward_tokens(torch.device(device))
     counts: list[int | None] = []
-    template, exact = _template(recipe)
+    here: list[Source] = []
     for source in recipe.data.train:
-        here = not source.path.startswith(HUB) and Path(source.path).is_file()
-        count = count_rows(source.path, show=True) if here else None
+        is_here = not source.path.startswith(HUB) and Path(source.path).is_file()
+        count = count_rows(source.path, show=True) if is_here else None
         counts.append(_least(count, source.rows))
-        if here:
-            rows = islice(read_rows(source.path), _least(source.rows, _SAMPLE))
-            found += [_lengths(row, source, recipe, template) for row in rows]
-    if not found:
+        if is_here:
+            most = _least(source.rows, max(_SAMPLE, recipe.optimisation.queries))
+            here.append(source.model_copy(update={"rows": most}))
+    if not here:
         note = "No rows are here to look at: every sequence is taken to be as long as the recipe allows."
         return Sampled(rows=tuple(counts), step=_at_the_limits(recipe, tokens), note=note)
+    template, exact = _template(recipe)
+    # What the texts are compared with has no length: any vectors will do, and no index.
+    data = recipe.data.model_copy(update={"train": tuple(here), "index": None})
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        rows = open_rows(data, template, Path(folder), show=False, teacher=_NO_TEACHER)
+        step = _of_batches(rows, template, recipe, tokens)
     how = "" if exact else " (no tokenizer is here: a token is taken to have four characters)"
-    note = f"Lengths are those of {len(found):,} rows{how}."
-    return Sampled(rows=tuple(counts), step=_of_batches(found, recipe, tokens), note=note)
+    note = f"Lengths are those of {len(rows):,} rows{how}."
+    return Sampled(rows=tuple(counts), step=step, note=note)
 
 
 def _least(*values: int | None) -> int | None:
-    given = [value for value in values if value is not None]
-    return min(given) if given else None
+    return min((value for value in values if value is not None), default=None)
+
+
+_NO_TEACHER = CallableEncoder(lambda texts: np.ones((len(texts), 1), np.float32), name="nothing")
 
 
 class _Characters:
     """Stands for a tokenizer that is not here."""
 
     eos_token_id = 0
-    sep_token_id = unk_token_id = None
+    pad_token_id = sep_token_id = unk_token_id = None
     all_special_ids: tuple[int, ...] = ()
 
     def __init__(self) -> None:
@@ -325,75 +293,35 @@ def _template(recipe: TrainRecipe) -> tuple[Template, bool]:
     config = TemplateConfig(
         layout=recipe.model.layout, max_query_tokens=data.max_query_tokens, max_length=data.max_length
     )
-    tokenizer = _tokenizer(recipe.model.base)
-    if tokenizer is not None:
+    tokenizer: Any = _Characters()
+    with contextlib.suppress(OSError, ValueError, KeyError, O1RetrieverError):
+        tokenizer = AutoTokenizer.from_pretrained(recipe.model.base, local_files_only=True)
         missing = [marker for marker in MARKERS[config.layout] if marker not in tokenizer.get_vocab()]
         tokenizer.add_tokens(missing, special_tokens=True)
-    used = tokenizer or _Characters()
-    return Template(used, config, instruction=data.instruction), tokenizer is not None
+    exact = not isinstance(tokenizer, _Characters)
+    return Template(tokenizer, config, instruction=data.instruction), exact
 
 
-def _tokenizer(base: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(base, local_files_only=True)
-    except (OSError, ValueError, KeyError, O1RetrieverError):
-        return None
-
-
-def _lengths(row: TrainingRow, source: Source, recipe: TrainRecipe, template: Template) -> Lengths:
-    most = recipe.data.max_document_tokens
-    if is_document(row, source):
-        length = min(most, len(template.document(template.text_ids([row.query])[0])))
-        return Lengths(fast=None, thinking=None, labels=length - 2, documents=(length,))
-    thought = None if source.thoughts == "none" else row.thought
-    if thought is None and source.thoughts != "none" and row.usable:
-        thought = row.all_thought[row.usable[0]]
-    texts = [row.query, *([thought] if thought else [])]
-    if row.pos and recipe.data.index is None:
-        texts += row.pos[:1]
-        texts += row.neg[: recipe.data.group - 1]
-    ids = template.text_ids(texts)
-    query, rest = ids[0], ids[1:]
-    prompt = template.prompt(query)
-    thinking, labels = None, 0
-    if thought:
-        thinking = len(template.thinking_query(query, rest[0]))
-        labels, rest = thinking - len(prompt) - 1, rest[1:]
-    documents = tuple(min(most, len(template.document(each))) for each in rest)
-    return Lengths(
-        fast=len(template.fast_query(query)), thinking=thinking, labels=labels, documents=documents
-    )
-
-
-def _of_batches(rows: Sequence[Lengths], recipe: TrainRecipe, tokens: int) -> StepSize:
-    size = _rows_of_a_batch(recipe, sum(row.longest for row in rows) / len(rows))
-    batches = max(_BATCHES, _DRAWN // size)
-    draw = random.Random(0)
-    order: list[Lengths] = []
-    while len(order) < size * batches:
-        order += draw.sample(rows, len(rows))
+def _of_batches(rows: TrainingRows, template: Template, recipe: TrainRecipe, tokens: int) -> StepSize:
+    """The mean of some batches as training makes them, each of rows of any source and length."""
+    size = min(len(rows), _rows_of_a_batch(recipe, float(rows.lengths.mean())))
+    batches, a_pass = max(_BATCHES, _DRAWN // size), len(rows) // size
+    drawn, collate = DrawnRows(rows, recipe), Collator(rows, template, recipe)
     read = labels = 0
     queries: list[Chunk] = []
     documents: list[Chunk] = []
     for number in range(batches):
-        sequences: list[int] = []
-        passages: list[int] = []
-        words = 0
-        for row in order[number * size : (number + 1) * size]:
-            dropped = draw.random() < recipe.losses.thought_dropout and bool(row.documents)
-            thinks = row.thinking is not None and not dropped
-            if row.fast is not None:
-                sequences.append(row.thinking if thinks and row.thinking else row.fast)
-                labels += row.labels if thinks else 0
-            else:
-                words += row.labels
-            passages += row.documents
-        labels += min(words, recipe.losses.document_tokens or words)
-        read += sum(sequences) + sum(passages)
-        queries += chunks(sequences, tokens)
-        documents += chunks(passages, tokens)
+        epoch, place = divmod(number, a_pass)
+        order = np.random.default_rng(epoch).permutation(len(rows))
+        picked = [drawn[int(row), epoch] for row in order[place * size : (place + 1) * size]]
+        if recipe.data.index is not None:
+            # Their documents are in the index, and every query has an answer there.
+            picked = [row if row.query is None else replace(row, documents=[], answers=[0]) for row in picked]
+        batch = collate(picked)
+        read += int(batch["tokens"])
+        labels += batch["labels"].shape[1] + batch["document_labels"].shape[1]
+        queries += [(len(chunk.ids), chunk.ids.shape[1]) for chunk in query_chunks(batch, tokens)]
+        documents += [(len(chunk.ids), chunk.ids.shape[1]) for chunk in document_chunks(batch, tokens)]
     return StepSize(
         rows=size,
         tokens=read / batches,
@@ -428,18 +356,6 @@ def _rows_of_a_batch(recipe: TrainRecipe, length: float) -> int:
     return most if tokens is None else max(1, min(most, int(tokens / length)))
 
 
-def chunk_tokens(recipe: TrainRecipe, device: str) -> int:
-    """How many tokens, padding included, a forward of a training has at most."""
-    return recipe.chunk_tokens or forward_tokens(torch.device(device))
-
-
 def chunks(lengths: Sequence[int], tokens: int) -> list[Chunk]:
     """The forwards that sequences of these lengths make, longest first, each of at most so many tokens."""
-    longest = sorted(lengths, reverse=True)
-    found: list[Chunk] = []
-    at = 0
-    while at < len(longest):
-        count = min(max(1, tokens // longest[at]), len(longest) - at)
-        found.append((count, longest[at]))
-        at += count
-    return found
+    return [(len(batch), lengths[batch[0]]) for batch in by_tokens(lengths, tokens)]
