@@ -13,7 +13,7 @@ from rich.filesize import decimal
 
 from o1_retriever.cli.cache import cache_record, cache_rows
 from o1_retriever.cli.models import check_pair, encoder_name, model_name, thinker_name
-from o1_retriever.cli.options import Dtype, IndexOptions, ModelOptions, with_options
+from o1_retriever.cli.options import IndexOptions, ModelOptions, with_options
 from o1_retriever.cli.terminal import Facts, output, problem, section, write_json
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1RetrieverError
 from o1_retriever.reporting.text import counted
@@ -152,15 +152,11 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def device_record(options: ModelOptions) -> dict[str, str]:
-    """Where the model would run and in which number format."""
-    import torch
+    """Where the model would run, in which number format. Raises `SettingsError` for a device not here."""
+    from o1_retriever.engine.weights import device_named, dtype_named
 
-    cuda = torch.cuda.is_available()
-    device = options.device or ("cuda" if cuda else "cpu")
-    dtype = options.dtype.value
-    if options.dtype is Dtype.auto:
-        half = "bfloat16" if cuda and torch.cuda.is_bf16_supported() else "float16"
-        dtype = half if device.startswith("cuda") else "float32"
+    device = device_named(options.device)
+    dtype = str(dtype_named(options.dtype.value, device)[0]).removeprefix("torch.")
     return {"device": device, "dtype": f"nf4, computing in {dtype}" if options.four_bit else dtype}
 
 
@@ -215,11 +211,10 @@ def index_rows(record: dict[str, Any]) -> Facts:
     """The index as lines."""
     if "problem" in record:
         return problem(record)
-    rows = [
+    folders = record["folders"].items()
+    return [
         ("path", record["path"]),
         ("holds", f"{counted(record['documents'], 'passage')}, {decimal(record['bytes'])}"),
+        *(("folder", f"{name} ({counted(files, 'file')})") for name, files in folders if name),
+        ("fingerprint", record["fingerprint"]),
     ]
-    rows += [
-        ("folder", f"{name} ({counted(files, 'file')})") for name, files in record["folders"].items() if name
-    ]
-    return [*rows, ("fingerprint", record["fingerprint"])]

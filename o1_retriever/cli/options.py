@@ -158,10 +158,7 @@ class SearchModes(ThinkingOptions):
 
     def options(self) -> SearchOptions:
         """The options of a `Retriever`. Raises `SettingsError` where two contradict each other."""
-        options: SearchOptions = {"hybrid": self.hybrid, "pooling": self.pooling.value}
-        if (thinking := self.chosen()) is not None:
-            options["thinking"] = thinking
-        return options
+        return {"hybrid": self.hybrid, "pooling": self.pooling.value, "thinking": self.chosen()}
 
 
 @dataclass(frozen=True, kw_only=True)

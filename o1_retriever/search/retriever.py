@@ -125,14 +125,14 @@ class Retriever:
 class _Embedded:
     """A query with the vectors to search with, and why it was thought about or not.
 
-    Where the gate had to decide, `fast` is the query embedded without thoughts, `fast_hits` what it found,
-    and `decided_ms` the milliseconds of that search.
+    Where the gate had to decide, `fast` is the query embedded without thoughts, and `decided_ms` the
+    milliseconds of its search. `hits` is what that found, where it is the answer already.
     """
 
     embedding: QueryEmbedding
     decision: Decision
     fast: QueryEmbedding | None = None
-    fast_hits: Sequence[Hit] = ()
+    hits: Sequence[Hit] | None = None
     decided_ms: float = 0.0
 
 
@@ -150,7 +150,7 @@ class _Search:
     def results(self, queries: Sequence[Query]) -> list[SearchResult]:
         """Think about the queries, or about those that the gate chooses, and look all up together."""
         embedded = self._embedded(queries)
-        searched = [each for each in embedded if not self._answered(each)]
+        searched = [each for each in embedded if each.hits is None]
         rankings, search_ms = self._ranked(
             [self.how.pooled(each.embedding) for each in searched],
             [lexical_query(each.embedding.query, each.embedding.thoughts) for each in searched],
@@ -158,9 +158,9 @@ class _Search:
         )
         left = iter(rankings)
         return [
-            self._result(each, each.fast_hits[: self.k], 0.0)
-            if self._answered(each)
-            else self._result(each, next(left), search_ms)
+            self._result(each, next(left), search_ms)
+            if each.hits is None
+            else self._result(each, each.hits, 0.0)
             for each in embedded
         ]
 
@@ -201,7 +201,10 @@ class _Search:
         """Think about all queries, about none, or about those whose fast ranking the gate finds unclear."""
         if self.how.thinking != "auto":
             embeddings = self._embed(queries, self.how.thinking)
-            return [_Embedded(embedding=each, decision=self._decision(each)) for each in embeddings]
+            thinking = self.how.thinking or self.settings.thinking
+            whose = "thinking=" if self.how.thinking else "the thought settings say "
+            decision = Decision(think=thinking == "always", reason=f"{whose}{thinking!r}")
+            return [_Embedded(embedding=each, decision=decision) for each in embeddings]
         fast = self._embed(queries, "never")
         started = time.perf_counter()
         vectors = np.stack([each.vector for each in fast])
@@ -215,15 +218,11 @@ class _Search:
                 embedding=next(thought_about) if decision.think else before,
                 decision=decision,
                 fast=before,
-                fast_hits=hits,
+                hits=None if decision.think or self.how.hybrid else hits[: self.k],
                 decided_ms=decided_ms,
             )
             for before, hits, decision in zip(fast, rankings, decisions, strict=True)
         ]
-
-    def _answered(self, each: _Embedded) -> bool:
-        """Whether the gate's look at the fast ranking was already the search."""
-        return each.fast is not None and not each.decision.think and not self.how.hybrid
 
     def _embed(self, queries: Sequence[Query], thinking: Thinking | None) -> list[QueryEmbedding]:
         settings = self.settings.with_changes(thinking=thinking)
@@ -245,12 +244,6 @@ class _Search:
             depth=self.how.depth,
         )
         return rankings, (time.perf_counter() - started) * 1000 / len(groups)
-
-    def _decision(self, embedding: QueryEmbedding) -> Decision:
-        if self.how.thinking is not None:
-            return Decision(think=self.how.thinking == "always", reason=f"thinking={self.how.thinking!r}")
-        thinking = "always" if embedding.thoughts else "never"
-        return Decision(think=bool(embedding.thoughts), reason=f"the thought settings say {thinking!r}")
 
     def _result(self, embedded: _Embedded, hits: Sequence[Hit], search_ms: float) -> SearchResult:
         embedding = embedded.embedding
