@@ -45,11 +45,7 @@ def read_documents(
         for start, end in passage_spans(section.text, chunking or Chunking(), code=section.code):
             text = section.text[start:end]
             metadata = {**section.metadata, "source": name, "root": root, "position": position}
-            yield Document(id=document_id(root, name, position, text), text=text, metadata=metadata)
+            # The root as well: two folders may hold a file of one name.
+            digest = hashlib.blake2b(f"{root}\0{text}".encode(), digest_size=8).hexdigest()
+            yield Document(id=f"{name}#{position}-{digest}", text=text, metadata=metadata)
             position += 1
-
-
-def document_id(root: str, source: str, position: int, text: str) -> str:
-    """`source#position-hash`; the hash covers text and root, as two folders may hold a file of one name."""
-    digest = hashlib.blake2b(f"{root}\0{text}".encode(), digest_size=8).hexdigest()
-    return f"{source}#{position}-{digest}"

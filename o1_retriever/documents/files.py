@@ -12,7 +12,7 @@ from pathlib import Path
 from o1_retriever.documents.readers import SUFFIXES
 
 # Folders that hold what was installed or generated, not written.
-_NOISE = ("node_modules", "__pycache__", "site-packages", "venv")
+_NOISE = {"node_modules", "__pycache__", "site-packages", "venv"}
 
 
 @dataclass(slots=True)
@@ -39,17 +39,16 @@ def find_files(
 
     for place, folders, names in os.walk(path, onerror=unreadable):
         here = Path(place)
-        folders[:] = sorted(
+        passed_over = {
             name
-            for name in folders
-            if not name.startswith(".")
-            and name not in _NOISE
-            and (here / name).resolve() != leave_out
-            and not _is_excluded(here / name, path, exclude)
+            for name in (*folders, *names)
+            if name.startswith(".") or _matches((here / name).relative_to(path).as_posix(), exclude)
+        }
+        folders[:] = sorted(
+            name for name in set(folders) - passed_over - _NOISE if (here / name).resolve() != leave_out
         )
-        for name in sorted(names):
-            if not name.startswith(".") and not _is_excluded(here / name, path, exclude):
-                _take(found, here / name, path, include)
+        for name in sorted(set(names) - passed_over):
+            _take(found, here / name, path, include)
     found.files.sort()
     return found
 
@@ -58,7 +57,7 @@ def _take(found: FoundFiles, file: Path, path: Path, include: Sequence[str]) -> 
     source = file.relative_to(path).as_posix()
     if file.suffix.lower() not in SUFFIXES:
         found.ignored[file.suffix.lower() or "none"] += 1
-    elif any(_matches(source, pattern) for pattern in include):
+    elif _matches(source, include):
         try:
             source.encode()
         except UnicodeEncodeError:
@@ -72,10 +71,6 @@ def _take(found: FoundFiles, file: Path, path: Path, include: Sequence[str]) -> 
             found.skipped.append((source, f"it is {kind}; expected a file."))
 
 
-def _is_excluded(entry: Path, path: Path, exclude: Sequence[str]) -> bool:
-    source = entry.relative_to(path).as_posix()
-    return any(fnmatch(source, pattern) or fnmatch(entry.name, pattern) for pattern in exclude)
-
-
-def _matches(source: str, pattern: str) -> bool:
-    return fnmatch(source, pattern) or any(fnmatch(part, pattern) for part in source.split("/"))
+def _matches(source: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern fits a path inside the folder, or the name of the file or of a folder above it."""
+    return any(fnmatch(part, pattern) for pattern in patterns for part in (source, *source.split("/")))
