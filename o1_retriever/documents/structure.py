@@ -64,27 +64,27 @@ def markdown_blocks(text: str) -> Iterator[Block]:
     start = _after_front_matter(lines)
     body: list[str] = lines[:start]
     fence = ""
-    for number in range(start, len(lines)):
-        line = lines[number]
+    for line in lines[start:]:
+        heading = None
         marker = _FENCE.match(line)
         if fence:
             if marker and marker[1].startswith(fence) and not line.strip().strip(fence[0]):
                 fence = ""
         elif marker:
             fence = marker[1]
-        elif heading := _ATX.match(line):
-            yield from _body(body)
-            body = []
-            title = re.sub(r"(?:^|(?<=\s))#+$", "", (heading[2] or "").strip()).strip()
-            yield Block(text=line, level=len(heading[1]), title=title)
-            continue
-        elif len(body) and _is_underlined(body, line):
+        elif atx := _ATX.match(line):
+            title = re.sub(r"(?:^|(?<=\s))#+$", "", (atx[2] or "").strip()).strip()
+            heading = Block(text=line, level=len(atx[1]), title=title)
+        elif body and _is_underlined(body, line):
             title = body.pop()
+            level = 1 if "=" in line else 2
+            heading = Block(text=f"{title}\n{line}", level=level, title=title.strip())
+        if heading is None:
+            body.append(line)
+        else:
             yield from _body(body)
+            yield heading
             body = []
-            yield Block(text=f"{title}\n{line}", level=1 if "=" in line else 2, title=title.strip())
-            continue
-        body.append(line)
     yield from _body(body)
 
 

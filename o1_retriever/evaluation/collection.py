@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -62,21 +62,13 @@ class Corpus:
 
     def __init__(self, path: Path, report: CollectionReport) -> None:
         self.path = path
-        ids: dict[str, None] = {}
+        self.ids: list[str] = []
         offsets: list[int] = []
         digest = hashlib.blake2b(digest_size=16)
-        for where, offset, row in _rows(path, report):
-            identity, text = row["_id"], joined(row)
-            if identity in ids:
-                report.add("duplicate document id", f"{identity!r:.60} in {where}")
-            elif not _usable(text):
-                kind = "broken document" if text else "empty document"
-                report.add(kind, f"{identity!r:.60} in {where}")
-            else:
-                ids[identity] = None
-                offsets.append(offset)
-                digest.update(json.dumps([identity, text]).encode())
-        self.ids: Sequence[str] = list(ids)
+        for identity, text, offset in _texts(path, report, "document", joined):
+            self.ids.append(identity)
+            offsets.append(offset)
+            digest.update(json.dumps([identity, text]).encode())
         self.digest = digest.hexdigest()
         self._offsets: NDArray[np.int64] = np.asarray(offsets, dtype=np.int64)
 
@@ -140,9 +132,9 @@ def load_collection(
     _check_files(root, paths)
     report = CollectionReport(str(root))
     corpus = Corpus(paths[0], report)
-    queries = _read_queries(paths[1], report)
-    judged = read_qrels(paths[2], report)
-    qrels = check_qrels(judged, queries, frozenset(corpus.ids), report)
+    texts = _texts(paths[1], report, "query", lambda row: row.get("text") or "")
+    queries = {key: text for key, text, _ in texts}
+    qrels = check_qrels(read_qrels(paths[2], report), queries, frozenset(corpus.ids), report)
     if strict:
         report.raise_if_any()
     if not corpus.ids or not qrels:
@@ -152,8 +144,8 @@ def load_collection(
             f"{root} has {documents} and {judged_queries} in the split {split!r}; "
             f"expected some of each.\n{report}"
         )
-    texts = {key: queries[key] for key in qrels}
-    return Collection(name=root.name, split=split, corpus=corpus, queries=texts, qrels=qrels, report=report)
+    judged = {key: queries[key] for key in qrels}
+    return Collection(name=root.name, split=split, corpus=corpus, queries=judged, qrels=qrels, report=report)
 
 
 def splits_of(folder: str | os.PathLike[str]) -> list[str]:
@@ -177,25 +169,26 @@ def _check_files(root: Path, paths: Sequence[Path]) -> None:
     raise CollectionError(f"There is no file {missing[0]}.", hint=hint)
 
 
-def _read_queries(path: Path, report: CollectionReport) -> dict[str, str]:
-    queries: dict[str, str] = {}
-    for where, _, row in _rows(path, report):
-        identity, text = row["_id"], row.get("text") or ""
-        if identity in queries:
-            report.add("duplicate query id", f"{identity!r:.60} in {where}")
-        elif not _usable(text):
-            report.add("broken query" if text.strip() else "empty query", f"{identity!r:.60} in {where}")
-        else:
-            queries[identity] = text.strip()
-    return queries
-
-
-def _usable(text: str) -> bool:
-    try:
-        check_text(text, what="text")
-    except InputError:
-        return False
-    return True
+def _texts(
+    path: Path, report: CollectionReport, noun: str, text_of: Callable[[dict[str, Any]], str]
+) -> Iterator[tuple[str, str, int]]:
+    """(id, text, offset in bytes) of every document or query that can be used, each id once."""
+    known: set[str] = set()
+    for where, offset, line in _lines(path, report):
+        row = _row(line, where, report)
+        if row is None:
+            continue
+        identity, text = row["_id"], text_of(row).strip()
+        if identity in known:
+            report.add(f"duplicate {noun} id", f"{identity!r:.60} in {where}")
+            continue
+        try:
+            check_text(text, what="text")
+        except InputError:
+            report.add(f"broken {noun}" if text else f"empty {noun}", f"{identity!r:.60} in {where}")
+            continue
+        known.add(identity)
+        yield identity, text, offset
 
 
 def _lines(path: Path, report: CollectionReport) -> Iterator[tuple[str, int, bytes]]:
@@ -215,22 +208,12 @@ def _lines(path: Path, report: CollectionReport) -> Iterator[tuple[str, int, byt
             offset += len(line)
 
 
-def _rows(path: Path, report: CollectionReport) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(place, offset in bytes, object) of every line that holds an object with a string `_id`."""
-    for where, offset, line in _lines(path, report):
-        row = _row(line, where, report)
-        if row is not None:
-            yield where, offset, row
-
-
 def _row(line: bytes, where: str, report: CollectionReport) -> dict[str, Any] | None:
+    """The object with a string `_id` that a line holds."""
     try:
         row = json.loads(line)
-    except UnicodeDecodeError:
-        report.add("not UTF-8", where)
-        return None
-    except ValueError:
-        report.add("not JSON", where)
+    except ValueError as error:
+        report.add("not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON", where)
         return None
     if not isinstance(row, dict):
         report.add("wrong fields", f"{where} is a {type(row).__name__}")
