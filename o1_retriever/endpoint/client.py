@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from o1_retriever.endpoint.limits import Pacer, Patience, RateLimit, RequestPolicy
-from o1_retriever.endpoint.prompt import ChatRequest
+from o1_retriever.endpoint.prompt import ChatRequest, without_system
 from o1_retriever.endpoint.reply import (
     Answer,
     Problem,
@@ -69,7 +69,7 @@ class Dialect:
         """The keyword arguments of a chat completion that this server takes."""
         kept = {name: value for name, value in parameters.items() if name not in self._dropped}
         kept[self._limit] = kept.pop("max_tokens")
-        return {"messages": messages if self._system else _merged(messages), **kept}
+        return {"messages": messages if self._system else without_system(messages), **kept}
 
     def learn(self, error: Exception, sent: dict[str, Any]) -> bool:
         """Whether a refusal of `sent` was about something that can be left out or renamed from now on."""
@@ -95,16 +95,6 @@ class Dialect:
             self._dropped |= {refused}
             logger.warning("The endpoint takes no %r: %s.", refused, OPTIONAL[refused])
         return True
-
-
-def _merged(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The messages with the system's own words at the beginning of the user's first."""
-    system, *chat = messages
-    if system["role"] != "system":
-        return messages
-    place = next(place for place, message in enumerate(chat) if message["role"] == "user")
-    content = f"{system['content']}\n\n{chat[place]['content']}"
-    return [*chat[:place], {"role": "user", "content": content}, *chat[place + 1 :]]
 
 
 class ChatClient:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -113,3 +114,13 @@ class ChatRequest:
 def as_prompt(value: ChatPrompt | str) -> ChatPrompt:
     """A prompt from a `ChatPrompt`, or from the text of its only message with `{query}` in it."""
     return value if isinstance(value, ChatPrompt) else ChatPrompt(value)
+
+
+def without_system(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The messages with the system's own words, if they have any, at the beginning of the user's first."""
+    system, *chat = messages
+    if system["role"] != "system":
+        return list(messages)
+    place = next(place for place, message in enumerate(chat) if message["role"] == "user")
+    chat[place] = {"role": "user", "content": f"{system['content']}\n\n{chat[place]['content']}"}
+    return chat

@@ -1,4 +1,4 @@
-"""One local model as an embedder's road: it thinks, and the second half reuses the first half's cache."""
+"""One local model as an embedder's backend: it thinks, and embeds from the keys and values that are left."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LocalBackend:
     @property
     def default_settings(self) -> Mapping[str, Any]:
         """What the checkpoint's config file prefers."""
-        return self.local.settings
+        return self.template.config.settings
 
     @property
     def thinker_identity(self) -> str:
@@ -70,23 +70,24 @@ class LocalBackend:
         prompts, after = self._prompts(queries)
         jobs = [Job(prompt=prompt, indices=indices, room=template.room(prompt)) for prompt in prompts]
         for place, drafts in write_thoughts(self.local, jobs, settings, most=batch_size):
-            texts = self.decode([draft.token_ids for draft in drafts.drafts])
             thoughts = [
                 Thought(
-                    text=text,
+                    text=template.tokenizer.decode(list(draft.token_ids), skip_special_tokens=True).strip(),
                     token_ids=draft.token_ids,
                     finish=draft.finish,
                     # The thoughts share one prompt; it is counted with the first of them.
                     prompt_tokens=len(prompts[place]) if index == 0 else 0,
                     completion_tokens=len(draft.token_ids),
                 )
-                for index, text, draft in zip(indices, texts, drafts.drafts, strict=True)
+                for index, draft in zip(indices, drafts.drafts, strict=True)
             ]
             if place in after:
                 yield NewThoughts(place=place, start=start, thoughts=thoughts)
-                continue
-            vectors = [draft.state for draft in drafts.drafts]
-            yield NewThoughts(place=place, start=start, thoughts=thoughts, vectors=vectors, fast=drafts.fast)
+            else:
+                states = [draft.state for draft in drafts.drafts]
+                yield NewThoughts(
+                    place=place, start=start, thoughts=thoughts, vectors=states, fast=drafts.fast
+                )
 
     def _prompts(self, queries: Sequence[Query]) -> tuple[list[tuple[int, ...]], set[int]]:
         """What precedes the thoughts about each query, and the places of those with a history in it.
@@ -103,10 +104,6 @@ class LocalBackend:
             tuple(template.prompt([*before, *row])) for before, row in zip(histories, ids, strict=True)
         ]
         return prompts, {place for place, before in enumerate(histories) if before}
-
-    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Token ids as text."""
-        return [self.template.tokenizer.decode(list(row), skip_special_tokens=True).strip() for row in rows]
 
     def embed_queries(
         self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int | None

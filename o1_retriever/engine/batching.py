@@ -21,18 +21,16 @@ _C_LIBRARY: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 # than 1024 and are no faster. A GPU wants more at once.
 _FORWARD_TOKENS = {"cpu": 1024}
 _HELD_TOKENS = {"cpu": 1 << 15}
-_FORWARD_ELSEWHERE = 1 << 15
-_HELD_ELSEWHERE = 1 << 17
 
 
 def forward_tokens(device: Any) -> int:
     """How many tokens, padding included, to run through the model at once."""
-    return _FORWARD_TOKENS.get(device.type, _FORWARD_ELSEWHERE)
+    return _FORWARD_TOKENS.get(device.type, 1 << 15)
 
 
 def held_tokens(device: Any) -> int:
     """How many tokens' keys and values to hold while thinking."""
-    return _HELD_TOKENS.get(device.type, _HELD_ELSEWHERE)
+    return _HELD_TOKENS.get(device.type, 1 << 17)
 
 
 def by_tokens(lengths: Sequence[int], tokens: int, most: int | None = None) -> Iterator[list[int]]:
@@ -44,8 +42,7 @@ def by_tokens(lengths: Sequence[int], tokens: int, most: int | None = None) -> I
     order = sorted(range(len(lengths)), key=lambda place: lengths[place], reverse=True)
     start = 0
     while start < len(order):
-        count = max(1, tokens // max(1, lengths[order[start]]))
-        count = count if most is None else min(count, most)
+        count = min(max(1, tokens // max(1, lengths[order[start]])), most or len(order))
         yield order[start : start + count]
         start += count
 

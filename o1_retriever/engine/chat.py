@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
+from o1_retriever.endpoint.prompt import without_system
 from o1_retriever.engine.template import PlainText
 
 Messages = Sequence[Mapping[str, str]]
@@ -39,7 +41,11 @@ class ChatTemplate(PlainText):
         self.reasons = reasons
         self.positions = positions or 1 << 20
         self.is_chat = bool(getattr(tokenizer, "chat_template", None))
-        self._opening = self._common_beginning(shared)
+        self._opening: list[int] = []
+        if shared:
+            prompts = [self.prompt([*shared, {"role": "user", "content": text}]) for text in "ab"]
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(*prompts, strict=False))
+            self._opening = [first for first, _ in same]
         self.stops = self._ends_of_turn()
 
     @property
@@ -54,7 +60,7 @@ class ChatTemplate(PlainText):
         try:
             return self._chat(messages)
         except Exception:  # a template may refuse a system message, each with an exception of its own
-            return self._chat(_without_system(messages))
+            return self._chat(without_system(messages))
 
     def room(self, prompt: Sequence[int]) -> int:
         """How many tokens a thought may have after this prompt."""
@@ -84,13 +90,6 @@ class ChatTemplate(PlainText):
             self.text_ids(["Answer:"])[0]
         )
 
-    def _common_beginning(self, shared: Messages) -> list[int]:
-        if not shared:
-            return []
-        first, second = (self.prompt([*shared, {"role": "user", "content": text}]) for text in "ab")
-        same = next((at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
-        return first[:same]
-
     def _ends_of_turn(self) -> tuple[int, ...]:
         """The special tokens that the template puts behind an assistant's words, or the end of a line."""
         if not self.is_chat:
@@ -99,11 +98,3 @@ class ChatTemplate(PlainText):
         behind = self._rendered(messages, opens=False).rpartition(_mark(1))[2]
         ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"][:1] if behind else []
         return tuple(int(i) for i in ids if i in self._never)
-
-
-def _without_system(messages: Messages) -> list[Mapping[str, str]]:
-    """The messages with the system's own words at the beginning of the user's first."""
-    system = [message["content"] for message in messages if message["role"] == "system"]
-    chat: list[Mapping[str, str]] = [message for message in messages if message["role"] != "system"]
-    chat[0] = {**chat[0], "content": "\n\n".join([*system, chat[0]["content"]])}
-    return chat

@@ -8,11 +8,12 @@ their places.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 
 from o1_retriever.engine.batching import by_tokens, forward_tokens, free_memory, held_tokens, is_out_of_memory
 from o1_retriever.engine.load import LocalModel
-from o1_retriever.engine.passes import Prefilled, Prefix, common_prefix, prefill
+from o1_retriever.engine.passes import Prefix, common_prefix, prefill
 from o1_retriever.engine.sampling import Sampler, penalise, stream_key
 from o1_retriever.engine.steps import Shared
 from o1_retriever.engine.threads import SparingThreads
@@ -31,8 +32,7 @@ logger = logging.getLogger(__name__)
 # Waiting queries come in when this share of the rows is free: a pass over their prompts costs about a step.
 _REFILL_AT = 0.125
 # Looking for finished rows makes a GPU wait for itself.
-_LOOK_EVERY = {"cpu": 1}
-_LOOK_EVERY_ELSEWHERE = 8
+_LOOK_EVERY = {"cpu": 1}  # steps; 8 on other devices
 # Stages of a row, by what it is fed next.
 _TOKEN, _EOS, _EMB, _READY, _TAKEN = range(5)
 _FINISHES: tuple[Finish, ...] = ("eos", "length", "budget")
@@ -100,7 +100,7 @@ def _write_group(
                 yield from flight.run(threads)
             return
         except Exception as error:
-            again = flight.under_way if flight else []
+            again = list(flight.drafts) if flight else []
             least = max((len(jobs[place].indices) for place in [*again, *waiting]), default=rows)
             if not is_out_of_memory(error) or rows <= least:
                 raise
@@ -114,11 +114,9 @@ def _write_group(
 def _row_count(
     local: LocalModel, jobs: Sequence[Job], prefix: Prefix, settings: ThoughtSettings, most: int | None
 ) -> int:
-    window = max(_window(job, prefix, settings) for job in jobs)
-    each = max(len(job.indices) for job in jobs)
-    wanted = sum(len(job.indices) for job in jobs[: most or len(jobs)]) if most else math.inf
-    fits = held_tokens(local.device) // window
-    return int(max(each, min(wanted, fits, sum(len(job.indices) for job in jobs))))
+    fits = held_tokens(local.device) // max(_window(job, prefix, settings) for job in jobs)
+    counts = [len(job.indices) for job in jobs]
+    return max(*counts, min(fits, sum(counts[: most or None])))
 
 
 def _window(job: Job, prefix: Prefix, settings: ThoughtSettings) -> int:
@@ -140,20 +138,17 @@ class _Flight:
     ) -> None:
         self.local, self.jobs, self.settings, self.waiting = local, jobs, settings, waiting
         self.prefix = prefix
-        self.look_every = _LOOK_EVERY.get(local.device.type, _LOOK_EVERY_ELSEWHERE)
+        self.look_every = _LOOK_EVERY.get(local.device.type, 8)
         window = max(_window(jobs[place], prefix, settings) for place in waiting)
+        wanted = sum(len(jobs[place].indices) for place in waiting)
         # Rows that are done are fed until somebody looks, and those that come later end later.
-        spare = self.look_every + (max(64, window // 2) if rows < self._rows_wanted(waiting) else 0)
+        spare = self.look_every + (max(64, window // 2) if rows < wanted else 0)
         self.slots, self.step = local.once(Shared).borrow(local, rows, window, spare=spare, prefix=prefix)
         longest = max(min(jobs[place].room, settings.max_new_tokens) for place in waiting)
         self.rows = Rows(local, settings, self.slots.rows, longest)
         self.fast: dict[int, Vector | None] = {}
+        # Of each job that has come in and not gone out, what is written.
         self.drafts: dict[int, dict[int, Draft]] = {}
-
-    @property
-    def under_way(self) -> list[int]:
-        """Jobs that have come in and not gone out."""
-        return list(self.drafts)
 
     def run(self, threads: SparingThreads) -> Iterator[tuple[int, Drafts]]:
         """Until nothing waits and nothing lives."""
@@ -166,9 +161,6 @@ class _Flight:
             if steps % self.look_every == 0:
                 yield from self._harvest()
         self.local.once(Shared).give_back(self.slots, self.step)
-
-    def _rows_wanted(self, places: Sequence[int] | deque[int]) -> int:
-        return sum(len(self.jobs[place].indices) for place in places)
 
     @torch.inference_mode()
     def _refill(self) -> None:
@@ -189,25 +181,14 @@ class _Flight:
         started = prefill(self.local, [self.jobs[place].prompt for place in places], self.prefix)
         for row, place in enumerate(places):
             self.fast[place] = None if started.fast is None else started.fast[row].cpu().numpy()
-        new = [row for place in places for row in self._new_rows(place)]
-        repeats = [len(self.jobs[place].indices) for place in places]
-        repeated = _repeated(started, repeats)
-        self.rows.take_in(self.slots.live, new, repeated.logits)
-        self.slots.take_in(repeated.layers, repeated.real)
-
-    def _new_rows(self, place: int) -> list[NewRow]:
-        job, settings = self.jobs[place], self.settings
-        budget = math.inf if settings.budget_ms is None else settings.budget_ms / 1000
-        return [
-            NewRow(
-                owner=(place, order),
-                key=stream_key(settings.seed, job.prompt, index),
-                room=min(job.room, settings.max_new_tokens),
-                position=len(job.prompt),
-                deadline=time.perf_counter() + budget,
-            )
-            for order, index in enumerate(job.indices)
-        ]
+        # Each prompt as many times as thoughts are wanted about it.
+        times = torch.tensor([len(self.jobs[place].indices) for place in places], device=self.local.device)
+        repeated = functools.partial(torch.repeat_interleave, repeats=times, dim=0)
+        self.rows.take_in(
+            self.slots.live, {place: self.jobs[place] for place in places}, repeated(started.logits)
+        )
+        layers = [(repeated(keys), repeated(values)) for keys, values in started.layers]
+        self.slots.take_in(layers, repeated(started.real))
 
     @torch.inference_mode()
     def _step(self) -> None:
@@ -250,49 +231,24 @@ class _Flight:
         return finished
 
 
-def _repeated(started: Prefilled, repeats: Sequence[int]) -> Prefilled:
-    """Each prompt as many times as thoughts are wanted about it."""
-    times = torch.tensor(repeats, device=started.logits.device)
-    return Prefilled(
-        layers=[(k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for k, v in started.layers],
-        real=started.real.repeat_interleave(times, 0),
-        logits=started.logits.repeat_interleave(times, 0),
-        fast=None,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewRow:
-    """A row to come: its owner (any two numbers), its stream, its room, its prompt's length and deadline.
-
-    The deadline is a moment of `time.perf_counter`, infinite for none.
-    """
-
-    owner: tuple[int, int]
-    key: int
-    room: int
-    position: int
-    deadline: float
-
-
 class Rows:
     """The state of all rows as tensors with one entry a slot, the living rows first."""
 
     def __init__(self, local: LocalModel, settings: ThoughtSettings, slots: int, longest: int) -> None:
-        self.local = local
+        self.local, self.settings = local, settings
         self.sampler = Sampler(settings.temperature, settings.top_p)
-        self.penalty = settings.repetition_penalty
         device = local.device
         vocabulary = local.vocabulary
         self.stops = torch.tensor(local.stop_ids, dtype=torch.long, device=device)
         self.forbidden = torch.tensor(local.template.suppressed(vocabulary), dtype=torch.long, device=device)
         number: dict[str, Any] = {"dtype": torch.long, "device": device}
         self.timed = settings.budget_ms is not None
+        # Moments of `time.perf_counter`.
+        self.deadline = torch.zeros(slots, dtype=torch.float64, device=device)
         self.owner = torch.zeros(slots, 2, **number)
         self.key = torch.zeros(slots, **number)
         self.room = torch.zeros(slots, **number)
         self.position = torch.zeros(slots, **number)
-        self.deadline = torch.zeros(slots, dtype=torch.float64, device=device)
         self.stage = torch.zeros(slots, **number)
         self.finish = torch.zeros(slots, **number)
         self.length = torch.zeros(slots, **number)
@@ -300,12 +256,29 @@ class Rows:
         self.logits = torch.zeros(slots, vocabulary, dtype=local.model.dtype, device=device)
         self.states = torch.zeros(slots, local.dimension, device=device)
 
-    def take_in(self, place: int, new: Sequence[NewRow], logits: torch.Tensor) -> None:
-        """Put new rows at `place` and behind it, with the logits of their first tokens."""
-        at = slice(place, place + len(new))
-        for name in ("owner", "key", "room", "position", "deadline"):
-            tensor: torch.Tensor = getattr(self, name)
-            tensor[at] = torch.tensor([getattr(row, name) for row in new], dtype=tensor.dtype)
+    def take_in(self, first: int, jobs: Mapping[int, Job], logits: torch.Tensor) -> None:
+        """Put the rows of jobs, by place, at `first` and behind it, with the logits of their first tokens.
+
+        A row is owned by a job's place and the order of its index there.
+        """
+        settings = self.settings
+        new = [
+            (
+                place,
+                order,
+                stream_key(settings.seed, job.prompt, index),
+                min(job.room, settings.max_new_tokens),
+                len(job.prompt),
+            )
+            for place, job in jobs.items()
+            for order, index in enumerate(job.indices)
+        ]
+        numbers = torch.tensor(new, dtype=torch.long, device=self.owner.device)
+        at = slice(first, first + len(new))
+        self.owner[at], self.key[at] = numbers[:, :2], numbers[:, 2]
+        self.room[at], self.position[at] = numbers[:, 3], numbers[:, 4]
+        if settings.budget_ms is not None:
+            self.deadline[at] = time.perf_counter() + settings.budget_ms / 1000
         for tensor in (self.stage, self.finish, self.length):
             tensor[at] = 0
         self.logits[at] = logits
@@ -376,8 +349,8 @@ class Rows:
     def _sample(self, live: int) -> torch.Tensor:
         logits, length = self.logits[:live], self.length[:live]
         logits.index_fill_(1, self.forbidden, -math.inf)
-        if self.penalty != 1:
-            penalise(logits, self.tokens[:live], length, self.penalty)
+        if self.settings.repetition_penalty != 1:
+            penalise(logits, self.tokens[:live], length, self.settings.repetition_penalty)
         if len(self.stops):
             first = (length == 0)[:, None]
             stops = logits.index_select(1, self.stops).masked_fill(first, -math.inf)

@@ -44,14 +44,9 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How a checkpoint is loaded.
+    """How a checkpoint is loaded: see `ThinkingEmbedder.from_pretrained`.
 
-    `device` None takes CUDA when there is one, else the CPU. `dtype` "auto" is float32 on a CPU and bfloat16
-    (or float16, where that is all the card has) on a GPU; "int8" quantises the linear layers for a processor,
-    and "fastest" takes bfloat16 or int8 where this processor is faster with it. `load_in_4bit` quantises to
-    NF4 with double quantisation (extra `4bit`). `trust_remote_code` runs Python that comes with a checkpoint:
-    leave it False for what you have not read. `instruction` follows `<query>` in every query; None takes the
-    checkpoint's own, "" none.
+    `dtype` "auto" is bfloat16 on a GPU, or float16 where that is all the card has.
     """
 
     device: str | None = None
@@ -74,7 +69,6 @@ class LocalModel:
     template: PlainText
     weights: str
     stop_ids: tuple[int, ...]
-    settings: dict[str, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     made: dict[Any, Any] = field(default_factory=dict, init=False)
 
@@ -119,6 +113,11 @@ class Loaded:
     quantized: bool
     int8: bool
     gguf: str | None = None
+
+    @property
+    def weights(self) -> str:
+        """A hash of the files."""
+        return hash_files(self.folder, self.gguf)
 
     def lay_out(self) -> None:
         """Lay the weights out for the processor; from then on they can be run, and not be hashed or saved."""
@@ -171,11 +170,9 @@ def load_causal_lm(
         arguments["quantization_config"] = nf4_config(purpose=purpose)
         arguments["device_map"] = {"": device}
     model = _read_weights(folder, arguments)
-    if gguf is not None:  # unpacked, so that nothing of it is quantised any more
-        config = model.config
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-    quantized = options.load_in_4bit or getattr(config, "quantization_config", None) is not None
+    if gguf is not None and hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # unpacked, so that nothing of it is quantised any more
+    quantized = getattr(model.config, "quantization_config", None) is not None
     if quantized:
         keep_float32(model)
     else:
@@ -203,8 +200,8 @@ def _read_weights(folder: Path, arguments: dict[str, Any]) -> Any:
             raise
         raise CheckpointError(f"{folder} could not be loaded: {first_line(error)}.") from error
     model, report = loaded
-    if report.get("missing_keys"):
-        missing = sorted(report["missing_keys"])
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
         raise CheckpointError(
             f"{folder} lacks {counted(len(missing), 'weight')} of a {type(model).__name__}, "
             f"for example {missing[0]}; expected a complete causal language model.",
@@ -219,13 +216,24 @@ def load_model(name: str | Path, options: LoadOptions) -> LocalModel:
     Raises what `load_causal_lm` raises, and `CheckpointError` when the tokenizer lacks our special tokens.
     """
     loaded = load_causal_lm(name, options)
+    path = loaded.folder / CONFIG_NAME
+    if path.is_file():
+        config = TemplateConfig.from_file(path)
+    else:
+        config = TemplateConfig(layout=detect_layout(loaded.tokenizer))
+        logger.info(
+            "%s has no %s; its special tokens are those of the %s layout",
+            loaded.folder,
+            CONFIG_NAME,
+            config.layout,
+        )
     local = assemble(
         str(name),
         loaded.model,
         loaded.tokenizer,
-        template_config=_template_config(loaded.folder, loaded.tokenizer),
+        template_config=config,
         instruction=options.instruction,
-        weights=hash_files(loaded.folder),
+        weights=loaded.weights,
     )
     loaded.lay_out()
     return local
@@ -243,27 +251,7 @@ def assemble(
     """A thinking embedder of a loaded model and its tokenizer, whose layout its special tokens tell."""
     config = template_config or TemplateConfig(layout=detect_layout(tokenizer))
     template = Template(tokenizer, config, positions=_positions(model), instruction=instruction)
-    return _joined(name, model, template, weights, config.settings)
-
-
-def load_writer(
-    name: str | os.PathLike[str], options: LoadOptions, *, shared: Messages, reasons: bool = False
-) -> LocalModel:
-    """A language model that writes and does not embed: a folder, a Hub id or a `.gguf` file.
-
-    `shared` are the messages that all prompts begin with; `reasons` lets it reason before it answers.
-    """
-    loaded = load_causal_lm(name, options)
-    local = assemble_writer(
-        os.fspath(name),
-        loaded.model,
-        loaded.tokenizer,
-        shared=shared,
-        reasons=reasons,
-        weights=hash_files(loaded.folder, loaded.gguf),
-    )
-    loaded.lay_out()
-    return local
+    return _joined(name, model, template, weights)
 
 
 def assemble_writer(
@@ -275,14 +263,15 @@ def assemble_writer(
     reasons: bool = False,
     weights: str | None = None,
 ) -> LocalModel:
-    """A loaded model and its tokenizer that write and do not embed, prompted through its chat template."""
+    """A loaded model and its tokenizer that write and do not embed, prompted through its chat template.
+
+    `shared` are the messages that all prompts begin with; `reasons` lets it reason before it answers.
+    """
     chat = ChatTemplate(tokenizer, shared=shared, reasons=reasons, positions=_positions(model))
     return _joined(name, model, chat, weights)
 
 
-def _joined(
-    name: str, model: Any, template: PlainText, weights: str | None, settings: dict[str, Any] | None = None
-) -> LocalModel:
+def _joined(name: str, model: Any, template: PlainText, weights: str | None) -> LocalModel:
     """Check that a model and its tokenizer fit each other, and join them."""
     tokenizer = template.tokenizer
     _check_causal(name, model.config)
@@ -301,7 +290,6 @@ def _joined(
         template=template,
         weights=weights or hash_signs(model),
         stop_ids=stop_ids(model, template),
-        settings=settings or {},
         lock=_lock_of(model),
     )
 
@@ -329,15 +317,6 @@ def _check_causal(name: str | Path, config: Any) -> None:
             f"{name} is a bidirectional {config.model_type} encoder; expected a causal language model.",
             hint="Use it as an encoder: ThinkingEmbedder.from_parts(thinker, encoder).",
         )
-
-
-def _template_config(folder: Path, tokenizer: Any) -> TemplateConfig:
-    path = folder / CONFIG_NAME
-    if path.is_file():
-        return TemplateConfig.from_file(path)
-    layout = detect_layout(tokenizer)
-    logger.info("%s has no %s; its special tokens are those of the %s layout", folder, CONFIG_NAME, layout)
-    return TemplateConfig(layout=layout)
 
 
 def stop_ids(model: Any, template: PlainText) -> tuple[int, ...]:

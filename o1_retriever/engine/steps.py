@@ -86,25 +86,24 @@ class StaticSteps:
             step = self._captured.get(rows)
             if step is None:
                 step = self._captured[rows] = self._prepared(rows)
-            step.ids[:live, 0] = fed
-            step.positions[:live, 0] = positions
+            step.ids[:live] = fed
+            step.positions[:live] = positions
             step.replay()
         finally:
             slots.fix(None)
         return step.logits[:live], step.hidden[:live]
 
     def _prepared(self, rows: int) -> _Captured:
-        ids = torch.zeros(rows, 1, dtype=torch.long, device=self.local.device)
+        ids = torch.zeros(rows, dtype=torch.long, device=self.local.device)
         positions = torch.zeros_like(ids)
         logits = torch.zeros(rows, self.local.vocabulary, dtype=self.local.model.dtype, device=ids.device)
         hidden = torch.zeros(rows, self.local.dimension, dtype=self.local.model.dtype, device=ids.device)
+        eager = EagerSteps(self.local, self.slots)
 
         def step() -> None:
-            slots = self.slots
-            attention = step_attention(self.local.model, slots.shared) if slots.shared else None
-            new, states = forward(self.local, ids, slots.masks(), positions, slots.cache, attention=attention)
+            new, states = eager(ids, positions)
             logits.copy_(new)
-            hidden.copy_(states[:, -1])
+            hidden.copy_(states)
 
         replay = _graph_of(step) if self.capture else step
         return _Captured(ids=ids, positions=positions, logits=logits, hidden=hidden, replay=replay)

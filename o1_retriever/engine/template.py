@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,6 +30,11 @@ MARKERS: dict[Layout, tuple[str, ...]] = {
     "released": ("<query>", "</query>", "<thought>", "<emb>"),
 }
 _TAIL = 2  # eos and <emb>, after every thought
+_KINDS: dict[str, tuple[type, str]] = {
+    "max_query_tokens": (int, "a whole number from 8 up"),
+    "max_length": (int, "a whole number from 8 up"),
+    "settings": (dict, "an object"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +63,12 @@ class TemplateConfig:
         if not isinstance(data, dict) or data.get("layout") not in get_args(Layout):
             found = data.get("layout") if isinstance(data, dict) else data
             raise CheckpointError(f"{path} has layout {found!r}; expected one of {get_args(Layout)}.")
-        values = {name: data[name] for name in ("max_query_tokens", "max_length") if name in data}
+        values = {each.name: data[each.name] for each in fields(cls) if each.name in data}
         for name, value in values.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 8:
-                raise CheckpointError(f"{path} has {name} {value!r}; expected a whole number from 8 up.")
-        instruction = data.get("instruction", "")
-        if not isinstance(instruction, str):
-            raise CheckpointError(f"{path} has instruction {instruction!r}; expected a text.")
-        settings = data.get("settings", {})
-        if not isinstance(settings, dict):
-            raise CheckpointError(f"{path} has settings {settings!r}; expected an object.")
-        return cls(layout=data["layout"], instruction=instruction, settings=settings, **values)
+            kind, expected = _KINDS.get(name, (str, "a text"))
+            if not isinstance(value, kind) or (kind is int and (value is True or value < 8)):
+                raise CheckpointError(f"{path} has {name} {value!r}; expected {expected}.")
+        return cls(**values)
 
     def save(self, folder: Path) -> None:
         """Write the file into a checkpoint's folder."""
@@ -129,9 +129,8 @@ class PlainText:
 
     def _spelled_out(self, text: str) -> list[int]:
         # Tokenizers that ignore `split_special_tokens`: cut every spelled token after its first character.
-        spelled = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
         pieces = [text]
-        for token in spelled:
+        for token in sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True):
             pieces = [part for piece in pieces for part in _cut(piece, token)]
         rows = self.tokenizer(pieces, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [i for row in rows for i in row if i not in self._never]
@@ -159,9 +158,8 @@ class Template(PlainText):
         positions: int | None = None,
         instruction: str | None = None,
     ) -> None:
-        instruction = config.instruction if instruction is None else instruction
         self.config = config
-        self.instruction = instruction
+        self.instruction = config.instruction if instruction is None else instruction
         vocabulary = tokenizer.get_vocab()
         missing = [marker for marker in MARKERS[config.layout] if marker not in vocabulary]
         if missing:
@@ -175,7 +173,7 @@ class Template(PlainText):
         self.fast_offset = -2 if config.layout == "paper" else None
         self.max_length = min(config.max_length, positions or config.max_length)
         self.max_query = min(config.max_query_tokens, self.max_length - _TAIL - 1)
-        self._instruction = self.text_ids([instruction])[0] if instruction.strip() else []
+        self._instruction = self.text_ids([self.instruction])[0] if self.instruction.strip() else []
         if self.max_query - len(self._instruction) < 8:
             raise CheckpointError(
                 f"The instruction takes {len(self._instruction)} of the {self.max_query} tokens of a query; "
@@ -185,14 +183,13 @@ class Template(PlainText):
 
     def prompt(self, query: Sequence[int]) -> list[int]:
         """What precedes the thought: the model goes on from here."""
-        if self.config.layout == "paper":
-            return [*self._opened(query, tail=2), self.emb, self._marker["<thought>"]]
-        return [*self._opened(query, tail=2), self._marker["</query>"], self._marker["<thought>"]]
+        closing = self._marker["<emb>" if self.config.layout == "paper" else "</query>"]
+        return [*self._opened(query), closing, self._marker["<thought>"]]
 
     def fast_query(self, query: Sequence[int]) -> list[int]:
         """The query without a thought, ending in `<emb>`."""
         if self.config.layout == "paper":
-            return [*self._opened(query, tail=2), self.emb]
+            return [*self._opened(query), self.emb]
         return [*self.prompt(query), self.eos, self.emb]
 
     def thinking_query(self, query: Sequence[int], thought: Sequence[int]) -> list[int]:
@@ -212,7 +209,7 @@ class Template(PlainText):
     @property
     def opening(self) -> list[int]:
         """What every prompt begins with: the opening marker and the instruction."""
-        return self._opened((), tail=0)
+        return self._opened(())
 
     @property
     def max_query_text(self) -> int:
@@ -224,9 +221,8 @@ class Template(PlainText):
         """Tokens of a document's own text beyond which it is truncated."""
         return self.max_length - (2 if self.config.layout == "paper" else 1)
 
-    def _opened(self, query: Sequence[int], *, tail: int) -> list[int]:
-        room = self.max_query - 1 - len(self._instruction) - tail
-        return [self._marker["<query>"], *self._instruction, *query[:room]]
+    def _opened(self, query: Sequence[int]) -> list[int]:
+        return [self._marker["<query>"], *self._instruction, *query[: self.max_query_text]]
 
 
 def _cut(text: str, token: str) -> Iterable[str]:

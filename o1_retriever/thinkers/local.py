@@ -84,7 +84,7 @@ class LocalThinker:
         prompt: ChatPrompt = LOCAL_PROMPT,
         reasoning: Reasoning = "off",
     ) -> None:
-        from o1_retriever.engine.load import LoadOptions, assemble_writer, load_writer
+        from o1_retriever.engine.load import LoadOptions, assemble_writer, load_causal_lm
 
         if reasoning not in ("off", "thought"):
             raise SettingsError(f"reasoning is {reasoning!r}; expected 'off' or 'thought'.")
@@ -101,7 +101,11 @@ class LocalThinker:
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-        self.local = load_writer(model, options, shared=shared, reasons=reasons)
+        name, loaded = os.fspath(model), load_causal_lm(model, options)
+        self.local = assemble_writer(
+            name, loaded.model, loaded.tokenizer, shared=shared, reasons=reasons, weights=loaded.weights
+        )
+        loaded.lay_out()
 
     def __repr__(self) -> str:
         return f"LocalThinker({self.local.name!r})"
