@@ -186,10 +186,10 @@ class ThinkingEmbedder:
         say why. Equal queries are computed once. `batch_size` is how many are in flight at most; None sizes
         batches by tokens. `histories` are what was said before each query: the thinker alone reads them.
         """
-        asked = as_queries(queries, histories)
+        checked = as_queries(queries, histories)
         check_dim(truncate_dim, self.dimension)
         return self._pipeline.embed(
-            asked,
+            checked,
             settings or self.settings,
             batch_size=batch_size,
             show=show_progress_bar,

@@ -9,13 +9,14 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from o1_retriever.engine.batching import by_tokens
-from o1_retriever.engine.checkpoint import hash_signs, wheel_hint, wheel_of
+from o1_retriever.engine.checkpoint import first_line, hash_signs, wheel_hint, wheel_of
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
 from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
@@ -63,6 +64,9 @@ class Encoder(Protocol):
 class _Checking(ABC):
     """What the encoders here share: texts go out in a list, and every answer is checked as it comes in."""
 
+    _dimension: int | None = None
+    """What the vectors must have, where it is known."""
+
     @property
     @abstractmethod
     def space(self) -> VectorSpace:
@@ -80,17 +84,16 @@ class _Checking(ABC):
         """One vector per document; errors as for queries."""
         return self._embed("document", list(texts), batch_size)
 
-    def _embed(
-        self, what: What, texts: list[str], batch_size: int, *, dimension: int | None = None
-    ) -> Vector:
+    def _embed(self, what: What, texts: list[str], batch_size: int) -> Vector:
         if batch_size < 1:
             raise SettingsError(f"batch_size is {batch_size!r}; expected at least 1.")
         if not texts:
             return np.empty((0, self.space.dimension), dtype=np.float32)
-        parts, first = [], 0
+        parts: list[Vector] = []
+        first, dimension = 0, self._dimension
         for answer, count in self._answers(what, texts, batch_size):
-            said = f"{self!r} returned for {counted(count, 'text')}"
-            parts.append(check_vectors(answer, count, said, first=first, dimension=dimension))
+            returned = f"{self!r} returned for {counted(count, 'text')}"
+            parts.append(check_vectors(answer, count, returned, first=first, dimension=dimension))
             first, dimension = first + count, parts[-1].shape[1]
         return np.concatenate(parts)
 
@@ -118,7 +121,6 @@ class CallableEncoder(_Checking):
             raise SettingsError(f"The encoder's name is {name!r:.60}; expected some text.")
         self._functions = {"document": documents, "query": queries or documents}
         self._name = name
-        self._dimension: int | None = None
 
     def __repr__(self) -> str:
         return f"CallableEncoder(name={self._name!r})"
@@ -138,10 +140,8 @@ class CallableEncoder(_Checking):
         """What arrives is float32; where it is computed is the function's own affair."""
         return Precision(dtype="float32", device="unknown")
 
-    def _embed(
-        self, what: What, texts: list[str], batch_size: int, *, dimension: int | None = None
-    ) -> Vector:
-        vectors = super()._embed(what, texts, batch_size, dimension=self._dimension)
+    def _embed(self, what: What, texts: list[str], batch_size: int) -> Vector:
+        vectors = super()._embed(what, texts, batch_size)
         self._dimension = vectors.shape[1]
         return vectors
 
@@ -228,6 +228,8 @@ class SentenceTransformerEncoder(_Checking):
         trust_remote_code: bool = False,
         name: str | None = None,
     ) -> None:
+        from o1_retriever.engine.weights import pack
+
         loads = isinstance(model, str | os.PathLike)
         if loads:
             model = _load(os.fspath(model), device=device, trust_remote_code=trust_remote_code)
@@ -239,20 +241,13 @@ class SentenceTransformerEncoder(_Checking):
             )
         self.model = model
         self._name = name
-        self._said: set[str] = set()
-        if loads:
-            self._prepare()
+        self._warned: set[str] = set()
+        inner = getattr(model[0], "auto_model", None)
+        if loads and inner is not None and self._weights:  # the weights' hash is taken first
+            pack(inner)
 
     def __repr__(self) -> str:
         return type(self).__name__
-
-    def _prepare(self) -> None:
-        """Lay the weights out for the processor, once their hash has been taken."""
-        from o1_retriever.engine.weights import pack
-
-        inner = getattr(self.model[0], "auto_model", None)
-        if inner is not None and self._weights:
-            pack(inner)
 
     @functools.cached_property
     def _weights(self) -> str:
@@ -262,31 +257,34 @@ class SentenceTransformerEncoder(_Checking):
     def space(self) -> VectorSpace:
         """The weights' signs, the prompts, the modules behind the model, the dimension and the length."""
         prompts = {"query": self._prompt("query"), "document": self._prompt("document")}
+        dimension = self.model.get_embedding_dimension()
+        if not dimension:
+            dimension = self.model.encode_document([PROBE], show_progress_bar=False).shape[1]
         return VectorSpace(
             weights=self._weights,
             layout=json.dumps({"sentence-transformers": prompts}, sort_keys=True),
             pooling=" + ".join(_describe(module) for module in self.model),
-            dimension=self._dimension(),
+            dimension=int(dimension),
             max_tokens=self._max_tokens,
         )
 
     @property
     def precision(self) -> Precision:
         """dtype and device of the model's weights, and how they are quantised."""
+        from o1_retriever.engine.weights import precision_of
+
         weights = next(self.model.parameters(), None)
         inner = getattr(self.model[0], "auto_model", None)
-        method = getattr(getattr(inner, "config", None), "quantization_config", None)
-        return Precision(
-            dtype="float32" if weights is None else str(_inner_dtype(inner, weights)).removeprefix("torch."),
-            quantization=None if method is None else _quantization(method),
-            device=str(self.model.device),
-        )
+        if weights is not None and inner is not None:
+            return replace(precision_of(inner), device=str(self.model.device))
+        dtype = "float32" if weights is None else str(weights.dtype).removeprefix("torch.")
+        return Precision(dtype=dtype, device=str(self.model.device))
 
     def _answers(self, what: What, texts: list[str], batch_size: int) -> Iterator[tuple[Any, int]]:
         # Said once for each kind of text: a collection comes in many calls, and counting is not free.
-        long = 0 if what in self._said else self._count_long(texts, self._prompt(what))
+        long = 0 if what in self._warned else self._count_long(texts, self._prompt(what))
         if long:
-            self._said.add(what)
+            self._warned.add(what)
             logger.warning(
                 "%d of %d texts are longer than %s tokens: the rest of each is not embedded (said once).",
                 long,
@@ -323,10 +321,6 @@ class SentenceTransformerEncoder(_Checking):
         # Some tokenizers say 10**30 for "unlimited".
         return int(limit) if limit is not None and limit < 2**31 else None
 
-    def _dimension(self) -> int:
-        dimension = self.model.get_embedding_dimension()
-        return int(dimension or self.model.encode_document([PROBE], show_progress_bar=False).shape[1])
-
     def _count_long(self, texts: list[str], prompt: str) -> int:
         """How many texts are cut. A token stands for one byte at least, so that short texts need no look."""
         import transformers
@@ -360,34 +354,18 @@ def _load(name: str, *, device: str | None, trust_remote_code: bool) -> Any:
         if wheel is not None:
             return load(str(wheel))
         raise ModelNotFoundError(
-            f"The encoder {name!r} cannot be loaded: {_line(error)}",
+            f"The encoder {name!r} cannot be loaded: {first_line(error)}",
             hint=wheel_hint(name)
             or "Pass a folder or hub id of a sentence-transformers model with safetensors weights.",
         ) from error
     except (ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(f"The encoder {name!r} cannot be loaded: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:299] + "…"
+        raise ModelError(f"The encoder {name!r} cannot be loaded: {first_line(error)}") from error
 
 
 def _describe(module: Any) -> str:
     mode = getattr(module, "pooling_mode", None)
     mode = "" if mode is None else f"({mode if isinstance(mode, str) else '+'.join(mode)})"
     return f"{type(module).__name__}{mode}"
-
-
-def _inner_dtype(inner: Any, weights: Any) -> Any:
-    """A quantised model's first weight may be packed integers: its own `dtype` is what it computes in."""
-    return getattr(inner, "dtype", None) or weights.dtype
-
-
-def _quantization(method: Any) -> str:
-    if getattr(method, "load_in_4bit", False):
-        return str(getattr(method, "bnb_4bit_quant_type", "4bit"))
-    return str(getattr(method, "quant_method", type(method).__name__))
 
 
 def is_sentence_transformer(value: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +33,7 @@ class Decision:
 
     def to_dict(self) -> dict[str, bool | str | float | None]:
         """The decision as plain JSON values."""
-        return {
-            "think": self.think,
-            "reason": self.reason,
-            "worth": self.worth,
-            "threshold": self.threshold,
-        }
+        return asdict(self)
 
 
 def features(scores: Sequence[float] | Vector) -> NDArray[np.float64]:
@@ -118,15 +113,8 @@ def calibrate(
     drop, step, peak, entropy = (float(weight) for weight in weights)
     bias = float(known.mean() - weights @ centre)
     gate = Gate(weights=(drop, step, peak, entropy), bias=bias)
-    worths = [gate.worth(scores) for scores in rankings]
-    return Gate(weights=gate.weights, bias=bias, threshold=threshold_for(worths, known, keep))
-
-
-def threshold_for(
-    worths: Sequence[float], gains: Sequence[float] | NDArray[np.float64], keep: float
-) -> float:
-    """The highest threshold that keeps the share `keep` of the gain, thinking about what reaches it."""
-    order = np.argsort(-np.asarray(worths), kind="stable")
-    kept = np.cumsum(np.asarray(gains, dtype=np.float64)[order])
+    worths = np.array([gate.worth(scores) for scores in rankings])
+    order = np.argsort(-worths, kind="stable")
+    kept = np.cumsum(known[order])
     reached = np.flatnonzero(kept >= keep * kept[-1])
-    return float(np.asarray(worths)[order[reached[0]]]) if len(reached) else -np.inf
+    return replace(gate, threshold=float(worths[order[reached[0]]]) if len(reached) else -np.inf)

@@ -185,7 +185,7 @@ def as_queries(queries: Sequence[str | Query], histories: Sequence[History] | No
             return list(queries)
         return [Query(text) for text in check_texts(queries, what="query")]  # type: ignore[arg-type]
     texts = check_texts(queries, what="query")  # type: ignore[arg-type]
-    return [Query(text, said) for text, said in zip(texts, _histories(histories, texts), strict=True)]
+    return [Query(*pair) for pair in zip(texts, _histories(histories, texts), strict=True)]
 
 
 def as_query(query: str | Query, history: History = None) -> Query:

@@ -110,9 +110,6 @@ def settings_of(backend: Backend) -> ThoughtSettings:
         raise CheckpointError(f"The checkpoint's own thought settings cannot be used: {error}") from error
 
 
-_Asked = tuple[Query, ThoughtSettings]
-
-
 class ThoughtPipeline:
     """Joins a backend and its cache; what the cache has is neither thought nor embedded again.
 
@@ -123,7 +120,7 @@ class ThoughtPipeline:
     def __init__(self, backend: Backend, cache: bool | str | os.PathLike[str] | ThoughtCache) -> None:
         self.backend = backend
         self.cache = QueryCache(backend, cache)
-        self._shared: SharedWork[_Asked, _Written] = SharedWork()
+        self._shared: SharedWork[tuple[Query, ThoughtSettings], _Written] = SharedWork()
 
     def embed(
         self,
@@ -180,10 +177,10 @@ class ThoughtPipeline:
         missing = {query: found for query, found in known.items() if len(found) < settings.n_thoughts}
         # Closed when interrupted here too: other callers may wait for what is being written.
         writing = closing(self._written(missing, settings, batch_size))
-        with writing as new, progress("Thinking", len(missing), show=show if missing else False) as advance:
-            for query, written in new:
-                known[query] = written.thoughts
-                for thought, vector in zip(written.new.thoughts, written.new.vectors or (), strict=False):
+        with writing as done, progress("Thinking", len(missing), show=show if missing else False) as advance:
+            for query, written in done:
+                known[query], new = written
+                for thought, vector in zip(new.thoughts, new.vectors or (), strict=False):
                     free[query.text, thought.token_ids, thought.text] = vector
                 advance(1)
         return [known[query] for query in queries], free
@@ -217,7 +214,7 @@ class ThoughtPipeline:
                 query = queries[new.place]
                 # Kept at once: an interrupted batch loses only the queries that were being written.
                 self.cache.keep(query, new, settings)
-                yield query, _Written(thoughts=[*missing[query], *new.thoughts], new=new)
+                yield query, ([*missing[query], *new.thoughts], new)
 
     def _vectors(
         self,
@@ -243,14 +240,8 @@ class ThoughtPipeline:
         return [np.stack([next(rows) for _ in range(count)]) for count in counts]
 
 
-@dataclass(kw_only=True, slots=True)
-class _Written:
-    """All thoughts about one query, and what is new of them."""
-
-    thoughts: list[Thought]
-    new: NewThoughts
-
-
+# All thoughts about one query, and what is new of them.
+_Written = tuple[list[Thought], NewThoughts]
 # Raw vectors by query text and thought.
 _Free = dict[tuple[str, tuple[int, ...], str], Vector]
 

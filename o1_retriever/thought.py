@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -43,14 +42,14 @@ class ThoughtSettings:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        _check("n_thoughts", self.n_thoughts, int, 1, 1024)
-        _check("temperature", self.temperature, (int, float), 0.0, 100.0)
-        _check("top_p", self.top_p, (int, float), 1e-6, 1.0)
-        _check("max_new_tokens", self.max_new_tokens, int, 1, 1_000_000)
-        _check("seed", self.seed, int, 0, 2**63 - 1)
-        _check("repetition_penalty", self.repetition_penalty, (int, float), 1e-2, 100.0)
+        check_number("n_thoughts", self.n_thoughts, 1, 1024, whole=True)
+        check_number("temperature", self.temperature, 0, 100)
+        check_number("top_p", self.top_p, 1e-6, 1)
+        check_number("max_new_tokens", self.max_new_tokens, 1, 1_000_000, whole=True)
+        check_number("seed", self.seed, 0, 2**63 - 1, whole=True)
+        check_number("repetition_penalty", self.repetition_penalty, 1e-2, 100)
         if self.budget_ms is not None:
-            _check("budget_ms", self.budget_ms, (int, float), 1e-3, 1e9)
+            check_number("budget_ms", self.budget_ms, 1e-3, 1e9)
         if self.thinking == "auto":
             raise SettingsError(
                 "thinking is 'auto', which needs a search without thoughts first; expected 'always' or "
@@ -92,10 +91,11 @@ class ThoughtSettings:
         return asdict(self)
 
 
-def _check(name: str, value: object, kind: type | tuple[type, ...], low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):  # type: ignore[arg-type]
-        raise SettingsError(f"{name} is {value!r}; expected a number.")
-    if not low <= value <= high:  # type: ignore[operator]
+def check_number(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
+    """Raise `SettingsError` for what is no number, or out of its range."""
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise SettingsError(f"{name} is {value!r}; expected a {'whole ' if whole else ''}number.")
+    if not low <= value <= high:
         raise SettingsError(f"{name} is {value!r}; expected a value from {low:g} to {high:g}.")
 
 

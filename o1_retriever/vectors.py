@@ -20,37 +20,40 @@ if TYPE_CHECKING:
 
 
 def check_vectors(
-    answer: Any, count: int, said: str, *, first: int = 0, dimension: int | None = None
+    answer: Any, count: int, returned: str, *, first: int = 0, dimension: int | None = None
 ) -> Vector:
-    """The answer as float32 (count, dimension), or `EncoderError` naming the first bad text from `first`."""
+    """The answer as float32 (count, dimension), or `EncoderError` naming the first bad text from `first`.
+
+    `returned` begins the message: who returned what follows.
+    """
     rows = answer.detach().cpu().float().numpy() if hasattr(answer, "detach") else answer
     if not hasattr(rows, "__len__") or isinstance(rows, str | bytes | dict):
-        raise EncoderError(f"{said} a {type(answer).__name__}; expected one vector per text.")
+        raise EncoderError(f"{returned} a {type(answer).__name__}; expected one vector per text.")
     if len(rows) != count:
-        raise EncoderError(f"{said} {counted(len(rows), 'vector')}; expected {count}.")
-    vectors = [_vector(row, f"{said}, for text {first + place},") for place, row in enumerate(rows)]
+        raise EncoderError(f"{returned} {counted(len(rows), 'vector')}; expected {count}.")
+    vectors = [_vector(row, f"{returned}, for text {first + place},") for place, row in enumerate(rows)]
     expected = dimension or len(vectors[0])
     for place, vector in enumerate(vectors):
         if len(vector) != expected:
             raise EncoderError(
-                f"{said}, for text {first + place}, {counted(len(vector), 'number')}; "
+                f"{returned}, for text {first + place}, {counted(len(vector), 'number')}; "
                 f"expected {expected}, as before."
             )
     return np.stack(vectors)
 
 
-def _vector(row: Any, said: str) -> Vector:
+def _vector(row: Any, returned: str) -> Vector:
     try:
         with np.errstate(over="ignore"):
             values = row.detach().cpu().float().numpy() if hasattr(row, "detach") else row
             vector = np.asarray(values, dtype=np.float32)
     except (TypeError, ValueError):
-        raise EncoderError(f"{said} a {type(row).__name__} {row!r:.40}; expected numbers.") from None
+        raise EncoderError(f"{returned} a {type(row).__name__} {row!r:.40}; expected numbers.") from None
     if vector.ndim != 1 or not len(vector):
-        raise EncoderError(f"{said} an array of shape {vector.shape}; expected one vector.")
+        raise EncoderError(f"{returned} an array of shape {vector.shape}; expected one vector.")
     if not np.isfinite(vector).all():
         bad = int(np.argmin(np.isfinite(vector)))
-        raise EncoderError(f"{said} {vector[bad]} at place {bad}; expected finite numbers.")
+        raise EncoderError(f"{returned} {vector[bad]} at place {bad}; expected finite numbers.")
     return vector
 
 

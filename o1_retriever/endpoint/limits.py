@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from o1_retriever.endpoint.reply import Answer, Problem
 from o1_retriever.errors import SettingsError
+from o1_retriever.thought import check_number
 
 FEWEST_FAILURES = 4
 
@@ -35,24 +36,18 @@ class RequestPolicy:
     deadline: float = 120.0
 
     def __post_init__(self) -> None:
-        _check("concurrency", self.concurrency, 1, 1024, whole=True)
-        _check("retries", self.retries, 0, 100, whole=True)
-        _check("timeout", self.timeout, 0.001, 86_400)
-        _check("backoff", self.backoff, 0, 3600)
-        _check("longest_wait", self.longest_wait, 0, 86_400)
-        _check("deadline", self.deadline, 0.001, 604_800)
+        check_number("concurrency", self.concurrency, 1, 1024, whole=True)
+        check_number("retries", self.retries, 0, 100, whole=True)
+        check_number("timeout", self.timeout, 0.001, 86_400)
+        check_number("backoff", self.backoff, 0, 3600)
+        check_number("longest_wait", self.longest_wait, 0, 86_400)
+        check_number("deadline", self.deadline, 0.001, 604_800)
 
     def wait(self, tried: int, retry_after: float | None) -> float:
         """Seconds to wait after `tried` attempts; `retry_after` is what the server asks for, if it does."""
         if retry_after is not None:
             return retry_after * random.uniform(1.0, 1.1)
         return min(self.longest_wait, self.backoff * 2.0 ** (tried - 1)) * random.uniform(0.5, 1.0)
-
-
-def _check(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
-    kind = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-        raise SettingsError(f"{name} is {value!r}; expected a number from {low:g} to {high:g}.")
 
 
 class Patience:

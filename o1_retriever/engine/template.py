@@ -30,11 +30,6 @@ MARKERS: dict[Layout, tuple[str, ...]] = {
     "released": ("<query>", "</query>", "<thought>", "<emb>"),
 }
 _TAIL = 2  # eos and <emb>, after every thought
-_KINDS: dict[str, tuple[type, str]] = {
-    "max_query_tokens": (int, "a whole number from 8 up"),
-    "max_length": (int, "a whole number from 8 up"),
-    "settings": (dict, "an object"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +59,14 @@ class TemplateConfig:
             found = data.get("layout") if isinstance(data, dict) else data
             raise CheckpointError(f"{path} has layout {found!r}; expected one of {get_args(Layout)}.")
         values = {each.name: data[each.name] for each in fields(cls) if each.name in data}
-        for name, value in values.items():
-            kind, expected = _KINDS.get(name, (str, "a text"))
-            if not isinstance(value, kind) or (kind is int and (value is True or value < 8)):
-                raise CheckpointError(f"{path} has {name} {value!r}; expected {expected}.")
+        for name in ("max_query_tokens", "max_length"):
+            value = values.get(name, 8)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 8:
+                raise CheckpointError(f"{path} has {name} {value!r}; expected a whole number from 8 up.")
+        if not isinstance(values.get("instruction", ""), str):
+            raise CheckpointError(f"{path} has instruction {values['instruction']!r}; expected a text.")
+        if not isinstance(values.get("settings", {}), dict):
+            raise CheckpointError(f"{path} has settings {values['settings']!r}; expected an object.")
         return cls(**values)
 
     def save(self, folder: Path) -> None:
