@@ -5,11 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.progress import Progress
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 _BESIDE = 24  # characters of a note that a narrow terminal has room for
 
@@ -33,15 +40,6 @@ def progress(description: str, total: int | None, *, show: bool | None) -> Itera
     if not is_shown(show):
         yield _nowhere
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -54,7 +52,7 @@ def progress(description: str, total: int | None, *, show: bool | None) -> Itera
     console = Console(stderr=True)
     # In a log file, where nothing can be wiped away, the last state is kept.
     wiped = console.is_terminal or console.is_jupyter
-    with _bar()(*columns, console=console, transient=wiped) as bar:
+    with _Bar(*columns, console=console, transient=wiped) as bar:
         task = bar.add_task(description, total=total, rate="", note="", below="")
 
         def advance(count: int, note: str = "") -> None:
@@ -70,19 +68,13 @@ def progress(description: str, total: int | None, *, show: bool | None) -> Itera
         yield advance
 
 
-def _bar() -> type[Progress]:
-    from rich.progress import Progress
-    from rich.text import Text
-
-    class Bar(Progress):
-        # Beside the bar a long note would take the room of the count and of the time left.
-        def get_renderables(self) -> Iterator[RenderableType]:
-            yield from super().get_renderables()
-            for task in self.tasks:
-                if task.fields["below"]:
-                    yield Text(f"  {task.fields['below']}", style="dim")
-
-    return Bar
+class _Bar(Progress):
+    # Beside the bar a long note would take the room of the count and of the time left.
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.fields["below"]:
+                yield Text(f"  {task.fields['below']}", style="dim")
 
 
 def _nowhere(count: int, note: str = "") -> None:

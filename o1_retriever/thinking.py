@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from o1_retriever.cache.store import JSON, ThoughtCache, cache_key
 from o1_retriever.errors import CheckpointError, SettingsError, ThinkerError
 from o1_retriever.progress import progress
 from o1_retriever.query import Query
@@ -27,8 +28,6 @@ from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timin
 from o1_retriever.vectors import Precision, VectorSpace, unit
 
 if TYPE_CHECKING:
-    from o1_retriever.cache import ThoughtCache
-    from o1_retriever.cache.store import JSON
     from o1_retriever.encoders import Encoder
     from o1_retriever.thinkers import Thinker
 
@@ -269,8 +268,7 @@ class PairBackend:
     @property
     def default_settings(self) -> Mapping[str, Any]:
         """What the thinker prefers, where it says so; else the library's defaults."""
-        found: Mapping[str, Any] = getattr(self.thinker, "default_settings", {})
-        return found
+        return getattr(self.thinker, "default_settings", {})  # type: ignore[no-any-return]
 
     @property
     def space(self) -> VectorSpace:
@@ -358,12 +356,8 @@ class QueryCache:
         if self._option is False:
             return None
         if self._store is None:
-            from o1_retriever.cache import ThoughtCache
-
-            if isinstance(self._option, ThoughtCache):
-                self._store = self._option
-            else:
-                self._store = ThoughtCache(None if self._option is True else self._option)
+            given = None if self._option is True else self._option
+            self._store = given if isinstance(given, ThoughtCache) else ThoughtCache(given)
         return self._store
 
     def thoughts(self, queries: Sequence[Query], settings: ThoughtSettings) -> list[dict[int, Thought]]:
@@ -418,8 +412,6 @@ class QueryCache:
 
 
 def _thought_key(who: str, settings: ThoughtSettings, query: Query) -> bytes:
-    from o1_retriever.cache import cache_key
-
     parts: dict[str, JSON] = {"who": who, "sampling": settings.sampling(), "query": query.text}
     if len(query.history):  # without one the key is what it was before there were any
         parts["history"] = [_HISTORY_FORM, [[each.role, each.content] for each in query.history]]
@@ -427,8 +419,6 @@ def _thought_key(who: str, settings: ThoughtSettings, query: Query) -> bytes:
 
 
 def _vector_key(encoder: str, query: str, thought: Thought | None) -> bytes:
-    from o1_retriever.cache import cache_key
-
     text, ids = (None, None) if thought is None else (thought.text, list(thought.token_ids))
     return cache_key(kind="vector", encoder=encoder, query=query, thought=text, token_ids=ids)
 

@@ -23,7 +23,6 @@ from o1_retriever.endpoint.prompt import ChatRequest, without_system
 from o1_retriever.endpoint.reply import (
     Answer,
     Problem,
-    body_text,
     cost_of,
     diagnose,
     presentable,
@@ -75,7 +74,7 @@ class Dialect:
         """Whether a refusal of `sent` was about something that can be left out or renamed from now on."""
         if getattr(error, "status_code", None) not in (400, 422):
             return False
-        param, text = body_text(error)
+        param, text = getattr(error, "param", None), f"{error} {getattr(error, 'body', None)}"
         if "max_tokens" in sent and "max_completion_tokens" in text:
             self._limit = "max_completion_tokens"
             return True
@@ -84,11 +83,9 @@ class Dialect:
         if sent["messages"][0]["role"] == "system" and re.search(r"\bsystem\b", text, re.IGNORECASE):
             self._system = False
             return True
-        return self._drop(param, text, sent)
-
-    def _drop(self, param: str | None, text: str, sent: dict[str, Any]) -> bool:
-        named = [name for name in OPTIONAL if name in sent and re.search(rf"\b{name}\b", text)]
-        refused = param if param in OPTIONAL and param in sent else next(iter(named), None)
+        # The parameter that the server names in a field of its own, else the first that its words name.
+        named = [n for n in OPTIONAL if n in sent and (n == param or re.search(rf"\b{n}\b", text))]
+        refused = param if param in named else next(iter(named), None)
         if refused is None:
             return False
         if refused not in self._dropped:

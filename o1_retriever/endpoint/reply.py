@@ -178,7 +178,7 @@ def _diagnose_status(error: Exception, status: int) -> Problem:
     if status == 429 and getattr(error, "code", None) == "insufficient_quota":
         return Problem(reason=reason, setup=SETUP[402])
     passing = status in PASSING or status >= 500
-    return Problem(reason=reason, retry=passing, down=passing, wait=retry_after(error) if passing else None)
+    return Problem(reason=reason, retry=passing, down=passing, wait=_retry_after(error) if passing else None)
 
 
 def _told(error: Exception) -> str:
@@ -189,22 +189,21 @@ def _told(error: Exception) -> str:
     return quote(body) if body else quote(error)
 
 
-def retry_after(error: Exception) -> float | None:
+def _retry_after(error: Exception) -> float | None:
     """Seconds that the server asks to wait, from `Retry-After` (seconds or a date) or `retry-after-ms`."""
     headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
-    milliseconds = _number(headers.get("retry-after-ms"))
+    milliseconds, value = _number(headers.get("retry-after-ms")), headers.get("retry-after")
     if milliseconds is not None:
         return milliseconds / 1000
-    value = headers.get("retry-after")
-    if value is None or (seconds := _number(value)) is not None:
-        return seconds if value is not None else None
+    seconds = _number(value)
+    if seconds is not None or value is None:
+        return seconds
     try:
         date = parsedate_to_datetime(value)
     except ValueError:
         return None
-    return max(
-        0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
-    )
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
 def _number(value: str | None) -> float | None:
@@ -248,10 +247,3 @@ def _inner(error: BaseException) -> BaseException | None:
     if isinstance(error, BaseExceptionGroup):
         return error.exceptions[0]
     return error.__cause__ or error.__context__
-
-
-def body_text(error: Exception) -> tuple[str | None, str]:
-    """The parameter that an error response names in its own field, and all that it says."""
-    body: Any = getattr(error, "body", None)
-    param = getattr(error, "param", None)
-    return (param if isinstance(param, str) else None), f"{error} {body}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from o1_retriever.engine.decode import Job, write_thoughts
 from o1_retriever.engine.load import LocalModel
@@ -13,7 +12,7 @@ from o1_retriever.engine.template import Template
 from o1_retriever.query import Query, rendered
 from o1_retriever.thinking import NewThoughts
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
-from o1_retriever.vectors import Precision, VectorSpace
+from o1_retriever.vectors import VectorSpace
 
 logger = logging.getLogger(__name__)
 
@@ -24,39 +23,19 @@ class LocalBackend:
     def __init__(self, local: LocalModel) -> None:
         assert isinstance(local.template, Template)
         self.local, self.template = local, local.template
-
-    @property
-    def space(self) -> VectorSpace:
-        """The model's document space."""
-        return VectorSpace(
-            weights=self.local.weights,
+        self.space = VectorSpace(
+            weights=local.weights,
             layout=self.template.config.layout,
             pooling="emb",
-            dimension=self.local.dimension,
+            dimension=local.dimension,
             max_tokens=self.template.max_length,
         )
-
-    @property
-    def precision(self) -> Precision:
-        """dtype, quantisation and device of the weights."""
-        return self.local.precision
-
-    @property
-    def default_settings(self) -> Mapping[str, Any]:
-        """What the checkpoint's config file prefers."""
-        return self.template.config.settings
-
-    @property
-    def thinker_identity(self) -> str:
-        """Everything but sampling and query that decides what the model writes."""
-        template = self.template
-        parts = self.space.to_dict(), self.precision.to_dict(), template.max_query, template.instruction
-        return f"local:{parts}"
-
-    @property
-    def encoder_identity(self) -> str:
-        """The same model embeds."""
-        return self.thinker_identity
+        self.precision = local.precision
+        self.default_settings = self.template.config.settings
+        # Everything but sampling and query that decides what the model writes.
+        decisive = self.space.to_dict(), self.precision.to_dict(), self.template.max_query
+        self.thinker_identity = f"local:{(*decisive, self.template.instruction)}"
+        self.encoder_identity = self.thinker_identity
 
     def think(
         self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int, batch_size: int | None

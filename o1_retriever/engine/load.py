@@ -284,13 +284,15 @@ def _joined(name: str, model: Any, template: PlainText, weights: str | None) -> 
             hint="Call model.resize_token_embeddings(len(tokenizer)) before saving the checkpoint.",
         )
     model.eval()
+    with _locks_guard:
+        lock = _locks.setdefault(model, threading.Lock())
     return LocalModel(
         name=name,
         model=model,
         template=template,
         weights=weights or hash_signs(model),
         stop_ids=stop_ids(model, template),
-        lock=_lock_of(model),
+        lock=lock,
     )
 
 
@@ -298,15 +300,9 @@ def _positions(model: Any) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
+# One for a model, not for each embedder made of it: a pass changes the model's hooks while it runs.
 _locks: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
 _locks_guard = threading.Lock()
-
-
-def _lock_of(model: Any) -> threading.Lock:
-    # One for a model, not for each embedder made of it: a pass changes the model's hooks while it runs.
-    with _locks_guard:
-        return _locks.setdefault(model, threading.Lock())
-
 
 _ENCODERS = {"bert", "roberta", "xlm-roberta", "electra", "camembert", "roformer", "rembert"}
 

@@ -77,8 +77,8 @@ class Slots:
     """Room for `rows` sequences of at most `window` tokens, which end at the same column.
 
     `spare` columns are written before everything is moved back to the left. `clear` empties the memory for
-    steps that read all of it (see `fix`): what a mask hides must still be a number, and fresh memory may hold
-    NaN. `memory` is where large blocks come from on a CPU (None: torch's own). `shared` are each layer's keys
+    steps that read all of it: what a mask hides must still be a number, and fresh memory may hold NaN.
+    `memory` is where large blocks come from on a CPU (None: torch's own). `shared` are each layer's keys
     and values (heads, tokens, head dimension) that stand before all rows and are held once. The living rows
     are the first `live` ones. `column` is where the next token is written, `first` the first column that a
     living row needs.
@@ -105,6 +105,8 @@ class Slots:
         self._bias = torch.full((rows, self.capacity), self._hidden, dtype=model.dtype, device=model.device)
         self._starts = torch.zeros(rows, dtype=torch.long, device=model.device)
         self.live = self.column = self.first = 0
+        # Steps feed so many rows over all columns, in tensors that keep their place (None: as needed). Rows
+        # beyond the living ones compute what nobody reads.
         self.fixed: int | None = None
         self.column_at = torch.zeros(1, dtype=torch.long, device=model.device)
         self.blocks: list[Any] = []
@@ -138,13 +140,6 @@ class Slots:
             self._shift()
         self._bias[: self.live, self.column] = 0.0
         self.column_at.fill_(self.column)
-
-    def fix(self, rows: int | None) -> None:
-        """Let steps feed so many rows over all columns, in tensors that keep their place (None: as needed).
-
-        Rows beyond the living ones compute what nobody reads.
-        """
-        self.fixed = rows
 
     def close_column(self) -> None:
         """The step is done."""

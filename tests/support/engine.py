@@ -19,6 +19,7 @@ from o1_retriever.engine.passes import Prefix
 from o1_retriever.engine.sampling import Sampler, stream_key
 from o1_retriever.engine.slots import Slots
 from o1_retriever.engine.steps import EagerSteps, Shared, StaticSteps, Step
+from o1_retriever.engine.weights import PackedLinear, has_kernel, is_for_kernels
 from o1_retriever.thought import ThoughtSettings
 from tests.support.tiny import tiny_model
 
@@ -74,6 +75,11 @@ def slow_thought(
             written.append(int(drawn))
             finish = "length" if len(written) == min(job.room, how.max_new_tokens) else ""
     return tuple(written), finish, plain_state(local, [*job.prompt, *written, *ending(local)])
+
+
+def can_pack(model: Any) -> bool:
+    """Whether this machine and this torch have the kernels, and the model is one they compute."""
+    return is_for_kernels(model) and has_kernel(PackedLinear, model.dtype)
 
 
 def ending(local: LocalModel) -> list[int]:
