@@ -268,7 +268,7 @@ class PairBackend:
     @property
     def default_settings(self) -> Mapping[str, Any]:
         """What the thinker prefers, where it says so; else the library's defaults."""
-        return getattr(self.thinker, "default_settings", {})  # type: ignore[no-any-return]
+        return getattr(self.thinker, "default_settings", {})
 
     @property
     def space(self) -> VectorSpace:

@@ -146,13 +146,11 @@ class LocalExpert(_HereExpert):
         load_in_4bit: bool = False,
     ) -> LocalExpert:
         """Load from a folder or the Hub (safetensors only); the arguments are those of `ThinkingEmbedder`."""
-        from o1_retriever.engine.checkpoint import hash_files
         from o1_retriever.engine.load import LoadOptions, load_causal_lm
 
         loaded = load_causal_lm(name, LoadOptions(device=device, dtype=dtype, load_in_4bit=load_in_4bit))
         # The files' hash: new markers have rows that are drawn anew at every start.
-        weights = hash_files(loaded.folder)
-        expert = cls(loaded.model, loaded.tokenizer, name=os.fspath(name), weights=weights)
+        expert = cls(loaded.model, loaded.tokenizer, name=os.fspath(name), weights=loaded.weights)
         loaded.lay_out()
         return expert
 
