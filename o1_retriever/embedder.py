@@ -252,8 +252,7 @@ class ThinkingEmbedder:
             normalize_embeddings=normalize_embeddings,
             truncate_dim=truncate_dim,
         )
-        found = list(blocks) or [np.zeros((0, truncate_dim or self.dimension), np.float32)]
-        rows = np.concatenate(found)
+        rows = np.concatenate(list(blocks) or [np.zeros((0, truncate_dim or self.dimension), np.float32)])
         return delivered(rows, single=single, convert_to_tensor=convert_to_tensor)
 
     def stream_documents(

@@ -19,8 +19,8 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     """
     mismatch = _mismatch(module, extra)
     if mismatch is not None:
-        package, found, expected = mismatch
-        raise WrongVersionError(package, extra, purpose, found=found, expected=expected)
+        package, installed, expected = mismatch
+        raise WrongVersionError(package, extra, purpose, found=installed, expected=expected)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -42,15 +42,12 @@ def _mismatch(module: str, extra: str) -> tuple[str, str, str] | None:
     name = canonicalize_name(module.replace(".", "-"))
     try:
         declared = importlib.metadata.requires(_DISTRIBUTION) or []
-        found = importlib.metadata.version(name)
+        installed = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
     for each in map(Requirement, declared):
-        asked = each.marker is not None and each.marker.evaluate({"extra": extra})
-        if (
-            asked
-            and canonicalize_name(each.name) == name
-            and not each.specifier.contains(found, prereleases=True)
-        ):
-            return each.name, found, str(each.specifier)
+        in_extra = each.marker is not None and each.marker.evaluate({"extra": extra})
+        fits = each.specifier.contains(installed, prereleases=True)
+        if in_extra and canonicalize_name(each.name) == name and not fits:
+            return each.name, installed, str(each.specifier)
     return None

@@ -141,8 +141,8 @@ class Conversation:
 
     def before(self, query: str) -> Conversation:
         """The turns before `query`: without the last one where it is the query itself, asked by the user."""
-        asked, messages = query.strip(), self.messages
-        while messages and messages[-1].role == "user" and messages[-1].content.strip() == asked:
+        text, messages = query.strip(), self.messages
+        while messages and messages[-1].role == "user" and messages[-1].content.strip() == text:
             messages = messages[:-1]
         return self if len(messages) == len(self) else Conversation(messages)
 

@@ -15,6 +15,7 @@ from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -170,17 +171,16 @@ class ThoughtPipeline:
         if not settings.thinks:
             return [[] for _ in queries], free
         known: dict[Query, list[Thought]] = {}
-        for query, found in zip(queries, self.cache.thoughts(queries, settings), strict=True):
-            count = next((i for i in range(settings.n_thoughts) if i not in found), settings.n_thoughts)
-            known[query] = [found[i] for i in range(count)]
-        missing = {query: found for query, found in known.items() if len(found) < settings.n_thoughts}
+        for query, cached in zip(queries, self.cache.thoughts(queries, settings), strict=True):
+            known[query] = [cached[i] for i in takewhile(cached.__contains__, range(settings.n_thoughts))]
+        missing = {query: cached for query, cached in known.items() if len(cached) < settings.n_thoughts}
         # Closed when interrupted here too: other callers may wait for what is being written.
         writing = closing(self._written(missing, settings, batch_size))
         with writing as done, progress("Thinking", len(missing), show=show if missing else False) as advance:
             for query, written in done:
                 known[query], new = written
                 for thought, vector in zip(new.thoughts, new.vectors or (), strict=False):
-                    free[query.text, thought.token_ids, thought.text] = vector
+                    free[self.cache.vector_key(query.text, thought)] = vector
                 advance(1)
         return [known[query] for query in queries], free
 
@@ -231,18 +231,14 @@ class ThoughtPipeline:
                 logger.warning("No thought could be had about %.60r: %s", query.text, written[0].error)
             pairs += [(query.text, thought) for thought in usable or [None]]
             counts.append(max(1, len(usable)))
-        known = [
-            None if thought is None else free.get((text, thought.token_ids, thought.text))
-            for text, thought in pairs
-        ]
-        rows = iter(self.cache.filled(pairs, known, batch_size=batch_size))
+        rows = iter(self.cache.filled(pairs, free, batch_size=batch_size))
         return [np.stack([next(rows) for _ in range(count)]) for count in counts]
 
 
 # All thoughts about one query, and what is new of them.
 _Written = tuple[list[Thought], NewThoughts]
-# Raw vectors by query text and thought.
-_Free = dict[tuple[str, tuple[int, ...], str], Vector]
+# Raw vectors by `QueryCache.vector_key`.
+_Free = dict[bytes, Vector]
 
 
 def pool(rows: Vector, *, truncate_dim: int | None, normalize: bool) -> tuple[Vector, Vector]:
@@ -264,11 +260,7 @@ class PairBackend:
     def __init__(self, thinker: Thinker, encoder: Encoder) -> None:
         self.thinker = thinker
         self.encoder = encoder
-
-    @property
-    def default_settings(self) -> Mapping[str, Any]:
-        """What the thinker prefers, where it says so; else the library's defaults."""
-        return getattr(self.thinker, "default_settings", {})
+        self.default_settings: Mapping[str, Any] = getattr(thinker, "default_settings", {})
 
     @property
     def space(self) -> VectorSpace:
@@ -378,27 +370,29 @@ class QueryCache:
             key = _thought_key(who, settings, query)
             store.put_thoughts((key, new.start + i, thought) for i, thought in enumerate(new.thoughts))
         if encoder is not None:
-            rows = list(zip(new.thoughts, new.vectors or (), strict=False))
-            items = [(_vector_key(encoder, query.text, thought), row) for thought, row in rows]
+            vectors = list(zip(new.thoughts, new.vectors or (), strict=False))
+            items = [(self.vector_key(query.text, thought), vector) for thought, vector in vectors]
             if new.fast is not None:
-                items.append((_vector_key(encoder, query.text, None), new.fast))
+                items.append((self.vector_key(query.text, None), new.fast))
             store.put_vectors(items)
 
+    def vector_key(self, query: str, thought: Thought | None) -> bytes:
+        """What the vector of a query with a thought, or without, is kept under."""
+        text, ids = (None, None) if thought is None else (thought.text, list(thought.token_ids))
+        encoder = self._backend.encoder_identity or ""
+        return cache_key(kind="vector", encoder=encoder, query=query, thought=text, token_ids=ids)
+
     def filled(
-        self,
-        pairs: Sequence[tuple[str, Thought | None]],
-        known: Sequence[Vector | None],
-        *,
-        batch_size: int | None,
+        self, pairs: Sequence[tuple[str, Thought | None]], free: _Free, *, batch_size: int | None
     ) -> list[Vector]:
-        """Raw vectors of all pairs: those known, those in the cache, and the rest embedded once each."""
+        """Raw vectors of all pairs: free ones, those in the cache, and the rest embedded once each."""
         encoder, store = self._backend.encoder_identity, self.store
-        keys = [_vector_key(encoder or "", query, thought) for query, thought in pairs]
-        rows = {key: row for key, row in zip(keys, known, strict=True) if row is not None}
+        keys = [self.vector_key(*pair) for pair in pairs]
+        rows = {key: free[key] for key in keys if key in free}
         missing = [key for key in dict.fromkeys(keys) if key not in rows]
         if store is not None and encoder is not None and missing:
-            found = zip(missing, store.get_vectors(missing), strict=True)
-            rows.update((key, row) for key, row in found if row is not None)
+            cached = zip(missing, store.get_vectors(missing), strict=True)
+            rows.update((key, row) for key, row in cached if row is not None)
             missing = [key for key in missing if key not in rows]
         by_key = dict(zip(keys, pairs, strict=True))
         for start in range(0, len(missing), _KEEP_EVERY):
@@ -416,11 +410,6 @@ def _thought_key(who: str, settings: ThoughtSettings, query: Query) -> bytes:
     if len(query.history):  # without one the key is what it was before there were any
         parts["history"] = [_HISTORY_FORM, [[each.role, each.content] for each in query.history]]
     return cache_key(kind="thought", **parts)
-
-
-def _vector_key(encoder: str, query: str, thought: Thought | None) -> bytes:
-    text, ids = (None, None) if thought is None else (thought.text, list(thought.token_ids))
-    return cache_key(kind="vector", encoder=encoder, query=query, thought=text, token_ids=ids)
 
 
 Key = TypeVar("Key", bound=Hashable)

@@ -333,7 +333,7 @@ def _left(deadline: asyncio.Timeout) -> float:
     return float("inf") if when is None else when - asyncio.get_running_loop().time()
 
 
-def options_of(base_url: str | None, api_key: str | None) -> dict[str, str]:
+def options_of(base_url: str | None, api_key: str | None) -> dict[str, Any]:
     """The address and the key of a client of our own."""
     require("openai", extra="endpoint", purpose="A model behind an endpoint")
     elsewhere = base_url or os.environ.get("OPENAI_BASE_URL")
@@ -352,9 +352,10 @@ def options_of(base_url: str | None, api_key: str | None) -> dict[str, str]:
     return {"base_url": elsewhere or "https://api.openai.com/v1", "api_key": key.strip()}
 
 
-def _pools(number: int, options: Mapping[str, str]) -> list[Any]:
+def _pools(number: int, options: Mapping[str, Any]) -> list[Any]:
     """So many clients, each with connections of its own."""
-    openai = require("openai", extra="endpoint", purpose="A model behind an endpoint")
+    import openai
+
     # openai comes with one httpx or another, by its version.
     owner = openai.DefaultAsyncHttpxClient.__bases__[0].__module__
     certificates = importlib.import_module(

@@ -172,7 +172,7 @@ def _diagnose_failure(failure: ModelCallError, *, timeout: float) -> Problem:
 
 
 def _diagnose_status(error: Exception, status: int) -> Problem:
-    reason = f"the server answered {status}: {_told(error)}"
+    reason = f"the server answered {status}: {_server_message(error)}"
     if status in SETUP:
         return Problem(reason=reason, setup=SETUP[status])
     if status == 429 and getattr(error, "code", None) == "insufficient_quota":
@@ -181,8 +181,8 @@ def _diagnose_status(error: Exception, status: int) -> Problem:
     return Problem(reason=reason, retry=passing, down=passing, wait=_retry_after(error) if passing else None)
 
 
-def _told(error: Exception) -> str:
-    """What the server itself said: the client's own message may be the bare status."""
+def _server_message(error: Exception) -> str:
+    """The server's own words: the client's message may be the bare status."""
     body: Any = getattr(error, "body", None)
     if isinstance(body, dict):
         body = body.get("message") or body.get("detail") or body.get("error") or body
@@ -236,10 +236,10 @@ def _cause(error: BaseException) -> str:
     seen: list[BaseException] = [error]
     while (inner := _inner(seen[-1])) is not None and inner not in seen:
         seen.append(inner)
-    told = next((each for each in reversed(seen) if str(each).strip()), seen[-1])
-    if isinstance(told, ConnectionError) and told.errno:  # asyncio words it in its own way
-        return f"[Errno {told.errno}] {os.strerror(told.errno)}"
-    return quote(told) or type(told).__name__
+    cause = next((each for each in reversed(seen) if str(each).strip()), seen[-1])
+    if isinstance(cause, ConnectionError) and cause.errno:  # asyncio words it in its own way
+        return f"[Errno {cause.errno}] {os.strerror(cause.errno)}"
+    return quote(cause) or type(cause).__name__
 
 
 def _inner(error: BaseException) -> BaseException | None:

@@ -108,9 +108,9 @@ def penalise(logits: torch.Tensor, tokens: torch.Tensor, lengths: torch.Tensor, 
     within = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
     # Places behind the end repeat the first token, so that every write to one token is the same.
     places = torch.where(within, tokens, tokens[:, :1])
-    found = logits.gather(1, places)
-    less = torch.where(found > 0, found / penalty, found * penalty)
-    logits.scatter_(1, places, torch.where((lengths > 0)[:, None], less, found))
+    usual = logits.gather(1, places)
+    less = torch.where(usual > 0, usual / penalty, usual * penalty)
+    logits.scatter_(1, places, torch.where((lengths > 0)[:, None], less, usual))
 
 
 def _nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:

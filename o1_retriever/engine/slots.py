@@ -49,8 +49,8 @@ class Memory:
         if count * dtype.itemsize < _PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
             return torch.empty(*shape, dtype=dtype), None
         with self._lock:
-            found = self._idle.get(size)
-            block = found.pop() if found else None
+            idle = self._idle.get(size)
+            block = idle.pop() if idle else None
         if block is None:
             block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             # A wish: a system that was built without huge pages refuses, and the memory is as good.

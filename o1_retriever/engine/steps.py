@@ -166,10 +166,10 @@ class Shared:
         rows, columns = _rounded(rows), -(-(window + spare) // 128) * 128
         with self._lock:
             # One size is kept: an idle flight's memory is large.
-            found = self._idle.pop((rows, columns), None)
+            idle = self._idle.pop((rows, columns), None)
             self._idle.clear()
-        if found is not None:
-            return found
+        if idle is not None:
+            return idle
         slots = Slots(local.model, rows, columns, spare=0, clear=True)
         return slots, FallbackSteps(local, slots, StaticSteps(local, slots, capture=True))
 
@@ -247,10 +247,10 @@ def attend(
     scores = torch.matmul(key, scaled.transpose(-1, -2)).transpose(-1, -2)
     scores = scores + attention_mask
     if not shared:
-        found = torch.matmul(torch.softmax(scores, -1), value)
+        attended = torch.matmul(torch.softmax(scores, -1), value)
     else:
-        found = _attend_both(scaled, scores, value, *shared[module.layer_idx])
-    return found.reshape(rows, 1, heads, value.shape[-1]), None
+        attended = _attend_both(scaled, scores, value, *shared[module.layer_idx])
+    return attended.reshape(rows, 1, heads, value.shape[-1]), None
 
 
 def _attend_both(

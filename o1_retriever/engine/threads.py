@@ -39,13 +39,13 @@ class _Overlap:
         self._all = 1
         self._reduced: set[int] = set()
 
-    def enter(self, found: int) -> int:
-        """How many threads there were before anybody stepped back; the caller has found so many."""
+    def enter(self, threads: int) -> int:
+        """How many threads there were before anybody stepped back; the caller sees `threads`."""
         with self._lock:
             self._inside += 1
             if self._inside == 1:
-                self._all = found
-            return self._all if found in self._reduced else found
+                self._all = threads
+            return self._all if threads in self._reduced else threads
 
     def reduce(self, threads: int) -> None:
         """Step back to so many threads."""

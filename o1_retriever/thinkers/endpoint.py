@@ -20,7 +20,6 @@ from o1_retriever.endpoint.limits import Patience, RequestPolicy
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt, ChatRequest, as_prompt
 from o1_retriever.endpoint.reply import Answer, ModelCallError, Problem
 from o1_retriever.errors import ThinkerError
-from o1_retriever.extras import require
 from o1_retriever.query import Query
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Thought, ThoughtSettings
@@ -139,10 +138,12 @@ class OpenAIThinker:
 
 def first_model(base_url: str) -> str:
     """The name of the first model that a server lists. Raises `ThinkerError` where it does not tell."""
-    openai: Any = require("openai", extra="endpoint", purpose="A model behind an endpoint")
+    options = options_of(base_url, None)
+    import openai
+
     hint = f"Type: OpenAIThinker('NAME OF THE MODEL', base_url={base_url!r})"
     try:
-        with openai.OpenAI(**options_of(base_url, None), max_retries=0, timeout=_LISTING_S) as client:
+        with openai.OpenAI(**options, max_retries=0, timeout=_LISTING_S) as client:
             models = client.models.list().data or []
     except (openai.OpenAIError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
