@@ -46,10 +46,6 @@ _IMPATIENT = 0.05  # seconds to wait for others once somebody was found to hold 
 Table = Literal["thoughts", "vectors"]
 TABLES: tuple[Table, ...] = ("thoughts", "vectors")
 
-_COLUMNS: dict[Table, tuple[str, ...]] = {
-    "thoughts": ("key", "idx", "finish", "prompt_tokens", "completion_tokens", "text", "token_ids"),
-    "vectors": ("key", "data"),
-}
 _KEPT = 0.9  # the share of the room that an eviction leaves filled, so that not every write evicts
 _CHUNK = 900  # below the number of variables that old versions of SQLite allow in a statement
 
@@ -262,11 +258,10 @@ class ThoughtCache:
         ]
         if not rows:
             return
-        columns = ("id", "accessed", "size", "crc", *_COLUMNS[table])
-        marks = ", ".join("?" * len(columns))
+        marks = ", ".join("?" * len(rows[0]))
 
         def work(db: sqlite3.Connection) -> None:
-            db.executemany(f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)
+            db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)
             _shrink(db, self._max_bytes)
 
         self._write(work)
@@ -370,12 +365,11 @@ def _charge(values: Iterable[Any]) -> int:
 def _select(
     connection: sqlite3.Connection, table: Table, ids: Sequence[int]
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    columns = ", ".join(("id", "crc", *_COLUMNS[table]))
     for start in range(0, len(ids), _CHUNK):
         part = ids[start : start + _CHUNK]
         marks = ", ".join("?" * len(part))
-        statement = f"SELECT {columns} FROM {table} WHERE id IN ({marks})"
-        for place, crc, *values in connection.execute(statement, part).fetchall():
+        statement = f"SELECT * FROM {table} WHERE id IN ({marks})"
+        for place, _accessed, _size, crc, *values in connection.execute(statement, part).fetchall():
             if crc != _checksum(values):
                 raise Damaged(f"a row of {table} has a wrong checksum")
             yield place, tuple(values)
