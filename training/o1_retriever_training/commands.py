@@ -13,21 +13,26 @@ from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
 from o1_retriever_training.expert_options import ExpertOptions, quiet
 
-_DROP = "Leave out rows whose thought is no better than the query."
-_REPORT = "Write a quality page (HTML)."
-_STRICT = "Refuse the first malformed row."
 _COMMITTEE = "Members: bm25, bm25-corpus, minilm, or models' folders or Hub ids, with commas between."
+Out = Annotated[Path, typer.Option("--out", help="JSON lines; the same command goes on with them.")]
+Report = Annotated[Path | None, typer.Option("--report", help="Write a quality page (HTML).")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse the first malformed row.")]
+Committee = Annotated[str, typer.Option("--committee", help=_COMMITTEE)]
+By = Annotated[str, typer.Option("--by", help="Who searches: bm25, minilm, or a model.")]
+DropUseless = Annotated[
+    bool, typer.Option("--drop-useless", help="Leave out rows whose thought is no better than the query.")
+]
 
 
 @with_options
 def synthesize(
     *,
     pairs: Annotated[str, typer.Option("--pairs", help="Rows: .jsonl(.gz|.zst), .parquet, hub:OWNER/NAME.")],
-    out: Annotated[Path, typer.Option("--out", help="JSON lines; the same command goes on with them.")],
+    out: Out,
     examples: Annotated[
         str | None, typer.Option("--examples", help="Rows to draw in-context examples from, if not --pairs.")
     ] = None,
-    report: Annotated[Path | None, typer.Option("--report", help=_REPORT)] = None,
+    report: Report = None,
     expert: ExpertOptions,
 ) -> None:
     """Have an expert write several thoughts about every query of a file."""
@@ -50,8 +55,8 @@ def synthesize(
 def vote(
     *,
     thoughts: Annotated[str, typer.Option("--in", help="Rows with candidates.")],
-    out: Annotated[Path, typer.Option("--out", help="JSON lines; the same command goes on with them.")],
-    committee: Annotated[str, typer.Option("--committee", help=_COMMITTEE)] = "bm25,minilm",
+    out: Out,
+    committee: Committee = "bm25,minilm",
     rule: Annotated[
         Literal["majority", "soft", "mean-rank"], typer.Option("--rule", help="How votes are counted.")
     ] = "majority",
@@ -59,12 +64,12 @@ def vote(
         Literal["thought", "query+thought"], typer.Option("--read", help="What members see.")
     ] = "thought",
     corpus: Annotated[Path | None, typer.Option("--corpus", help="Documents for bm25-corpus.")] = None,
-    drop_useless: Annotated[bool, typer.Option("--drop-useless", help=_DROP)] = False,
+    drop_useless: DropUseless = False,
     weight: Annotated[
         list[str] | None, typer.Option("--weight", help="MEMBER=NUMBER: how much its vote counts (1).")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help=_STRICT)] = False,
-    report: Annotated[Path | None, typer.Option("--report", help=_REPORT)] = None,
+    strict: Strict = False,
+    report: Report = None,
 ) -> None:
     """Have a committee of retrievers elect one thought for every row."""
     from o1_retriever_training import vote as stage
@@ -98,9 +103,9 @@ def vote(
 def negatives(
     *,
     rows: Annotated[str, typer.Option("--in", help="Rows with positives.")],
-    out: Annotated[Path, typer.Option("--out", help="JSON lines; the same command goes on with them.")],
+    out: Out,
     corpus: Annotated[Path, typer.Option("--corpus", help="Documents: _id, title, text a line.")],
-    by: Annotated[str, typer.Option("--by", help="Who searches: bm25, minilm, or a model.")] = "bm25",
+    by: By = "bm25",
     teacher: Annotated[
         str | None,
         typer.Option("--teacher", help="Who scores for distillation: a model, minilm, cross-encoder:MODEL."),
@@ -108,8 +113,8 @@ def negatives(
     count: Annotated[int, typer.Option("--count", help="Negatives per row.")] = 15,
     skip: Annotated[int, typer.Option("--skip", help="How many of the best to pass over.")] = 3,
     margin: Annotated[float, typer.Option("--margin", help="How far above the positive, as a share.")] = 0.0,
-    strict: Annotated[bool, typer.Option("--strict", help=_STRICT)] = False,
-    report: Annotated[Path | None, typer.Option("--report", help=_REPORT)] = None,
+    strict: Strict = False,
+    report: Report = None,
 ) -> None:
     """Add hard negatives from a corpus to every row."""
     from o1_retriever_training.negatives import MiningRules, mine_negatives
@@ -135,11 +140,11 @@ def make_data(
     ] = Path("training-data"),
     expert: ExpertOptions,
     per_passage: Annotated[int, typer.Option("--queries", help="Queries per passage.")] = 2,
-    committee: Annotated[str, typer.Option("--committee", help=_COMMITTEE)] = "bm25,minilm",
-    by: Annotated[str, typer.Option("--by", help="Who searches: bm25, minilm, or a model.")] = "bm25",
+    committee: Committee = "bm25,minilm",
+    by: By = "bm25",
     within: Annotated[int, typer.Option("--within", help="How high a query must find its passage.")] = 1,
     most: Annotated[int | None, typer.Option("--most", help="At most so many passages.")] = None,
-    drop_useless: Annotated[bool, typer.Option("--drop-useless", help=_DROP)] = False,
+    drop_useless: DropUseless = False,
     examples: Annotated[
         Path | None, typer.Option("--query-examples", help="Pairs that show what questions people ask.")
     ] = None,
@@ -183,9 +188,7 @@ def improve(
     samples: Annotated[int, typer.Option("--samples", help="Thoughts per query and round.")] = 4,
     temperature: Annotated[float, typer.Option("--temperature", help="How far they differ.")] = 0.8,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="The longest thought.")] = 64,
-    committee: Annotated[str, typer.Option("--committee", help="Who elects: names with commas.")] = (
-        "bm25,minilm"
-    ),
+    committee: Committee = "bm25,minilm",
 ) -> None:
     """Have a model sample thoughts, a committee elect some, and train it on them, while that helps."""
     for module in ("pydantic", "yaml"):
@@ -229,11 +232,10 @@ def _weights(given: list[str]) -> dict[str, float]:
 
 
 def _report(rows: Path, page: Path | None) -> None:
-    if page is None:
-        return
     from o1_retriever_training.quality_page import write_page
 
-    _say(f"Written: {write_page(rows, page)}")
+    if page is not None:
+        _say(f"Written: {write_page(rows, page)}")
 
 
 def _warn(problems: str) -> None:

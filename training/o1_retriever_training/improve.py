@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ def improve(
     for number in range(1, plan.rounds + 1):
         done = _round(recipe, pairs, work / f"round-{number}", best, plan, options)
         improved = done.figures[figure] > best.figures[figure]
-        rounds.append(Round(**{**asdict(done), "improved": improved}))
+        rounds.append(replace(done, improved=improved))
         write_whole(work / "rounds.json", json.dumps([asdict(each) for each in rounds], indent=1) + "\n")
         copies = counted(done.copies, "copy", "copies")
         say(f"{done.model}: {figure} {done.figures[figure]:.4f}, {copies} set apart")
@@ -119,31 +119,7 @@ def _round(
 
     number = before.number + 1
     expert = LocalExpert.from_pretrained(before.model)
-    synthesize(
-        pairs, folder / "thoughts.jsonl", experts=expert, recipe=_sampling(plan, number), options=options
-    )
-    del expert  # its memory is the next stage's
-    vote(
-        folder / "thoughts.jsonl",
-        folder / "voted.jsonl",
-        committee=plan.committee,
-        rules=plan.rules,
-        show=options.show,
-    )
-    counts = separate_copies(folder / "voted.jsonl", folder / "train.jsonl", most=plan.most_copied)
-    fields = recipe.to_dict()
-    fields["model"]["base"] = before.model
-    fields["data"]["train"] = [
-        {"path": str(folder / "train.jsonl"), "name": OWN},
-        *fields["data"]["train"],
-    ]
-    fields["output"] = str(folder / "model")
-    result = train(as_train_recipe(fields), show_progress_bar=options.show)
-    return Round(number=number, model=str(result.output), figures=result.best or {}, copies=counts["copies"])
-
-
-def _sampling(plan: Improvement, number: int) -> Recipe:
-    return Recipe(
+    sampling = Recipe(
         contributors=(Contributor(n=plan.samples),),
         seed=plan.seed + number,
         temperature=plan.temperature,
@@ -151,6 +127,17 @@ def _sampling(plan: Improvement, number: int) -> Recipe:
         max_tokens=plan.max_tokens,
         examples=0,
     )
+    thoughts, voted = folder / "thoughts.jsonl", folder / "voted.jsonl"
+    synthesize(pairs, thoughts, experts=expert, recipe=sampling, options=options)
+    del expert  # its memory is the next stage's
+    vote(thoughts, voted, committee=plan.committee, rules=plan.rules, show=options.show)
+    counts = separate_copies(voted, folder / "train.jsonl", most=plan.most_copied)
+    fields = recipe.to_dict()
+    fields["model"]["base"] = before.model
+    fields["data"]["train"].insert(0, {"path": str(folder / "train.jsonl"), "name": OWN})
+    fields["output"] = str(folder / "model")
+    result = train(as_train_recipe(fields), show_progress_bar=options.show)
+    return Round(number=number, model=str(result.output), figures=result.best or {}, copies=counts["copies"])
 
 
 def _figures(recipe: TrainRecipe) -> dict[str, float]:

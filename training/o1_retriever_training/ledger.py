@@ -15,7 +15,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from o1_retriever.storage.files import written_whole
@@ -111,7 +110,6 @@ class Ledger:
         self.manifest: dict[str, Any] = {"stage": stage, "recipe": json.loads(json.dumps(recipe))}
         self.index = KeyIndex()
         self.known: dict[str, Any] = {}  # the manifest as it was found
-        self.repaired = False
         self._lock: sqlite3.Connection | None = None
         self._file: IO[bytes] | None = None
         self._end = 0
@@ -130,16 +128,13 @@ class Ledger:
             self._file = self.path.open("ab", buffering=0)
             self._end = self._read_index()
             return self
-        except OSError as error:
+        except BaseException as error:
             self.close()
-            raise _refused(self.path, error) from error
-        except BaseException:
-            self.close()
+            if isinstance(error, OSError):
+                raise _refused(self.path, error) from error
             raise
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __contains__(self, key: str) -> bool:
@@ -245,7 +240,6 @@ class Ledger:
                         )
                     logger.warning("%s: the last line was not finished and is cut off.", self.path)
                     os.truncate(self.path, end)
-                    self.repaired = True
                     break
                 self.index.add(key, end, len(line))
                 end += len(line)

@@ -24,11 +24,11 @@ from o1_retriever_training.quality_page import write_page
 from o1_retriever_training.reading import Corpus, count_rows, read_corpus, read_rows
 from o1_retriever_training.recipe import Contributor, Recipe
 from o1_retriever_training.rows import TrainingRow, key_of
-from o1_retriever_training.scorers import Search, as_scorer
+from o1_retriever_training.scorers import as_scorer
 from o1_retriever_training.synthesize import Options, synthesize
 from o1_retriever_training.vote import VoteRules, vote
 
-EXAMPLE_QUESTIONS = 3
+EXAMPLE_QUESTIONS, EXAMPLE_POOL = 3, 1000
 FEWEST_CHARACTERS = 80  # a passage shorter than that is a heading or a page number
 INSTRUCTION = (
     "You are given a passage. Write one question that somebody would type into a search engine and that this "
@@ -117,9 +117,18 @@ def _pairs(
     work: Path, writer: Expert, recipe: Recipe, plan: DataPlan, options: Options, say: Callable[[str], None]
 ) -> dict[str, int]:
     """Have queries written for the passages, and keep those that find them."""
-    shown = [] if plan.examples is None else example_questions(plan.examples)
-    asking = query_recipe(
-        plan.queries_per_passage, seed=recipe.seed, examples=min(len(shown), EXAMPLE_QUESTIONS)
+    shown: list[TrainingRow] = []
+    if plan.examples is not None:
+        # Turned round: passages stand in the place of queries, questions in that of responses.
+        pairs = islice(read_rows(plan.examples), EXAMPLE_POOL)
+        shown = [TrainingRow(query=row.pos[0], pos=[row.query]) for row in pairs if row.pos]
+    asking = Recipe(
+        contributors=(Contributor(n=plan.queries_per_passage, instruction=INSTRUCTION),),
+        seed=recipe.seed,
+        examples=min(len(shown), EXAMPLE_QUESTIONS),
+        labels=("Passage", "Question"),
+        max_tokens=64,
+        temperature=0.9,
     )
     queries = work / "queries.jsonl"
     tally, _ = synthesize(
@@ -193,25 +202,6 @@ def _cut(folder: Path, work: Path, skipped: list[str]) -> Iterator[dict[str, Any
     seen.close()
 
 
-def query_recipe(per_passage: int, *, seed: int = 0, examples: int = 0) -> Recipe:
-    """How queries are asked for: passages stand in the place of queries, questions in that of responses."""
-    voice = Contributor(n=per_passage, instruction=INSTRUCTION)
-    return Recipe(
-        contributors=(voice,),
-        seed=seed,
-        examples=examples,
-        labels=("Passage", "Question"),
-        max_tokens=64,
-        temperature=0.9,
-    )
-
-
-def example_questions(pairs: str | Path, *, most: int = 1000) -> list[TrainingRow]:
-    """Pairs of query and document, turned round, to show an expert what kind of questions people ask."""
-    rows = islice(read_rows(pairs), most)
-    return [TrainingRow(query=row.pos[0], pos=[row.query]) for row in rows if row.pos]
-
-
 def round_trip(
     written: str | Path,
     out: str | Path,
@@ -236,32 +226,27 @@ def round_trip(
         writing_whole(Path(out)) as target,
     ):
         while chunk := list(islice(rows, 256)):
-            for row, query, found in _searched(chunk, search, places, within):
+            pairs = [(query, row.query) for row in chunk for query in _queries(row) if row.query in places]
+            found = search([query for query, _ in pairs])
+            for (query, passage), scores in zip(pairs, found, strict=True):
+                own = scores[places[passage]]
                 counts["written"] += 1
-                if not found:
+                if own <= 0 or np.sum(scores > own) >= within:
                     counts["not found"] += 1
                 elif not seen.see(key_of(query.casefold())):
                     counts["repeated"] += 1
                 else:
                     counts["kept"] += 1
-                    pair = {"query": query, "pos": [row.query], "type": "question"}
+                    pair = {"query": query, "pos": [passage], "type": "question"}
                     target.write(json.dumps(pair, ensure_ascii=False) + "\n")
             advance(len(chunk))
     seen.close()
     return counts
 
 
-def _searched(
-    rows: Sequence[TrainingRow], search: Search, places: dict[str, int], within: int
-) -> Iterator[tuple[TrainingRow, str, bool]]:
-    asked = [(row, query) for row in rows for query in _queries(row) if row.query in places]
-    for (row, query), scores in zip(asked, search([query for _, query in asked]), strict=True):
-        own = scores[places[row.query]]
-        yield row, query, bool(np.sum(scores > own) < within and own > 0)
-
-
 def _queries(row: TrainingRow) -> Iterator[str]:
-    for text in row.all_thought:
-        query = (text or "").strip().splitlines()[0].strip(" \"'*-") if (text or "").strip() else ""
+    """What an expert wrote about a passage: the first line of each candidate that is no long talk."""
+    for place in row.usable:
+        query = (row.all_thought[place] or "").strip().splitlines()[0].strip(" \"'*-")
         if query and len(query) <= _LONGEST:
             yield query

@@ -74,7 +74,11 @@ def merge_adapter(
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     plain = _with_adapter(model, folder).cpu().to(getattr(torch, stored)).eval()
     plain.config.dtype = getattr(torch, stored)
-    return Merged(model=plain, tokenizer=tokenizer, config=_config(folder, found, tokenizer))
+    configs = [place / CONFIG_NAME for place in (folder, found) if (place / CONFIG_NAME).is_file()]
+    config = (
+        TemplateConfig.from_file(configs[0]) if configs else TemplateConfig(layout=detect_layout(tokenizer))
+    )
+    return Merged(model=plain, tokenizer=tokenizer, config=config)
 
 
 def _with_adapter(model: Any, folder: Path) -> Any:
@@ -145,10 +149,3 @@ def stored_dtype(folder: Path) -> str:
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     name = values.get("dtype") or values.get("torch_dtype")
     return name if name in ("float32", "bfloat16", "float16") else "float32"
-
-
-def _config(folder: Path, base: Path, tokenizer: Any) -> TemplateConfig:
-    for place in (folder, base):
-        if (place / CONFIG_NAME).is_file():
-            return TemplateConfig.from_file(place / CONFIG_NAME)
-    return TemplateConfig(layout=detect_layout(tokenizer))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -16,7 +15,7 @@ from o1_retriever.progress import progress
 from o1_retriever.thought import Vector
 from o1_retriever_training.ledger import Input, Ledger
 from o1_retriever_training.reading import Corpus, RowProblems, count_rows, digest, read_corpus
-from o1_retriever_training.rows import TrainingRow
+from o1_retriever_training.rows import TrainingRow, plain_text
 from o1_retriever_training.scorers import Scorer, as_scorer
 
 CHUNK = 256
@@ -106,7 +105,7 @@ class _Miner:
         self.search = as_scorer(by, role="searcher").search(corpus.texts)
         self.by_text: dict[str, list[int]] = {}
         for place, text in enumerate(corpus.texts):
-            self.by_text.setdefault(_plain(text), []).append(place)
+            self.by_text.setdefault(plain_text(text), []).append(place)
 
     def mine(self, chunk: Sequence[tuple[int, TrainingRow]]) -> Iterator[tuple[int, TrainingRow]]:
         """The rows with their negatives, and with the teacher's scores where there is one."""
@@ -132,20 +131,20 @@ class _Miner:
             yield {"neg": negatives, "pos_scores": scores[:count], "neg_scores": scores[count:]}
 
     def _chosen(self, row: TrainingRow, scores: Vector) -> list[int]:
-        positives = {place for text in row.pos for place in self.by_text.get(_plain(text), [])}
+        positives = {place for text in row.pos for place in self.by_text.get(plain_text(text), [])}
         ids = getattr(row, "pos_ids", None) or []
         positives |= {self.corpus.places[str(one)] for one in ids if str(one) in self.corpus.places}
         # Where no positive is in the corpus, nothing says how high a score is too high.
         best = max((float(scores[place]) for place in positives), default=np.inf)
         ceiling = best + self.rules.margin * abs(best)
-        positive_texts = [_plain(text) for text in row.pos]
+        positive_texts = [plain_text(text) for text in row.pos]
         depth = min(len(scores), self.rules.depth + len(positives))
         top = np.argpartition(-scores, depth - 1)[:depth] if depth else np.empty(0, dtype=np.int64)
         order = [int(place) for place in top[np.lexsort((top, -scores[top]))] if int(place) not in positives]
         chosen: list[int] = []
         seen = set()
         for place in order[self.rules.skip :]:
-            text = _plain(self.corpus.texts[place])
+            text = plain_text(self.corpus.texts[place])
             if scores[place] > ceiling or text in seen or self._same(text, positive_texts):
                 continue
             seen.add(text)
@@ -164,7 +163,3 @@ class _Miner:
             if len(words & other) >= self.rules.duplicate * max(1, len(words | other)):
                 return True
         return False
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))

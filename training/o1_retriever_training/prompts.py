@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 
 from o1_retriever.endpoint.prompt import ChatPrompt
 from o1_retriever_training.recipe import INSTRUCTIONS, Recipe
-from o1_retriever_training.rows import TrainingRow
+from o1_retriever_training.rows import TrainingRow, plain_text
 
 _TRIES = 20  # draws per example that is wanted, before a small pool counts as used up
 
@@ -18,7 +17,7 @@ class Examples:
 
     def __init__(self, pool: Sequence[TrainingRow]) -> None:
         self._pool = [(row.query, row.pos[0]) for row in pool if row.pos]
-        self._plain = [(_plain(query), _plain(passage)) for query, passage in self._pool]
+        self._plain = [(plain_text(query), plain_text(passage)) for query, passage in self._pool]
 
     def __len__(self) -> int:
         return len(self._pool)
@@ -35,8 +34,8 @@ class Examples:
         """
         if not self._pool or not recipe.examples:
             return []
-        forbidden = {_plain(document) for document in row.pos}
-        queries = {_plain(row.query)}
+        forbidden = {plain_text(document) for document in row.pos}
+        queries = {plain_text(row.query)}
         generator = random.Random(f"{recipe.seed}:{row.identity}")
         chosen: list[tuple[str, str]] = []
         for _ in range(_TRIES * recipe.examples):
@@ -67,10 +66,6 @@ def prompt_for(
     parts = [part.replace("{query}", "{ query }") for part in shown]
     last = f"{query}: {{query}}\n{response}:" if shown else "{query}"
     return ChatPrompt("\n\n".join([*parts, last]), system=system)
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _overlaps(passage: str, documents: set[str]) -> bool:

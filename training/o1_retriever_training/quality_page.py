@@ -156,30 +156,19 @@ def _note(text: str) -> str:
 
 def _histograms(figure: Any, counts: dict[str, Counter[int]], step: int, label: str) -> None:
     """One panel each; what lies far out is counted in the last bar."""
-    for axes, (name, bars) in zip(
-        figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True
-    ):
-        bars, width = _coarser(bars, step)
+    panels = figure.subplots(1, len(counts), squeeze=False)[0]
+    for axes, (name, bars) in zip(panels, counts.items(), strict=True):
         low, high = min(bars), _most(bars)
-        places = list(range(low, high + width, width))
-        shown = [bars[place] for place in places[:-1]]
-        shown.append(sum(count for place, count in bars.items() if place >= places[-1]))
-        axes.bar(places, shown, width=0.9 * width, align="edge", color="#4878a8")
+        width = step * max(1, math.ceil((high - low) / step / _BARS))
+        edges = range(low // width * width, high // width * width + width + 1, width)
+        places = [min(place, high) for place in bars]
+        axes.hist(places, edges, weights=list(bars.values()), rwidth=0.9, color="#4878a8")
         axes.set(title=name, xlabel=f"{label} (last bar: and more)" if high < max(bars) else label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.get_major_locator().set_params(integer=True)
         if low < 0 < high:
             axes.axvline(0, color="#222", linewidth=0.8)
     figure.axes[0].set_ylabel("rows")
-
-
-def _coarser(bars: Counter[int], step: int) -> tuple[Counter[int], int]:
-    """So few bars, of so many steps each, that a page has room for them."""
-    width = step * max(1, math.ceil((_most(bars) - min(bars)) / step / _BARS))
-    found: Counter[int] = Counter()
-    for place, count in bars.items():
-        found[place // width * width] += count
-    return found, width
 
 
 def _most(bars: Counter[int]) -> int:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, cast
 
-from o1_retriever.errors import O1RetrieverError
 from o1_retriever.extras import require
 from o1_retriever.progress import is_shown
 from o1_retriever.reporting.problems import Problems
@@ -168,16 +167,13 @@ def _parquet(path: str) -> Any:
 def _parquet_values(path: str) -> Iterator[tuple[str, Any]]:
     number = 0
     batches = _parquet(path).iter_batches(batch_size=1024)
-    while True:
-        try:
-            batch = next(batches, None)
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, error, f"after row {number}") from error
-        if batch is None:
-            return
-        for value in batch.to_pylist():
-            number += 1
-            yield f"row {number}", _without_nulls(value)
+    try:
+        for batch in batches:
+            for value in batch.to_pylist():
+                number += 1
+                yield f"row {number}", _without_nulls(value)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, f"after row {number}") from error
 
 
 def _hub_values(source: str) -> Iterator[tuple[str, Any]]:
@@ -187,8 +183,6 @@ def _hub_values(source: str) -> Iterator[tuple[str, Any]]:
         rows = datasets.load_dataset(name, split=split or "train", streaming=True)
         for number, value in enumerate(rows, start=1):
             yield f"row {number}", _without_nulls(dict(value))
-    except O1RetrieverError:
-        raise
     except Exception as error:  # the library raises what its many back ends raise
         raise DataError(
             f"{source} cannot be read: {type(error).__name__}: {error}.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -91,7 +92,7 @@ class TrainingRow(BaseModel):
     @property
     def identity(self) -> str:
         """16 hexadecimal digits that stand for this row in every stage: what the input said about it."""
-        return self.key or content_key(self)
+        return self.key or key_of(json.dumps([self.id, self.query, self.pos, self.prompt, self.type]))
 
     @property
     def usable(self) -> list[int]:
@@ -100,21 +101,19 @@ class TrainingRow(BaseModel):
 
     def line(self) -> str:
         """The row as one JSON line, its key first, empty fields left out."""
-        fields = self.model_dump(mode="json")
-        kept = {
-            name: fields[name] for name in fields if name in _ALWAYS or fields[name] not in (None, [], {})
-        }
+        fields = self.model_dump(mode="json").items()
+        kept = {name: value for name, value in fields if name in _ALWAYS or value not in (None, [], {})}
         return json.dumps({"key": self.identity, **kept}, ensure_ascii=False) + "\n"
-
-
-def content_key(row: TrainingRow) -> str:
-    """A hash of what makes a row the one it is: id, query, positives, instruction and type."""
-    return key_of(json.dumps([row.id, row.query, row.pos, row.prompt, row.type]))
 
 
 def key_of(text: str) -> str:
     """16 hexadecimal digits that stand for a text."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def plain_text(text: str) -> str:
+    """The words of a text in small letters, one space between them."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def parse_row(value: Any) -> TrainingRow:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -125,20 +124,23 @@ def _generation(model: Any, template: Template) -> Any:
 
 def save_tokenizer(folder: Path, tokenizer: Any, template: Template) -> None:
     """The tokenizer, which ends every text with `<emb>` unless it is called with add_special_tokens=False."""
+    from tokenizers.processors import TemplateProcessing
+
     saved = copy.copy(tokenizer)
-    saved.chat_template = chat_template(template.config.layout)
+    # A Jinja template that turns the last user message into a prompt whose completion is a thought.
+    saved.chat_template = _CHAT.replace("CLOSING", _CLOSING[template.config.layout])
     saved.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     # These describe where it was loaded from, or would have another class put the old special tokens back.
-    dropped = {
+    elsewhere = (
         "is_local",
         "local_files_only",
         "name_or_path",
         "add_bos_token",
         "add_eos_token",
         "processor_class",
-    }
-    config = {name: value for name, value in _read(path).items() if name not in dropped}
+    )
+    config = {name: value for name, value in _read(path).items() if name not in elsewhere}
     config |= {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": template.max_length,
@@ -149,20 +151,12 @@ def save_tokenizer(folder: Path, tokenizer: Any, template: Template) -> None:
         config["pad_token"] = tokenizer.convert_ids_to_tokens(template.eos)
     _write(path, dict(sorted(config.items())))
     path = folder / "tokenizer.json"
-    whole = _read(path) | {"post_processor": _ending(template.emb), "truncation": None, "padding": None}
+    ending = TemplateProcessing(
+        single="$A <emb>", pair="$A $B <emb>", special_tokens=[("<emb>", template.emb)]
+    )
+    state = json.loads(ending.__getstate__())
+    whole = _read(path) | {"post_processor": state, "truncation": None, "padding": None}
     path.write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
-
-
-def chat_template(layout: Layout) -> str:
-    """The Jinja template that turns the last user message into a prompt whose completion is a thought."""
-    return _CHAT.replace("CLOSING", _CLOSING[layout])
-
-
-def _ending(emb: int) -> dict[str, Any]:
-    one = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<emb>", "type_id": 0}}]
-    two = [one[0], {"Sequence": {"id": "B", "type_id": 0}}, one[1]]
-    special = {"<emb>": {"id": "<emb>", "ids": [emb], "tokens": ["<emb>"]}}
-    return {"type": "TemplateProcessing", "single": one, "pair": two, "special_tokens": special}
 
 
 def save_sentence_transformers(folder: Path, template: Template, *, dimension: int) -> None:
@@ -213,21 +207,19 @@ def _prompts(folder: Path, template: Template) -> dict[str, str]:
 
 
 def _prompt(tokenizer: Any, tried: tuple[str, ...], wanted: list[list[int]]) -> str:
-    right = {prompt: sum(_agreeing(tokenizer, prompt, wanted)) for prompt in tried}
-    best = max(tried, key=lambda prompt: right[prompt])
-    if right[best] < len(wanted):
+    def agreeing(prompt: str) -> int:
+        rows = tokenizer([prompt + text for text in _PROBES])["input_ids"]
+        return sum(row == ids for row, ids in zip(rows, wanted, strict=True))
+
+    best = max(tried, key=agreeing)
+    if (right := agreeing(best)) < len(wanted):
         logger.warning(
             "Plain sentence-transformers reads %d of %d texts after %s as other tokens than we do",
-            len(wanted) - right[best],
+            len(wanted) - right,
             len(wanted),
             best,
         )
     return best
-
-
-def _agreeing(tokenizer: Any, prompt: str, wanted: list[list[int]]) -> Iterable[bool]:
-    rows = tokenizer([prompt + text for text in _PROBES])["input_ids"]
-    return (row == ids for row, ids in zip(rows, wanted, strict=True))
 
 
 def _read(path: Path) -> dict[str, Any]:

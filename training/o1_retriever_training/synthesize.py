@@ -70,10 +70,6 @@ class Tally:
         """What the tokens cost at (prompt, completion) prices per million."""
         return (self.prompt_tokens * prices[0] + self.completion_tokens * prices[1]) / 1e6
 
-    def to_dict(self) -> dict[str, int]:
-        """The counts by name."""
-        return asdict(self)
-
 
 def synthesize(
     pairs: str | Path,
@@ -97,9 +93,7 @@ def synthesize(
     voices = _voices(recipe, as_experts(experts))
     pool = Examples(list(_pool(pairs if examples is None else examples, recipe)) if recipe.examples else [])
     with Ledger(out, stage="synthesize", recipe=_manifest(recipe, voices, pool)) as ledger:
-        run = _Run(pairs, ledger, recipe, options)
-        run.voices, run.examples = voices, pool
-        return asyncio.run(run.work())
+        return asyncio.run(_Run(pairs, ledger, recipe, options, voices, pool).work())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,11 +108,17 @@ class _Voice:
 class _Run:
     """One call of `synthesize`."""
 
-    voices: Sequence[_Voice]
-    examples: Examples
-
-    def __init__(self, pairs: str | Path, ledger: Ledger, recipe: Recipe, options: Options) -> None:
+    def __init__(
+        self,
+        pairs: str | Path,
+        ledger: Ledger,
+        recipe: Recipe,
+        options: Options,
+        voices: Sequence[_Voice],
+        examples: Examples,
+    ) -> None:
         self.ledger, self.recipe, self.options = ledger, recipe, options
+        self.voices, self.examples = voices, examples
         self.problems = RowProblems(str(pairs), strict=options.strict)
         self.input = Input(pairs, ledger, self.problems)
         self.tally = Tally()
@@ -139,7 +139,7 @@ class _Run:
         finally:
             for expert in self._experts():
                 await expert.close()
-            counts = _summarise(self.ledger.path) if finished else self.tally.to_dict()
+            counts = _summarise(self.ledger.path) if finished else asdict(self.tally)
             self.ledger.finish(counts, finished=finished)
         self.aside.unlink(missing_ok=True)
         return self.tally, self.problems
@@ -151,19 +151,15 @@ class _Run:
         """Keep as many batches of rows going as the experts take, and stop at the first error."""
         experts = self._experts()
         size, most = max(one.batch for one in experts), max(one.at_once for one in experts)
-        rows = self.input.fresh(lambda: self._kept(advance))
-        going: set[asyncio.Task[None]] = set()
+        rows, free = self.input.fresh(lambda: self._kept(advance)), asyncio.Semaphore(most)
         try:
-            while batch := list(islice(rows, size)):
-                going.add(asyncio.create_task(self._finish(batch, advance)))
-                if len(going) >= most:
-                    going = await _some_done(going)
-            while going:
-                going = await _some_done(going)
-        finally:
-            for task in going:
-                task.cancel()
-            await asyncio.gather(*going, return_exceptions=True)
+            async with asyncio.TaskGroup() as group:
+                while batch := list(islice(rows, size)):
+                    await free.acquire()
+                    task = group.create_task(self._finish(batch, advance))
+                    task.add_done_callback(lambda _: free.release())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors.exceptions[0].__cause__
         self.tally.rows = self.input.rows
 
     def _kept(self, advance: Advance) -> None:
@@ -243,13 +239,6 @@ class _Run:
                 "tokens": (prompt, completion),
             }
         )
-
-
-async def _some_done(going: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
-    done, rest = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        task.result()
-    return rest
 
 
 def _voices(recipe: Recipe, experts: Mapping[str, Expert]) -> list[_Voice]:

@@ -7,74 +7,98 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from o1_retriever.engine.template import CONFIG_NAME, Layout, TemplateConfig
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from o1_retriever.engine.template import CONFIG_NAME, TemplateConfig
 from o1_retriever.errors import InputError, SettingsError
 from o1_retriever.reporting.table import markdown_table
 from o1_retriever_training.publishing.contents import CARD, NF4, SUMMARY, Contents
+from o1_retriever_training.recipe import read_yaml
 
-RECIPE_FILE = "training_recipe.yaml"
 _PATHS = ("fast", "thinking")
-_TASK = "information-retrieval"
 _SHOWN = ("nDCG@10", "Recall@100", "MRR@10", "Success@1")
 _NOT_OURS = ("BM25", "HyDE")
 _TAGS = ("o1-retriever", "sentence-transformers", "retrieval", "text-generation")
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-_READS: dict[Layout, tuple[str, str, str]] = {
-    "paper": ("<query> q <emb>", "<query> q <emb> <thought> t eos <emb>", "<doc> d <emb>"),
-    "released": (
-        "<query> q </query> <thought> eos <emb>",
-        "<query> q </query> <thought> t eos <emb>",
-        "d <emb>",
-    ),
+_TUNING = {
+    "full": "all weights",
+    "lora": "LoRA, merged",
+    "qlora": "QLoRA, merged into the dequantised base",
+}
+_SETTINGS = {
+    "n_thoughts": "thoughts",
+    "temperature": "temperature",
+    "top_p": "top-p",
+    "max_new_tokens": "tokens at most",
 }
 
+Measure = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+
+class Figure(BaseModel):
     """One system on one collection: its measures by name, and what a query costs."""
 
-    collection: str
-    split: str
-    system: str
-    measures: dict[str, float]
+    model_config = ConfigDict(frozen=True)
+
+    collection: str = Field(min_length=1)
+    split: str | None = None
+    system: str = Field(min_length=1)
+    measures: dict[str, Measure] = Field(min_length=1)
     queries: int | None = None
-    cost: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = Field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """The recipe of a training as it is published, in YAML; `fingerprint` is the run's, where it is known."""
+class Run(BaseModel):
+    """The summary that a training leaves: its recipe, its steps, its rows in words, its best dev figures."""
 
-    content: bytes
-    values: dict[str, Any]
+    recipe: dict[str, Any]
     fingerprint: str | None = None
+    steps: int | None = None
+    data: str | None = None
+    best: dict[str, Any] | None = None
 
     @property
-    def sha256(self) -> str:
-        """Hash of the file, in hexadecimal digits."""
-        return hashlib.sha256(self.content).hexdigest()
-
-    def at(self, section: str, name: str) -> Any:
-        """A value of a section, None where it is not there."""
-        part = self.values.get(section)
-        return part.get(name) if isinstance(part, dict) else None
+    def figures(self) -> list[Figure]:
+        """The dev figures of the weights that were chosen, fast and thinking."""
+        evaluation = self.recipe.get("evaluation") or {}
+        metric, best = str(evaluation.get("metric")), self.best or {}
+        tokens = best.get("tokens per thought")
+        return [
+            Figure(
+                collection=Path(evaluation["collection"]).name,
+                split=evaluation.get("split") or "dev",
+                system=f"this model, {path}",
+                measures={metric: value},
+                queries=evaluation.get("queries"),
+                cost={"thought_tokens": tokens if path == "thinking" else None},
+            )
+            for path in _PATHS
+            if (value := best.get(f"{metric} {path}")) is not None
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What is known of a training: its recipe, its steps, its rows in words, and its dev figures."""
+    """What is known of a training: its recipe, as values and as it is published in YAML, and its run.
 
-    recipe: Recipe | None = None
-    steps: int | None = None
-    data: str | None = None
-    figures: tuple[Figure, ...] = field(default=())
+    Without a recipe, `content` is None; without a run, `run` is an empty one.
+    """
+
+    content: bytes | None
+    recipe: dict[str, Any]
+    run: Run
+
+    def at(self, section: str, name: str) -> Any:
+        """A value of a section of the recipe, None where it is not there."""
+        part = self.recipe.get(section)
+        return part.get(name) if isinstance(part, dict) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +127,15 @@ def write_card(
     """
     path = folder / CARD
     metadata, body = _split(path)
-    figures = facts.figures or known.figures
-    trained_on = base or (known.recipe.at("model", "base") if known.recipe else None)
-    data = _metadata(metadata, facts, base=_hub_id(trained_on, source), known=known, figures=figures)
-    body = body or _opening(facts, data)
-    for title, section in _sections(folder, facts, figures, known):
+    figures = facts.figures or tuple(known.run.figures)
+    hub_id = _hub_id(base or known.at("model", "base"), source)
+    data = _metadata(metadata, facts, base=hub_id, known=known, figures=figures)
+    opening, *sections = re.split(r"^## ", _text(folder, data, facts, figures, known), flags=re.MULTILINE)
+    body = body or opening
+    for section in sections:
+        title = section.partition("\n")[0]
         if not re.search(rf"^#+\s+{re.escape(title)}\s*$", body, re.MULTILINE):
-            body = f"{body.rstrip()}\n\n## {title}\n\n{section}"
+            body = f"{body.rstrip()}\n\n## {section}"
     path.write_text(f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n", encoding="utf-8")
     return _missing(data, figures, known)
 
@@ -140,7 +166,7 @@ def _metadata(
     values = {name: value for name, value in metadata.items() if value is not None}
     if facts.base_model or "base_model" not in values:
         values["base_model"] = facts.base_model or base
-    values["datasets"] = list(facts.datasets) or values.get("datasets") or _datasets(known.recipe) or None
+    values["datasets"] = list(facts.datasets) or values.get("datasets") or _datasets(known) or None
     values["license"] = facts.license or values.get("license")
     values["language"] = list(facts.language) or values.get("language")
     values.setdefault("library_name", "sentence-transformers")
@@ -165,139 +191,42 @@ def _hub_id(name: Any, source: Path) -> str | None:
     return None if any((place / name).exists() for place in near) else name
 
 
-def _datasets(recipe: Recipe | None) -> list[str]:
-    sources = recipe.at("data", "train") if recipe else None
-    paths = [each.get("path") if isinstance(each, dict) else each for each in sources or ()]
+def _datasets(known: Provenance) -> list[str]:
+    sources = known.at("data", "train") or ()
+    paths = [each.get("path") if isinstance(each, dict) else each for each in sources]
     return [path.removeprefix("hub:") for path in paths if isinstance(path, str) and path.startswith("hub:")]
 
 
-def _opening(facts: CardFacts, data: Any) -> str:
-    base = f" It was trained from [{data.base_model}](https://huggingface.co/{data.base_model})." if (
-        isinstance(data.base_model, str)) else ""  # fmt: skip
-    return (
-        f"# {facts.repo.rpartition('/')[2]}\n\n"
-        "A language model that thinks before it retrieves: it writes short thoughts about a query and embeds "
-        f"the query with them; documents are embedded as they are.{base}\n"
-    )
+def _text(folder: Path, data: Any, facts: CardFacts, figures: Sequence[Figure], known: Provenance) -> str:
+    """The text of a card that is new, by the template beside this file."""
+    from huggingface_hub import ModelCard
 
-
-def _sections(
-    folder: Path, facts: CardFacts, figures: Sequence[Figure], known: Provenance
-) -> list[tuple[str, str]]:
     config = TemplateConfig.from_file(folder / CONFIG_NAME)
-    found = [("Use it", _usage(facts.repo, config, nf4=(folder / NF4).is_dir()))]
-    found.append(("How it reads", _reading(folder, config)))
-    if figures:
-        found.append(("Measured", _measured(figures, known)))
-    if known.recipe is not None:
-        found.append(("Training recipe", _recipe(known.recipe, known)))
-    return found
-
-
-def _usage(repo: str, config: TemplateConfig, *, nf4: bool) -> str:
-    queries = config.layout == "paper"
-    texts = '["Chlorophyll absorbs light.", "Tigers hunt at night."]'
-    fast = 'queries = model.encode_query(["How do plants live on light?"])\n' if queries else ""
-    note = "" if queries else " Queries of this layout need o1-retriever."
-    four = (
-        f'\nQuantised to 4 bits (NF4; needs `pip install "o1-retriever[4bit]"`):\n\n'
-        f'```python\nembedder = ThinkingEmbedder.from_pretrained("{repo}/{NF4}")\n```\n'
-        if nf4
-        else ""
-    )
-    return f"""\
-With o1-retriever (`pip install o1-retriever`):
-
-```python
-from o1_retriever import ThinkingEmbedder
-
-embedder = ThinkingEmbedder.from_pretrained("{repo}")
-result = embedder.embed_query("How do plants live on light?")
-print([thought.text for thought in result.thoughts])
-documents = embedder.encode_documents({texts})
-print(documents @ result.vector)
-```
-{four}
-With LangChain (`pip install "o1-retriever[langchain]"`):
-
-```python
-from langchain_o1_retriever import O1Embeddings
-
-embeddings = O1Embeddings("{repo}")
-vector = embeddings.embed_query("How do plants live on light?")
-```
-
-With LlamaIndex (`pip install "o1-retriever[llama-index]"`):
-
-```python
-from llama_index_o1_retriever import O1Embedding
-
-embedding = O1Embedding("{repo}")
-vector = embedding.get_query_embedding("How do plants live on light?")
-```
-
-With plain sentence-transformers, without thoughts and without any remote code:{note}
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("{repo}")
-documents = model.encode_document({texts})
-{fast}```
-"""
-
-
-def _reading(folder: Path, config: TemplateConfig) -> str:
-    fast, thinking, document = _READS[config.layout]
     model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    size = (model.get("text_config") or model).get("hidden_size")
-    kept = {
-        "n_thoughts": "thoughts",
-        "temperature": "temperature",
-        "top_p": "top-p",
-        "max_new_tokens": "tokens at most",
-    }
-    said = [f"{said} {config.settings[name]}" for name, said in kept.items() if name in config.settings]
-    told = (
-        f"\nBefore every query stands: `{config.instruction.strip()}`" if config.instruction.strip() else ""
+    settings = [f"{word} {config.settings[key]}" for key, word in _SETTINGS.items() if key in config.settings]
+    run = known.run
+    card = ModelCard.from_template(
+        data,
+        template_path=str(Path(__file__).with_name("card.jinja")),
+        name=facts.repo.rpartition("/")[2],
+        repo=facts.repo,
+        base_model=data.base_model if isinstance(data.base_model, str) else None,
+        nf4=(folder / NF4).is_dir(),
+        released=config.layout == "released",
+        config=config,
+        dimension=(model.get("text_config") or model).get("hidden_size"),
+        settings=", ".join(settings),
+        table=as_table(figures) if figures else None,
+        dev=not facts.figures,
+        sha256=None if known.content is None else hashlib.sha256(known.content).hexdigest(),
+        facts={
+            "tuning": _TUNING.get(str(known.at("model", "tuning"))),
+            "steps": None if run.steps is None else f"{run.steps:,}",
+            "data": run.data,
+            "fingerprint of the run": run.fingerprint if known.recipe is run.recipe else None,
+        }.items(),
     )
-    settings = f"\nIts preferred settings: {', '.join(said)}." if said else ""
-    cut = f"documents and queries with thoughts at {config.max_length}"
-    return f"""\
-| text | as the model reads it |
-| --- | --- |
-| query, fast | `{fast}` |
-| query with a thought | `{thinking}` |
-| document | `{document}` |
-
-The embedding is the last hidden state at the last `<emb>`, {size} numbers of unit length. Queries are cut
-at {config.max_query_tokens} tokens, {cut}.{told}{settings}
-"""
-
-
-def _measured(figures: Sequence[Figure], known: Provenance) -> str:
-    dev = bool(known.figures) and tuple(figures) == known.figures
-    chosen = (
-        "\nMeasured on the dev split by which the weights were chosen, so the figures flatter a little.\n"
-    )
-    return f"{as_table(figures)}\n{chosen if dev else ''}"
-
-
-def _recipe(recipe: Recipe, known: Provenance) -> str:
-    tuning = {
-        "full": "all weights",
-        "lora": "LoRA, merged",
-        "qlora": "QLoRA, merged into the dequantised base",
-    }
-    facts = [
-        ("tuning", tuning.get(str(recipe.at("model", "tuning") or ""))),
-        ("steps", None if known.steps is None else f"{known.steps:,}"),
-        ("data", known.data),
-        ("fingerprint of the run", recipe.fingerprint),
-    ]
-    lines = [f"- {name}: {value}" for name, value in facts if value]
-    stated = "\n".join([f"[`{RECIPE_FILE}`]({RECIPE_FILE}), SHA-256 `{recipe.sha256}`.", "", *lines])
-    return f"{stated.strip()}\n\nThe same training: `o1-retriever train {RECIPE_FILE}`.\n"
+    return str(card.text)
 
 
 def _missing(data: Any, figures: Sequence[Figure], known: Provenance) -> list[str]:
@@ -310,7 +239,7 @@ def _missing(data: Any, figures: Sequence[Figure], known: Provenance) -> list[st
         found.append(
             "The card's metadata has no measured results; --results FILE adds what o1-retriever eval wrote."
         )
-    if known.recipe is None:
+    if known.content is None:
         found.append("There is no recipe of the training; --recipe FILE adds it.")
     return found
 
@@ -320,76 +249,32 @@ def provenance(found: Contents, given: Path | None) -> Provenance:
 
     Raises `InputError` for a file that cannot be read as what it should be.
     """
-    summary = _summary(found.folder / SUMMARY)
-    if given is not None:
-        recipe: Recipe | None = _read_recipe(given)
-    elif summary:
-        recipe = _of_run(summary)
-    else:
-        recipe = _read_recipe(found.folder / found.recipe) if found.recipe else None
-    data = summary.get("data")
-    return Provenance(
-        recipe=recipe,
-        steps=summary["steps"] if isinstance(summary.get("steps"), int) else None,
-        data=data if isinstance(data, str) else None,
-        figures=tuple(_dev_figures(summary)),
-    )
+    summary, run = found.folder / SUMMARY, Run(recipe={})
+    path = given
+    if summary.is_file():
+        run = _read_run(summary)
+    elif given is None and found.recipe:
+        path = found.folder / found.recipe
+    if path is not None:
+        recipe = read_yaml(path)
+        if not isinstance(recipe, dict):
+            raise SettingsError(f"The recipe {path} is no mapping; expected sections such as model and data.")
+        return Provenance(content=path.read_bytes(), recipe=recipe, run=run)
+    if not summary.is_file():
+        return Provenance(content=None, recipe={}, run=run)
+    content = yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True, width=110)
+    return Provenance(content=content.encode(), recipe=run.recipe, run=run)
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _read_run(path: Path) -> Run:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return Run.model_validate_json(path.read_bytes())
+    except OSError as error:
         raise InputError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(value, dict) or not isinstance(value.get("recipe"), dict):
-        raise InputError(f"{path} is not what o1-retriever train writes; expected an object with a recipe.")
-    return value
-
-
-def _of_run(summary: dict[str, Any]) -> Recipe:
-    import yaml
-
-    said = yaml.safe_dump(summary["recipe"], sort_keys=False, allow_unicode=True, width=110)
-    return Recipe(
-        content=said.encode(),
-        values=summary["recipe"],
-        fingerprint=str(summary.get("fingerprint") or "") or None,
-    )
-
-
-def _read_recipe(path: Path) -> Recipe:
-    from o1_retriever_training.recipe import read_yaml
-
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise SettingsError(f"The recipe {path} is no mapping; expected sections such as model and data.")
-    return Recipe(content=path.read_bytes(), values=values)
-
-
-def _dev_figures(summary: dict[str, Any]) -> list[Figure]:
-    best, evaluation = summary.get("best"), summary.get("recipe", {}).get("evaluation")
-    if not isinstance(best, dict) or not isinstance(evaluation, dict):
-        return []
-    name, metric = Path(str(evaluation.get("collection"))).name, str(evaluation.get("metric"))
-    queries = evaluation.get("queries")
-    found = []
-    for path in _PATHS:
-        value = best.get(f"{metric} {path}")
-        if isinstance(value, int | float):
-            tokens = best.get("tokens per thought") if path == "thinking" else None
-            found.append(
-                Figure(
-                    collection=name,
-                    split=str(evaluation.get("split") or "dev"),
-                    system=f"this model, {path}",
-                    measures={metric: float(value)},
-                    queries=queries if isinstance(queries, int) else None,
-                    cost={"thought_tokens": tokens},
-                )
-            )
-    return found
+    except ValidationError:
+        raise InputError(
+            f"{path} is not what o1-retriever train writes; expected an object with a recipe."
+        ) from None
 
 
 def read_figures(paths: Sequence[str | Path]) -> list[Figure]:
@@ -422,7 +307,7 @@ def as_eval_results(figures: Sequence[Figure]) -> list[Any]:
 
     return [
         EvalResult(
-            task_type=_TASK,
+            task_type="information-retrieval",
             task_name="Information Retrieval",
             dataset_type=figure.collection.removeprefix("hub:"),
             dataset_name=figure.collection,
@@ -478,14 +363,16 @@ def _result_files(path: Path) -> list[Path]:
 
 def _in_results(path: Path) -> list[Figure]:
     try:
-        text = path.read_text(encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         said = getattr(error, "strerror", None) or error
         raise InputError(f"The results {path} cannot be read: {said}.") from None
-    figures = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            figures.extend(_in_line(line, f"{path}, line {number}"))
+    figures = [
+        figure
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+        for figure in _in_line(line, f"{path}, line {number}")
+    ]
     if not figures:
         raise InputError(
             f"{path} is empty; expected the figures of o1-retriever eval, one JSON object a line."
@@ -498,29 +385,10 @@ def _in_line(line: str, where: str) -> list[Figure]:
         value = json.loads(line)
     except ValueError as error:
         raise InputError(f"{where} is not JSON: {error}.") from None
-    rows = value if isinstance(value, list) else [value]
-    return [_figure(row, where) for row in rows]
-
-
-def _figure(row: Any, where: str) -> Figure:
-    measures = row.get("measures") if isinstance(row, dict) else None
-    names = [row.get(name) for name in ("collection", "system")] if isinstance(row, dict) else []
-    numbers = isinstance(measures, dict) and all(_number(value) for value in measures.values())
-    if not measures or not numbers or not all(isinstance(name, str) and name for name in names):
+    try:
+        return [Figure.model_validate(row) for row in (value if isinstance(value, list) else [value])]
+    except ValidationError:
         raise InputError(
             f"{where} is no result; expected an object with collection, split, system and measures.",
             hint="Pass the results.jsonl of: o1-retriever eval --report FOLDER",
-        )
-    cost = row.get("cost")
-    return Figure(
-        collection=row["collection"],
-        split=str(row.get("split") or ""),
-        system=row["system"],
-        measures={name: float(value) for name, value in measures.items()},
-        queries=row.get("queries") if isinstance(row.get("queries"), int) else None,
-        cost=cost if isinstance(cost, dict) else {},
-    )
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        ) from None

@@ -2,69 +2,52 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from o1_retriever.cli.options import with_options
+from o1_retriever.cli.options import Dtype, with_options
 from o1_retriever.cli.terminal import messages, output, warn
 from o1_retriever.reporting.text import counted
 from o1_retriever_training.expert_options import quiet
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from o1_retriever_training.publishing.card import CardFacts
     from o1_retriever_training.publishing.hub import Published
     from o1_retriever_training.publishing.staging import Staged, StageOptions
 
-_CARD, _MODEL = "Model card", "Model"
+_card = functools.partial(typer.Option, rich_help_panel="Model card")
+_model = functools.partial(typer.Option, rich_help_panel="Model")
 _STAGING = "New folder for what is sent, to be looked at (default: a passing one)."
 _QLORA = "An adapter was trained on its base in NF4, or was not (default: as the recipe says)."
-
-
-class StoredDtype(StrEnum):
-    """What merged weights are stored as."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardOptions:
     """What the model card says."""
 
-    license: Annotated[
-        str | None, typer.Option("--license", help="Such as apache-2.0.", rich_help_panel=_CARD)
-    ] = None
-    base_model: Annotated[
-        str | None,
-        typer.Option("--base-model", help="Hub id of what it was trained from.", rich_help_panel=_CARD),
-    ] = None
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option("--dataset", help="Hub id of training data (repeatable).", rich_help_panel=_CARD),
-    ] = None
-    language: Annotated[
-        list[str] | None, typer.Option("--language", help="Such as en (repeatable).", rich_help_panel=_CARD)
-    ] = None
+    license: Annotated[str | None, _card("--license", help="Such as apache-2.0.")] = None
+    base_model: Annotated[str | None, _card("--base-model", help="Hub id of what it was trained from.")] = (
+        None
+    )
+    dataset: Annotated[list[str] | None, _card("--dataset", help="Hub id of training data (repeatable).")] = (
+        None
+    )
+    language: Annotated[list[str] | None, _card("--language", help="Such as en (repeatable).")] = None
     results: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--results", help="Report folder or results.jsonl of eval (repeatable).", rich_help_panel=_CARD
-        ),
+        list[Path] | None, _card("--results", help="Report folder or results.jsonl of eval (repeatable).")
     ] = None
-    recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", help="Recipe of the training (default: the run's).", rich_help_panel=_CARD),
-    ] = None
+    recipe: Annotated[Path | None, _card("--recipe", help="Recipe of the training (default: the run's).")] = (
+        None
+    )
 
     def facts(self, repo: str) -> CardFacts:
         """What the card is written from. Raises `InputError` for results that cannot be read."""
@@ -84,22 +67,12 @@ class CardOptions:
 class WeightOptions:
     """What is made of the weights."""
 
-    nf4: Annotated[
-        bool, typer.Option("--nf4", help="Add a copy in 4 bits, in the folder nf4.", rich_help_panel=_MODEL)
-    ] = False
+    nf4: Annotated[bool, _model("--nf4", help="Add a copy in 4 bits, in the folder nf4.")] = False
     base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", help="Base of an adapter (default: as its config says).", rich_help_panel=_MODEL
-        ),
+        str | None, _model("--base", help="Base of an adapter (default: as its config says).")
     ] = None
-    qlora: Annotated[bool | None, typer.Option("--qlora/--no-qlora", help=_QLORA, rich_help_panel=_MODEL)] = (
-        None
-    )
-    dtype: Annotated[
-        StoredDtype,
-        typer.Option("--dtype", help="Type of an adapter's merged weights.", rich_help_panel=_MODEL),
-    ] = StoredDtype.auto
+    qlora: Annotated[bool | None, _model("--qlora/--no-qlora", help=_QLORA)] = None
+    dtype: Annotated[Dtype, _model("--dtype", help="Type of an adapter's merged weights.")] = Dtype.auto
 
     def options(self, recipe: Path | None) -> StageOptions:
         """How the folder is made ready."""
@@ -136,7 +109,8 @@ def publish(
     facts = card.facts(repo)
     if not dry_run:
         check_token()
-    with _place(staging) as place:
+    with tempfile.TemporaryDirectory(prefix="o1-publish-") as passing:
+        place = staging or Path(passing)
         staged = stage(folder, place, facts=facts, options=weights.options(card.recipe), say=_long_work)
         _show(staged)
         for note in staged.notes:
@@ -172,35 +146,27 @@ def _done(sent: Published) -> None:
 
 def _show(staged: Staged) -> None:
     from rich.filesize import decimal
+
+    sent = [(file.path, decimal(file.size)) for file in staged.files]
+    total = decimal(sum(file.size for file in staged.files))
+    bold = (f"[bold]{counted(len(sent), 'file')}", f"[bold]{total}")
+    output().print(_table(("sent", "size"), [*sent, bold]))
+    if staged.left_out:
+        output().print()
+        left = [(each.path, decimal(each.size), each.reason) for each in staged.left_out]
+        output().print(_table(("left out", "size", "because"), left))
+
+
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_edge=False)
-    table.add_column("sent", overflow="fold")
-    table.add_column("size", justify="right", no_wrap=True)
-    for file in staged.files:
-        table.add_row(file.path, decimal(file.size))
-    total = sum(file.size for file in staged.files)
-    table.add_row(counted(len(staged.files), "file"), decimal(total), style="bold")
-    output().print(table)
-    if not staged.left_out:
-        return
-    left = Table(box=None, pad_edge=False, show_edge=False)
-    left.add_column("left out", overflow="fold")
-    left.add_column("size", justify="right", no_wrap=True)
-    left.add_column("because", overflow="fold")
-    for each in staged.left_out:
-        left.add_row(each.path, decimal(each.size), each.reason)
-    output().print()
-    output().print(left)
-
-
-@contextlib.contextmanager
-def _place(staging: Path | None) -> Iterator[Path]:
-    if staging is not None:
-        yield staging
-        return
-    with tempfile.TemporaryDirectory(prefix="o1-publish-") as folder:
-        yield Path(folder)
+    for head in heads:
+        size = head == "size"
+        table.add_column(head, justify="right" if size else "left", no_wrap=size, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _long_work(text: str) -> None:

@@ -13,10 +13,10 @@ from o1_retriever.errors import ModelNotFoundError
 
 NF4 = "nf4"
 CARD = "README.md"
-RECIPE = "training_recipe"
+RECIPE_FILE = "training_recipe.yaml"
 # What `o1-retriever train` writes beside the model: its recipe, and how the run went.
 SUMMARY = "training.json"
-_RECIPES = ("training_recipe.yaml", "recipe.yaml", "recipe.yml")
+_RECIPES = (RECIPE_FILE, "recipe.yaml", "recipe.yml")  # the first that is there is taken
 _MODEL = (
     "config.json",
     "generation_config.json",
@@ -36,7 +36,7 @@ _MODEL = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
 )
-_BESIDE = (CARD, "LICENSE*", "NOTICE*")
+_WANTED = (*_MODEL, CARD, "LICENSE*", "NOTICE*", *_RECIPES)
 _PARTS = ("1_Pooling", "2_Normalize")
 
 _SECRET = "may hold secrets"
@@ -47,7 +47,7 @@ _PICKLED = "weights that are not safetensors"
 _ADAPTER = "merged into the base model"
 _TOLD = "its recipe and figures are in the card"
 _OTHER = "not part of the model"
-# The first that fits decides; a reason of None lets a file through.
+# The first that fits decides.
 _FOLDERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (_SECRET, (".ssh", ".aws", ".gnupg", "secrets*")),
     (_STATE, ("training",)),
@@ -70,19 +70,14 @@ _FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file by its path in the repository, with `/`, and its size in bytes."""
+    """A file, or a whole folder (its path ends with `/`), by its path in the repository; `size` in bytes.
+
+    `reason` says why it is not sent, empty for what is.
+    """
 
     path: str
     size: int
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A file or a whole folder (its path ends with `/`) that is not sent, with its size and the reason."""
-
-    path: str
-    size: int
-    reason: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +90,7 @@ class Contents:
     folder: Path
     model: tuple[str, ...]
     recipe: str | None
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[File, ...]
     adapter: bool
 
 
@@ -111,22 +106,13 @@ def look_into(folder: str | Path) -> Contents:
             hint="Type the folder that your recipe names as its output.",
         )
     adapter = (root / "adapter_config.json").is_file() and not (root / "config.json").is_file()
-    model: list[str] = []
-    recipes: list[str] = []
-    left: list[LeftOut] = []
-    for path, reason in _sorted_files(root):
-        name = path.removesuffix("/")
-        if reason is not None:
-            left.append(LeftOut(path, _size(root / name), reason))
-        elif any(fnmatch(name, pattern) for pattern in _RECIPES):
-            recipes.append(name)
-        else:
-            model.append(name)
+    files = list(_sorted_files(root))
+    kept = [path for path, reason in files if not reason]
     found = Contents(
         folder=root,
-        model=tuple(model),
-        recipe=next(iter(sorted(recipes, key=_preferred)), None),
-        left_out=tuple(left),
+        model=tuple(path for path in kept if path not in _RECIPES),
+        recipe=next((path for path in _RECIPES if path in kept), None),
+        left_out=tuple(File(path, _size(root / path), reason) for path, reason in files if reason),
         adapter=adapter,
     )
     _check(found)
@@ -139,37 +125,27 @@ def listing(folder: Path) -> list[File]:
     return [File(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
 
 
-def _sorted_files(root: Path) -> Iterator[tuple[str, str | None]]:
+def _sorted_files(root: Path) -> Iterator[tuple[str, str]]:
+    """Each file and each folder that is left out, with the reason; an empty one for what is sent."""
     for entry in sorted(root.iterdir()):
         if not entry.is_dir():
-            yield entry.name, _why_not(entry.name)
+            yield entry.name, _refused(_FILES, entry.name) or ("" if _fits(entry.name, _WANTED) else _OTHER)
         elif entry.name in _PARTS:
-            yield from ((f"{entry.name}/{each.name}", _in_part(each)) for each in sorted(entry.iterdir()))
+            for each in sorted(entry.iterdir()):
+                sent = each.is_file() and each.name == "config.json"
+                yield f"{entry.name}/{each.name}", "" if sent else _OTHER
         elif entry.name == NF4:
             yield from ((f"{NF4}/{path}", reason) for path, reason in _sorted_files(entry))
         else:
-            yield f"{entry.name}/", _first(_FOLDERS, entry.name) or _OTHER
+            yield f"{entry.name}/", _refused(_FOLDERS, entry.name) or _OTHER
 
 
-def _why_not(name: str) -> str | None:
-    wanted = (*_MODEL, *_BESIDE, *_RECIPES)
-    refused = _first(_FILES, name)
-    if refused is None and not any(fnmatch(name, pattern) for pattern in wanted):
-        return _OTHER
-    return refused
+def _refused(rules: Sequence[tuple[str, tuple[str, ...]]], name: str) -> str:
+    return next((reason for reason, patterns in rules if _fits(name.lower(), patterns)), "")
 
 
-def _in_part(path: Path) -> str | None:
-    return None if path.is_file() and path.name == "config.json" else _OTHER
-
-
-def _first(rules: Sequence[tuple[str, tuple[str, ...]]], name: str) -> str | None:
-    lower = name.lower()
-    return next((why for why, patterns in rules if any(fnmatch(lower, each) for each in patterns)), None)
-
-
-def _preferred(name: str) -> int:
-    return 0 if name.startswith(RECIPE) else 1
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _size(path: Path) -> int:

@@ -19,6 +19,7 @@ _PAUSE = 1.0  # seconds before the second attempt; twice that before the third
 _OURS = (".gitattributes",)  # the Hub itself puts it into a new repository
 _AGAIN = "Type the same command again: it goes on with what has not arrived yet."
 _LOGIN = "Type: hf auth login"
+_HUB = "the Hub"
 
 
 class PublishError(O1RetrieverError):
@@ -44,14 +45,16 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Difference:
-    """What a commit on top of `parent` has to change; `replace` are those of `send` that differ."""
+    """What a commit on top of `parent` has to change; `others` are files of the Hub that it would lose.
+
+    These are the ones to `remove`, and those to `send` of which another version is there.
+    """
 
     parent: str
     private: bool
     send: tuple[str, ...]
-    keep: tuple[str, ...]
-    replace: tuple[str, ...]
     remove: tuple[str, ...]
+    others: tuple[str, ...]
 
 
 def check_name(repo: str) -> None:
@@ -91,9 +94,13 @@ def publish(
     _need_token(api)
     with _explained(repo):
         api.create_repo(repo, private=not public, exist_ok=True)
-        found = _compare(api, staged, repo)
-    _check_visibility(found, repo, public)
-    if (found.replace or found.remove) and not force:
+    found = _compare(api, staged, repo)
+    if not found.private and not public:
+        raise PublishError(
+            f"{repo} is public, and what is sent there anybody can read at once.",
+            hint="Type --public if that is meant, or another --repo.",
+        )
+    if found.others and not force:
         raise _occupied(repo, found)
     commit = _send(api, staged, repo, found, say=say) if found.send or found.remove else found.parent
     if public and found.private:
@@ -105,7 +112,7 @@ def publish(
         commit=commit,
         private=found.private and not public,
         sent=found.send,
-        kept=found.keep,
+        kept=tuple(file.path for file in staged.files if file.path not in found.send),
         removed=found.remove,
     )
 
@@ -113,16 +120,11 @@ def publish(
 def check_token(api: Any = None) -> None:
     """Raise `PublishError` where there is no token, or one that the Hub refuses."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = api or HfApi()
     _need_token(api)
-    try:
-        with _explained("the Hub"):
-            api.whoami()
-    except HfHubHTTPError as error:
-        # HF_TOKEN goes before what a login has stored, and the Hub's client says which of them it was.
-        raise PublishError(f"The Hub refuses the token: {first_line(error)}.", hint=_LOGIN) from error
+    with _explained(_HUB):
+        api.whoami()
 
 
 def _need_token(api: Any) -> None:
@@ -135,20 +137,13 @@ def _need_token(api: Any) -> None:
     )
 
 
-def _check_visibility(found: _Difference, repo: str, public: bool) -> None:
-    if not found.private and not public:
-        raise PublishError(
-            f"{repo} is public, and what is sent there anybody can read at once.",
-            hint="Type --public if that is meant, or another --repo.",
-        )
-
-
 def _occupied(repo: str, found: _Difference) -> PublishError:
-    others = [*found.replace, *found.remove]
-    shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    shown = ", ".join(found.others[:5])
+    more = f" and {len(found.others) - 5} more" if len(found.others) > 5 else ""
+    replaced = len(found.others) - len(found.remove)
     return PublishError(
-        f"{repo} has files other than these: {len(found.replace)} would be replaced and {len(found.remove)} "
-        f"removed ({shown}). Nothing was sent.",
+        f"{repo} has files other than these: {replaced} would be replaced and {len(found.remove)} removed "
+        f"({shown}{more}). Nothing was sent.",
         hint="Type --force to have them replaced, or another --repo.",
     )
 
@@ -157,19 +152,19 @@ def _compare(api: Any, staged: Staged, repo: str) -> _Difference:
     """What differs between the staged folder and the repository, by the hashes that the Hub has."""
     from huggingface_hub.hf_api import RepoFile
 
-    info = api.model_info(repo)
-    tree = api.list_repo_tree(repo, recursive=True, revision=info.sha)
+    with _explained(repo):
+        info = api.model_info(repo)
+        tree = list(api.list_repo_tree(repo, recursive=True, revision=info.sha))
     remote = {each.path: each for each in tree if isinstance(each, RepoFile)}
     ours = [file.path for file in staged.files]
-    known = [path for path in ours if path in remote]
-    keep = [path for path in known if _same(staged.folder / path, remote[path])]
+    send = [path for path in ours if path not in remote or not _same(staged.folder / path, remote[path])]
+    remove = sorted(remote.keys() - {*ours, *_OURS})
     return _Difference(
         parent=info.sha,
         private=bool(info.private),
-        send=tuple(path for path in ours if path not in keep),
-        keep=tuple(keep),
-        replace=tuple(path for path in known if path not in keep),
-        remove=tuple(sorted(remote.keys() - {*ours, *_OURS})),
+        send=tuple(send),
+        remove=tuple(remove),
+        others=(*(path for path in send if path in remote), *remove),
     )
 
 
@@ -187,23 +182,20 @@ def _same(path: Path, remote: Any) -> bool:
 
 def _send(api: Any, staged: Staged, repo: str, found: _Difference, *, say: Callable[[str], None]) -> str:
     """Commit the difference; look again and go on where a connection broke. Returns the commit."""
-    removed = found.remove
+    allowed = set(found.others)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with _explained(repo):
-                _commit(api, staged, repo, found)
+            _commit(api, staged, repo, found)
         except PublishError as error:
             if attempt == _ATTEMPTS or not _passing(error):
                 raise
             say(f"{error.message} Trying again")
             time.sleep(_PAUSE * attempt)
-        with _explained(repo):
-            now = _compare(api, staged, repo)
-        if not now.send and not now.remove:
-            return now.parent
-        if set(now.remove) - set(removed) or set(now.replace) - set(found.replace):
-            raise _occupied(repo, now)
-        found = now
+        found = _compare(api, staged, repo)
+        if not found.send and not found.remove:
+            return found.parent
+        if not allowed.issuperset(found.others):
+            raise _occupied(repo, found)
     raise PublishError(f"{repo} does not hold what was sent: {', '.join(found.send[:5])}.", hint=_AGAIN)
 
 
@@ -218,15 +210,12 @@ def _commit(api: Any, staged: Staged, repo: str, found: _Difference) -> None:
 
     operations: list[Any] = [CommitOperationDelete(path) for path in found.remove]
     operations += [CommitOperationAdd(path, str(staged.folder / path)) for path in found.send]
+    message = f"Publish {counted(len(staged.files), 'file')}"
     try:
         # One commit: whoever loads the model meanwhile gets the old one or the new one, never a mixture.
         # `upload_folder` would make a commit every few minutes where large files go to Xet.
-        api.create_commit(
-            repo,
-            operations,
-            commit_message=f"Publish {counted(len(staged.files), 'file')}",
-            parent_commit=found.parent,
-        )
+        with _explained(repo):
+            api.create_commit(repo, operations, commit_message=message, parent_commit=found.parent)
     except ValueError as error:
         # The one thing that the Hub reads before it takes anything.
         said = " ".join(str(error).split())
@@ -252,10 +241,7 @@ def _explained(repo: str) -> Iterator[None]:
         hint = "Publish without HF_HUB_OFFLINE=1 in the environment, or look first with --dry-run."
         raise PublishError("The Hub was not asked: HF_HUB_OFFLINE is set.", hint=hint) from error
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        if status == 401 and repo == "the Hub":
-            raise
-        raise _of_status(error, status, repo) from error
+        raise _of_status(error, repo) from error
     except Exception as error:
         # The client's HTTP library goes by two names, depending on its version.
         if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
@@ -264,7 +250,11 @@ def _explained(repo: str) -> Iterator[None]:
         raise PublishError(f"The connection to {repo} broke ({said}).", hint=_AGAIN) from error
 
 
-def _of_status(error: Exception, status: int, repo: str) -> PublishError:
+def _of_status(error: Any, repo: str) -> PublishError:
+    status = error.response.status_code if error.response is not None else 0
+    if status == 401 and repo == _HUB:
+        # HF_TOKEN goes before what a login has stored, and the Hub's client says which of them it was.
+        return PublishError(f"The Hub refuses the token: {first_line(error)}.", hint=_LOGIN)
     if status in (401, 403, 404):
         return PublishError(
             f"The token may not write to {repo} ({_status_of(error)}).",

@@ -16,8 +16,16 @@ from o1_retriever.engine.load import LoadOptions, load_causal_lm
 from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
 from o1_retriever.errors import CheckpointError, SettingsError
 from o1_retriever_training.merging import QUANTISING, Dtype, base_of, merge_adapter, stored_dtype
-from o1_retriever_training.publishing.card import RECIPE_FILE, CardFacts, Provenance, provenance, write_card
-from o1_retriever_training.publishing.contents import CARD, NF4, Contents, File, LeftOut, listing, look_into
+from o1_retriever_training.publishing.card import CardFacts, Provenance, provenance, write_card
+from o1_retriever_training.publishing.contents import (
+    CARD,
+    NF4,
+    RECIPE_FILE,
+    Contents,
+    File,
+    listing,
+    look_into,
+)
 from o1_retriever_training.publishing.secret_scan import refuse_secrets
 
 
@@ -43,7 +51,7 @@ class Staged:
 
     folder: Path
     files: tuple[File, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[File, ...]
     notes: tuple[str, ...]
 
 
@@ -76,15 +84,16 @@ def stage(
     if options.nf4:
         say("Quantising to NF4")
         _quantise(folder)
-    if known.recipe is not None:
-        (folder / RECIPE_FILE).write_bytes(known.recipe.content)
+    if known.content is not None:
+        (folder / RECIPE_FILE).write_bytes(known.content)
     base = options.base or (base_of(found.folder) if found.adapter else None)
     notes = write_card(folder, facts=facts, base=base, known=known, source=found.folder)
     if options.nf4:
         notes += _smaller(folder)
     # The last word is on what will be sent, whoever wrote it.
-    refuse_secrets(folder, [file.path for file in listing(folder)])
-    return Staged(folder=folder, files=tuple(listing(folder)), left_out=found.left_out, notes=tuple(notes))
+    files = tuple(listing(folder))
+    refuse_secrets(folder, [file.path for file in files])
+    return Staged(folder=folder, files=files, left_out=found.left_out, notes=tuple(notes))
 
 
 def _emptied(target: Path) -> Path:
@@ -112,7 +121,7 @@ def _merge(found: Contents, folder: Path, options: StageOptions, known: Provenan
 
     quantised = options.qlora
     if quantised is None:
-        quantised = known.recipe is not None and known.recipe.at("model", "tuning") == "qlora"
+        quantised = known.at("model", "tuning") == "qlora"
     merged = merge_adapter(found.folder, base=options.base, quantised=quantised, dtype=options.dtype)
     save_embedder(folder, merged.model, merged.tokenizer, merged.config)
     for name in found.model:
