@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from o1_retriever.index.ledger import Session, State
+from o1_retriever.index.ledger import Session
 from o1_retriever.ranking.bm25 import Bm25
 from o1_retriever.ranking.ranking import Places
 
@@ -53,23 +53,18 @@ class LexiconKeeper:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        self._known: tuple[tuple[int, int], Lexicon] | None = None
+        self._known: tuple[Path, Lexicon] | None = None
 
     def current(self, session: Session) -> Lexicon:
         """The lexicon of what is in the ledger now. The lock must be held, and the state must be clean."""
-        state, count = session.state(), session.count()
-        key = state.graph, state.generation
+        state = session.state()
+        path = self._folder / f"bm25-{state.graph}-{state.generation}"
         with self._lock:
-            if self._known is None or self._known[0] != key:
-                found = self._load(state, count)
-                self._known = key, self._make(session, state) if found is None else found
+            if self._known is None or self._known[0] != path:
+                self._known = path, self._load(path, session.count()) or self._make(path, session)
             return self._known[1]
 
-    def _path(self, state: State) -> Path:
-        return self._folder / f"bm25-{state.graph}-{state.generation}"
-
-    def _load(self, state: State, count: int) -> Lexicon | None:
-        path = self._path(state)
+    def _load(self, path: Path, count: int) -> Lexicon | None:
         if not path.is_dir():
             return None
         try:
@@ -82,17 +77,16 @@ class LexiconKeeper:
             shutil.rmtree(path, ignore_errors=True)
             return None
 
-    def _make(self, session: Session, state: State) -> Lexicon:
+    def _make(self, path: Path, session: Session) -> Lexicon:
         ids, texts = session.texts()
         lexicon = Lexicon(ids, Bm25(texts))
         try:
-            self._keep(lexicon, state)
+            self._keep(lexicon, path)
         except OSError as error:
             logger.warning("The word index of %s cannot be kept, only used: %s.", self._folder, error)
         return lexicon
 
-    def _keep(self, lexicon: Lexicon, state: State) -> None:
-        path = self._path(state)
+    def _keep(self, lexicon: Lexicon, path: Path) -> None:
         fresh = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.new")
         try:
             fresh.mkdir()
