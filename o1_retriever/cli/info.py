@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,71 +84,43 @@ def _folder(name: str) -> Path:
 
 def _weights(folder: Path) -> dict[str, Any]:
     """Size, number and format of the weights, from the headers of their files."""
+    from safetensors import SafetensorError, safe_open
+
     files = sorted(folder.glob("*.safetensors"))
-    kinds: dict[str, int] = {}
+    kinds: Counter[str] = Counter()
     for file in files:
         try:
-            with file.open("rb") as opened:
-                header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-        except (OSError, ValueError, MemoryError, OverflowError) as error:
+            with safe_open(file, "numpy") as opened:
+                tensors = [opened.get_slice(name) for name in opened.keys()]  # noqa: SIM118 - no mapping
+                for tensor in tensors:
+                    kinds[tensor.get_dtype()] += math.prod(tensor.get_shape())
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} is no safetensors file ({error}).") from None
-        header.pop("__metadata__", None)
-        for tensor in header.values():
-            kinds[tensor["dtype"]] = kinds.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
     return {
         "weights_bytes": sum(file.stat().st_size for file in files),
-        "parameters": sum(kinds.values()),
+        "parameters": kinds.total(),
         "stored_as": sorted(kinds),
     }
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
-    """Architecture, layout and lengths, from the checkpoint's config files."""
-    from o1_retriever.engine.template import CONFIG_NAME, MARKERS, TemplateConfig, detect_layout
+    """Architecture, layout and lengths, from the checkpoint's config and tokenizer."""
+    from o1_retriever.engine.load import read_config, read_template
+    from o1_retriever.engine.template import MARKERS
 
-    config = _json(folder / "config.json")
-    tokens = _special_tokens(folder)
-    file = folder / CONFIG_NAME
-    template = (
-        TemplateConfig.from_file(file)
-        if file.is_file()
-        else TemplateConfig(layout=detect_layout(_Vocabulary(tokens)))
-    )
-    text = config.get("text_config", config)
-    missing = [marker for marker in MARKERS[template.layout] if marker not in tokens]
+    config, tokenizer = read_config(folder)
+    template = read_template(folder, tokenizer)
+    ids, rows = tokenizer.get_vocab(), config.get_text_config().vocab_size
+    # A marker that only the tokenizer's config names has an id for which the model has no row.
+    missing = [marker for marker in MARKERS[template.layout] if ids.get(marker, rows) >= rows]
     return {
-        "architecture": (config.get("architectures") or [config.get("model_type")])[0],
-        "dimension": text.get("hidden_size"),
+        "architecture": (config.architectures or [config.model_type])[0],
+        "dimension": config.get_text_config().hidden_size,
         "layout": template.layout,
         "max_tokens": template.max_length,
         "settings": template.settings,
         "problem": f"its tokenizer lacks {' '.join(missing)}" if missing else None,
     }
-
-
-class _Vocabulary(dict[str, int]):
-    """Just enough of a tokenizer to tell the layout by."""
-
-    def get_vocab(self) -> dict[str, int]:
-        return self
-
-
-def _special_tokens(folder: Path) -> dict[str, int]:
-    if (folder / "tokenizer.json").is_file():
-        added = _json(folder / "tokenizer.json").get("added_tokens", [])
-        return {token["content"]: token["id"] for token in added}
-    added = _json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
-    return {token["content"]: int(number) for number, token in added.items()}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} is a {type(value).__name__}; expected an object.")
-    return value
 
 
 def device_record(options: ModelOptions) -> dict[str, str]:

@@ -32,12 +32,8 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
-def _option(*names: str, help: str, panel: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
-
-
-_model = functools.partial(_option, panel="Model")
-_thoughts = functools.partial(_option, panel="Thoughts")
+_model = functools.partial(typer.Option, rich_help_panel="Model")
+_thoughts = functools.partial(typer.Option, rich_help_panel="Thoughts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +139,7 @@ class ThinkingOptions:
         return "never"
 
 
-_search = functools.partial(_option, panel="Search")
+_search = functools.partial(typer.Option, rich_help_panel="Search")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +162,10 @@ class IndexOptions:
     """Which index."""
 
     index: Annotated[
-        Path, _option("--index", help="Folder of the index.", panel="Index", envvar="O1_RETRIEVER_INDEX")
+        Path,
+        typer.Option(
+            "--index", help="Folder of the index.", rich_help_panel="Index", envvar="O1_RETRIEVER_INDEX"
+        ),
     ] = Path(".o1-index")
 
 

@@ -140,23 +140,12 @@ def load_causal_lm(
     `ModelNotFoundError` when there is nothing to load and `CheckpointError` when it is no causal language
     model, or not all of one.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     folder, gguf = find_checkpoint(os.fspath(name), revision=options.revision)
     trust: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
     if gguf is not None:
         require("gguf", extra="local", purpose="Reading a .gguf file")
         trust["gguf_file"] = gguf
-    try:
-        config = AutoConfig.from_pretrained(folder, **trust)
-        words = AutoTokenizer.from_pretrained(tokenizer or folder, **trust)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
-        raise CheckpointError(
-            f"{folder} has a config or tokenizer that cannot be loaded: {first_line(error)}.",
-            hint="Pass trust_remote_code=True if it needs its own code and you have read that code."
-            if "trust_remote_code" in str(error)
-            else None,
-        ) from error
+    config, words = read_config(folder, tokenizer=tokenizer, **trust)
     _check_causal(folder, config)
     quieten_bitsandbytes()
     device = device_named(options.device)
@@ -178,6 +167,32 @@ def load_causal_lm(
     else:
         model = model.to(device)
     return Loaded(folder=folder, model=model, tokenizer=words, quantized=quantized, int8=int8, gguf=gguf)
+
+
+def read_config(folder: Path, *, tokenizer: Path | None = None, **trust: Any) -> tuple[Any, Any]:
+    """The config and the tokenizer of a checkpoint, without its weights. Raises `CheckpointError`."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(folder, **trust)
+        return config, AutoTokenizer.from_pretrained(tokenizer or folder, **trust)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
+        raise CheckpointError(
+            f"{folder} has a config or tokenizer that cannot be loaded: {first_line(error)}.",
+            hint="Pass trust_remote_code=True if it needs its own code and you have read that code."
+            if "trust_remote_code" in str(error)
+            else None,
+        ) from error
+
+
+def read_template(folder: Path, tokenizer: Any) -> TemplateConfig:
+    """How a checkpoint wants its prompts, else in the layout that its special tokens tell."""
+    path = folder / CONFIG_NAME
+    if path.is_file():
+        return TemplateConfig.from_file(path)
+    layout = detect_layout(tokenizer)
+    logger.info("%s has no %s; its special tokens are those of the %s layout", folder, CONFIG_NAME, layout)
+    return TemplateConfig(layout=layout)
 
 
 def _read_weights(folder: Path, arguments: dict[str, Any]) -> Any:
@@ -216,22 +231,11 @@ def load_model(name: str | Path, options: LoadOptions) -> LocalModel:
     Raises what `load_causal_lm` raises, and `CheckpointError` when the tokenizer lacks our special tokens.
     """
     loaded = load_causal_lm(name, options)
-    path = loaded.folder / CONFIG_NAME
-    if path.is_file():
-        config = TemplateConfig.from_file(path)
-    else:
-        config = TemplateConfig(layout=detect_layout(loaded.tokenizer))
-        logger.info(
-            "%s has no %s; its special tokens are those of the %s layout",
-            loaded.folder,
-            CONFIG_NAME,
-            config.layout,
-        )
     local = assemble(
         str(name),
         loaded.model,
         loaded.tokenizer,
-        template_config=config,
+        template_config=read_template(loaded.folder, loaded.tokenizer),
         instruction=options.instruction,
         weights=loaded.weights,
     )
