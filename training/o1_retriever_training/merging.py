@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,15 +18,6 @@ if TYPE_CHECKING:
 
 QUANTISING = "Quantising to NF4"
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Merged:
-    """A plain causal language model with its tokenizer and template config, ready for `save_embedder`."""
-
-    model: Any
-    tokenizer: Any
-    config: TemplateConfig
 
 
 def base_of(folder: Path) -> str:
@@ -48,8 +38,10 @@ def base_of(folder: Path) -> str:
 
 def merge_adapter(
     folder: Path, *, base: str | None = None, quantised: bool = False, dtype: Dtype = "auto"
-) -> Merged:
-    """The base with the adapter's changes added to its weights.
+) -> tuple[Any, Any, TemplateConfig]:
+    """The base with the adapter's changes added to its weights: what `save_embedder` takes.
+
+    These are a plain causal language model, its tokenizer and its template config.
 
     `quantised` is for QLoRA: the base is quantised to NF4 and back first, because those rounded weights are
     what the adapter was trained on. Sums are made in float32 and then stored as `dtype`; "auto" is the type
@@ -78,7 +70,7 @@ def merge_adapter(
     config = (
         TemplateConfig.from_file(configs[0]) if configs else TemplateConfig(layout=detect_layout(tokenizer))
     )
-    return Merged(model=plain, tokenizer=tokenizer, config=config)
+    return plain, tokenizer, config
 
 
 def _with_adapter(model: Any, folder: Path) -> Any:

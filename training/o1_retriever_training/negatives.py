@@ -17,6 +17,7 @@ from o1_retriever_training.ledger import Input, Ledger
 from o1_retriever_training.reading import Corpus, RowProblems, count_rows, digest, read_corpus
 from o1_retriever_training.rows import TrainingRow, plain_text
 from o1_retriever_training.scorers import Scorer, as_scorer
+from o1_retriever_training.synthesize import Options
 
 CHUNK = 256
 _SENTENCE = 4  # different words; a shorter positive stands in many documents that are not about it
@@ -56,7 +57,7 @@ def mine_negatives(
     by: Any = "bm25",
     teacher: Any = None,
     rules: MiningRules | None = None,
-    options: Any = None,
+    options: Options | None = None,
 ) -> dict[str, Any]:
     """Put negatives from `corpus` into every row of `rows`, in the place of any it had, and write the rows.
 
@@ -65,8 +66,6 @@ def mine_negatives(
     text, and by the ids that a row may have in a field `pos_ids`. `options` are those of `synthesize`.
     Returned are counts. Rows without a positive are written as they are.
     """
-    from o1_retriever_training.synthesize import Options
-
     rules, options = rules or MiningRules(), options or Options()
     judge = None if teacher is None else as_scorer(teacher, role="teacher", target="query")
     recipe = {

@@ -280,18 +280,13 @@ def _put_aside(path: Path) -> Iterator[TrainingRow]:
 
 def _summarise(path: Path) -> dict[str, int]:
     """What the rows of an output hold, whoever has written them and when."""
-    found = dict.fromkeys(
-        ("rows", "candidates", "failures", "without", "prompt_tokens", "completion_tokens"), 0
-    )
+    names = ("rows", "candidates", "failures", "without", "prompt_tokens", "completion_tokens")
+    counts = dict.fromkeys(names, 0)
     with path.open("rb") as lines:
         for line in lines:
             row = json.loads(line)
             usable = sum(thought is not None for thought in row["all_thought"])
-            tokens = row.get("tokens") or (0, 0)
-            found["rows"] += 1
-            found["candidates"] += usable
-            found["failures"] += len(row["all_thought"]) - usable
-            found["without"] += not usable
-            found["prompt_tokens"] += tokens[0]
-            found["completion_tokens"] += tokens[1]
-    return found
+            own = (1, usable, len(row["all_thought"]) - usable, not usable, *(row.get("tokens") or (0, 0)))
+            for name, count in zip(names, own, strict=True):
+                counts[name] += count
+    return counts

@@ -112,9 +112,8 @@ def test_a_copy_in_four_bits_stands_beside(base: Path, tmp_path: Path) -> None:
 
 def test_vectors_are_those_of_the_merged_model(base: Path, tmp_path: Path) -> None:
     adapter = adapted(tmp_path / "adapter", base)
-    merged = merge_adapter(adapter)
+    folder = save_embedder(tmp_path / "merged", *merge_adapter(adapter))
     stage(adapter, tmp_path / "staging", facts=FACTS)
-    folder = save_embedder(tmp_path / "merged", merged.model, merged.tokenizer, merged.config)
     parts = ThinkingEmbedder.from_pretrained(folder, device="cpu", cache=False)
     loaded = ThinkingEmbedder.from_pretrained(tmp_path / "staging", device="cpu", cache=False)
     settings = ThoughtSettings(n_thoughts=2, max_new_tokens=6)

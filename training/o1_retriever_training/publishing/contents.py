@@ -119,12 +119,6 @@ def look_into(folder: str | Path) -> Contents:
     return found
 
 
-def listing(folder: Path) -> list[File]:
-    """Every file below a folder, by path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [File(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
-
-
 def _sorted_files(root: Path) -> Iterator[tuple[str, str]]:
     """Each file and each folder that is left out, with the reason; an empty one for what is sent."""
     for entry in sorted(root.iterdir()):

@@ -23,7 +23,6 @@ from o1_retriever_training.publishing.contents import (
     RECIPE_FILE,
     Contents,
     File,
-    listing,
     look_into,
 )
 from o1_retriever_training.publishing.secret_scan import refuse_secrets
@@ -91,7 +90,8 @@ def stage(
     if options.nf4:
         notes += _smaller(folder)
     # The last word is on what will be sent, whoever wrote it.
-    files = tuple(listing(folder))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = tuple(File(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths)
     refuse_secrets(folder, [file.path for file in files])
     return Staged(folder=folder, files=files, left_out=found.left_out, notes=tuple(notes))
 
@@ -123,7 +123,7 @@ def _merge(found: Contents, folder: Path, options: StageOptions, known: Provenan
     if quantised is None:
         quantised = known.at("model", "tuning") == "qlora"
     merged = merge_adapter(found.folder, base=options.base, quantised=quantised, dtype=options.dtype)
-    save_embedder(folder, merged.model, merged.tokenizer, merged.config)
+    save_embedder(folder, *merged)
     for name in found.model:
         if name == CARD or name.startswith(("LICENSE", "NOTICE")):
             _place(found.folder / name, folder / name)
