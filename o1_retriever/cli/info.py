@@ -128,7 +128,7 @@ def device_record(options: ModelOptions) -> dict[str, str]:
     from o1_retriever.engine.weights import device_named, dtype_named
 
     device = device_named(options.device)
-    dtype = str(dtype_named(options.dtype.value, device)[0]).removeprefix("torch.")
+    dtype = str(dtype_named(options.dtype, device)[0]).removeprefix("torch.")
     return {"device": device, "dtype": f"nf4, computing in {dtype}" if options.four_bit else dtype}
 
 

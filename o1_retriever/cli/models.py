@@ -42,7 +42,7 @@ def load_embedder(options: ModelOptions) -> ThinkingEmbedder:
         return ThinkingEmbedder.from_pretrained(
             name,
             device=options.device,
-            dtype=options.dtype.value,
+            dtype=options.dtype,
             load_in_4bit=options.four_bit,
             cache=not options.no_cache,
         )
@@ -121,7 +121,7 @@ def _thinker(options: ModelOptions) -> Thinker:
     return as_thinker(
         name,
         device=options.device,
-        dtype="fastest" if options.dtype.value == "auto" else options.dtype.value,
+        dtype="fastest" if options.dtype == "auto" else options.dtype,
         load_in_4bit=options.four_bit,
     )
 

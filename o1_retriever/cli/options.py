@@ -10,9 +10,8 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -23,13 +22,7 @@ if TYPE_CHECKING:
 DEBUG = "o1_retriever.debug"
 
 
-class Dtype(StrEnum):
-    """Number format of the weights."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 _model = functools.partial(typer.Option, rich_help_panel="Model")
@@ -64,7 +57,7 @@ class ModelOptions:
     device: Annotated[
         str | None, _model("--device", help="cpu, cuda or cuda:N (default: cuda if there is one).")
     ] = None
-    dtype: Annotated[Dtype, _model("--dtype", help="Number format of the weights.")] = Dtype.auto
+    dtype: Annotated[Dtype, _model("--dtype", help="Number format of the weights.")] = "auto"
     four_bit: Annotated[bool, _model("--4bit", help="Load the weights quantised to 4 bits (NF4).")] = False
     no_cache: Annotated[bool, _model("--no-cache", help="Neither read nor write the cache of thoughts.")] = (
         False
@@ -103,27 +96,12 @@ class ThoughtOptions(SamplingOptions):
     ] = None
 
 
-class Pooling(StrEnum):
-    """What several thoughts become."""
-
-    mean = "mean"
-    best = "best"
-
-
-class When(StrEnum):
-    """When to think."""
-
-    always = "always"
-    auto = "auto"
-    never = "never"
-
-
 @dataclass(frozen=True, kw_only=True)
 class ThinkingOptions:
     """Whether to think about a question at all."""
 
     thinking: Annotated[
-        When | None,
+        Literal["always", "auto", "never"] | None,
         _thoughts("--thinking", help="auto thinks only where the question alone finds nothing clear."),
     ] = None
     fast: Annotated[bool, _thoughts("--fast", help="Do not think: the same as --thinking never.")] = False
@@ -133,8 +111,8 @@ class ThinkingOptions:
         from o1_retriever.errors import SettingsError
 
         if not self.fast:
-            return None if self.thinking is None else self.thinking.value
-        if self.thinking not in (None, When.never):
+            return self.thinking
+        if self.thinking not in (None, "never"):
             raise SettingsError(f"Found --fast and --thinking {self.thinking}; expected one of them.")
         return "never"
 
@@ -148,13 +126,13 @@ class SearchModes(ThinkingOptions):
 
     hybrid: Annotated[bool, _search("--hybrid", help="Fuse with BM25, which reads the thoughts too.")] = False
     pooling: Annotated[
-        Pooling,
+        Literal["mean", "best"],
         _search("--pooling", help="Search for the mean of the thoughts, or for each: the best counts."),
-    ] = Pooling.mean
+    ] = "mean"
 
     def options(self) -> SearchOptions:
         """The options of a `Retriever`. Raises `SettingsError` where two contradict each other."""
-        return {"hybrid": self.hybrid, "pooling": self.pooling.value, "thinking": self.chosen()}
+        return {"hybrid": self.hybrid, "pooling": self.pooling, "thinking": self.chosen()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,15 +72,13 @@ class WeightOptions:
         str | None, _model("--base", help="Base of an adapter (default: as its config says).")
     ] = None
     qlora: Annotated[bool | None, _model("--qlora/--no-qlora", help=_QLORA)] = None
-    dtype: Annotated[Dtype, _model("--dtype", help="Type of an adapter's merged weights.")] = Dtype.auto
+    dtype: Annotated[Dtype, _model("--dtype", help="Type of an adapter's merged weights.")] = "auto"
 
     def options(self, recipe: Path | None) -> StageOptions:
         """How the folder is made ready."""
         from o1_retriever_training.publishing.staging import StageOptions
 
-        return StageOptions(
-            nf4=self.nf4, qlora=self.qlora, base=self.base, dtype=self.dtype.value, recipe=recipe
-        )
+        return StageOptions(nf4=self.nf4, qlora=self.qlora, base=self.base, dtype=self.dtype, recipe=recipe)
 
 
 @with_options
