@@ -71,7 +71,8 @@ def document_rows(data: Path, rng: random.Random) -> Iterator[Row]:
 
 def corpus_texts(data: Path) -> list[str]:
     """The documents' texts with their titles: the vocabulary is to have their words."""
-    return [f"{row.get('title') or ''} {row['text']}" for name in COLLECTIONS for row in _corpus(data, name)]
+    rows = (row for name in COLLECTIONS for row in _corpus(data, name))
+    return [f"{row.get('title') or ''} {row['text']}".strip() for row in rows]
 
 
 def _corpus(data: Path, name: str) -> list[dict[str, str]]:

@@ -25,12 +25,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from documents import corpus_texts
+from questions import MOST_COPIED
 from sources import read_jsonl, require_data, telegram, write_jsonl
 
 from o1_retriever.evaluation.sources import write_collection
 from o1_retriever_training.copies import share_copied
 
-COLLECTIONS = ("entailmentbank", "strategyqa_facts", "hotpotqa_1k", "scifact", "qasc_2hop")
 # Questions of the same kind as the collections'; some of other kinds come to them.
 THINKING = ("entailmentbank_train", "strategyqa_train", "hotpotqa_train500", "scifact_train", "openstax_qa")
 PLAIN = {"squad_nqg_sentences": 1800, "qamr": 900, "pubmedqa_train": 300}
@@ -44,7 +45,6 @@ EXPERT = {
 }  # fmt: skip
 HELD_OUT = {"strategyqa_facts": 130, "hotpotqa_1k": 100, "scifact": 83}  # beside entailmentbank's dev split
 DISTRACTORS = 1800
-MOST_COPIED = 0.6
 
 
 def main() -> None:
@@ -162,10 +162,7 @@ def _qrels(path: Path) -> dict[str, dict[str, int]]:
 
 
 def _documents(data: Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
-    texts = {text: None for row in rows for text in row["pos"]}
-    for name in COLLECTIONS:
-        for row in read_jsonl(data / "eval" / name / "corpus.jsonl"):
-            texts[f"{row.get('title', '')} {row['text']}".strip()] = None
+    texts = dict.fromkeys([*(text for row in rows for text in row["pos"]), *corpus_texts(data)])
     return [{"_id": str(number), "text": text} for number, text in enumerate(texts)]
 
 

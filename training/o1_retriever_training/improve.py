@@ -79,8 +79,6 @@ def improve(
     `out` and starts from the best model so far; `rounds.json` has the figures. The same call goes on where
     it was stopped. Raises `SettingsError` for a recipe without an evaluation, and what the stages raise.
     """
-    from o1_retriever_training.joint.run import judged_by
-
     if recipe.evaluation is None:
         raise SettingsError(
             "The recipe has no evaluation, so that nobody can tell whether a round was an improvement.",
@@ -88,7 +86,7 @@ def improve(
         )
     plan, options, work = plan or Improvement(), options or Options(), Path(out)
     work.mkdir(parents=True, exist_ok=True)
-    figure = judged_by(recipe.evaluation)
+    figure = recipe.evaluation.figure
     best = Round(number=0, model=recipe.model.base, figures=_figures(recipe))
     say(f"{best.model}: {figure} {best.figures[figure]:.4f}")
     rounds = [best]

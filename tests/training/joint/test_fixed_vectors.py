@@ -256,7 +256,7 @@ def test_what_cannot_be_learned_is_refused(base: Path, tmp_path: Path) -> None:
         recipe(base, tmp_path, english(), model={"tuning": "lora"})
     made = joint(base, tmp_path)
     (tmp_path / "corpus.jsonl").write_text('{"_id": "1"}\n')
-    with pytest.raises(DataError, match=r"line 1: found .*expected a document with its text"):
+    with pytest.raises(DataError, match=r"line 1: found .*expected an object with a 'text'"):
         train(made, show_progress_bar=False, teacher=TEACHER)
 
 

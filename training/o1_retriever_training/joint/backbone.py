@@ -36,7 +36,6 @@ class Backbone:
     tokenizer: Any
     template: Template
     deployed: TemplateConfig
-    added: tuple[str, ...]
 
     @property
     def width(self) -> int:
@@ -53,7 +52,7 @@ def open_backbone(model: ModelSection, data: DataSection, *, seed: int, device: 
     know_plain_attention()
     loaded = load_causal_lm(model.base, _options(model, device), attention=model.attention, purpose="QLoRA")
     language_model, tokenizer = loaded.model, loaded.tokenizer
-    added = add_markers(language_model, tokenizer, model.layout, seed=seed)
+    add_markers(language_model, tokenizer, model.layout, seed=seed)
     deployed = replace(_deployed(loaded.folder, model.layout, language_model), instruction=data.instruction)
     training = TemplateConfig(
         layout=model.layout, max_query_tokens=data.max_query_tokens, max_length=data.max_length
@@ -71,7 +70,6 @@ def open_backbone(model: ModelSection, data: DataSection, *, seed: int, device: 
         tokenizer=tokenizer,
         template=template,
         deployed=deployed,
-        added=added,
     )
 
 
@@ -91,8 +89,8 @@ def compute_dtype(model: ModelSection, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
 
 
-def add_markers(model: Any, tokenizer: Any, layout: Layout, *, seed: int) -> tuple[str, ...]:
-    """Give a model and its tokenizer the markers of a layout; return those that were new.
+def add_markers(model: Any, tokenizer: Any, layout: Layout, *, seed: int) -> None:
+    """Give a model and its tokenizer the markers of a layout that they lack.
 
     Their rows start near the mean of all rows, each moved by a little of its own.
     """
@@ -101,7 +99,7 @@ def add_markers(model: Any, tokenizer: Any, layout: Layout, *, seed: int) -> tup
     known = tokenizer.get_vocab()
     missing = tuple(marker for marker in MARKERS[layout] if marker not in known)
     if not missing:
-        return ()
+        return
     tokens = [AddedToken(marker, special=True, normalized=False) for marker in missing]
     tokenizer.add_tokens(tokens, special_tokens=True)
     before = model.get_input_embeddings().num_embeddings
@@ -113,7 +111,6 @@ def add_markers(model: Any, tokenizer: Any, layout: Layout, *, seed: int) -> tup
     for table in {id(t): t for t in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
         _start_rows(table, ids, used, seed)
     logger.info("New tokens of the %s layout: %s", layout, " ".join(missing))
-    return missing
 
 
 def _start_rows(table: nn.Module | None, ids: torch.Tensor, used: int, seed: int) -> None:
@@ -160,18 +157,13 @@ def _with_lora(language_model: Any, model: ModelSection, tokenizer: Any, seed: i
     try:
         return get_peft_model(language_model, config)
     except ValueError as error:
-        linear = {
-            name.rpartition(".")[2] for name, part in language_model.named_modules() if _is_linear(part)
-        }
+        parts = language_model.named_modules()
+        linear = {name.rpartition(".")[2] for name, part in parts if isinstance(part, nn.Linear)}
         raise SettingsError(
             f"model.lora.targets is {list(settings.targets)} and {model.base} cannot be adapted there: "
             f"{first_line(error)}.",
             hint=f"Its linear layers are {', '.join(sorted(linear))}.",
         ) from error
-
-
-def _is_linear(part: nn.Module) -> bool:
-    return isinstance(part, nn.Linear) or type(part).__name__ == "Linear4bit"
 
 
 def _positions(language_model: Any) -> int | None:

@@ -153,12 +153,12 @@ class DrawnRows(Dataset[Drawn]):
         # Always the same number of draws, so that one setting does not change what another draws.
         dropped, z, which = draw.random(3)
         rows, losses = self.rows, self._losses
-        thoughts, positives = rows.thoughts(row), rows.positives(row)
+        thoughts, positives = rows.of(row, "thoughts"), rows.of(row, "positives")
         # A thought is never dropped from a row without a positive: nothing would be left of it.
         drop = dropped < losses.thought_dropout and len(positives) > 0
         place = None if drop or not len(thoughts) else int(which * len(thoughts))
         thought = None if place is None else int(thoughts[place])
-        composed = rows.composed(row)
+        composed = rows.of(row, "composed")
         both = losses.vectors == "both"
         thinking = thought is not None and (both or self._one_vector or z < losses.thinking_probability)
         documents, scores = self._documents(row, draw)
@@ -171,19 +171,19 @@ class DrawnRows(Dataset[Drawn]):
             scores=scores,
             positives=[int(number) for number in positives],
             composed=-1 if place is None or not len(composed) else int(composed[place]),
-            answers=[int(number) for number in rows.answers(row)],
+            answers=[int(number) for number in rows.of(row, "answers")],
             written=self._data.train[int(rows.source[row])].written,
         )
 
     def _documents(self, row: int, draw: np.random.Generator) -> tuple[list[int], list[float]]:
-        positives, negatives = self.rows.positives(row), self.rows.negatives(row)
+        positives, negatives = self.rows.of(row, "positives"), self.rows.of(row, "negatives")
         if not len(positives) or self.rows.index is not None:
             return [], []
         first = int(draw.integers(len(positives)))
         others = draw.permutation(len(negatives))[: self._data.group - 1]
         places = [first, *(len(positives) + others)]
         documents = np.concatenate([positives, negatives])
-        return documents[places].tolist(), self.rows.scores(row)[places].tolist()
+        return documents[places].tolist(), self.rows.of(row, "scores")[places].tolist()
 
 
 class Collator:

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from o1_retriever_training.errors import OtherRecipeError
+from safetensors import SafetensorError
+
+from o1_retriever.storage.files import written_whole
+from o1_retriever_training.errors import OtherRecipeError, TrainingError
 
 logger = logging.getLogger(__name__)
 
 MARK = "complete.json"
 _PREFIX = "checkpoint-"
+
+
+@contextlib.contextmanager
+def enough_space(folder: Path, *others: type[Exception]) -> Iterator[None]:
+    """Say what to do when a folder cannot be written, which may also raise `others`.
+
+    Raises `TrainingError`.
+    """
+    kinds: tuple[type[Exception], ...] = (OSError, SafetensorError, *others)
+    try:
+        yield
+    except kinds as error:
+        raise TrainingError(
+            f"{folder} could not be written: {error}. The last checkpoint is whole.",
+            hint="Free some space, then type the same command: it goes on from there.",
+        ) from error
 
 
 def mark(folder: Path, *, fingerprint: str, step: int, data: str = "") -> None:
@@ -26,12 +47,8 @@ def mark(folder: Path, *, fingerprint: str, step: int, data: str = "") -> None:
             os.fsync(file.fileno())
         files[str(path.relative_to(folder))] = path.stat().st_size
     content = {"recipe": fingerprint, "data": data, "step": step, "files": files}
-    staged = folder / f"{MARK}.part"
-    with staged.open("w", encoding="utf-8") as text:
+    with written_whole(folder / MARK) as text:
         json.dump(content, text, indent=1)
-        text.flush()
-        os.fsync(text.fileno())
-    staged.replace(folder / MARK)
 
 
 def is_whole(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from o1_retriever.errors import O1RetrieverError, SettingsError
 from o1_retriever.extras import require
 from o1_retriever.progress import is_shown
 from o1_retriever.reporting.text import counted
+from o1_retriever_training.expert_options import quiet
 
 if TYPE_CHECKING:
     from o1_retriever_training.joint.recipe import TrainRecipe
@@ -73,7 +74,7 @@ def _read(path: Path, changes: list[str], *, check_files: bool) -> TrainRecipe:
 def _estimate(recipe: TrainRecipe, hardware: str | None) -> None:
     if not _speaks():
         return
-    _quiet()
+    quiet()
     from o1_retriever_training.joint.dry_run import estimate, find_hardware, tables
 
     found = estimate(recipe, find_hardware(hardware or recipe.hardware.device or "this"))
@@ -88,7 +89,7 @@ def _train(recipe: TrainRecipe, from_scratch: bool) -> None:
     if speaks:
         _check_processes(recipe)
         _show_log()
-    _quiet()
+    quiet()
     _take_one_gpu()
     from o1_retriever_training.joint.run import train as run
 
@@ -126,24 +127,26 @@ def _check_processes(recipe: TrainRecipe) -> None:
     if planned is None or planned == found:
         return
     each = recipe.optimisation.queries
+    meant, running = (counted(count, "process", "processes") for count in (planned, found))
     warn(
-        f"The recipe is for {_processes(planned)} and {_processes(found)} run it: {each * found} queries "
+        f"The recipe is for {meant} and {running} run it: {each * found} queries "
         f"make a batch, not {each * planned}. If that is meant, type --set hardware.processes={found}."
     )
 
 
-def _processes(count: int) -> str:
-    return counted(count, "process", "processes")
-
-
 def _report(result: TrainResult, recipe: TrainRecipe) -> None:
+    from o1_retriever_training.joint.dry_run import duration
+
     folder = shlex.quote(str(result.output))
     resumed = f", from step {result.resumed_from:,} on" if result.resumed_from else ""
-    done = f"{counted(result.steps, 'step')} in {_duration(result.seconds)}{resumed}"
+    done = f"{counted(result.steps, 'step')} in {duration(result.seconds)}{resumed}"
     if result.finished_before:
         done = f"{result.steps:,} steps were trained before; --from-scratch trains them again"
     if result.best and recipe.evaluation is not None:
-        done += f"; on the dev collection {_best(result.best, recipe.evaluation.metric)}"
+        metric = recipe.evaluation.metric
+        figures = [f"{name} {value:.3f}" for name, value in result.best.items() if name.startswith(metric)]
+        at = f" at step {result.best['step']:,.0f}" if "step" in result.best else ""
+        done += f"; on the dev collection {', '.join(figures)}{at}"
     lines = [
         f"{folder}: {done}",
         f"Data: {result.data}",
@@ -154,24 +157,6 @@ def _report(result: TrainResult, recipe: TrainRecipe) -> None:
         f"  tensorboard --logdir {shlex.quote(str(result.output / 'training' / 'tensorboard'))}",
     ]
     messages().print(*lines, sep="\n", soft_wrap=True, markup=False)
-
-
-def _best(best: dict[str, float], metric: str) -> str:
-    figures = [f"{name} {value:.3f}" for name, value in best.items() if name.startswith(metric)]
-    return ", ".join(figures) + (f" at step {best['step']:,.0f}" if "step" in best else "")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _quiet() -> None:
-    from o1_retriever_training.expert_options import quiet
-
-    quiet()
 
 
 def _speaks() -> bool:

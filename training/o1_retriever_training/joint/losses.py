@@ -6,7 +6,7 @@ process of a distributed run takes part in the same sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -204,20 +204,14 @@ def _sum_of_blocks(
 
     Of several blocks none keeps its scores for the gradient, so that memory grows with the vectors alone.
     """
-    blocks = list(_blocks(len(queries), len(documents)))
-    if len(blocks) == 1:
+    size = max(1, BLOCK // max(1, len(documents)))
+    if len(queries) <= size:
         return loss(queries, documents, rows)
     parts = [
-        checkpoint(loss, queries[at], documents, rows[at], use_reentrant=False, preserve_rng_state=False)
-        for at in blocks
+        checkpoint(loss, part, documents, own, use_reentrant=False, preserve_rng_state=False)
+        for part, own in zip(torch.split(queries, size), torch.split(rows, size), strict=True)
     ]
     return torch.stack(parts).sum()
-
-
-def _blocks(rows: int, columns: int) -> Iterator[slice]:
-    size = max(1, BLOCK // max(1, columns))
-    for start in range(0, rows, size):
-        yield slice(start, start + size)
 
 
 def _nothing(*tensors: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,11 +109,11 @@ class JointModel(nn.Module):
         size = max(1, _LOGITS // int(self.language_model.config.get_text_config().vocab_size))
         if len(states) <= size:
             return self._surprise(states, expected)
-        parts: Sequence[Tensor] = [
-            checkpoint(self._surprise, states[at : at + size], expected[at : at + size], use_reentrant=False)
-            for at in range(0, len(states), size)
+        parts = [
+            checkpoint(self._surprise, part, own, use_reentrant=False)
+            for part, own in zip(torch.split(states, size), torch.split(expected, size), strict=True)
         ]
-        return torch.stack(list(parts)).sum()
+        return torch.stack(parts).sum()
 
     def _surprise(self, states: Tensor, expected: Tensor) -> Tensor:
         return generation_loss(self._head(states), expected, tokens=1)

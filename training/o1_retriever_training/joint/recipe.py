@@ -38,12 +38,10 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-def _one_source(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
-
-
-def _several_sources(value: Any) -> Any:
-    return [value] if isinstance(value, str | dict) else value
+def _sources(value: Any) -> Any:
+    """One or several sources, of which a text is the path, as a list of their fields."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [{"path": each} if isinstance(each, str) else each for each in values]
 
 
 Number = Annotated[float, BeforeValidator(_no_bool)]
@@ -153,11 +151,7 @@ class DataSection(Section):
     `group` is how many passages a query has: one positive and up to `group` - 1 of its row's negatives.
     """
 
-    train: Annotated[
-        tuple[Annotated[Source, BeforeValidator(_one_source)], ...],
-        BeforeValidator(_several_sources),
-        Field(min_length=1),
-    ]
+    train: Annotated[tuple[Source, ...], BeforeValidator(_sources), Field(min_length=1)]
     instruction: str = ""
     max_query_tokens: Tokens = 32
     max_document_tokens: Tokens = 192
@@ -279,6 +273,11 @@ class EvaluationSection(Section):
     temperature: Annotated[Number, Field(ge=0, le=100)] = 0.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 0.9
 
+    @property
+    def figure(self) -> str:
+        """The name of the figure that decides which checkpoint is best."""
+        return f"{self.metric} {'thinking' if self.thoughts else 'fast'}"
+
     @field_validator("split")
     @classmethod
     def _not_the_test(cls, value: str) -> str:
@@ -377,7 +376,7 @@ class TrainRecipe(Section):
         del content["model"]["gradient_checkpointing"]
         content["model"]["base"] = "/".join(PurePath(self.model.base).parts[-2:])
         for source in content["data"]["train"]:
-            if not source["path"].startswith("hub:"):
+            if not source["path"].startswith(HUB):
                 source["path"] = PurePath(source["path"]).name
         if content["data"]["index"] is not None:
             content["data"]["index"]["corpus"] = PurePath(content["data"]["index"]["corpus"]).name
@@ -425,8 +424,7 @@ def placed(value: dict[str, Any], folder: Path) -> dict[str, Any]:
     ]
     data = value.get("data")
     if isinstance(data, dict) and "train" in data:
-        sources = data["train"] if isinstance(data["train"], list) else [data["train"]]
-        data["train"] = [{"path": each} if isinstance(each, str) else each for each in sources]
+        data["train"] = _sources(data["train"])
         holders += [(source, "path") for source in data["train"]]
         holders.append((data.get("index"), "corpus"))
     for holder, name in holders:
@@ -460,28 +458,24 @@ def changed(value: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     return value
 
 
-def _set(value: dict[str, Any], path: list[str], new: Any, change: str) -> None:
-    here: Any = value
-    for number, name in enumerate(path):
-        last = number == len(path) - 1
-        if isinstance(here, list):
-            if not name.isdigit() or int(name) >= len(here):
-                raise SettingsError(
-                    f"The change {change!r} names {name!r} of a list of {len(here)}; expected a number "
-                    "below it, counted from 0."
-                )
-            if last:
-                here[int(name)] = new
-            else:
-                here = here[int(name)]
-        elif isinstance(here, dict):
-            if last:
-                here[name] = new
-            elif here.get(name) is None:
-                here[name] = {}
-            here = here[name]
-        else:
-            raise SettingsError(f"The change {change!r} names a field of {here!r:.40}; {_EXPECTED}.")
+def _set(holder: Any, path: Sequence[str], new: Any, change: str) -> None:
+    name, *rest = path
+    key: Any = name
+    if isinstance(holder, list):
+        if not name.isdigit() or int(name) >= len(holder):
+            raise SettingsError(
+                f"The change {change!r} names {name!r} of a list of {len(holder)}; expected a number "
+                "below it, counted from 0."
+            )
+        key = int(name)
+    elif not isinstance(holder, dict):
+        raise SettingsError(f"The change {change!r} names a field of {holder!r:.40}; {_EXPECTED}.")
+    if not rest:
+        holder[key] = new
+        return
+    if isinstance(holder, dict) and holder.get(key) is None:
+        holder[key] = {}
+    _set(holder[key], rest, new, change)
 
 
 def check_paths(recipe: TrainRecipe, *, where: str) -> None:

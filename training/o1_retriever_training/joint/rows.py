@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,24 +21,20 @@ from o1_retriever.progress import progress
 from o1_retriever.reporting.text import counted
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint.recipe import DataSection, Source
-from o1_retriever_training.joint.teacher import (
-    VectorWriter,
-    corpus_texts,
-    encoder_of,
-    read_vectors,
-    titled,
-)
-from o1_retriever_training.reading import RowProblems, count_rows, digest, read_rows
+from o1_retriever_training.reading import RowProblems, count_rows, digest, read_corpus, read_rows
 from o1_retriever_training.rows import TrainingRow
-from o1_retriever_training.scorers import Target
+from o1_retriever_training.scorers import EncoderScorer, Target
 
-_IDS, _TABLE = "ids.bin", "texts.npz"
-_ROWS, _REPORT = "rows.npz", "report.json"
-_FORMAT = 3
-Numbers = NDArray[np.int64]
-_MARKERS, _MARKERS_OF_THOUGHT = 2, 3  # around a text; before and behind a thought
+_IDS, _ROWS, _REPORT = "ids.bin", "rows.npz", "report.json"
 _TAUGHT, _INDEX = "teacher.bin", "index.bin"  # vectors
-_LISTS = ("thoughts", "positives", "negatives", "scores", "composed", "answers")
+_FORMAT = 4
+_AT_ONCE = 2000  # texts that are tokenised or embedded together
+_MARKERS, _MARKERS_OF_THOUGHT = 2, 3  # around a text; before and behind a thought
+Numbers: TypeAlias = NDArray[np.int64]
+Waiting: TypeAlias = tuple[int, str, Any]
+Convert: TypeAlias = Callable[[Sequence[Waiting]], Iterable[NDArray[Any]]]
+RowList = Literal["thoughts", "positives", "negatives", "scores", "composed", "answers"]
+_LISTS: tuple[RowList, ...] = get_args(RowList)
 
 
 def text_key(text: str) -> int:
@@ -52,97 +46,78 @@ def text_key(text: str) -> int:
 class Texts:
     """Token ids by a text's number, mapped from disk; `keys` (texts,) has the `text_key` of each."""
 
-    def __init__(self, folder: Path) -> None:
-        with np.load(folder / _TABLE) as table:
-            self._starts: NDArray[np.int64] = table["starts"]
-            self.keys: NDArray[np.int64] = table["keys"]
-        size = int(self._starts[-1])
+    def __init__(self, path: Path, starts: Numbers, keys: Numbers) -> None:
+        self.keys = keys
+        self._starts = starts
         # An empty file cannot be mapped.
-        self._ids: NDArray[np.uint32] = (
-            np.memmap(folder / _IDS, dtype=np.uint32, mode="r", shape=(size,))
-            if size
-            else np.zeros(0, dtype=np.uint32)
-        )
+        self._ids = np.memmap(path, np.uint32, mode="r") if starts[-1] else np.zeros(0, np.uint32)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def ids(self, number: int) -> list[int]:
         """Token ids of a text, without markers."""
-        start, end = self._starts[number], self._starts[number + 1]
-        return [int(i) for i in self._ids[start:end]]
+        ids: list[int] = self._ids[self._starts[number] : self._starts[number + 1]].tolist()
+        return ids
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> Numbers:
         """Tokens of every text, (texts,)."""
         return np.diff(self._starts)
 
 
-class TextWriter:
-    """Collects texts into a folder: `number(text)` gives each different one its place.
+class _Writer:
+    """Gives each different text a number and an array in a file, in the order of their numbers.
 
-    `tokenise` takes a list of texts and gives their ids; a text is cut at `most` tokens, and `cut` counts
-    those that were. Texts wait until there are enough of them to tokenise together.
+    Texts wait until there are enough of them for `convert`: (number, text, how it is read) of each.
     """
 
-    def __init__(self, folder: Path, tokenise: Callable[[Sequence[str]], list[list[int]]]) -> None:
-        self._folder = folder
-        self._tokenise = tokenise
-        self._numbers: dict[tuple[int, int], int] = {}
-        self._keys: list[int] = []
-        self._lengths: list[int] = []
-        self._waiting: list[tuple[str, int]] = []
-        self._file: IO[bytes] | None = None
-        self.cut: set[int] = set()
+    def __init__(self, path: Path, convert: Convert) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file, self._convert = path.open("wb"), convert
+        self._numbers: dict[tuple[int, Hashable], int] = {}
+        self._waiting: list[Waiting] = []
+        self.keys: list[int] = []
+        self.lengths: list[int] = []
 
-    def __enter__(self) -> TextWriter:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._file = (self._folder / _IDS).open("wb")
+    def __enter__(self) -> _Writer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is None:
-            return
-        if error is None:
-            self._write()
-            starts = np.concatenate([[0], np.cumsum(np.asarray(self._lengths, dtype=np.int64))])
-            np.savez(
-                self._folder / _TABLE, starts=starts.astype(np.int64), keys=np.asarray(self._keys, np.int64)
-            )
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def number(self, text: str, *, most: int) -> int:
-        """The place of a text that is cut at `most` tokens."""
+    def number(self, text: str, how: Hashable) -> int:
+        """The number of a text that is read like this."""
         key = text_key(text)
-        known = self._numbers.setdefault((key, most), len(self._keys))
-        if known == len(self._keys):
-            self._keys.append(key)
-            self._waiting.append((text, most))
-            if len(self._waiting) >= 2000:
-                self._write()
+        known = self._numbers.setdefault((key, how), len(self.keys))
+        if known == len(self.keys):
+            self.keys.append(key)
+            self._waiting.append((known, text, how))
+            if len(self._waiting) >= _AT_ONCE:
+                self.flush()
         return known
 
     def flush(self) -> None:
-        """Tokenise what waits, so that `cut` knows of it."""
-        self._write()
-
-    def _write(self) -> None:
-        if not self._waiting or self._file is None:
-            return
-        first = len(self._lengths)
-        rows = self._tokenise([text for text, _ in self._waiting])
-        for place, (row, (_, most)) in enumerate(zip(rows, self._waiting, strict=True)):
-            if len(row) > most:
-                self.cut.add(first + place)
-            kept = row[:most]
-            self._lengths.append(len(kept))
-            self._file.write(np.asarray(kept, dtype=np.uint32).tobytes())
+        """Convert what waits."""
+        for array in self._convert(self._waiting) if self._waiting else ():
+            self.lengths.append(len(array))
+            self._file.write(array.tobytes())
         self._waiting = []
 
 
-logger = logging.getLogger(__name__)
+def _embedding(encoder: Any) -> Convert:
+    """What embeds texts as queries or documents: a name as for a committee, or an encoder of the caller's."""
+    encode = EncoderScorer(encoder).encode
+
+    def embed(waiting: Sequence[Waiting]) -> Iterable[NDArray[Any]]:
+        found: dict[int, NDArray[np.float16]] = {}
+        for target in get_args(Target):
+            own = {number: text for number, text, read_as in waiting if read_as == target}
+            if own:
+                found |= zip(own, encode(list(own.values()), target).astype(np.float16), strict=True)
+        return [found[number] for number, *_ in waiting]
+
+    return embed
 
 
 @dataclass(slots=True)
@@ -153,7 +128,6 @@ class DataReport:
     without_thought: int = 0
     without_positive: int = 0
     unusable: int = 0
-    repeated: int = 0
     cut_queries: int = 0
     cut_thoughts: int = 0
     cut_documents: int = 0
@@ -191,46 +165,34 @@ class TrainingRows:
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
-        self.texts = Texts(folder)
         with np.load(folder / _ROWS) as stored:
             arrays = {name: stored[name] for name in stored.files}
+        self.texts = Texts(folder / _IDS, arrays["starts"], arrays["keys"])
         self.query: Numbers = arrays["query"]
         self.document: Numbers = arrays["document"]
         self.source: Numbers = arrays["source"]
-        self.taught: Numbers = arrays["taught"]
-        taught, indexed = (int(count) for count in arrays["vectors"])
-        self.teacher = read_vectors(folder / _TAUGHT, taught) if taught >= 0 else None
-        self.index = read_vectors(folder / _INDEX, indexed) if indexed >= 0 else None
         self.ids: Numbers = arrays["ids"]
+        self.taught: Numbers = arrays["taught"]
+        self.teacher, self.index = (
+            _read_vectors(folder / name, int(count))
+            for name, count in zip((_TAUGHT, _INDEX), arrays["vectors"], strict=True)
+        )
         self._lists = {name: (arrays[name], arrays[f"{name}_starts"]) for name in _LISTS}
         self.report = DataReport(**json.loads((folder / _REPORT).read_text(encoding="utf-8")))
 
     def __len__(self) -> int:
         return len(self.query)
 
-    def thoughts(self, row: int) -> Numbers:
-        """The thoughts that may be trained on, the one to take first; none for a row without."""
-        return self._of("thoughts", row)
+    def of(self, row: int, name: RowList) -> NDArray[Any]:
+        """One of the lists of a row.
 
-    def positives(self, row: int) -> Numbers:
-        """Its relevant documents."""
-        return self._of("positives", row)
-
-    def negatives(self, row: int) -> Numbers:
-        """Its hard negatives."""
-        return self._of("negatives", row)
-
-    def scores(self, row: int) -> NDArray[np.float64]:
-        """The teacher's scores of its positives and then of its negatives, nan where it gave none."""
-        return self._of("scores", row).astype(np.float64)
-
-    def composed(self, row: int) -> Numbers:
-        """The teacher's vectors of the query followed by each of its thoughts."""
-        return self._of("composed", row)
-
-    def answers(self, row: int) -> Numbers:
-        """Its positives as rows of the index."""
-        return self._of("answers", row)
+        `thoughts` that may be trained on, the one to take first; `positives`; `negatives`; the teacher's
+        `scores` of the positives and then of the negatives, nan where it gave none; `composed`, its vectors
+        of the query followed by each thought; `answers`, the positives as rows of the index.
+        """
+        values, starts = self._lists[name]
+        found: NDArray[Any] = values[starts[row] : starts[row + 1]]
+        return found
 
     @property
     def lengths(self) -> Numbers:
@@ -242,10 +204,12 @@ class TrainingRows:
         thought = np.asarray(longest, np.int64)
         return np.where(thought < 0, text, text + thought + _MARKERS_OF_THOUGHT)
 
-    def _of(self, name: str, row: int) -> Numbers:
-        values, starts = self._lists[name]
-        found: Numbers = values[starts[row] : starts[row + 1]]
-        return found
+
+def _read_vectors(path: Path, rows: int) -> NDArray[np.float16] | None:
+    """Vectors (rows, dimension), mapped from disk; None for a number of -1."""
+    if rows <= 0:
+        return None if rows < 0 else np.zeros((0, 0), np.float16)
+    return np.memmap(path, np.float16, mode="r").reshape(rows, -1)
 
 
 def open_rows(
@@ -307,150 +271,151 @@ class _Builder:
 
     def __init__(self, data: DataSection, template: Template, folder: Path, teacher: Any = None) -> None:
         self._data, self._template, self._folder = data, template, folder
-        self._teacher: VectorWriter | None = None
-        self._encode = encoder_of(teacher or data.teacher.encoder) if data.teacher else None
+        self._embed = _embedding(teacher or data.teacher.encoder) if data.teacher else None
+        markers = template.max_length - template.max_document
+        self._limits = {
+            "query": template.max_query_text,
+            "thought": template.max_length,
+            "document": min(template.max_document, data.max_document_tokens - markers),
+        }
+        self._cut: set[int] = set()
+        self._ids: dict[int, int] = {}
         self._taught: dict[int, int] = {}  # a text's number: the row of its teacher's vector
         self._places: dict[int, int] = {}  # a text's key: its row of the index
-        self._indexed = -1
-        markers = template.max_length - template.max_document
-        self._document = min(template.max_document, data.max_document_tokens - markers)
+        self._rows: dict[str, list[int]] = {"query": [], "document": [], "source": []}
         self._flat: dict[str, list[Any]] = {name: [] for name in _LISTS}
         self._starts: dict[str, list[int]] = {name: [0] for name in _LISTS}
-        self._query: list[int] = []
-        self._document_of: list[int] = []
-        self._source: list[int] = []
-        self._ids: dict[int, int] = {}
-        self._used: dict[str, set[int]] = {"query": set(), "document": set(), "thought": set()}
         self._report = DataReport()
 
     def build(self, show: bool | None) -> DataReport:
         """Write the folder."""
-        report = self._report
-        self._embed_index()
+        indexed = self._embed_index()
         with contextlib.ExitStack() as stack:
-            writer = stack.enter_context(TextWriter(self._folder, self._template.text_ids))
-            if self._encode is not None:
-                self._teacher = stack.enter_context(VectorWriter(self._folder / _TAUGHT, self._encode))
+            self._texts = stack.enter_context(_Writer(self._folder / _IDS, self._tokenise))
+            self._vectors = None
+            if self._embed is not None:
+                self._vectors = stack.enter_context(_Writer(self._folder / _TAUGHT, self._embed))
             for number, source in enumerate(self._data.train):
-                self._read(number, source, writer, show)
-            writer.flush()
-        report.cut_queries = len(writer.cut & self._used["query"])
-        report.cut_documents = len(writer.cut & self._used["document"])
-        texts = Texts(self._folder)
-        ids = np.zeros(len(texts), np.int64)
-        ids[list(self._ids)] = list(self._ids.values())
-        taught = np.full(len(texts), -1, np.int64)
-        taught[list(self._taught)] = list(self._taught.values())
+                self._read(number, source, show)
+            self._texts.flush()
+            if self._vectors is not None:
+                self._vectors.flush()
+        lengths = np.asarray(self._texts.lengths, np.int64)
         arrays: dict[str, Any] = {
-            "query": np.asarray(self._query, np.int64),
-            "document": np.asarray(self._document_of, np.int64),
-            "source": np.asarray(self._source, np.int64),
-            "ids": ids,
-            "taught": taught,
-            "vectors": np.asarray([-1 if self._teacher is None else len(self._teacher), self._indexed]),
+            "starts": np.concatenate([[0], np.cumsum(lengths)]),
+            "keys": self._texts.keys,
+            "ids": _scattered(self._ids, len(lengths), 0),
+            "taught": _scattered(self._taught, len(lengths), -1),
+            "vectors": [-1 if self._vectors is None else len(self._vectors.keys), indexed],
+            **self._rows,
+            **self._flat,
+            **{f"{name}_starts": starts for name, starts in self._starts.items()},
         }
-        for name in _LISTS:
-            kind = np.float64 if name == "scores" else np.int64
-            arrays[name] = np.asarray(self._flat[name], kind)
-            arrays[f"{name}_starts"] = np.asarray(self._starts[name], np.int64)
+        for name, value in arrays.items():
+            arrays[name] = np.asarray(value, np.float64 if name == "scores" else np.int64)
         np.savez(self._folder / _ROWS, **arrays)
-        report.texts, report.tokens = len(texts), int(texts.lengths.sum())
-        report.cut_thoughts = self._cut_thoughts(texts.lengths)
+        report = self._report
+        report.texts, report.tokens = len(lengths), int(lengths.sum())
+        report.cut_queries = len(self._cut.intersection(self._rows["query"]))
+        documents = (self._rows["document"], self._flat["positives"], self._flat["negatives"])
+        report.cut_documents = len(self._cut.intersection(chain(*documents)))
+        report.cut_thoughts = self._cut_thoughts(lengths)
         return report
 
-    def _embed_index(self) -> None:
-        """Write the vectors of the index, and remember which text is where."""
+    def _tokenise(self, waiting: Sequence[Waiting]) -> Iterable[NDArray[Any]]:
+        rows = self._template.text_ids([text for _, text, _ in waiting])
+        for (number, _, most), row in zip(waiting, rows, strict=True):
+            if len(row) > most:
+                self._cut.add(number)
+            yield np.asarray(row[:most], np.uint32)
+
+    def _embed_index(self) -> int:
+        """Write the index's vectors, and remember which text is where; their number, -1 without an index."""
         index = self._data.index
         if index is None:
-            return
-        encode = self._encode if index.encoder is None else encoder_of(index.encoder)
-        assert encode is not None, "the recipe has been checked"
-        with VectorWriter(self._folder / _INDEX, encode) as writer:
-            for text in corpus_texts(index.corpus):
+            return -1
+        embed = self._embed if index.encoder is None else _embedding(index.encoder)
+        assert embed is not None, "the recipe has been checked"
+        with _Writer(self._folder / _INDEX, embed) as writer:
+            for text in read_corpus(index.corpus).texts:
                 self._places[text_key(text)] = writer.number(text, "document")
-        self._indexed = len(writer)
+            writer.flush()
+        return len(writer.keys)
 
     def _cut_thoughts(self, lengths: Numbers) -> int:
         """How many thoughts have no room behind their query."""
         markers = len(self._template.prompt([0])) - 1
-        queries = np.repeat(np.asarray(self._query, np.int64), np.diff(self._starts["thoughts"]))
+        queries = np.repeat(np.asarray(self._rows["query"], np.int64), np.diff(self._starts["thoughts"]))
         room = self._template.room(range(markers)) - lengths[queries]
         return int((lengths[np.asarray(self._flat["thoughts"], np.int64)] > room).sum())
 
-    def _read(self, number: int, source: Source, writer: TextWriter, show: bool | None) -> None:
+    def _read(self, number: int, source: Source, show: bool | None) -> None:
         problems = RowProblems(str(source.path))
         total = count_rows(source.path, show=show)
-        rows: Iterator[TrainingRow] = islice(read_rows(source.path, problems), source.rows)
         taken = 0
         with progress(f"Tokenising {source.title}", total, show=show) as advance:
-            for row in rows:
-                taken += self._take(number, row, source, writer)
+            for row in islice(read_rows(source.path, problems), source.rows):
+                taken += self._take(number, row, source)
                 advance(1)
         self._report.rows[source.title] = taken
         if len(problems):
             self._report.problems.append(str(problems))
 
-    def _take(self, number: int, row: TrainingRow, source: Source, writer: TextWriter) -> bool:
-        if is_document(row, source):
-            self._take_document(number, titled(getattr(row, "title", None), row.query), writer)
+    def _take(self, number: int, row: TrainingRow, source: Source) -> bool:
+        """Add a row unless nothing can be learned from it."""
+        if source.kind == "documents" or getattr(row, "kind", None) == "document":
+            text = f"{getattr(row, 'title', None) or ''} {row.query}".strip()
+            self._add(number, document=self._number(text, "document"))
             return True
         thoughts = _thoughts(row, source)
-        if not thoughts and not row.pos and self._teacher is None:
+        if not thoughts and not row.pos and self._vectors is None:
             self._report.unusable += 1
             return False
         self._report.without_thought += not thoughts
         self._report.without_positive += not row.pos
-        self._query.append(self._number(row.query, "query", writer, self._template.max_query_text))
-        self._document_of.append(-1)
-        self._source.append(number)
-        most = self._template.max_length
-        self._list("thoughts", [self._number(text, "thought", writer, most) for text in thoughts])
+        documents: dict[str, Any] = {}
         for name, texts, ids in (("positives", row.pos, "pos_ids"), ("negatives", row.neg, "neg_ids")):
-            numbers = [self._number(text, "document", writer, self._document) for text in texts]
-            self._list(name, numbers)
-            self._ids |= _id_keys(numbers, getattr(row, ids, None))
-        self._list("scores", _scores(row))
-        taught = [] if self._teacher is None else [f"{row.query} {thought}" for thought in thoughts]
-        self._list("composed", [self._teacher.number(text, "query") for text in taught if self._teacher])
+            documents[name] = [self._number(text, "document") for text in texts]
+            self._ids |= _id_keys(documents[name], getattr(row, ids, None))
+        taught = [] if self._vectors is None else [f"{row.query} {thought}" for thought in thoughts]
         places = (self._places.get(text_key(text)) for text in row.pos)
-        self._list("answers", sorted({place for place in places if place is not None}))
+        self._add(
+            number,
+            query=self._number(row.query, "query"),
+            thoughts=[self._number(text, "thought") for text in thoughts],
+            scores=_scores(row),
+            composed=[self._vectors.number(text, "query") for text in taught if self._vectors],
+            answers=sorted({place for place in places if place is not None}),
+            **documents,
+        )
         return True
 
-    def _take_document(self, number: int, text: str, writer: TextWriter) -> None:
-        self._query.append(-1)
-        self._document_of.append(self._number(text, "document", writer, self._document))
-        self._source.append(number)
+    def _add(self, source: int, *, query: int = -1, document: int = -1, **lists: Sequence[float]) -> None:
+        for name, value in (("query", query), ("document", document), ("source", source)):
+            self._rows[name].append(value)
         for name in _LISTS:
-            self._list(name, [])
+            self._flat[name].extend(lists.get(name, ()))
+            self._starts[name].append(len(self._flat[name]))
 
-    def _number(self, text: str, kind: str, writer: TextWriter, most: int) -> int:
-        number = writer.number(text, most=most)
-        self._used[kind].add(number)
-        if self._teacher is not None and kind != "thought":
-            read_as: Target = "query" if kind == "query" else "document"
-            self._taught.setdefault(number, self._teacher.number(text, read_as))
+    def _number(self, text: str, kind: Literal["query", "thought", "document"]) -> int:
+        number = self._texts.number(text, self._limits[kind])
+        if self._vectors is not None and kind != "thought":
+            self._taught.setdefault(number, self._vectors.number(text, kind))
         return number
 
-    def _list(self, name: str, values: Sequence[Any]) -> None:
-        self._flat[name].extend(values)
-        self._starts[name].append(len(self._flat[name]))
 
-
-def is_document(row: TrainingRow, source: Source) -> bool:
-    """Whether a row is a plain document: its text stands where others have a query."""
-    return source.kind == "documents" or getattr(row, "kind", None) == "document"
+def _scattered(values: dict[int, int], count: int, missing: int) -> Numbers:
+    found = np.full(count, missing, np.int64)
+    found[list(values)] = list(values.values())
+    return found
 
 
 def _thoughts(row: TrainingRow, source: Source) -> list[str]:
     """Which thoughts of a row are trained on: the elected one, the first usable one, or any of them."""
     usable = [row.all_thought[place] or "" for place in row.usable]
-    if source.thoughts == "none":
-        return []
-    if source.thoughts == "any":
-        return usable or [text for text in [row.thought] if text]
-    if source.thoughts == "first":
-        return usable[:1] or [text for text in [row.thought] if text]
-    return [row.thought] if row.thought else []
+    elected = [row.thought] if row.thought else []
+    known = {"none": [], "elected": elected, "first": usable[:1] or elected, "any": usable or elected}
+    return known[source.thoughts]
 
 
 def _id_keys(numbers: Sequence[int], ids: Any) -> dict[int, int]:

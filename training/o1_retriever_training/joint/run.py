@@ -7,14 +7,14 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -26,17 +26,27 @@ from o1_retriever.evaluation.metrics import means, per_query
 from o1_retriever.evaluation.systems import NEVER, Dense
 from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
+from o1_retriever.storage.files import written_whole
 from o1_retriever.thought import ThoughtSettings
 from o1_retriever_training.errors import OtherRecipeError, TrainingError
 from o1_retriever_training.joint.backbone import Backbone, compute_dtype, open_backbone
-from o1_retriever_training.joint.batches import Collator, DrawnRows, steps_per_epoch
-from o1_retriever_training.joint.checkpoints import check_data, newest, step_of
+from o1_retriever_training.joint.batches import steps_per_epoch
+from o1_retriever_training.joint.checkpoints import check_data, enough_space, newest, step_of
 from o1_retriever_training.joint.model import JointModel, whole_weights, without_shards
 from o1_retriever_training.joint.recipe import EvaluationSection, TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
-from o1_retriever_training.joint.trainer import Divergence, JointTrainer, KeepBest, Progress, budget_of
+from o1_retriever_training.joint.trainer import (
+    Divergence,
+    Evaluate,
+    JointTrainer,
+    KeepBest,
+    Progress,
+    budget_of,
+)
 from o1_retriever_training.merging import merged
 from o1_retriever_training.saving import save_embedder
+
+logger = logging.getLogger(__name__)
 
 SUMMARY = "training.json"
 _DEPTH = 100  # documents that the dev collection is searched for
@@ -74,10 +84,8 @@ def write_summary(result: TrainResult, recipe: TrainRecipe, log: Sequence[dict[s
         "data": result.data,
         "log": list(log),
     }
-    path = result.output / SUMMARY
-    staged = path.with_suffix(".part")
-    staged.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    staged.replace(path)
+    with written_whole(result.output / SUMMARY) as text:
+        json.dump(summary, text, indent=1)
 
 
 def finished(output: Path, recipe: TrainRecipe) -> TrainResult | None:
@@ -116,11 +124,6 @@ class DevEvaluation:
         collection = load_collection(section.collection, split=section.split)
         self._collection = _fewer(collection, section.queries)
         self._texts = collection.corpus.texts(0, len(collection.corpus.ids))
-
-    @property
-    def name(self) -> str:
-        """The figure that decides which checkpoint is best."""
-        return judged_by(self._section)
 
     def __call__(self, language_model: Any, tokenizer: Any, config: TemplateConfig) -> dict[str, float]:
         """The measure of both paths, the tokens of a thought, and the seconds it took.
@@ -167,20 +170,12 @@ class DevEvaluation:
         return means(per_query(collection.qrels, run, measures=[metric]))[metric], tokens
 
 
-def judged_by(section: EvaluationSection) -> str:
-    """The name of the figure that decides."""
-    return f"{section.metric} {'thinking' if section.thoughts else 'fast'}"
-
-
 def _fewer(collection: Collection, most: int | None) -> Collection:
     """At most so many queries: every n-th in the order of their ids, always the same ones."""
     queries = sorted(set(collection.queries) & set(collection.qrels))
     if most is not None and len(queries) > most:
         queries = [queries[place] for place in np.linspace(0, len(queries) - 1, most).astype(int)]
     return collection.with_queries({query: collection.queries[query] for query in queries})
-
-
-logger = logging.getLogger(__name__)
 
 
 def train(
@@ -212,18 +207,17 @@ def train(
     backbone = open_backbone(
         recipe.model, recipe.data, seed=recipe.optimisation.seed, device=arguments.device
     )
-    with arguments.main_process_first(desc="tokenising"), _space(work / "data"):
-        rows = open_rows(
-            recipe.data, backbone.template, work / "data", show=show_progress_bar, teacher=teacher
-        )
+    data = work / "data"
+    with arguments.main_process_first(desc="tokenising"), enough_space(data):
+        rows = open_rows(recipe.data, backbone.template, data, show=show_progress_bar, teacher=teacher)
     _check_width(rows, backbone)
     logger.info("Training data: %s", rows.report)
     if checkpoint is not None:
         check_data(checkpoint, rows.name)
-    _set_steps(arguments, recipe, _steps(recipe, rows, arguments.world_size))
+    _set_steps(arguments, recipe, rows)
     trainer = _trainer(recipe, backbone, rows, arguments, dev, show_progress_bar)
     _run(trainer, checkpoint)
-    best = _best_weights(trainer, work, dev)
+    best = _best_weights(trainer, work)
     result = TrainResult(
         output=output,
         steps=int(trainer.state.global_step),
@@ -232,9 +226,11 @@ def train(
         resumed_from=None if checkpoint is None else step_of(checkpoint),
         data=str(rows.report),
     )
-    with whole_weights(trainer.model), _space(output):
+    with whole_weights(trainer.model), enough_space(output):
         if trainer.is_world_process_zero():
-            _save(result, recipe, backbone, trainer)
+            model = without_shards(merged(backbone.model))
+            save_embedder(output, model, backbone.tokenizer, backbone.deployed)
+            write_summary(result, recipe, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
     return result
 
@@ -248,8 +244,10 @@ def _trainer(
     show: bool | None,
 ) -> JointTrainer:
     callbacks: list[TrainerCallback] = [Divergence(recipe.stop.divergence)]
-    if dev is not None:
-        callbacks.append(KeepBest(dev.name))
+    evaluate: Evaluate | None = None
+    if dev is not None and recipe.evaluation is not None:
+        callbacks.append(KeepBest(recipe.evaluation.figure))
+        evaluate = partial(dev, backbone.language_model, backbone.tokenizer, backbone.deployed)
     trainer = JointTrainer(
         JointModel(
             backbone.model,
@@ -258,12 +256,10 @@ def _trainer(
         ),
         arguments,
         recipe=recipe,
-        rows=DrawnRows(rows, recipe),
-        collator=Collator(rows, backbone.template, recipe),
+        rows=rows,
+        template=backbone.template,
         callbacks=callbacks,
-        evaluate_dev=None
-        if dev is None
-        else lambda: dev(backbone.language_model, backbone.tokenizer, backbone.deployed),
+        evaluate_dev=evaluate,
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
@@ -283,7 +279,7 @@ def _arguments(recipe: TrainRecipe, work: Path) -> TrainingArguments:
         dev = {
             "eval_strategy": "steps",
             "eval_steps": evaluation.every,
-            "metric_for_best_model": f"eval_{judged_by(evaluation)}",
+            "metric_for_best_model": f"eval_{evaluation.figure}",
             "greater_is_better": True,
         }
     arguments = TrainingArguments(
@@ -325,16 +321,8 @@ def _check_width(rows: TrainingRows, backbone: Backbone) -> None:
             )
 
 
-def _set_steps(arguments: TrainingArguments, recipe: TrainRecipe, steps: int) -> None:
-    arguments.max_steps = steps
-    arguments.logging_steps = max(1, min(10, steps // 20))
-    if recipe.optimisation.schedule == "plateau":
-        falling = max(1, round(recipe.optimisation.decay * steps))
-        arguments.lr_scheduler_kwargs = {"num_decay_steps": falling, "decay_type": "linear"}
-
-
-def _steps(recipe: TrainRecipe, rows: TrainingRows, world: int) -> int:
-    optimisation = recipe.optimisation
+def _set_steps(arguments: TrainingArguments, recipe: TrainRecipe, rows: TrainingRows) -> None:
+    optimisation, world = recipe.optimisation, arguments.world_size
     budget = budget_of(recipe, rows)
     whole = steps_per_epoch(rows.source, size=optimisation.queries, world=world, budget=budget)
     if not whole:
@@ -343,7 +331,12 @@ def _steps(recipe: TrainRecipe, rows: TrainingRows, world: int) -> int:
             "expected at least one for each.",
             hint="Train with fewer processes.",
         )
-    return optimisation.steps or max(1, round((optimisation.epochs or 1.0) * whole))
+    steps = optimisation.steps or max(1, round((optimisation.epochs or 1.0) * whole))
+    arguments.max_steps = steps
+    arguments.logging_steps = max(1, min(10, steps // 20))
+    if optimisation.schedule == "plateau":
+        falling = max(1, round(optimisation.decay * steps))
+        arguments.lr_scheduler_kwargs = {"num_decay_steps": falling, "decay_type": "linear"}
 
 
 def _run(trainer: JointTrainer, checkpoint: Path | None) -> None:
@@ -378,39 +371,23 @@ def _is_lost_process(trainer: JointTrainer, error: RuntimeError) -> bool:
     return lost and trainer.args.world_size > 1
 
 
-def _best_weights(trainer: JointTrainer, work: Path, dev: DevEvaluation | None) -> dict[str, float] | None:
+def _best_weights(trainer: JointTrainer, work: Path) -> dict[str, float] | None:
     """Put the best checkpoint's weights into the model; return their dev figures."""
-    if dev is None:
+    evaluation, state = trainer.recipe.evaluation, trainer.state
+    if evaluation is None:
         return None
-    state = trainer.state
-    if not any(f"eval_{dev.name}" in entry for entry in state.log_history):
-        # A run shorter than its first evaluation is judged as it ends.
-        return {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    judged = [entry for entry in state.log_history if f"eval_{evaluation.figure}" in entry]
     step = state.best_global_step
-    if step and step != state.global_step:
-        trainer._load_from_checkpoint(str(work / f"checkpoint-{step}"))
-    figures = [entry for entry in state.log_history if entry["step"] == step and f"eval_{dev.name}" in entry]
-    chosen = {name: value for name, value in figures[-1].items() if name.startswith("eval_")}
-    return {"step": float(step or 0), **{name.removeprefix("eval_"): value for name, value in chosen.items()}}
-
-
-def _save(result: TrainResult, recipe: TrainRecipe, backbone: Backbone, trainer: JointTrainer) -> None:
-    save_embedder(
-        result.output, without_shards(merged(backbone.model)), backbone.tokenizer, backbone.deployed
-    )
-    write_summary(result, recipe, trainer.state.log_history)
-
-
-@contextlib.contextmanager
-def _space(folder: Path) -> Iterator[None]:
-    """Say what to do when a folder cannot be written. Raises `TrainingError`."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            f"{folder} could not be written: {error}.",
-            hint="Free some space, then type the same command: it goes on from the last checkpoint.",
-        ) from error
+    if not judged:
+        # A run shorter than its first evaluation is judged as it ends.
+        figures = trainer.evaluate()
+    else:
+        if step and step != state.global_step:
+            trainer._load_from_checkpoint(str(work / f"checkpoint-{step}"))
+        chosen = [entry for entry in judged if entry["step"] == step][-1]
+        figures = {name: value for name, value in chosen.items() if name.startswith("eval_")}
+        figures["eval_step"] = float(step or 0)
+    return {name.removeprefix("eval_"): value for name, value in figures.items()}
 
 
 def _begin_anew(output: Path, work: Path) -> None:

@@ -6,7 +6,6 @@ that are here, else they are the recipe's limits.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.engine.batching import by_tokens, forward_tokens
@@ -182,7 +184,6 @@ def _measure(empty: Any, known: bool) -> Shape:
 Chunk: TypeAlias = tuple[int, int]  # sequences, and the columns of the longest
 
 _SAMPLE, _BATCHES, _DRAWN = 300, 8, 1024
-_CHARACTERS = 4  # of a token, where there is no tokenizer to ask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,40 +267,25 @@ def _least(*values: int | None) -> int | None:
 _NO_TEACHER = CallableEncoder(lambda texts: np.ones((len(texts), 1), np.float32), name="nothing")
 
 
-class _Characters:
-    """Stands for a tokenizer that is not here."""
-
-    eos_token_id = 0
-    pad_token_id = sep_token_id = unk_token_id = None
-    all_special_ids: tuple[int, ...] = ()
-
-    def __init__(self) -> None:
-        self.added_tokens_decoder: dict[int, Any] = {}
-
-    def get_vocab(self) -> dict[str, int]:
-        markers = sorted({marker for each in MARKERS.values() for marker in each})
-        return {marker: -1 - place for place, marker in enumerate(markers)}
-
-    def get_added_vocab(self) -> dict[str, int]:
-        return {}
-
-    def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[1] * (len(text) // _CHARACTERS + 1) for text in texts]}
-
-
 def _template(recipe: TrainRecipe) -> tuple[Template, bool]:
     """The template of training, and whether it counts real tokens."""
-    data = recipe.data
-    config = TemplateConfig(
-        layout=recipe.model.layout, max_query_tokens=data.max_query_tokens, max_length=data.max_length
-    )
-    tokenizer: Any = _Characters()
-    with contextlib.suppress(OSError, ValueError, KeyError, O1RetrieverError):
-        tokenizer = AutoTokenizer.from_pretrained(recipe.model.base, local_files_only=True)
-        missing = [marker for marker in MARKERS[config.layout] if marker not in tokenizer.get_vocab()]
-        tokenizer.add_tokens(missing, special_tokens=True)
-    exact = not isinstance(tokenizer, _Characters)
+    data, layout = recipe.data, recipe.model.layout
+    try:
+        tokenizer, exact = AutoTokenizer.from_pretrained(recipe.model.base, local_files_only=True), True
+    except (OSError, ValueError, KeyError, O1RetrieverError):
+        tokenizer, exact = _by_characters(), False
+    missing = [marker for marker in MARKERS[layout] if marker not in tokenizer.get_vocab()]
+    tokenizer.add_tokens(missing, special_tokens=True)
+    config = TemplateConfig(layout=layout, max_query_tokens=data.max_query_tokens, max_length=data.max_length)
     return Template(tokenizer, config, instruction=data.instruction), exact
+
+
+def _by_characters() -> Any:
+    """Stands for a tokenizer that is not here: four characters are a token."""
+    tokenizer: Any = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]{1,4}"), "isolated")
+    same = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "?")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **same)  # type: ignore[no-untyped-call]
 
 
 def _of_batches(rows: TrainingRows, template: Template, recipe: TrainRecipe, tokens: int) -> StepSize:

@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from o1_retriever.engine.template import Template
 from o1_retriever.progress import Advance, is_shown, progress
 from o1_retriever_training.errors import TrainingError
 from o1_retriever_training.joint.batches import Budget, Collator, DrawnRows, SameSourceBatches, unit_vectors
-from o1_retriever_training.joint.checkpoints import mark, rotate
+from o1_retriever_training.joint.checkpoints import enough_space, mark, rotate
 from o1_retriever_training.joint.gather import total
 from o1_retriever_training.joint.model import JointModel, whole_weights
 from o1_retriever_training.joint.recipe import TrainRecipe
@@ -162,7 +163,7 @@ class Divergence(TrainerCallback, ExportableState):
 
 
 class JointTrainer(Trainer):
-    """Trains a `JointModel` on drawn rows; `evaluate_dev` gives the figures of a dev collection.
+    """Trains a `JointModel` on rows; `evaluate_dev` gives the figures of a dev collection.
 
     A step is one contrastive batch: there is no gradient accumulation, because gradient caching makes any
     batch fit. Checkpoints hold what is trained, the optimizer, the schedule and the random numbers.
@@ -174,8 +175,8 @@ class JointTrainer(Trainer):
         arguments: TrainingArguments,
         *,
         recipe: TrainRecipe,
-        rows: DrawnRows,
-        collator: Collator,
+        rows: TrainingRows,
+        template: Template,
         callbacks: list[TrainerCallback],
         evaluate_dev: Evaluate | None = None,
     ) -> None:
@@ -185,37 +186,36 @@ class JointTrainer(Trainer):
         self._counted = 0
         self._evaluate_dev = evaluate_dev
         self._whole: JointModel = model
-        index = rows.rows.index
-        self._index = None if index is None else unit_vectors(index).to(arguments.device)
+        self._rows = rows
+        self._index = None if rows.index is None else unit_vectors(rows.index).to(arguments.device)
+        drawn = DrawnRows(rows, recipe)
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=rows,
+            train_dataset=drawn,
             # What is evaluated is a collection; the Trainer only wants to see that there is something.
-            eval_dataset=rows if evaluate_dev is not None else None,
-            data_collator=collator,
+            eval_dataset=drawn if evaluate_dev is not None else None,
+            data_collator=Collator(rows, template, recipe),
             callbacks=callbacks,
         )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's batches of the whole run: epochs are the sampler's affair."""
-        rows: DrawnRows = self.train_dataset  # type: ignore[assignment]
         optimisation = self.recipe.optimisation
         sampler = SameSourceBatches(
-            rows.rows.source,
+            self._rows.source,
             size=optimisation.queries,
             steps=self.args.max_steps,
             seed=optimisation.seed,
             rank=self.args.process_index,
             world=self.args.world_size,
-            budget=budget_of(self.recipe, rows.rows),
+            budget=budget_of(self.recipe, self._rows),
         )
-        pinned = self.args.device.type == "cuda"
         return DataLoader(
-            rows,
+            self.train_dataset,  # type: ignore[arg-type]
             batch_sampler=sampler,
             collate_fn=self.data_collator,
-            pin_memory=pinned,
+            pin_memory=self.args.device.type == "cuda",
             num_workers=self.args.dataloader_num_workers,
             # The workers' seed would be drawn from the numbers that dropout uses.
             generator=torch.Generator().manual_seed(optimisation.seed),
@@ -284,11 +284,11 @@ class JointTrainer(Trainer):
         if self._evaluate_dev is None:
             return {}
         state = RandomState()
-        found = {}
+        found: dict[str, float] = {}
         with whole_weights(self.model):
             if self.is_world_process_zero():
                 found = {f"eval_{name}": value for name, value in self._evaluate_dev().items()}
-            found = _from_main(found)
+            [found] = broadcast_object_list([found])
         state.restore()
         self.log(dict(found))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
@@ -296,18 +296,12 @@ class JointTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}"
-        try:
+        with enough_space(folder, RuntimeError):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                rows: DrawnRows = self.train_dataset  # type: ignore[assignment]
                 step = self.state.global_step
-                mark(folder, fingerprint=self.recipe.fingerprint, step=step, data=rows.rows.name)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise TrainingError(
-                f"{folder} could not be written: {error}. The checkpoint before it is whole.",
-                hint="Free some space, then type the same command: it goes on from there.",
-            ) from error
+                mark(folder, fingerprint=self.recipe.fingerprint, step=step, data=self._rows.name)
         if self.args.should_save:
             best = self.state.best_global_step if self.state.best_metric is not None else None
             rotate(folder.parent, keep=self.recipe.checkpoints.keep, best=best)
@@ -358,12 +352,3 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(stored[name])
-
-
-def _from_main(found: dict[str, float]) -> dict[str, float]:
-    """The main process's figures in all processes."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return found
-    box: list[Any] = [found]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return dict(box[0])
