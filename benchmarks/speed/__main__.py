@@ -19,7 +19,9 @@ from pathlib import Path
 from benchmarks.record import RESULTS, ROOT, read, record
 from benchmarks.speed.data import VARIABLE, data_folder
 
-NAMES = ("queries", "roofline", "documents", "cached", "growth", "importing", "threads", "gpu")
+NAMES = (
+    "queries", "roofline", "documents", "cached", "growth", "importing", "threads", "local_thinker", "gpu",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,6 +23,10 @@ _TITLES = {
     r"cached_query/search_(\w+)_p50_ms": "a whole search with a query asked before, {0} vectors",
     r"index_growth/add_exponent": "exponent of the time to add vectors",
     r"index_growth/query_exponent": "exponent of the time of a query",
+    r"local_thinker/(\w+)/q1/ms": "three thoughts of SmolLM2-135M about one query",
+    r"local_thinker/(\w+)/q(\d+)/ms": "three thoughts of SmolLM2-135M about each of {1} queries",
+    r"local_thinker/(\w+)/q(\d+)/ratio_to_generate": "the same, {1} queries, against transformers' generate",
+    r"local_thinker/(\w+)/q(\d+)/ratio_to_llamacpp": "the same, {1} queries, against llama.cpp",
     r"import_time/package_s": "import o1_retriever",
     r"import_time/cli_help_s": "o1-retriever --help",
 }
