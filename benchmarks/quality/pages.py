@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from benchmarks.fictional_world.page import ablation_table, two_hop_table
 from benchmarks.quality.card import with_results
 from benchmarks.record import RESULTS, ROOT, read
-from benchmarks.speed.page import full_table, speed_table
+from benchmarks.speed.page import full_table, local_speed_table, speed_table
 from o1_retriever.reporting.table import markdown_table
 
 Rows = Sequence[Mapping[str, object]]
@@ -35,6 +35,8 @@ COLUMNS = {
     "o1_embedder_22m_fast": "o1-embedder-22m, fast",
     "o1_embedder_22m_thinking": "o1-embedder-22m, thinking",
 }
+# The README shows what a strong writer's thoughts are worth; our small model has a page of its own.
+SHOWN = [name for name in COLUMNS if not name.startswith("o1_embedder")]
 WORDINGS = {
     "as_written": "as written",
     "typos": "typos",
@@ -85,11 +87,11 @@ def quality_table(rows: Rows) -> str:
     """Test splits, a row per set that was measured."""
     values = _values(rows)
     body = [
-        [title, *(_cell(values, f"{name}/{column}") for column in COLUMNS)]
+        [title, *(_cell(values, f"{name}/{column}") for column in SHOWN)]
         for name, title in SETS.items()
         if f"{name}/bm25" in values
     ]
-    return markdown_table(["nDCG@10", *COLUMNS.values()], body)
+    return markdown_table(["nDCG@10", *(COLUMNS[name] for name in SHOWN)], body)
 
 
 def mini_table(rows: Rows) -> str:
@@ -115,6 +117,33 @@ def mini_table(rows: Rows) -> str:
         body.append(
             [title.partition(":")[0], _cell(values, f"{name}/o1_embedder_22m_fast"), f"{share:.1%}", *cells]
         )
+    return markdown_table(heads, body)
+
+
+def local_table(rows: Rows) -> str:
+    """What an untrained small model gains by its thoughts, and what another query's thoughts do."""
+    values = _values(rows)
+    heads = [
+        "nDCG@10",
+        "MiniLM",
+        "with its thoughts",
+        "p",
+        "with another's",
+        "MiniLM + BM25",
+        "with its thoughts",
+        "p",
+    ]
+    keys = (
+        "minilm",
+        "minilm_local",
+        "minilm_local/p",
+        "minilm_local_others",
+        "hybrid",
+        "hybrid_local",
+        "hybrid_local/p",
+    )
+    names = list(dict.fromkeys("/".join(name.split("/")[:2]) for name in values))
+    body = [[name.replace("/", ", "), *(_cell(values, f"{name}/{key}") for key in keys)] for name in names]
     return markdown_table(heads, body)
 
 
@@ -207,8 +236,11 @@ def _cell(values: Mapping[str, float], name: str, form: str = ".3f") -> str:
 PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
     "README.md": {
         "quality": ("quality.jsonl", quality_table),
-        "mini": ("quality.jsonl", mini_table),
         "speed": ("speed.jsonl", speed_table),
+    },
+    "docs/local-models.md": {
+        "local": ("local_models.jsonl", local_table),
+        "speed-local": ("speed.jsonl", local_speed_table),
     },
     "docs/o1-embedder-22m.md": {
         "mini": ("quality.jsonl", mini_table),

