@@ -2,7 +2,7 @@
 
 Run from the repository's root:
 
-    python -m benchmarks.quality.local_models [DATA] [--sets NAME,...] [--thinker MODEL] [--queries N]
+    python -m benchmarks.quality.local_models [DATA] [--sets NAME,...]
 
 MiniLM embeds; the thinker writes three thoughts with its default prompt and settings. The control embeds each
 query with the thoughts about another one. No test split is read, so that defaults may follow these figures.

@@ -128,9 +128,9 @@ def thought_line(thought: Thought) -> Text:
 
 
 def cut_note(thought: Thought) -> str:
-    """Why a thought ends where it ends, empty where the model itself stopped."""
+    """Why a thought ends in the middle of a sentence, empty where it does not."""
     reasons = {"length": "cut", "budget": "its time was up"}
-    if thought.finish not in reasons:
+    if thought.finish not in reasons or thought.text.rstrip("\"'”’)").endswith((".", "!", "?")):
         return ""
     return f" … ({reasons[thought.finish]} after {counted(thought.completion_tokens, 'token')})"
 

@@ -76,6 +76,8 @@ def test_a_failed_thought_says_why():
 def test_a_thought_that_was_cut_says_so():
     text = shown(thoughts_view([Thought(text="And so", finish="length", completion_tokens=64)]))
     assert "And so … (cut after 64 tokens)" in text
+    whole = Thought(text='She said "no."', finish="length", completion_tokens=64)
+    assert "cut" not in shown(thoughts_view([whole]))
 
 
 @pytest.mark.parametrize(
