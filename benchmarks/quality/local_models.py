@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.quality.bench import MEASURE, Bench, open_bench
 from benchmarks.quality.others import with_other_thoughts
 from benchmarks.record import Figure
-from o1_retriever import ThinkingEmbedder
+from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.evaluation.collection import Collection
 from o1_retriever.evaluation.comparison import evaluate, randomisation_test
 from o1_retriever.evaluation.corpus import encode_corpus
@@ -83,8 +83,8 @@ def systems(bench: Bench, collection: Collection, embedder: ThinkingEmbedder) ->
     others = with_other_thoughts(embedder, list(collection.queries.values()))
     always, bm25 = embedder.settings, bm25_over(corpus)
 
-    def dense(name: str, who: ThinkingEmbedder, settings: object) -> Dense:
-        return Dense(name=name, embedder=who, corpus=corpus, encoded=encoded, settings=settings)  # type: ignore[arg-type]
+    def dense(name: str, who: ThinkingEmbedder, settings: ThoughtSettings) -> Dense:
+        return Dense(name=name, embedder=who, corpus=corpus, encoded=encoded, settings=settings)
 
     plain, thinking = dense("minilm", embedder, NEVER), dense("minilm_local", embedder, always)
     words = Lexical(name="bm25", corpus=corpus, index=bm25)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from benchmarks.fictional_world.page import ablation_table, two_hop_table
 from benchmarks.quality.card import with_results
 from benchmarks.record import RESULTS, ROOT, read
-from benchmarks.speed.page import full_table, local_speed_table, speed_table
+from benchmarks.speed.page import full_table, speed_table
 from o1_retriever.reporting.table import markdown_table
 
 Rows = Sequence[Mapping[str, object]]
@@ -237,10 +237,6 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
     "README.md": {
         "quality": ("quality.jsonl", quality_table),
         "speed": ("speed.jsonl", speed_table),
-    },
-    "docs/local-models.md": {
-        "local": ("local_models.jsonl", local_table),
-        "speed-local": ("speed.jsonl", local_speed_table),
     },
     "docs/o1-embedder-22m.md": {
         "mini": ("quality.jsonl", mini_table),
