@@ -107,6 +107,9 @@ class CallableEncoder(_Checking):
     Raises `SettingsError` for something that is no function, or no name.
     """
 
+    # What arrives is float32; where it is computed is the function's own affair.
+    precision = Precision(dtype="float32", device="unknown")
+
     def __init__(
         self,
         documents: Callable[[list[str]], Any],
@@ -134,11 +137,6 @@ class CallableEncoder(_Checking):
         return VectorSpace(
             weights=self._name, layout="callable", pooling="callable", dimension=self._dimension
         )
-
-    @property
-    def precision(self) -> Precision:
-        """What arrives is float32; where it is computed is the function's own affair."""
-        return Precision(dtype="float32", device="unknown")
 
     def _embed(self, what: What, texts: list[str], batch_size: int) -> Vector:
         vectors = super()._embed(what, texts, batch_size)

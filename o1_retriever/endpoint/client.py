@@ -126,6 +126,11 @@ class ChatClient:
         self.policy = policy or RequestPolicy()
         self._limit = limit or RateLimit()
         self._extra_body = _plain(extra_body)
+        self.extra = ""
+        """The extra body as a part of an identity: empty without one, else a hash of it."""
+        if self._extra_body:
+            content = json.dumps(self._extra_body, sort_keys=True).encode()
+            self.extra = f" extra {hashlib.blake2b(content, digest_size=8).hexdigest()}"
         self._dialect = Dialect()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pools: list[Any] = []
@@ -137,14 +142,6 @@ class ChatClient:
 
     def __str__(self) -> str:
         return self.model if self.address is None else f"{self.model} at {self.address}"
-
-    @property
-    def extra(self) -> str:
-        """The extra body as a part of an identity: empty without one, else a hash of it."""
-        if not self._extra_body:
-            return ""
-        content = json.dumps(self._extra_body, sort_keys=True).encode()
-        return f" extra {hashlib.blake2b(content, digest_size=8).hexdigest()}"
 
     async def close(self) -> None:
         """Close the connections, unless the client was brought by the caller."""

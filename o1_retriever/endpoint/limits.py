@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from o1_retriever.endpoint.reply import Answer, Problem
 from o1_retriever.errors import SettingsError
@@ -101,17 +101,16 @@ class RateLimit:
                 raise SettingsError(f"{name} per minute is {value!r}; expected at least 1.")
 
 
-@dataclass(slots=True)
 class _Bucket:
-    """Fills steadily; `room` may become negative, which is a debt that the next ones wait for."""
+    """Fills steadily; `room` may become negative, which is a debt that the next ones wait for.
 
-    per_minute: float
-    burst: float
-    room: float = 0.0
-    at: float = field(default_factory=time.monotonic)
+    After a second of rest that second's worth, and at least one, may go at once.
+    """
 
-    def __post_init__(self) -> None:
-        self.room = self.burst
+    def __init__(self, per_minute: float) -> None:
+        self.per_minute = per_minute
+        self.burst = self.room = max(1.0, per_minute / 60)
+        self.at = time.monotonic()
 
     def wait(self, now: float) -> float:
         self.room = min(self.burst, self.room + (now - self.at) * self.per_minute / 60)
@@ -123,24 +122,19 @@ class Pacer:
     """Lets requests through at the rate that a limit allows, first come, first served.
 
     Tokens are known when an answer is there only: `enter` takes an estimate and `settle` the difference.
-    After `burst_s` seconds of rest that many seconds' worth may go at once.
     """
 
-    def __init__(self, limit: RateLimit, *, burst_s: float = 1.0) -> None:
+    def __init__(self, limit: RateLimit) -> None:
         self._turn = asyncio.Lock()
-        share = burst_s / 60
-        self._requests = _bucket(limit.requests, share)
-        self._tokens = _bucket(limit.tokens, share)
+        self._requests = None if limit.requests is None else _Bucket(limit.requests)
+        self._tokens = None if limit.tokens is None else _Bucket(limit.tokens)
+        self.limited = self._requests is not None or self._tokens is not None
+        """Whether there is a limit at all; a rest that the server asks for is kept in any case."""
         self._closed_until = 0.0
 
     def rest(self, seconds: float) -> None:
         """Let nothing through for some seconds: the server has asked one request to wait, and means all."""
         self._closed_until = max(self._closed_until, time.monotonic() + seconds)
-
-    @property
-    def limited(self) -> bool:
-        """Whether there is a limit at all; a rest that the server asks for is kept in any case."""
-        return self._requests is not None or self._tokens is not None
 
     async def enter(self, tokens: float) -> None:
         """Wait until a request of about so many tokens may be sent."""
@@ -163,7 +157,3 @@ class Pacer:
         now = time.monotonic()
         waits = [bucket.wait(now) for bucket in (self._requests, self._tokens) if bucket]
         return max(self._closed_until - now, *waits, 0.0)
-
-
-def _bucket(per_minute: float | None, share: float) -> _Bucket | None:
-    return None if per_minute is None else _Bucket(per_minute, max(1.0, per_minute * share))

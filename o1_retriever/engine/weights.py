@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import platform
-import time
+import timeit
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -172,14 +172,9 @@ def _prepared(layer: torch.nn.Linear) -> torch.nn.Module:
 _WORTH_IT = 0.8
 
 
-def _seconds(layer: torch.nn.Module, states: torch.Tensor, *, times: int = 9) -> float:
+def _seconds(layer: torch.nn.Module, states: torch.Tensor) -> float:
     layer(states)
-    lowest = float("inf")
-    for _ in range(times):
-        started = time.perf_counter()
-        layer(states)
-        lowest = min(lowest, time.perf_counter() - started)
-    return lowest
+    return min(timeit.repeat(lambda: layer(states), repeat=9, number=1))
 
 
 def device_named(name: str | None) -> str:
@@ -221,9 +216,8 @@ def precision_of(model: Any) -> Precision:
     quantization = None
     if config is not None:
         values = config if isinstance(config, dict) else config.to_dict()
-        quantization = str(
-            values.get("bnb_4bit_quant_type" if values.get("load_in_4bit") else "quant_method")
-        )
+        name = "bnb_4bit_quant_type" if values.get("load_in_4bit") else "quant_method"
+        quantization = str(values.get(name))
     elif any(isinstance(module, Int8Linear) for module in model.modules()):
         quantization = "int8"
     return Precision(

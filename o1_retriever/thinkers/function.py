@@ -36,14 +36,10 @@ class CallableThinker:
             )
         self._function = function
         self._name = name
+        self.identity = None if name is None else f"callable {name}"
 
     def __repr__(self) -> str:
         return f"CallableThinker({self._name or getattr(self._function, '__qualname__', self._function)})"
-
-    @property
-    def identity(self) -> str | None:
-        """The name that was given, or None."""
-        return None if self._name is None else f"callable {self._name}"
 
     def think(
         self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0

@@ -41,18 +41,13 @@ class RecordedThinker:
                 hint='Write lines such as {"query": "...", "thoughts": ["...", "..."]}.',
             )
         content = json.dumps(self._thoughts, sort_keys=True)
-        self._identity = f"recorded {hashlib.blake2b(content.encode(), digest_size=16).hexdigest()}"
+        self.identity = f"recorded {hashlib.blake2b(content.encode(), digest_size=16).hexdigest()}"
 
     def __len__(self) -> int:
         return len(self._thoughts)
 
     def __repr__(self) -> str:
         return f"RecordedThinker({self._source!r}, {counted(len(self), 'query', 'queries')})"
-
-    @property
-    def identity(self) -> str | None:
-        """A hash of all that is recorded."""
-        return self._identity
 
     def think(
         self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0
