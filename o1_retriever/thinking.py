@@ -433,32 +433,26 @@ class SharedWork(Generic[Key, Result]):
 
         What is not settled when the context ends is given up: those who wait for it get a `LookupError`.
         """
-        mine: set[Key] = set()
+        mine: dict[Key, Future[Result]] = {}
         theirs: dict[Key, Future[Result]] = {}
         with self._lock:
-            for key in keys:
-                if key in mine:
-                    continue
-                future = self._futures.get(key)
-                if future is None:
-                    self._futures[key] = Future()
-                    mine.add(key)
+            for key in dict.fromkeys(keys):
+                if key in self._futures:
+                    theirs[key] = self._futures[key]
                 else:
-                    theirs[key] = future
+                    mine[key] = self._futures[key] = Future()
         try:
-            yield mine, theirs
+            yield set(mine), theirs
         finally:
-            for key in mine:
-                future = self._pop(key)
-                if future is not None:
-                    future.set_exception(LookupError("the caller that computed it gave up"))
+            with self._lock:
+                for key, future in mine.items():
+                    if not future.done():  # what was settled may be another caller's by now
+                        del self._futures[key]
+                        future.set_exception(LookupError("the caller that computed it gave up"))
 
     def settle(self, key: Key, result: Result) -> None:
         """Hand a result to all that wait for it."""
-        future = self._pop(key)
-        if future is not None:
-            future.set_result(result)
-
-    def _pop(self, key: Key) -> Future[Result] | None:
         with self._lock:
-            return self._futures.pop(key, None)
+            future = self._futures.pop(key, None)
+            if future is not None:
+                future.set_result(result)

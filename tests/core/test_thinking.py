@@ -273,6 +273,18 @@ class TestSharedWork:
                 assert mine == set()
                 assert not waits["a"].done()
 
+    def test_what_was_settled_and_is_claimed_again_is_not_given_up(self) -> None:
+        work: SharedWork[str, str] = SharedWork()
+        first = work.claim(["a"])
+        first.__enter__()
+        work.settle("a", "found")
+        with work.claim(["a"]) as (mine, _), work.claim(["a"]) as (_, waits):
+            assert mine == {"a"}
+            first.__exit__(None, None, None)
+            assert not waits["a"].done()
+            work.settle("a", "found again")
+        assert waits["a"].result(0) == "found again"
+
     def test_an_error_gives_up_as_well(self) -> None:
         work: SharedWork[str, str] = SharedWork()
         waits: dict[str, Future[str]] = {}
