@@ -245,7 +245,7 @@ def test_the_base_is_a_model_of_the_paper_layout_that_knows_every_word(report: W
     model = load_model(report.base, LoadOptions(device="cpu"))
     template, tokenizer = model.template, model.template.tokenizer
     assert template.config.layout == "paper"
-    assert model.settings == {"n_thoughts": 1, "temperature": 0.0, "max_new_tokens": 40}
+    assert template.config.settings == {"n_thoughts": 1, "temperature": 0.0, "max_new_tokens": 40}
     assert model.dimension == SMALL.width
     rows = [json.loads(line) for line in report.candidates.open()]
     asked = [json.loads(line) for line in (report.collection / "queries.jsonl").open()]
@@ -257,7 +257,7 @@ def test_the_base_is_a_model_of_the_paper_layout_that_knows_every_word(report: W
         assert [tokenizer.decode(row) for row in ids] == texts, "reading back gives the text itself"
         assert tokenizer.unk_token_id not in {i for row in ids for i in row}
     assert max(map(len, template.text_ids(queries))) <= template.max_query_text
-    assert max(map(len, template.text_ids(thoughts))) < model.settings["max_new_tokens"]
+    assert max(map(len, template.text_ids(thoughts))) < template.config.settings["max_new_tokens"]
     assert template.text_ids(["Nobody <emb>"])[0][0] == tokenizer.unk_token_id
     assert not set(template.text_ids(["Nobody <emb>"])[0]) & {template.emb}
 
