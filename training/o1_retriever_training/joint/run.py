@@ -9,14 +9,12 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import TrainingArguments, set_seed
 
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.engine.template import TemplateConfig
@@ -32,17 +30,10 @@ from o1_retriever_training.errors import OtherRecipeError, TrainingError
 from o1_retriever_training.joint.backbone import Backbone, compute_dtype, open_backbone
 from o1_retriever_training.joint.batches import steps_per_epoch
 from o1_retriever_training.joint.checkpoints import check_data, enough_space, newest, step_of
-from o1_retriever_training.joint.model import JointModel, whole_weights, without_shards
+from o1_retriever_training.joint.model import whole_weights, without_shards
 from o1_retriever_training.joint.recipe import EvaluationSection, TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
-from o1_retriever_training.joint.trainer import (
-    Divergence,
-    Evaluate,
-    JointTrainer,
-    KeepBest,
-    Progress,
-    budget_of,
-)
+from o1_retriever_training.joint.trainer import JointTrainer, budget_of
 from o1_retriever_training.merging import merged
 from o1_retriever_training.saving import save_embedder
 
@@ -215,7 +206,9 @@ def train(
     if checkpoint is not None:
         check_data(checkpoint, rows.name)
     _set_steps(arguments, recipe, rows)
-    trainer = _trainer(recipe, backbone, rows, arguments, dev, show_progress_bar)
+    trainer = JointTrainer(
+        backbone, arguments, recipe=recipe, rows=rows, show=show_progress_bar, evaluate_dev=dev
+    )
     _run(trainer, checkpoint)
     best = _best_weights(trainer, work)
     result = TrainResult(
@@ -233,40 +226,6 @@ def train(
             write_summary(result, recipe, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
     return result
-
-
-def _trainer(
-    recipe: TrainRecipe,
-    backbone: Backbone,
-    rows: TrainingRows,
-    arguments: TrainingArguments,
-    dev: DevEvaluation | None,
-    show: bool | None,
-) -> JointTrainer:
-    callbacks: list[TrainerCallback] = [Divergence(recipe.stop.divergence)]
-    evaluate: Evaluate | None = None
-    if dev is not None and recipe.evaluation is not None:
-        callbacks.append(KeepBest(recipe.evaluation.figure))
-        evaluate = partial(dev, backbone.language_model, backbone.tokenizer, backbone.deployed)
-    trainer = JointTrainer(
-        JointModel(
-            backbone.model,
-            backbone.language_model,
-            head_trains_embeddings=recipe.model.head_trains_embeddings,
-        ),
-        arguments,
-        recipe=recipe,
-        rows=rows,
-        template=backbone.template,
-        callbacks=callbacks,
-        evaluate_dev=evaluate,
-    )
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
-    trainer.callback_handler.callbacks.insert(
-        0, Progress(lambda: trainer.tokens, show=show, main=trainer.is_world_process_zero())
-    )
-    return trainer
 
 
 def _arguments(recipe: TrainRecipe, work: Path) -> TrainingArguments:
@@ -360,9 +319,7 @@ def _run(trainer: JointTrainer, checkpoint: Path | None) -> None:
             hint="Type the same command: the run goes on from its last checkpoint.",
         ) from error
     finally:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, Progress):
-                callback.close()
+        trainer.progress.close()
 
 
 def _is_lost_process(trainer: JointTrainer, error: RuntimeError) -> bool:

@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
-from o1_retriever.engine.template import Template
+from o1_retriever.engine.template import TemplateConfig
 from o1_retriever.progress import Advance, is_shown, progress
 from o1_retriever_training.errors import TrainingError
+from o1_retriever_training.joint.backbone import Backbone
 from o1_retriever_training.joint.batches import Budget, Collator, DrawnRows, SameSourceBatches, unit_vectors
 from o1_retriever_training.joint.checkpoints import enough_space, mark, rotate
 from o1_retriever_training.joint.gather import total
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 _WINDOW = 50  # steps of the running mean, and before a loss can be called diverged
 WEIGHTS = "trained.safetensors"
-Evaluate = Callable[[], dict[str, float]]
+Evaluate = Callable[[Any, Any, TemplateConfig], dict[str, float]]  # model, tokenizer, its template
 
 
 class Progress(TrainerCallback):
@@ -46,7 +47,7 @@ class Progress(TrainerCallback):
     Without a terminal every log is one line of the logger. `count` gives the tokens that were fed so far.
     """
 
-    def __init__(self, count: Any, *, show: bool | None, main: bool) -> None:
+    def __init__(self, count: Callable[[], int], *, show: bool | None, main: bool) -> None:
         self._count, self._show, self._main = count, show, main
         self._bar: AbstractContextManager[Advance] | None = None
         self._advance: Advance | None = None
@@ -163,7 +164,7 @@ class Divergence(TrainerCallback, ExportableState):
 
 
 class JointTrainer(Trainer):
-    """Trains a `JointModel` on rows; `evaluate_dev` gives the figures of a dev collection.
+    """Trains a backbone as a `JointModel` on rows; `evaluate_dev` gives the figures of a dev collection.
 
     A step is one contrastive batch: there is no gradient accumulation, because gradient caching makes any
     batch fit. Checkpoints hold what is trained, the optimizer, the schedule and the random numbers.
@@ -171,33 +172,41 @@ class JointTrainer(Trainer):
 
     def __init__(
         self,
-        model: JointModel,
+        backbone: Backbone,
         arguments: TrainingArguments,
         *,
         recipe: TrainRecipe,
         rows: TrainingRows,
-        template: Template,
-        callbacks: list[TrainerCallback],
-        evaluate_dev: Evaluate | None = None,
+        show: bool | None,
+        evaluate_dev: Evaluate | None,
     ) -> None:
         self.recipe = recipe
         self.tokens = 0  # fed by this process since it started
         self._parts: dict[str, Tensor] = {}
         self._counted = 0
         self._evaluate_dev = evaluate_dev
-        self._whole: JointModel = model
+        self._backbone = backbone
+        head = recipe.model.head_trains_embeddings
+        self._whole = JointModel(backbone.model, backbone.language_model, head_trains_embeddings=head)
         self._rows = rows
         self._index = None if rows.index is None else unit_vectors(rows.index).to(arguments.device)
+        main = arguments.process_index == 0
+        self.progress = Progress(lambda: self.tokens, show=show, main=main)
+        callbacks: list[TrainerCallback] = [self.progress, Divergence(recipe.stop.divergence)]
+        if recipe.evaluation is not None:
+            callbacks.append(KeepBest(recipe.evaluation.figure))
         drawn = DrawnRows(rows, recipe)
         super().__init__(
-            model=model,
+            model=self._whole,
             args=arguments,
             train_dataset=drawn,
             # What is evaluated is a collection; the Trainer only wants to see that there is something.
             eval_dataset=drawn if evaluate_dev is not None else None,
-            data_collator=Collator(rows, template, recipe),
+            data_collator=Collator(rows, backbone.template, recipe),
             callbacks=callbacks,
         )
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's batches of the whole run: epochs are the sampler's affair."""
@@ -287,7 +296,9 @@ class JointTrainer(Trainer):
         found: dict[str, float] = {}
         with whole_weights(self.model):
             if self.is_world_process_zero():
-                found = {f"eval_{name}": value for name, value in self._evaluate_dev().items()}
+                own = self._backbone
+                figures = self._evaluate_dev(own.language_model, own.tokenizer, own.deployed)
+                found = {f"eval_{name}": value for name, value in figures.items()}
             [found] = broadcast_object_list([found])
         state.restore()
         self.log(dict(found))
