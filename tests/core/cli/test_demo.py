@@ -74,11 +74,11 @@ def test_the_corpus_is_a_part_of_the_everyday_corpus(root):
         row = corpus[document.id]
         assert document.text == f"{row['title']} {row['text']}"
         assert document.metadata["title"] == row["title"]
-    # The first ones of the split for trying things out: a rule, so that nobody picks what looks good.
-    first = list(judged)[:5]
-    assert [query.text for query in queries] == [asked[name] for name in first]
+    # The shortest ones of the split for trying things out: a rule, so that nobody picks what looks good.
+    shortest = sorted(judged, key=lambda name: len(asked[name]))[:5]
+    assert [query.text for query in queries] == [asked[name] for name in shortest]
     assert [query.answers for query in queries] == [
-        {passage for passage, grade in judged[name].items() if grade == 2} for name in first
+        {passage for passage, grade in judged[name].items() if grade == 2} for name in shortest
     ]
     assert all(query.answers <= {document.id for document in documents} for query in queries)
 
