@@ -197,6 +197,7 @@ class TestTexts:
         assert isinstance(as_thinker(str(file)), RecordedThinker)
 
     def test_an_address_asks_the_server_for_its_model(self) -> None:
+        pytest.importorskip("openai", reason="needs the extra `endpoint`")
         with chat_server() as server:
             server.models = ["small-model", "other"]
             server.answer = lambda body, number: completion(f"by {body['model']}")

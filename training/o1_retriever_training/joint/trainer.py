@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -299,6 +298,8 @@ class JointTrainer(Trainer):
                 own = self._backbone
                 figures = self._evaluate_dev(own.language_model, own.tokenizer, own.deployed)
                 found = {f"eval_{name}": value for name, value in figures.items()}
+            from accelerate.utils import broadcast_object_list  # the extra `train` installs it
+
             [found] = broadcast_object_list([found])
         state.restore()
         self.log(dict(found))
