@@ -14,12 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine.decode import Draft
 from o1_retriever.engine.passes import common_prefix
-from o1_retriever.errors import CheckpointError, ModelNotFoundError, SettingsError, ThinkerError
+from o1_retriever.errors import CheckpointError, ModelNotFoundError, SettingsError
 from o1_retriever.query import as_queries
-from o1_retriever.thinkers import ChatPrompt, LocalThinker, OpenAIThinker, RecordedThinker, as_thinker
+from o1_retriever.thinkers import ChatPrompt, LocalThinker, RecordedThinker, as_thinker
 from o1_retriever.thinkers.local import read_draft, whole_sentences
 from tests.support.adapters import bag_of_words
-from tests.support.chat_server import chat_server, completion
 from tests.support.tiny import CONFIGS, byte_tokenizer
 
 # The shapes of two families' templates: ChatML, and one that can switch a model's reasoning off (Qwen3).
@@ -195,21 +194,6 @@ class TestTexts:
         file = tmp_path / "a.jsonl"
         file.write_text('{"query": "why?", "thought": "so"}\n')
         assert isinstance(as_thinker(str(file)), RecordedThinker)
-
-    def test_an_address_asks_the_server_for_its_model(self) -> None:
-        pytest.importorskip("openai", reason="needs the extra `endpoint`")
-        with chat_server() as server:
-            server.models = ["small-model", "other"]
-            server.answer = lambda body, number: completion(f"by {body['model']}")
-            thinker = as_thinker(server.url)
-            assert isinstance(thinker, OpenAIThinker)
-            [[thought]] = thinker.think(as_queries(["why?"]), settings=GREEDY)
-            assert thought.text == "by small-model"
-            server.models = []
-            with pytest.raises(ThinkerError, match="lists no model"):
-                as_thinker(server.url)
-        with pytest.raises(ThinkerError, match="does not tell which models"):
-            as_thinker(server.url)
 
     @pytest.mark.parametrize("name", ["./nothing", "./nothing.gguf", "nobody/nothing"])
     def test_nothing_there_names_the_four_kinds(self, name: str) -> None:

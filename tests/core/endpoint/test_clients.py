@@ -11,9 +11,9 @@ import pytest
 
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.query import as_queries
-from o1_retriever.thinkers import OpenAIThinker, RequestPolicy
+from o1_retriever.thinkers import OpenAIThinker, RequestPolicy, as_thinker
 from tests.support.asking import QUICK, SETTINGS, in_turn, think_one
-from tests.support.chat_server import Answer, completion
+from tests.support.chat_server import Answer, chat_server, completion
 
 
 def test_identity_names_address_model_and_prompt_and_no_secret(server, thinker):
@@ -152,3 +152,17 @@ def test_arguments_that_cannot_work_are_refused(monkeypatch):
 def test_a_policy_out_of_range_is_refused(name, value):
     with pytest.raises(SettingsError, match=name):
         RequestPolicy(**{name: value})
+
+
+def test_an_address_asks_the_server_for_its_model():
+    with chat_server() as server:
+        server.models = ["small-model", "other"]
+        server.answer = lambda body, number: completion(f"by {body['model']}")
+        thinker = as_thinker(server.url)
+        assert isinstance(thinker, OpenAIThinker)
+        assert think_one(thinker).text == "by small-model"
+        server.models = []
+        with pytest.raises(ThinkerError, match="lists no model"):
+            as_thinker(server.url)
+    with pytest.raises(ThinkerError, match="does not tell which models"):
+        as_thinker(server.url)
