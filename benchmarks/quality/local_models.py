@@ -25,7 +25,7 @@ from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.systems import NEVER, Dense, Hybrid, Lexical, System, bm25_over
 from o1_retriever.thinkers import as_thinker
 
-SETS = ("entailmentbank/dev", "strategyqa_facts/train", "hotpotqa_1k/train", "scifact/train")
+SETS = ("entailmentbank/dev", "strategyqa_facts/train")
 THINKER = "HuggingFaceTB/SmolLM2-135M-Instruct"
 QUERIES = 200  # of a split, the first ones
 

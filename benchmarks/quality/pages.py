@@ -238,6 +238,9 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
         "quality": ("quality.jsonl", quality_table),
         "speed": ("speed.jsonl", speed_table),
     },
+    "docs/local-models.md": {
+        "local": ("local_models.jsonl", local_table),
+    },
     "docs/o1-embedder-22m.md": {
         "mini": ("quality.jsonl", mini_table),
         "examples": ("examples.jsonl", examples_table),

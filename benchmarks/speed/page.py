@@ -45,11 +45,6 @@ def speed_table(rows: Rows) -> str:
     return _table([row for row in rows if str(row["name"]).startswith(_SHORT)])
 
 
-def local_speed_table(rows: Rows) -> str:
-    """What a small model of this machine costs as the thinker."""
-    return _table([row for row in rows if str(row["name"]).startswith("local_thinker/")])
-
-
 def full_table(rows: Rows) -> str:
     """All that was measured, GPU figures included."""
     return _table(rows)
