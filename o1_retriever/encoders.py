@@ -345,12 +345,10 @@ def _load(name: str, *, device: str | None, trust_remote_code: bool) -> Any:
         trust_remote_code=trust_remote_code,
         model_kwargs={"use_safetensors": True},
     )
+    here = path if path.is_dir() else wheel_of(name)  # a wheel before the Hub, as for a thinker
     try:
-        return load(str(path) if path.is_dir() else name)
+        return load(name if here is None else str(here))
     except OSError as error:
-        wheel = wheel_of(name)
-        if wheel is not None:
-            return load(str(wheel))
         raise ModelNotFoundError(
             f"The encoder {name!r} cannot be loaded: {first_line(error)}",
             hint=wheel_hint(name)

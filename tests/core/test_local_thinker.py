@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever.engine.checkpoint import _WHEELS, find_checkpoint
 from o1_retriever.engine.decode import Draft
 from o1_retriever.engine.passes import common_prefix
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, SettingsError
@@ -228,3 +229,9 @@ def test_a_real_model_from_its_gguf_file_writes_sentences(monkeypatch: pytest.Mo
     assert all(thought.text.endswith((".", "!", "?")) for thought in query.thoughts)
     passages = ["Photosynthesis turns sunlight into sugar.", "A car has four wheels."]
     assert (embedder.encode_documents(passages) @ query.vector).argmax() == 0
+
+
+def test_an_installed_wheel_is_taken_before_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_WHEELS, "somebody/model", ("o1_retriever", "cli/demo.json"))
+    folder, file = find_checkpoint("somebody/model")
+    assert (folder.name, file) == ("cli", "demo.json")
