@@ -339,15 +339,14 @@ def _load(name: str, *, device: str | None, trust_remote_code: bool) -> Any:
     path = Path(name).expanduser()
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
         raise ModelNotFoundError(f"There is no folder {name}; expected a sentence-transformers model.")
-    load = functools.partial(
-        package.SentenceTransformer,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        model_kwargs={"use_safetensors": True},
-    )
     here = path if path.is_dir() else wheel_of(name)  # a wheel before the Hub, as for a thinker
     try:
-        return load(name if here is None else str(here))
+        return package.SentenceTransformer(
+            name if here is None else str(here),
+            device=device,
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"use_safetensors": True},
+        )
     except OSError as error:
         raise ModelNotFoundError(
             f"The encoder {name!r} cannot be loaded: {first_line(error)}",
