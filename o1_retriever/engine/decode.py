@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from o1_retriever.engine.batching import by_tokens, forward_tokens, free_memory, held_tokens, is_out_of_memory
+from o1_retriever.engine.follow import Follower, Told
 from o1_retriever.engine.load import LocalModel
 from o1_retriever.engine.passes import Prefix, common_prefix, prefill
 from o1_retriever.engine.sampling import Sampler, penalise, stream_key
@@ -66,19 +67,26 @@ class Drafts:
 
 
 def write_thoughts(
-    local: LocalModel, jobs: Sequence[Job], settings: ThoughtSettings, *, most: int | None = None
+    local: LocalModel,
+    jobs: Sequence[Job],
+    settings: ThoughtSettings,
+    *,
+    most: int | None = None,
+    follower: Follower | None = None,
 ) -> Iterator[tuple[int, Drafts]]:
     """Write the thoughts of all jobs; (place, drafts) of a job come as soon as it is done.
 
     At most `most` jobs are in flight (None: as many as the memory set aside for them holds). When memory runs
-    out all the same, the jobs in flight are begun again with half as many at once.
+    out all the same, the jobs in flight are begun again with half as many at once. A `follower` is told of
+    each token as it is written, and can let go of a job, of which nothing comes then.
     """
+    told = Told(follower or Follower())
     prefix = local.once(common_prefix) if jobs else Prefix()
     opened = [place for place, job in enumerate(jobs) if prefix.opens(job.prompt)]
     others = sorted(set(range(len(jobs))) - set(opened))
     for places, beginning in ((opened, prefix), (others, Prefix())):
         if places:
-            yield from _write_group(local, jobs, places, beginning, settings, most)
+            yield from _write_group(local, jobs, places, beginning, settings, most, told)
 
 
 def _write_group(
@@ -88,6 +96,7 @@ def _write_group(
     prefix: Prefix,
     settings: ThoughtSettings,
     most: int | None,
+    told: Told,
 ) -> Iterator[tuple[int, Drafts]]:
     """The thoughts of those jobs, whose prompts all begin with `prefix`."""
     waiting = deque(sorted(places, key=lambda place: len(jobs[place].prompt), reverse=True))
@@ -95,7 +104,7 @@ def _write_group(
     while waiting:
         flight: _Flight | None = None
         try:
-            flight = _Flight(local, jobs, settings, waiting, rows, prefix)
+            flight = _Flight(local, jobs, settings, waiting, rows, prefix, told)
             with SparingThreads(local.device) as threads:
                 yield from flight.run(threads)
             return
@@ -135,9 +144,10 @@ class _Flight:
         waiting: deque[int],
         rows: int,
         prefix: Prefix,
+        told: Told,
     ) -> None:
         self.local, self.jobs, self.settings, self.waiting = local, jobs, settings, waiting
-        self.prefix = prefix
+        self.prefix, self.told = prefix, told
         self.look_every = _LOOK_EVERY.get(local.device.type, 8)
         window = max(_window(jobs[place], prefix, settings) for place in waiting)
         wanted = sum(len(jobs[place].indices) for place in waiting)
@@ -153,7 +163,7 @@ class _Flight:
     def run(self, threads: SparingThreads) -> Iterator[tuple[int, Drafts]]:
         """Until nothing waits and nothing lives."""
         steps = 0
-        while self.waiting or self.slots.live:
+        while self._wanted():
             self._refill()
             self._step()
             steps += 1
@@ -161,6 +171,21 @@ class _Flight:
             if steps % self.look_every == 0:
                 yield from self._harvest()
         self.local.once(Shared).give_back(self.slots, self.step)
+
+    @torch.inference_mode()
+    def _wanted(self) -> bool:
+        """Let go of what nobody waits for any more; whether something is left to do."""
+        wanted = self.told.follower.wanted
+        gone = {place for place in [*self.waiting, *self.drafts] if not wanted(place)}
+        if gone:
+            for place in gone & set(self.waiting):
+                self.waiting.remove(place)
+            for place in gone & set(self.drafts):
+                del self.drafts[place]
+                self.fast.pop(place, None)
+            owners = self.rows.owner[: self.slots.live, 0].tolist()
+            self._take_out([row for row, place in enumerate(owners) if place in gone])
+        return bool(self.waiting or self.slots.live)
 
     @torch.inference_mode()
     def _refill(self) -> None:
@@ -202,27 +227,42 @@ class _Flight:
 
     @torch.inference_mode()
     def _harvest(self) -> list[tuple[int, Drafts]]:
-        """Take the finished rows out; living ones from the end move into their places."""
-        slots, done = self.slots, self.rows.done(self.slots.live)
-        if not len(done):
-            return []
+        """Take the finished rows out, after whoever follows them has been told what is new."""
+        done = self.rows.done(self.slots.live).tolist()
+        self._tell()
         drafts = self.rows.drafts(done)
-        left = slots.live - len(done)
-        last = torch.ones(slots.live, dtype=torch.bool, device=done.device)
-        last[done] = False
-        holes, movers = done[done < left], left + last[left:].nonzero()[:, 0]
-        if len(holes):
-            slots.move(holes, movers)
-            self.rows.move(holes, movers)
-        slots.shrink(left)
+        self._take_out(done)
         # Last, as memory may run out above: what is no longer under way is not begun again.
         return self._finished(drafts)
+
+    def _tell(self) -> None:
+        """Tell of what the rows hold that are still being written."""
+        if type(self.told.follower) is Follower:  # nobody listens
+            return
+        for row, (place, order) in enumerate(self.rows.owner[: self.slots.live].tolist()):
+            tokens = self.rows.tokens[row, : int(self.rows.length[row])].tolist()
+            self.told.tell(place, self.jobs[place].indices[order], tokens)
+
+    def _take_out(self, rows: Sequence[int]) -> None:
+        """Free these rows, in ascending order; living ones from the end move into their places."""
+        if not rows:
+            return
+        left = self.slots.live - len(rows)
+        out = set(rows)
+        holes = torch.tensor([row for row in rows if row < left], device=self.local.device)
+        if len(holes):
+            movers = [row for row in range(left, self.slots.live) if row not in out]
+            moving = torch.tensor(movers, device=self.local.device)
+            self.slots.move(holes, moving)
+            self.rows.move(holes, moving)
+        self.slots.shrink(left)
 
     def _finished(self, rows: Sequence[tuple[tuple[int, int], Draft]]) -> list[tuple[int, Drafts]]:
         """The jobs whose last rows these are."""
         finished = []
         for (place, order), draft in rows:
             self.drafts[place][order] = draft
+            self.told.tell(place, self.jobs[place].indices[order], draft.token_ids, draft.finish)
             count = len(self.jobs[place].indices)
             if len(self.drafts[place]) == count:
                 parts = self.drafts.pop(place)
@@ -325,8 +365,11 @@ class Rows:
         done: torch.Tensor = self.stage[:live] >= _READY
         return done.nonzero()[:, 0]
 
-    def drafts(self, places: torch.Tensor) -> list[tuple[tuple[int, int], Draft]]:
+    def drafts(self, rows: Sequence[int]) -> list[tuple[tuple[int, int], Draft]]:
         """Owner and draft of finished rows."""
+        if not rows:
+            return []
+        places = torch.tensor(rows, device=self.owner.device)
         owners, lengths = self.owner[places].tolist(), self.length[places].tolist()
         finishes, states = self.finish[places].tolist(), self.states[places].cpu().numpy()
         tokens = self.tokens[places, : max(lengths, default=0)].tolist()
