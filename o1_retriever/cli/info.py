@@ -12,8 +12,9 @@ import typer
 from rich.filesize import decimal
 
 from o1_retriever.cli.cache import cache_record, cache_rows
+from o1_retriever.cli.config import find_file
 from o1_retriever.cli.models import check_pair, encoder_name, model_name, thinker_name
-from o1_retriever.cli.options import IndexOptions, ModelOptions, with_options
+from o1_retriever.cli.options import IndexOptions, ModelOptions, in_force, with_options
 from o1_retriever.cli.terminal import Facts, output, problem, section, write_json
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1RetrieverError
 from o1_retriever.reporting.text import counted
@@ -29,8 +30,11 @@ def info(
     """Show the model, device, number format, cache and index."""
     from o1_retriever import __version__
 
+    file = find_file()
     record: dict[str, Any] = {
         "version": __version__,
+        "config": None if file is None else str(file),
+        "settings": {name: {"value": each.value, "from": each.source} for name, each in in_force().items()},
         "model": model_record(model),
         **device_record(model),
         "cache": tried(cache_record),
@@ -42,6 +46,9 @@ def info(
     rows = [*model_rows(record["model"]), ("device", record["device"]), ("dtype", record["dtype"])]
     console = output()
     console.print(section(f"o1-retriever {__version__}", rows))
+    if record["settings"]:
+        lines = [(name, f"{each['value']}  ({each['from']})") for name, each in record["settings"].items()]
+        console.print("", section("Settings that nobody has to type", lines), sep="\n")
     console.print("", section("Cache", cache_rows(record["cache"])), sep="\n")
     console.print("", section("Index", index_rows(record["index"])), sep="\n")
 

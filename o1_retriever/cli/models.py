@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from o1_retriever.cli.options import ModelOptions
 from o1_retriever.cli.terminal import working
+from o1_retriever.endpoint.prompt import DEFAULT_SAMPLING
 from o1_retriever.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -50,35 +50,36 @@ def load_embedder(options: ModelOptions) -> ThinkingEmbedder:
 
 def model_name(options: ModelOptions) -> str | None:
     """The folder or Hub id of one model that thinks and embeds; None where a thinker and an encoder do."""
-    named = options.model or os.environ.get("O1_RETRIEVER_MODEL")
     parts = any((options.encoder, options.thinker, options.thinker_model))
     if options.model and parts:
         raise SettingsError(
             "Found --model beside --encoder or --thinker; expected one model that does both, or two parts.",
             hint="Leave out --model, or --encoder and --thinker.",
         )
-    return None if parts else named
+    return options.model
 
 
 def encoder_name(options: ModelOptions) -> str:
     """The encoder of a pair."""
-    return options.encoder or os.environ.get("O1_RETRIEVER_ENCODER") or ENCODER
+    return options.encoder or ENCODER
 
 
 def thinker_name(options: ModelOptions) -> str:
     """The thinker of a pair."""
-    return options.thinker or os.environ.get("O1_RETRIEVER_THINKER") or THINKER
+    return options.thinker or THINKER
 
 
 def check_pair(options: ModelOptions) -> None:
     """Raise `SettingsError` for options of a thinker and an encoder that contradict each other."""
+    from o1_retriever.thinkers import is_address, is_record
+
     name = thinker_name(options)
-    if options.thinker_model and not name.startswith(("http://", "https://")):
+    if options.thinker_model and not is_address(name):
         raise SettingsError(
             f"Found --thinker-model {options.thinker_model!r:.60} without an endpoint that knows it.",
             hint="Type: --thinker http://127.0.0.1:8000/v1 --thinker-model NAME",
         )
-    if name.endswith((".jsonl", ".jsonl.gz")) and not Path(name).is_file():
+    if is_record(name) and not Path(name).is_file():
         _thinker(options)  # says at once that there is no such file
 
 
@@ -95,10 +96,10 @@ class LateThinker:
 
     @property
     def default_settings(self) -> Mapping[str, Any]:
-        """What a local model prefers; a thinker of another kind leaves it to the library."""
-        from o1_retriever.thinkers import LocalThinker, is_local
+        """How a model that was not trained by this method is sampled; a record samples nothing."""
+        from o1_retriever.thinkers import is_record
 
-        return LocalThinker.default_settings if is_local(thinker_name(self._options)) else {}
+        return {} if is_record(thinker_name(self._options)) else DEFAULT_SAMPLING
 
     @property
     def identity(self) -> str | None:

@@ -1,7 +1,8 @@
 """Options that several commands share, each declared once: a dataclass per group, expanded by `with_options`.
 
 A command takes a parameter annotated with one of the dataclasses; `with_options` shows typer one option per
-field instead, and collects their values again.
+field instead, and collects their values again. What was not typed of a group that is `Configured` comes from
+the environment or from the file of `config`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
+
+from o1_retriever.cli.config import Setting, converted, layered, settings
+from o1_retriever.errors import SettingsError
 
 if TYPE_CHECKING:
     from o1_retriever.search.result import SearchOptions
@@ -29,24 +33,28 @@ _model = functools.partial(typer.Option, rich_help_panel="Model")
 _thoughts = functools.partial(typer.Option, rich_help_panel="Thoughts")
 
 
+class Configured:
+    """A group of options that nobody has to type twice."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ModelOptions(Configured):
     """Which model thinks and embeds."""
 
     model: Annotated[
         str | None,
-        _model("--model", help="One model that thinks and embeds, a folder or Hub id ($O1_RETRIEVER_MODEL)."),
+        _model("--model", help="One model that thinks and embeds, a folder or Hub id."),
     ] = None
     encoder: Annotated[
         str | None,
         _model("--encoder", help="Who embeds: a sentence-transformers model, a folder or Hub id "
-               "(default: $O1_RETRIEVER_ENCODER, else all-MiniLM-L6-v2)."),
+               "(default: all-MiniLM-L6-v2)."),
     ] = None  # fmt: skip
     thinker: Annotated[
         str | None,
         _model("--thinker", help="Who thinks: a language model (a folder, Hub id or .gguf file), the URL of "
                "an OpenAI-compatible endpoint, or a .jsonl file of recorded thoughts "
-               "(default: $O1_RETRIEVER_THINKER, else SmolLM2-135M-Instruct)."),
+               "(default: SmolLM2-135M-Instruct)."),
     ] = None  # fmt: skip
     thinker_model: Annotated[
         str | None,
@@ -58,14 +66,16 @@ class ModelOptions:
         str | None, _model("--device", help="cpu, cuda or cuda:N (default: cuda if there is one).")
     ] = None
     dtype: Annotated[Dtype, _model("--dtype", help="Number format of the weights.")] = "auto"
-    four_bit: Annotated[bool, _model("--4bit", help="Load the weights quantised to 4 bits (NF4).")] = False
-    no_cache: Annotated[bool, _model("--no-cache", help="Neither read nor write the cache of thoughts.")] = (
-        False
-    )
+    four_bit: Annotated[
+        bool, _model("--4bit/--no-4bit", help="Load the weights quantised to 4 bits (NF4).")
+    ] = False
+    no_cache: Annotated[
+        bool, _model("--no-cache/--cache", help="Neither read nor write the cache of thoughts.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
+class SamplingOptions(Configured):
     """How a thought is written; what is not named is the model's own preference."""
 
     temperature: Annotated[
@@ -97,7 +107,7 @@ class ThoughtOptions(SamplingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThinkingOptions:
+class ThinkingOptions(Configured):
     """Whether to think about a question at all."""
 
     thinking: Annotated[
@@ -108,8 +118,6 @@ class ThinkingOptions:
 
     def chosen(self) -> Thinking | None:
         """What was chosen, None if nothing was. Raises `SettingsError` where two options contradict."""
-        from o1_retriever.errors import SettingsError
-
         if not self.fast:
             return self.thinking
         if self.thinking not in (None, "never"):
@@ -122,9 +130,12 @@ _search = functools.partial(typer.Option, rich_help_panel="Search")
 
 @dataclass(frozen=True, kw_only=True)
 class SearchModes(ThinkingOptions):
-    """How to search."""
+    """How to search, and how much to show."""
 
-    hybrid: Annotated[bool, _search("--hybrid", help="Fuse with BM25, which reads the thoughts too.")] = False
+    hits: Annotated[int, _search("-k", "--hits", min=1, help="How many passages to show.")] = 5
+    hybrid: Annotated[
+        bool, _search("--hybrid/--no-hybrid", help="Fuse with BM25, which reads the thoughts too.")
+    ] = False
     pooling: Annotated[
         Literal["mean", "best"],
         _search("--pooling", help="Search for the mean of the thoughts, or for each: the best counts."),
@@ -136,15 +147,12 @@ class SearchModes(ThinkingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexOptions:
+class IndexOptions(Configured):
     """Which index."""
 
-    index: Annotated[
-        Path,
-        typer.Option(
-            "--index", help="Folder of the index.", rich_help_panel="Index", envvar="O1_RETRIEVER_INDEX"
-        ),
-    ] = Path(".o1-index")
+    index: Annotated[Path, typer.Option("--index", help="Folder of the index.", rich_help_panel="Index")] = (
+        Path(".o1-index")
+    )
 
 
 def set_debug(context: typer.Context, value: bool) -> bool:
@@ -175,10 +183,12 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
         members = get_type_hints(hints[name], include_extras=True)
         shown += [_parameter(field.name, members[field.name], field.default) for field in fields(hints[name])]
     shown.append(_parameter("debug", Debug, False))
+    shown.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
 
     @functools.wraps(function)
-    def command(**values: Any) -> None:
+    def command(*, context: typer.Context, **values: Any) -> None:
         del values["debug"]
+        values |= _configured(context, [group for group in groups.values() if issubclass(group, Configured)])
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
         function(**values)
@@ -193,3 +203,44 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     if default is MISSING:  # a field without a default is an option that must be given
         default = inspect.Parameter.empty
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def in_force() -> dict[str, Setting]:
+    """What the environment and the file say of the options of all commands, by name."""
+    return settings([name for group in _subclasses(Configured) for name in named(group)])
+
+
+def named(group: type) -> dict[str, str]:
+    """The options of a group by the name that the environment and the file know, with their fields."""
+    hints = get_type_hints(group, include_extras=True)
+    names = {}
+    for field in fields(group):
+        option = hints[field.name].__metadata__[0]
+        # typer takes the first text for a default until it reads the annotation.
+        long = next(text for text in (option.default, *option.param_decls) if text.startswith("--"))
+        names[long.partition("/")[0][2:].replace("-", "_")] = field.name
+    return names
+
+
+def _subclasses(group: type) -> list[type]:
+    direct: list[type] = group.__subclasses__()
+    return [*direct, *(each for group in direct for each in _subclasses(group))]
+
+
+def _configured(context: typer.Context, groups: list[type]) -> dict[str, Any]:
+    """The values of the fields that nobody typed, from the environment and the file."""
+    if not groups:
+        return {}
+    names = {name: field for group in groups for name, field in named(group).items()}
+    typed = {
+        name: Setting("", "")
+        for name, field in names.items()
+        if getattr(context.get_parameter_source(field), "name", "") == "COMMANDLINE"
+    }
+    found = layered(typed, in_force())
+    kinds = {name: kind for group in groups for name, kind in get_type_hints(group).items()}
+    return {
+        field: converted(name, found[name], kinds[field])
+        for name, field in names.items()
+        if name in found and name not in typed
+    }

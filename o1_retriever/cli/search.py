@@ -49,7 +49,6 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a query on s
 class HitOptions:
     """Which passages, and how much of them."""
 
-    hits: Annotated[int, typer.Option("-k", "--hits", min=1, help="How many passages to show.")] = 5
     where: Annotated[
         list[str] | None,
         typer.Option("--where", metavar="KEY=VALUE", help="Only passages like source=a.md (repeatable)."),
@@ -95,7 +94,7 @@ def search(
         def explain(queries: list[Query]) -> None:
             for each in queries:
                 with working(doing):
-                    explanation = retriever.explain(each, k=shown.hits, where=where, settings=settings)
+                    explanation = retriever.explain(each, k=modes.hits, where=where, settings=settings)
                 source.show(explanation.to_dict(), explanation.view(full=shown.full))
 
         def answer(queries: list[Query]) -> None:
@@ -104,7 +103,7 @@ def search(
             with working(doing) if one else contextlib.nullcontext():
                 results = retriever.search_many(
                     queries,
-                    k=shown.hits,
+                    k=modes.hits,
                     where=where,
                     settings=settings,
                     show_progress_bar=False if one else None,

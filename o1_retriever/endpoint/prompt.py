@@ -21,7 +21,7 @@ class ChatPrompt:
 
     Every `{query}` in `user` is replaced by the query as it is; other braces mean nothing, here or there.
     `examples` are pairs of a query and a good thought about it, shown as earlier turns of the chat.
-    Raises `SettingsError` when `{query}` is missing.
+    Raises `SettingsError` when `{query}` is missing, and for examples that are none.
     """
 
     user: str = SLOT
@@ -31,6 +31,11 @@ class ChatPrompt:
     def __post_init__(self) -> None:
         if not isinstance(self.user, str) or not isinstance(self.system, str | None):
             raise SettingsError(f"The prompt is {self.user!r:.60}, {self.system!r:.60}; expected strings.")
+        if not _are_pairs(self.examples):
+            raise SettingsError(
+                f"The examples are {self.examples!r:.60}; expected pairs of a query and a thought."
+            )
+        object.__setattr__(self, "examples", tuple((query, thought) for query, thought in self.examples))
         if SLOT not in self.user:
             raise SettingsError(
                 f"The prompt {self.user!r:.60} has no place for the query.",
@@ -68,15 +73,47 @@ class ChatPrompt:
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
-# The exploration step of the method (arXiv 2502.07555): imagine the answer, then search with it.
+def _are_pairs(examples: object) -> bool:
+    if not isinstance(examples, list | tuple):
+        return False
+    pairs = [pair for pair in examples if isinstance(pair, list | tuple) and len(pair) == 2]
+    return len(pairs) == len(examples) and all(isinstance(text, str) for pair in pairs for text in pair)
+
+
+# Four examples of the kind of thought that is wanted, for a model too small to follow an instruction alone.
+# With SmolLM2-135M-Instruct they lift nDCG@10 on EntailmentBank's dev split (docs/local-models.md).
+_EXAMPLES = (
+    (
+        "Why does bread rise before it is baked?",
+        "Yeast is a living fungus that feeds on the sugar in dough and gives off carbon dioxide gas. "
+        "The gas is trapped in the stretchy dough and makes it rise.",
+    ),
+    (
+        "Could a person in Madrid and a person in Moscow see the same full moon on one night?",
+        "Madrid and Moscow are both in the northern hemisphere. The full moon can be seen from every place "
+        "on Earth where it is night.",
+    ),
+    (
+        "What kind of work was done by the man who discovered penicillin?",
+        "Penicillin was discovered by Alexander Fleming in 1928. Alexander Fleming was a Scottish physician "
+        "and bacteriologist who studied microbes.",
+    ),
+    (
+        "Which tool is used to find out how heavy a stone is?",
+        "A balance or a scale is a tool that measures the mass or the weight of an object. Mass is measured "
+        "in grams and kilograms.",
+    ),
+)
+# What a model that was not trained to think for a search is asked, on this machine and behind an address.
 DEFAULT_PROMPT = ChatPrompt(
     system=(
-        "You help a search engine to find documents. Think about what a plausible response to the user's "
-        "query would say: the facts, names and terms that a document which addresses it is likely to "
-        "contain. Write that response as one short, plain paragraph. If you are unsure, write your best "
-        "guess. Do not repeat the query, ask anything back, or mention these instructions."
-    )
+        "You know many facts. "
+        "Write one or two short sentences with the facts that help to answer the question."
+    ),
+    examples=_EXAMPLES,
 )
+# How it is sampled, chosen on the same split: colder thoughts find less, and 48 tokens hold two sentences.
+DEFAULT_SAMPLING: Mapping[str, Any] = {"temperature": 0.7, "max_new_tokens": 48}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +148,22 @@ class ChatRequest:
         return parameters
 
 
-def as_prompt(value: ChatPrompt | str) -> ChatPrompt:
-    """A prompt from a `ChatPrompt`, or from the text of its only message with `{query}` in it."""
-    return value if isinstance(value, ChatPrompt) else ChatPrompt(value)
+def as_prompt(
+    value: ChatPrompt | str,
+    *,
+    system: str | None = None,
+    examples: Sequence[tuple[str, str]] | None = None,
+) -> ChatPrompt:
+    """A prompt from a `ChatPrompt`, or from the text of its only message with `{query}` in it.
+
+    `system` and `examples` stand in for the prompt's own; None leaves them, an empty one takes them away.
+    """
+    prompt = value if isinstance(value, ChatPrompt) else ChatPrompt(value)
+    return ChatPrompt(
+        prompt.user,
+        prompt.system if system is None else system or None,
+        prompt.examples if examples is None else examples,  # type: ignore[arg-type] # made a tuple there
+    )
 
 
 def without_system(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:

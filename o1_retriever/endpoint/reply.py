@@ -19,6 +19,7 @@ NAMES = r"(?:think|thinking|reasoning)"
 BLOCK = re.compile(rf"<{NAMES}>.*?</{NAMES}>|\[THINK\].*?\[/THINK\]", re.DOTALL | re.IGNORECASE)
 OPENING = re.compile(rf"<{NAMES}>|\[THINK\]", re.IGNORECASE)
 CLOSING = re.compile(rf"</{NAMES}>|\[/THINK\]", re.IGNORECASE)
+SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)")
 SPENT = (
     "the model was still reasoning when its {limit} tokens were spent; raise max_new_tokens, or turn the "
     "reasoning off (many servers take extra_body={{'chat_template_kwargs': {{'enable_thinking': False}}}})"
@@ -105,6 +106,12 @@ def without_reasoning(content: str, *, cut: bool) -> tuple[str, bool]:
     text = text.strip()
     opening = OPENING.search(text)
     return text, opening is not None and (cut or opening.start() == 0)
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to the end of its last whole sentence; all of it where it has none."""
+    ends = [match.end() for match in SENTENCE_END.finditer(text)]
+    return text[: ends[-1]] if ends else text
 
 
 def _unusable(message: Any, finish: Any, error: InputError, cost: tuple[int, int]) -> Problem:

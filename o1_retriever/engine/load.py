@@ -324,4 +324,5 @@ def stop_ids(model: Any, template: PlainText) -> tuple[int, ...]:
     # A chat model's generation config may list several ends; each closes a thought.
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
-    return tuple(sorted({template.eos, *template.stops, *(int(i) for i in ids)}))
+    rows = int(model.config.get_text_config().vocab_size)  # some configs name an end that is not there
+    return tuple(sorted({template.eos, *template.stops, *(int(i) for i in ids if int(i) < rows)}))

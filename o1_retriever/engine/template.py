@@ -143,10 +143,10 @@ class PlainText:
         return [i for row in rows for i in row if i not in self._never]
 
     def suppressed(self, vocabulary_size: int) -> list[int]:
-        """Ids that a thought may not contain: special tokens other than eos, and rows without a token."""
+        """Ids that a thought may not contain: special tokens that do not end it, and rows without a token."""
         unknown = {self.tokenizer.unk_token_id} - {None}
         beyond = set(range(len(self.tokenizer), vocabulary_size))
-        return sorted((self._never | unknown | beyond) - {self.eos})
+        return sorted((self._never | unknown | beyond) - {self.eos, *self.stops})
 
 
 class Template(PlainText):

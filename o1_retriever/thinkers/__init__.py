@@ -51,9 +51,14 @@ class Thinker(Protocol):
         ...
 
 
-def is_local(name: str) -> bool:
-    """Whether a text names a language model on this machine, and neither a server nor a record."""
-    return not name.startswith(("http://", "https://")) and not name.endswith((".jsonl", ".jsonl.gz"))
+def is_address(name: str) -> bool:
+    """Whether a text names a server."""
+    return name.startswith(("http://", "https://"))
+
+
+def is_record(name: str) -> bool:
+    """Whether a text names a file of recorded thoughts."""
+    return not is_address(name) and name.endswith((".jsonl", ".jsonl.gz"))
 
 
 def as_thinker(
@@ -68,10 +73,11 @@ def as_thinker(
     """
     if isinstance(value, str | os.PathLike):
         name = os.fspath(value)
-        if is_local(name):
-            return _local(name, device=device, dtype=dtype, load_in_4bit=load_in_4bit)
-        at_server = name.startswith(("http://", "https://"))
-        return OpenAIThinker(first_model(name), base_url=name) if at_server else RecordedThinker(name)
+        if is_address(name):
+            return OpenAIThinker(first_model(name), base_url=name)
+        if is_record(name):
+            return RecordedThinker(name)
+        return _local(name, device=device, dtype=dtype, load_in_4bit=load_in_4bit)
     if not isinstance(value, type):
         if isinstance(value, Thinker):
             return value

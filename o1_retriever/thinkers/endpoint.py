@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from o1_retriever.endpoint.client import ChatClient, in_thread, options_of
 from o1_retriever.endpoint.limits import Patience, RequestPolicy
-from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt, ChatRequest, as_prompt
-from o1_retriever.endpoint.reply import Answer, ModelCallError, Problem
+from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, ChatRequest, as_prompt
+from o1_retriever.endpoint.reply import Answer, ModelCallError, Problem, whole_sentences
 from o1_retriever.errors import ThinkerError
 from o1_retriever.query import Query
 from o1_retriever.reporting.text import counted
@@ -46,6 +46,8 @@ class OpenAIThinker:
 
     Raises `MissingExtraError` without the `endpoint` extra, and `SettingsError` for unusable arguments.
     """
+
+    default_settings: Mapping[str, Any] = DEFAULT_SAMPLING
 
     def __init__(
         self,
@@ -195,7 +197,7 @@ class ModelThinker(OpenAIThinker):
 
 def _recorded(answer: Answer) -> Thought:
     if isinstance(answer, Thought):
-        return answer
+        return replace(answer, text=whole_sentences(answer.text)) if answer.finish == "length" else answer
     failure = Thought.failure(answer.reason)
     return replace(failure, prompt_tokens=answer.cost[0], completion_tokens=answer.cost[1])
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from o1_retriever.endpoint.prompt import ChatPrompt
-from o1_retriever.endpoint.reply import without_reasoning
+from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, as_prompt
+from o1_retriever.endpoint.reply import whole_sentences, without_reasoning
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import Query
 from o1_retriever.thought import Thought, ThoughtSettings
@@ -20,47 +20,18 @@ if TYPE_CHECKING:
 
 Reasoning = Literal["off", "thought"]
 
-# Four examples of the kind of thought that is wanted, for a model too small to follow an instruction alone.
-# With SmolLM2-135M-Instruct they lift nDCG@10 on EntailmentBank's dev split (docs/local-models.md).
-EXAMPLES = (
-    (
-        "Why does bread rise before it is baked?",
-        "Yeast is a living fungus that feeds on the sugar in dough and gives off carbon dioxide gas. "
-        "The gas is trapped in the stretchy dough and makes it rise.",
-    ),
-    (
-        "Could a person in Madrid and a person in Moscow see the same full moon on one night?",
-        "Madrid and Moscow are both in the northern hemisphere. The full moon can be seen from every place "
-        "on Earth where it is night.",
-    ),
-    (
-        "What kind of work was done by the man who discovered penicillin?",
-        "Penicillin was discovered by Alexander Fleming in 1928. Alexander Fleming was a Scottish physician "
-        "and bacteriologist who studied microbes.",
-    ),
-    (
-        "Which tool is used to find out how heavy a stone is?",
-        "A balance or a scale is a tool that measures the mass or the weight of an object. Mass is measured "
-        "in grams and kilograms.",
-    ),
-)
-SYSTEM_PROMPT = (
-    "You know many facts. Write one or two short sentences with the facts that help to answer the question."
-)
-LOCAL_PROMPT = ChatPrompt(system=SYSTEM_PROMPT, examples=EXAMPLES)
 _LEAST_ROOM = 8  # tokens for a thought, below which a prompt counts as too long
-_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)")
 
 
 class LocalThinker:
     """A causal language model on this machine: a folder or Hub id of transformers, or a `.gguf` file.
 
     A chat model gets the prompt through its own chat template, a base model as plain text. The system
-    prompt and the examples are read once for all queries, and the thoughts of one query share the rest of its
-    prompt. `prompt` is a `ChatPrompt` (its system message, its examples, and a user message with `{query}`).
-    `reasoning="off"` switches off the reasoning of models that reason first, where their template can, and
-    takes what they answer; "thought" lets them reason, and takes the reasoning where nothing else was
-    written.
+    prompt and the examples are read once for all queries, and the thoughts of one query share the rest of
+    its prompt. `system_prompt` and `examples` (pairs of a query and a good thought) stand in for those of
+    `prompt`, a `ChatPrompt` or a user message with `{query}` in it; an empty one takes them away.
+    `reasoning="off"` lets models that reason first begin with their answer; "thought" lets them reason, and
+    where their tokens run out before they answer, the reasoning is the thought.
 
     `dtype` "fastest" is bfloat16 or int8 where this processor is faster with it. The other arguments are
     those of `ThinkingEmbedder.from_pretrained`. Or pass a loaded `model` with its `tokenizer`.
@@ -68,8 +39,7 @@ class LocalThinker:
     Raises `ModelNotFoundError` when there is no such model and `CheckpointError` for one that does not write.
     """
 
-    # Chosen on the same split: colder thoughts find less, and 48 tokens hold two sentences.
-    default_settings: Mapping[str, Any] = {"temperature": 0.7, "max_new_tokens": 48}
+    default_settings: Mapping[str, Any] = DEFAULT_SAMPLING
 
     def __init__(
         self,
@@ -81,15 +51,18 @@ class LocalThinker:
         load_in_4bit: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
-        prompt: ChatPrompt = LOCAL_PROMPT,
+        system_prompt: str | None = None,
+        examples: Sequence[tuple[str, str]] | None = None,
+        prompt: ChatPrompt | str = DEFAULT_PROMPT,
         reasoning: Reasoning = "off",
     ) -> None:
         from o1_retriever.engine.load import LoadOptions, assemble_writer, load_causal_lm
 
         if reasoning not in ("off", "thought"):
             raise SettingsError(f"reasoning is {reasoning!r}; expected 'off' or 'thought'.")
-        self.prompt, self.reasoning = prompt, reasoning
-        shared, reasons = prompt.messages(Query("?"))[:-1], reasoning == "thought"
+        self.prompt = as_prompt(prompt, system=system_prompt, examples=examples)
+        self.reasoning = reasoning
+        shared, reasons = self.prompt.messages(Query("?"))[:-1], reasoning == "thought"
         if not isinstance(model, str | os.PathLike):
             name = type(model).__name__
             self.local: LocalModel = assemble_writer(name, model, tokenizer, shared=shared, reasons=reasons)
@@ -187,9 +160,3 @@ def read_draft(draft: Draft, tokenizer: Any, *, prompt_tokens: int, reasoning: R
         why = "The model was still reasoning at its limit." if unfinished else "The thought is empty."
         thought = Thought.failure(why)
     return replace(thought, prompt_tokens=prompt_tokens, completion_tokens=len(draft.token_ids))
-
-
-def whole_sentences(text: str) -> str:
-    """The text up to the end of its last whole sentence; all of it where it has none."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    return text[: ends[-1]] if ends else text

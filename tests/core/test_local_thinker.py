@@ -12,13 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever.endpoint.reply import whole_sentences
 from o1_retriever.engine.checkpoint import _WHEELS, find_checkpoint
 from o1_retriever.engine.decode import Draft
 from o1_retriever.engine.passes import common_prefix
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, SettingsError
 from o1_retriever.query import as_queries
 from o1_retriever.thinkers import ChatPrompt, LocalThinker, RecordedThinker, as_thinker
-from o1_retriever.thinkers.local import read_draft, whole_sentences
+from o1_retriever.thinkers.local import read_draft
 from tests.support.adapters import bag_of_words
 from tests.support.tiny import CONFIGS, byte_tokenizer
 

@@ -12,6 +12,7 @@ from transformers import (
     Gemma2Config,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -37,6 +38,7 @@ CONFIGS: dict[str, Any] = {
     "mistral": lambda n: MistralConfig(vocab_size=n, sliding_window=None, **_GROUPED),
     "mistral-window": lambda n: MistralConfig(vocab_size=n, sliding_window=12, **_GROUPED),
     "gemma2": lambda n: Gemma2Config(vocab_size=n, head_dim=16, sliding_window=12, **_GROUPED),
+    "phi3": lambda n: Phi3Config(vocab_size=n, pad_token_id=None, **_GROUPED),
     "bert": lambda n: BertConfig(vocab_size=n, is_decoder=True, **_SHAPE),
 }
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import Query, as_queries
-from o1_retriever.thinkers import ChatPrompt, Thinker
+from o1_retriever.thinkers import DEFAULT_PROMPT, ChatPrompt, LocalThinker, Thinker
 from tests.support.asking import SETTINGS, echo, think_one
 from tests.support.chat_server import Answer, as_json, completion, refusal
 
@@ -22,9 +22,15 @@ def test_a_request_says_all_that_the_settings_say(server, thinker):
     assert body["model"] == "some-model"
     assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.3, 0.8, 50)
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
-    assert [message["role"] for message in body["messages"]] == ["system", "user"]
-    assert "plausible response" in body["messages"][0]["content"]
-    assert body["messages"][1]["content"] == "why?"
+    assert body["messages"] == [
+        {"role": "system", "content": DEFAULT_PROMPT.system},
+        *(
+            {"role": role, "content": text}
+            for pair in DEFAULT_PROMPT.examples
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ),
+        {"role": "user", "content": "why?"},
+    ]
     assert (thought.text, thought.finish) == ("a thought", "eos")
     assert (thought.prompt_tokens, thought.completion_tokens) == (11, 7)
 
@@ -152,14 +158,15 @@ def test_a_refusal_without_the_param_field_is_read_too(server, thinker):
 
 def test_a_model_without_system_messages_gets_one_message(server, thinker):
     def answer(body, number):
-        return completion() if len(body["messages"]) == 1 else refusal(400, "System role not supported")
+        system = body["messages"][0]["role"] == "system"
+        return refusal(400, "System role not supported") if system else completion()
 
     server.answer = answer
     assert not think_one(thinker()).failed
-    (message,) = server.bodies[-1]["messages"]
-    assert message["role"] == "user"
-    assert message["content"].endswith("\n\nwhy?")
-    assert "plausible response" in message["content"]
+    first, *_, last = server.bodies[-1]["messages"]
+    assert first["role"] == last["role"] == "user"
+    assert first["content"] == f"{DEFAULT_PROMPT.system}\n\n{DEFAULT_PROMPT.examples[0][0]}"
+    assert last["content"] == "why?"
 
 
 def test_a_bad_value_is_no_refusal_of_the_parameter(server, thinker):
@@ -167,3 +174,13 @@ def test_a_bad_value_is_no_refusal_of_the_parameter(server, thinker):
     assert think_one(thinker()).failed
     assert len(server.bodies) == 1
     assert "seed" in server.bodies[0]
+
+
+def test_a_thought_that_was_cut_ends_with_its_last_whole_sentence(server, thinker):
+    server.answer = lambda body, number: completion("Ice is frozen water. It is co", finish="length")
+    assert think_one(thinker()).text == "Ice is frozen water."
+
+
+def test_a_model_behind_an_address_is_sampled_as_one_of_this_machine(thinker):
+    assert thinker().default_settings is LocalThinker.default_settings
+    assert thinker().prompt == DEFAULT_PROMPT
