@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +14,7 @@ from o1_retriever.cli.config import find_file
 from o1_retriever.cli.models import check_pair, encoder_name, model_name, thinker_name
 from o1_retriever.cli.options import IndexOptions, ModelOptions, in_force, with_options
 from o1_retriever.cli.terminal import Facts, output, problem, section, write_json
-from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1RetrieverError
+from o1_retriever.errors import ModelNotFoundError, O1RetrieverError
 from o1_retriever.reporting.text import counted
 
 
@@ -91,22 +89,13 @@ def _folder(name: str) -> Path:
 
 def _weights(folder: Path) -> dict[str, Any]:
     """Size, number and format of the weights, from the headers of their files."""
-    from safetensors import SafetensorError, safe_open
+    from o1_retriever.engine.stored import read_stored
 
-    files = sorted(folder.glob("*.safetensors"))
-    kinds: Counter[str] = Counter()
-    for file in files:
-        try:
-            with safe_open(file, "numpy") as opened:
-                tensors = [opened.get_slice(name) for name in opened.keys()]  # noqa: SIM118 - no mapping
-                for tensor in tensors:
-                    kinds[tensor.get_dtype()] += math.prod(tensor.get_shape())
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} is no safetensors file ({error}).") from None
+    stored = read_stored(folder)
     return {
-        "weights_bytes": sum(file.stat().st_size for file in files),
-        "parameters": kinds.total(),
-        "stored_as": sorted(kinds),
+        "weights_bytes": stored.bytes,
+        "parameters": stored.parameters,
+        "stored_as": sorted(stored.kinds),
     }
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from o1_retriever.engine.chat import ChatTemplate, Messages
 from o1_retriever.engine.checkpoint import find_checkpoint, first_line, hash_files, hash_signs
+from o1_retriever.engine.stored import Stored, check_room, explain_gguf, read_stored
 from o1_retriever.engine.template import CONFIG_NAME, PlainText, Template, TemplateConfig, detect_layout
 from o1_retriever.engine.weights import (
     device_named,
@@ -141,17 +142,22 @@ def load_causal_lm(
     model, or not all of one.
     """
     folder, gguf = find_checkpoint(os.fspath(name), revision=options.revision)
+    stored = read_stored(folder) if gguf is None else None
     trust: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
     if gguf is not None:
         require("gguf", extra="local", purpose="Reading a .gguf file")
         trust["gguf_file"] = gguf
     config, words = read_config(folder, tokenizer=tokenizer, **trust)
     _check_causal(folder, config)
+    _check_known(folder, config)
     quieten_bitsandbytes()
     device = device_named(options.device)
     dtype, int8 = dtype_named(options.dtype, device)
     if options.load_in_4bit and options.dtype in ("int8", "fastest"):
         raise SettingsError(f"Found load_in_4bit=True and dtype={options.dtype!r}; expected one of the two.")
+    weighed = stored or Stored(kinds={"F32": _parameters(config)}, bytes=0)
+    chosen = "nf4" if options.load_in_4bit else str(dtype).removeprefix("torch.")
+    check_room(os.fspath(name), weighed, chosen, device)
     arguments: dict[str, Any] = {"dtype": dtype, "config": config, **trust}
     if attention is not None:
         arguments["attn_implementation"] = attention
@@ -177,6 +183,8 @@ def read_config(folder: Path, *, tokenizer: Path | None = None, **trust: Any) ->
         config = AutoConfig.from_pretrained(folder, **trust)
         return config, AutoTokenizer.from_pretrained(tokenizer or folder, **trust)
     except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
+        if "gguf_file" in trust:
+            raise explain_gguf(folder / trust["gguf_file"], first_line(error)) from error
         raise CheckpointError(
             f"{folder} has a config or tokenizer that cannot be loaded: {first_line(error)}.",
             hint="Pass trust_remote_code=True if it needs its own code and you have read that code."
@@ -311,7 +319,34 @@ _locks_guard = threading.Lock()
 _ENCODERS = {"bert", "roberta", "xlm-roberta", "electra", "camembert", "roformer", "rembert"}
 
 
+def _check_known(name: str | Path, config: Any) -> None:
+    """That transformers, or code that came with the checkpoint, has such a model that writes."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    if config.model_type not in KNOWN and not getattr(config, "auto_map", None):
+        raise CheckpointError(
+            f"{name} is a {config.model_type} model; expected a causal language model, such as a Llama, "
+            "Qwen, Gemma, Mistral or Phi.",
+            hint="An encoder is the second part: ThinkingEmbedder.from_parts(thinker, encoder).",
+        )
+
+
+def _parameters(config: Any) -> int:
+    """How many weights a model of that shape has."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        empty: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return sum(weights.numel() for weights in empty.parameters())
+
+
 def _check_causal(name: str | Path, config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise CheckpointError(
+            f"{name} is a {config.model_type} model with an encoder and a decoder; expected a causal "
+            "language model, which is a decoder alone."
+        )
     if config.model_type in _ENCODERS and not getattr(config.get_text_config(), "is_decoder", True):
         raise CheckpointError(
             f"{name} is a bidirectional {config.model_type} encoder; expected a causal language model.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from o1_retriever.engine.load import LocalModel
 
 Reasoning = Literal["off", "thought"]
+
+logger = logging.getLogger(__name__)
 
 _LEAST_ROOM = 8  # tokens for a thought, below which a prompt counts as too long
 
@@ -78,6 +81,12 @@ class LocalThinker:
         self.local = assemble_writer(
             name, loaded.model, loaded.tokenizer, shared=shared, reasons=reasons, weights=loaded.weights
         )
+        if not getattr(loaded.tokenizer, "chat_template", None):
+            logger.warning(
+                "%s has no chat template: it is asked as a base model, in lines of Question and Answer. "
+                "That of a chat model is the file chat_template.jinja beside its tokenizer.",
+                name,
+            )
         loaded.lay_out()
 
     def __repr__(self) -> str:

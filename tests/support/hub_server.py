@@ -31,7 +31,7 @@ class Fault:
 
 
 class HubServer(ThreadingHTTPServer):
-    """`tokens` are users by their tokens, `readers` the tokens that may only read."""
+    """`tokens` are users by their tokens, `readers` the tokens that may only read, `gated` what is closed."""
 
     daemon_threads = True
     block_on_close = False
@@ -41,6 +41,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.tokens = {"hf_right": "me"}
         self.readers: set[str] = set()
+        self.gated: set[str] = set()
         self.repos: dict[str, Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.parts: dict[str, bytes] = {}
@@ -142,6 +143,8 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
             self._error(401, "Invalid credentials in Authorization header")
         elif repo is None or (repo.private and self._user != owner):
             self._error(404 if self._user else 401, "Repository not found", "RepoNotFound")
+        elif name in self.server.gated:
+            self._error(403, "Access to this model is restricted", "GatedRepo")
         elif write and (self._user != owner or self._token in self.server.readers):
             self._error(403, "Forbidden: you must use a write token")
         else:
