@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from o1_retriever.documents.readers import SUFFIXES
+from o1_retriever.documents.readers import is_known
 
 # Folders that hold what was installed or generated, not written.
 _NOISE = {"node_modules", "__pycache__", "site-packages", "venv"}
@@ -55,7 +55,7 @@ def find_files(
 
 def _take(found: FoundFiles, file: Path, path: Path, include: Sequence[str]) -> None:
     source = file.relative_to(path).as_posix()
-    if file.suffix.lower() not in SUFFIXES:
+    if not is_known(file):
         found.ignored[file.suffix.lower() or "none"] += 1
     elif _matches(source, include):
         try:

@@ -37,6 +37,11 @@ class Case:
 
 CASES = {
     "": Case("(384,) 2 [0.6 0.8]", tests=("tests/core/test_embedder.py",)),
+    "documents": Case(
+        "Bread, , Yeast makes dough rise. | Tides follow the moon. | part: Schraubeä, price: 3",
+        tests=("tests/core/test_documents.py",),
+        needs=("pypdf[crypto]>=5.0",),
+    ),
     "index": Case("bread", tests=("tests/integrations/test_chroma.py", "tests/core/test_retriever.py")),
     "4bit": Case("nf4 (384,)", tests=("tests/core/test_load.py", "-k", "nf4")),
     "endpoint": Case(

@@ -1,0 +1,177 @@
+"""Markdown, reStructuredText and other marked-up text: kept as written, cut at its headings."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from o1_retriever.documents.source import Source
+from o1_retriever.documents.structure import Block, Scalar, Section, as_metadata, sections
+
+_ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1{2,}[ \t]*$")
+_LINE_HEADINGS = {
+    ".adoc": re.compile(r"(?P<level>={1,6})[ \t]+(?P<title>\S.*)$"),
+    ".asciidoc": re.compile(r"(?P<level>={1,6})[ \t]+(?P<title>\S.*)$"),
+    ".org": re.compile(r"(?P<level>\*{1,8})[ \t]+(?P<title>\S.*)$"),
+    ".tex": re.compile(
+        r"[ \t]*\\(?P<name>part|chapter|section|subsection|subsubsection|paragraph)\*?(?:\[[^\]]*\])?"
+        r"\{(?P<title>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
+    ),
+}
+_TEX = ("part", "chapter", "section", "subsection", "subsubsection", "paragraph")
+
+
+@dataclass(frozen=True, slots=True)
+class _Heading:
+    """Lines `first` to before `last` are a heading."""
+
+    first: int
+    last: int
+    level: int
+    title: str
+
+
+def read_markdown(source: Source) -> Iterator[Section]:
+    """The sections of a Markdown file; what stands before it as YAML or TOML is metadata."""
+    text = source.text()
+    fields, rest, problem = front_matter(text)
+    if problem:
+        source.note(problem)
+    yield from sections(markdown_blocks(rest), metadata=titled(fields))
+
+
+def titled(fields: dict[str, Any]) -> dict[str, Scalar]:
+    """The fields of a file as metadata, where its own `title` titles all of it."""
+    title = fields.get("title")
+    rest = as_metadata({name: value for name, value in fields.items() if name != "title"})
+    return {"title": " ".join(str(title).split()), **rest} if isinstance(title, str | int | float) else rest
+
+
+def front_matter(text: str) -> tuple[dict[str, Any], str, str]:
+    """The fields before a text, the text behind them, and what is wrong with them."""
+    fence = text[:3]
+    if fence not in ("---", "+++") or text[3:].split("\n", 1)[0].strip():
+        return {}, text, ""
+    ends = re.compile(r"^(?:---|\.\.\.)[ \t]*$" if fence == "---" else r"^\+\+\+[ \t]*$", re.MULTILINE)
+    end = ends.search(text, 4)
+    if end is None:
+        return {}, text, ""
+    inside = text[3 : end.start()]
+    try:
+        fields = _yaml(inside) if fence == "---" else tomllib.loads(inside)
+    except (ValueError, RecursionError) as error:
+        return {}, text, f"its front matter was read as text ({' '.join(str(error).split()):.80})."
+    if not isinstance(fields, dict):  # two rules of Markdown with text between
+        return {}, text, ""
+    return fields, text[end.end() :], ""
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
+@lru_cache(maxsize=1)
+def _parser() -> Any:
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark")
+    # Only where blocks begin and end is asked for.
+    parser.core.ruler.enableOnly(["normalize", "block"])
+    return parser
+
+
+def markdown_blocks(text: str) -> Iterator[Block]:
+    """Headings as CommonMark has them, and the lines between as they are written."""
+    lines = text.split("\n")
+    tokens = _parser().parse(text)
+    headings = [
+        _Heading(token.map[0], token.map[1], int(token.tag[1]), _plain(tokens[place + 1].content))
+        for place, token in enumerate(tokens)
+        if token.type == "heading_open" and token.level == 0 and token.map
+    ]
+    yield from _blocks(lines, headings)
+
+
+def _plain(title: str) -> str:
+    """A title without the marks of links, images, code and emphasis."""
+    title = re.sub(r"!?\[([^\[\]]*)\]\([^()\s]*\)", r"\1", title)
+    return " ".join(re.sub(r"(\*\*|__|`|\*)(\S(?:.*?\S)?)\1", r"\2", title).split())
+
+
+def read_rst(source: Source) -> Iterator[Section]:
+    """The sections of a reStructuredText file: titles are underlined, levels follow from their order."""
+    lines = source.text().split("\n")
+    yield from sections(_blocks(lines, list(_rst_headings(lines))))
+
+
+def _rst_headings(lines: list[str]) -> Iterator[_Heading]:
+    styles: list[str] = []
+    number = 0
+    while number < len(lines):
+        found = _rst_heading(lines, number)
+        if found is None:
+            number += 1
+            continue
+        style, first, last, title = found
+        if style not in styles:
+            styles.append(style)
+        yield _Heading(first, last, styles.index(style) + 1, title)
+        number = last
+
+
+def _rst_heading(lines: list[str], number: int) -> tuple[str, int, int, str] | None:
+    """The style, first line, end and title of a heading that begins at a line."""
+    first, second, third = (lines[place] if place < len(lines) else "" for place in range(number, number + 3))
+    if not first.strip() or (number and lines[number - 1].strip()):
+        return None
+    above, below = _ADORNMENT.match(first), _ADORNMENT.match(third)
+    if (
+        above
+        and below
+        and above[1] == below[1]
+        and len(second.strip()) <= len(first.rstrip())
+        and second.strip()
+    ):
+        return f"{above[1]}{above[1]}", number, number + 3, second.strip()
+    under = _ADORNMENT.match(second)
+    if under and not above and not first[0].isspace() and len(second.rstrip()) >= len(first.rstrip()):
+        return under[1], number, number + 2, first.strip()
+    return None
+
+
+def read_line_headings(source: Source) -> Iterator[Section]:
+    """The sections of a format whose headings are lines of their own: AsciiDoc, Org, LaTeX."""
+    pattern = _LINE_HEADINGS[source.kind]
+    lines = source.text().split("\n")
+    headings = []
+    for number, line in enumerate(lines):
+        if found := pattern.match(line):
+            parts = found.groupdict()
+            level = _TEX.index(parts["name"]) if "name" in parts else len(parts["level"])
+            headings.append(_Heading(number, number + 1, level + ("name" in parts), parts["title"].strip()))
+    yield from sections(_blocks(lines, headings))
+
+
+def _blocks(lines: list[str], headings: list[_Heading]) -> Iterator[Block]:
+    position = 0
+    for heading in headings:
+        yield from _body(lines[position : heading.first])
+        text = "\n".join(lines[heading.first : heading.last])
+        yield Block(text=text, level=heading.level, title=heading.title)
+        position = heading.last
+    yield from _body(lines[position:])
+
+
+def _body(lines: list[str]) -> Iterator[Block]:
+    text = "\n".join(lines)
+    if text.strip():
+        yield Block(text=text)

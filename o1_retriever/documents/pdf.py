@@ -1,0 +1,164 @@
+"""PDF files, read by PDFium: pages as a person reads them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from o1_retriever.documents.source import Source
+from o1_retriever.documents.structure import Scalar, Section, valid
+from o1_retriever.extras import require
+
+# PDFium's sign for a hyphen that only breaks a line.
+_SOFT = "\ufffe"
+_HYPHENATED = re.compile(r"(?<=[^\W\d_])(?:\x02|\ufffe|-)\n(?=[a-zà-öø-ÿ])")
+_PAGE_NUMBER = re.compile(
+    r"(?i)[\W_]*(?:page|seite|p\.)?[\W_]*(\d{1,5})[\W_]*(?:(?:of|von|de|/)[\W_]*\d{1,5})?[\W_]*"
+)
+_EDGE = 2  # lines at the top and at the bottom that may be the same on every page
+_REPEATED = 3  # pages on which a line has to stand to be a header or a footer
+_PAGES = 20_000
+_RECTANGLES = 5000  # pieces of text of a page whose places are looked at
+
+
+def read_pdf(source: Source) -> Iterator[Section]:
+    """A section for each page with text. Pages without are noted; a file without any is an error."""
+    pdfium = require("pypdfium2", extra="documents", purpose="Reading PDF files")
+    data = source.data()
+    try:
+        document = pdfium.PdfDocument(data)
+    except pdfium.PdfiumError as error:
+        raise _refused(source, error) from error
+    try:
+        title = str(document.get_metadata_value("Title") or "").strip()
+        pages = [_page_text(document, number, source) for number in range(min(len(document), _PAGES))]
+        if len(document) > _PAGES:
+            source.note(f"it has {len(document):,} pages, of which {_PAGES:,} were read.")
+    finally:
+        document.close()
+    yield from _sections(source, _without_repeats(pages), _useful(title))
+
+
+def _sections(source: Source, pages: Sequence[str], title: str) -> Iterator[Section]:
+    named: dict[str, Scalar] = {"title": title} if title else {}
+    empty = [number for number, text in enumerate(pages, start=1) if not text.strip()]
+    if len(empty) == len(pages):
+        raise source.error(
+            f"none of its {len(pages):,} pages has text (images only?); expected a PDF with a text layer.",
+            hint="Type: ocrmypdf OLD NEW",
+        )
+    if empty:
+        shown = ", ".join(map(str, empty[:10])) + (" and others" if len(empty) > 10 else "")
+        source.note(f"no text on {'page' if len(empty) == 1 else 'pages'} {shown} (images only?).")
+    for number, text in enumerate(pages, start=1):
+        if text.strip():
+            yield Section(text=text, metadata={"page": number, **named})
+
+
+def _refused(source: Source, error: Exception) -> Exception:
+    if "password" in str(error).lower():
+        return source.error(
+            "it is encrypted; expected a PDF that opens without a password.",
+            hint="Type: qpdf --decrypt --password=... OLD NEW",
+        )
+    return source.error(f"it cannot be read as PDF ({error!s:.120}); expected an intact PDF.")
+
+
+def _useful(title: str) -> str:
+    """The title that somebody gave; programs put the name of a file there."""
+    return (
+        ""
+        if re.fullmatch(r"(?i)untitled.*|microsoft word - .*|\S+\.(?:docx?|tex|dvi|pdf|indd|qxd)", title)
+        else valid(title)
+    )
+
+
+def _page_text(document: Any, number: int, source: Source) -> str:
+    try:
+        page = document[number]
+        try:
+            text_page = page.get_textpage()
+            try:
+                text = _in_columns(text_page, page.get_width()) or text_page.get_text_bounded()
+            finally:
+                text_page.close()
+        finally:
+            page.close()
+    except Exception as error:  # a page of a damaged file may fail in any way; the others are still read
+        source.note(f"page {number + 1} cannot be read ({error!s:.80}).")
+        return ""
+    return _HYPHENATED.sub("", valid(text)).replace(_SOFT, "-").replace("\x02", "-")
+
+
+def _in_columns(text_page: Any, width: float) -> str:
+    """The text of a page of two columns, left before right; empty where there is one column."""
+    count = text_page.count_rects()
+    if not 8 <= count <= _RECTANGLES:
+        return ""
+    boxes = [text_page.get_rect(place) for place in range(count)]
+    middle = _gutter(boxes, width)
+    if middle is None:
+        return ""
+    crossing = [box for box in boxes if box[0] < middle < box[2]]
+    # Lines over both columns cut the page into bands, which are read from top to bottom.
+    levels = sorted({round(box[3], 1) for box in crossing}, reverse=True)
+    left, bottom, right, top = text_page.page.get_bbox()
+    parts: list[str] = []
+    edge = top
+    for level in [*levels, None]:
+        lower = bottom if level is None else level
+        if edge - lower > 1:
+            for start, end in ((left, middle), (middle, right)):
+                parts.append(text_page.get_text_bounded(left=start, bottom=lower, right=end, top=edge))
+        if level is not None:
+            line = [box for box in crossing if round(box[3], 1) == level]
+            floor = min(box[1] for box in line)
+            parts.append(text_page.get_text_bounded(left=left, bottom=floor, right=right, top=level))
+            edge = min(edge, floor)
+    return "\n".join(part.strip() for part in parts if part.strip())
+
+
+def _gutter(boxes: Sequence[tuple[float, ...]], width: float) -> float | None:
+    """Where a column ends and the next begins: hardly a line crosses it, and many stand on either side."""
+    best: tuple[int, float] | None = None
+    for share in range(35, 66):
+        position = width * share / 100
+        crossing = sum(box[0] < position < box[2] for box in boxes)
+        left = sum(box[2] <= position and box[2] - box[0] > width / 8 for box in boxes)
+        right = sum(box[0] >= position and box[2] - box[0] > width / 8 for box in boxes)
+        if min(left, right) >= 4 and crossing <= len(boxes) / 8 and (best is None or crossing < best[0]):
+            best = (crossing, position)
+    return best[1] if best else None
+
+
+def _without_repeats(pages: Sequence[str]) -> list[str]:
+    """Headers and footers are kept where they stand first; numbers of pages are left out."""
+    edges = [_edges(text.split("\n"), number) for number, text in enumerate(pages)]
+    counts = Counter(shape for edge in edges for shape in {shape for _, shape in edge})
+    repeated = {shape for shape, count in counts.items() if count >= max(_REPEATED, len(pages) / 2)}
+    seen: set[str | int] = set()
+    kept = []
+    for text, edge in zip(pages, edges, strict=True):
+        dropped = {
+            place for place, shape in edge if shape in repeated and (shape in seen or _is_number(shape))
+        }
+        seen |= {shape for _, shape in edge}
+        kept.append("\n".join(line for place, line in enumerate(text.split("\n")) if place not in dropped))
+    return kept
+
+
+def _is_number(shape: str | int) -> bool:
+    return isinstance(shape, int)
+
+
+def _edges(lines: Sequence[str], number: int) -> list[tuple[int, str | int]]:
+    """The first and last lines with text as they stand; a page's number by how much it is another one."""
+    places = [place for place, line in enumerate(lines) if line.strip()]
+    found: list[tuple[int, str | int]] = []
+    for place in dict.fromkeys([*places[:_EDGE], *places[-_EDGE:]]):
+        line = lines[place].strip()
+        counted = _PAGE_NUMBER.fullmatch(line)
+        found.append((place, int(counted[1]) - number if counted else line))
+    return found
