@@ -11,7 +11,7 @@ import numpy as np
 from o1_retriever.progress import progress
 from o1_retriever.query import History, Query, as_queries, as_query, check_texts, text_blocks
 from o1_retriever.thinking import Backend, PairBackend, ThoughtPipeline, settings_of
-from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Vector
+from o1_retriever.thought import QueryEmbedding, Thought, ThoughtPiece, ThoughtSettings, Vector
 from o1_retriever.vectors import Precision, VectorSpace, check_dim, delivered, unit
 
 if TYPE_CHECKING:
@@ -157,6 +157,21 @@ class ThinkingEmbedder:
         """Write `n_thoughts` thoughts about each query, without embedding them by themselves."""
         chosen = (settings or self.settings).with_changes(n_thoughts=n_thoughts, thinking="always")
         return self._pipeline.think(as_queries(queries, histories), chosen)
+
+    def stream_thoughts(
+        self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
+    ) -> Iterator[ThoughtPiece]:
+        """The thoughts about one query, piece by piece while they are written; those of different thoughts
+        take turns. At the end each comes whole, and is kept in the cache.
+
+        A thought from the cache, or of a thinker that writes elsewhere, is one piece. Whoever leaves the
+        iterator early ends the writing.
+        """
+        from o1_retriever.thinkers.aloud import pieces
+
+        checked = as_query(query, history)
+        chosen = (settings or self.settings).with_changes(thinking="always")
+        return pieces(lambda: self._pipeline.think([checked], chosen)[0])
 
     def embed_query(
         self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -138,6 +139,23 @@ class Thought:
             "tokens": self.completion_tokens,
             "cached": self.cached,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThoughtPiece:
+    """What a thought has got since its last piece: `text` of thought number `index`, from 0.
+
+    The last piece of each has the whole `thought`, which may lack a sentence that was cut and the reasoning
+    before an answer, though both were among the pieces.
+    """
+
+    index: int
+    text: str
+    thought: Thought | None = None
+
+
+# Called in the thread that writes, with a query's place, a thought's number, and the text that is new.
+Listener = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,10 @@ OWN = {
     "think": ("o1_retriever.cli.search:think", "Show what a model thinks about a QUERY, without searching."),
     "eval": ("o1_retriever.cli.evaluate:evaluate", "Measure retrieval with and without thoughts."),
     "info": ("o1_retriever.cli.info:info", "Show the model, device, number format, cache and index."),
+    "models": (
+        "o1_retriever.cli.catalogue:models",
+        "List language models that were tried as thinkers, and what they cost here.",
+    ),
     "demo": ("o1_retriever.cli.demo:demo", "Ask a small corpus five questions, and see what thinking does."),
     "cache": ("o1_retriever.cli.cache:app", "Look after the cache of thoughts and query vectors."),
     "synthesize": (

@@ -80,7 +80,7 @@ def check_pair(options: ModelOptions) -> None:
             hint="Type: --thinker http://127.0.0.1:8000/v1 --thinker-model NAME",
         )
     if is_record(name) and not Path(name).is_file():
-        _thinker(options)  # says at once that there is no such file
+        load_thinker(options)  # says at once that there is no such file
 
 
 class LateThinker:
@@ -92,7 +92,7 @@ class LateThinker:
     @cached_property
     def _loaded(self) -> Thinker:
         with working(f"Loading {thinker_name(self._options)}"):
-            return _thinker(self._options)
+            return load_thinker(self._options)
 
     @property
     def default_settings(self) -> Mapping[str, Any]:
@@ -113,9 +113,11 @@ class LateThinker:
         return self._loaded.think(queries, settings=settings, start=start)
 
 
-def _thinker(options: ModelOptions) -> Thinker:
+def load_thinker(options: ModelOptions) -> Thinker:
+    """The thinker that the options name, loaded."""
     from o1_retriever.thinkers import OpenAIThinker, as_thinker
 
+    _quiet()
     name = thinker_name(options)
     if options.thinker_model:
         return OpenAIThinker(options.thinker_model, base_url=name)

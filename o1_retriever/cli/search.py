@@ -8,20 +8,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from o1_retriever.cli.options import IndexOptions, ModelOptions, SearchModes, ThoughtOptions, with_options
-from o1_retriever.cli.terminal import fail, output, working, write_json
+from o1_retriever.cli.terminal import fail, messages, output, working, write_json
 from o1_retriever.errors import IndexNotFoundError, InputError, O1RetrieverError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from o1_retriever.embedder import ThinkingEmbedder
     from o1_retriever.query import Query
+    from o1_retriever.thought import Thought, ThoughtSettings
 
 _BATCH = 32  # queries from standard input that are thought about together
 _LARGEST = 2**63
@@ -138,7 +140,9 @@ def think(
 
     def answer(queries: list[Query]) -> None:
         started = time.perf_counter()
-        with working("Thinking"):
+        if len(queries) == 1 and sys.stderr.isatty():
+            thoughts_of_each = [_thought_aloud(embedder, queries[0], settings)]
+        else:
             thoughts_of_each = embedder.think(queries, settings=settings)
         think_ms = (time.perf_counter() - started) * 1000 / len(queries)
         for each, written in zip(queries, thoughts_of_each, strict=True):
@@ -152,6 +156,26 @@ def think(
             )
 
     source.each(answer)
+
+
+def _thought_aloud(embedder: ThinkingEmbedder, query: Query, settings: ThoughtSettings) -> list[Thought]:
+    """The thoughts about a query, shown on the terminal while they are written."""
+    from rich.live import Live
+
+    from o1_retriever.explain.render import thoughts_view
+    from o1_retriever.thought import Thought
+
+    texts: dict[int, str] = {}
+    thoughts: list[Thought] = []
+    stream = embedder.stream_thoughts(query, settings=settings)
+    with working("Thinking"):
+        first = list(islice(stream, 1))
+    with Live(console=messages(), transient=True, vertical_overflow="visible") as live:
+        for piece in chain(first, stream):
+            texts[piece.index] = texts.get(piece.index, "") + piece.text
+            live.update(thoughts_view([Thought(text=texts[index]) for index in sorted(texts)]))
+            thoughts += [piece.thought] if piece.thought else []
+    return thoughts
 
 
 def _check_index(path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from o1_retriever.engine.decode import Job, write_thoughts
+from o1_retriever.engine.follow import follower
 from o1_retriever.engine.load import LocalModel
 from o1_retriever.engine.passes import embed_sequences
 from o1_retriever.engine.template import Template
@@ -48,7 +49,9 @@ class LocalBackend:
         indices = tuple(range(start, settings.n_thoughts))
         prompts, after = self._prompts(queries)
         jobs = [Job(prompt=prompt, indices=indices, room=template.room(prompt)) for prompt in prompts]
-        for place, drafts in write_thoughts(self.local, jobs, settings, most=batch_size):
+        for place, drafts in write_thoughts(
+            self.local, jobs, settings, most=batch_size, follower=follower(template.tokenizer)
+        ):
             thoughts = [
                 Thought(
                     text=template.tokenizer.decode(list(draft.token_ids), skip_special_tokens=True).strip(),

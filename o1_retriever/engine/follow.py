@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
-from o1_retriever.thought import Finish
+from o1_retriever.thought import Finish, Listener
 
 
 class Follower:
@@ -27,6 +30,47 @@ class Follower:
         The rows of a job that is not wanted leave the batch at once, and nothing is handed over for it.
         """
         return True
+
+
+class Spoken(Follower):
+    """Hands on what is written as text, whole characters at a time; `start` is the first thought's number."""
+
+    def __init__(self, tokenizer: Any, listener: Listener) -> None:
+        self._tokenizer, self._listener = tokenizer, listener
+        self._ids: dict[tuple[int, int], list[int]] = {}
+        self._texts: dict[tuple[int, int], str] = {}
+
+    def written(self, place: int, index: int, token_ids: Sequence[int], finish: Finish | None) -> None:
+        """Decode all that the thought has, as a token alone may be a part of a character or of a word."""
+        ids = self._ids.setdefault((place, index), [])
+        ids += token_ids
+        known = self._texts.get((place, index), "")
+        text = self._tokenizer.decode(ids, skip_special_tokens=True).lstrip()
+        if finish is None and text.endswith("\ufffd"):
+            return  # the rest of the character is to come
+        if len(text) > len(known) and text.startswith(known):
+            self._texts[place, index] = text
+            self._listener(place, index, text[len(known) :])
+
+
+# Goes along with the call, so that no layer between the listener and the engine has to know of it.
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Have what is written in this thread told to a listener."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def follower(tokenizer: Any) -> Follower | None:
+    """Who follows what is written now; None where nobody listens."""
+    listener = _listener.get()
+    return None if listener is None else Spoken(tokenizer, listener)
 
 
 class Told:

@@ -129,6 +129,7 @@ def write_thoughts_about(
     of them. A prompt that leaves no room to think has failures.
     """
     from o1_retriever.engine.decode import Job, write_thoughts
+    from o1_retriever.engine.follow import follower
 
     template: Any = local.template
     rows: dict[int, list[Thought]] = {}
@@ -141,7 +142,7 @@ def write_thoughts_about(
         elif own:
             jobs.append(Job(prompt=prompt, indices=own, room=room))
             places.append(place)
-    for job, drafts in write_thoughts(local, jobs, settings):
+    for job, drafts in write_thoughts(local, jobs, settings, follower=follower(template.tokenizer)):
         read = len(jobs[job].prompt) if count_prompt else 0
         rows[places[job]] = [
             read_draft(draft, template.tokenizer, prompt_tokens=0 if number else read, reasoning=reasoning)

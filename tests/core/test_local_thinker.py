@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.endpoint.reply import whole_sentences
@@ -18,35 +17,19 @@ from o1_retriever.engine.decode import Draft
 from o1_retriever.engine.passes import common_prefix
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, SettingsError
 from o1_retriever.query import as_queries
-from o1_retriever.thinkers import ChatPrompt, LocalThinker, RecordedThinker, as_thinker
+from o1_retriever.thinkers import LocalThinker, RecordedThinker, as_thinker
 from o1_retriever.thinkers.local import read_draft
 from tests.support.adapters import bag_of_words
-from tests.support.tiny import CONFIGS, byte_tokenizer
+from tests.support.tiny import byte_tokenizer
+from tests.support.writers import CHATML, PROMPT, writer
 
-# The shapes of two families' templates: ChatML, and one that can switch a model's reasoning off (Qwen3).
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 REASONING = CHATML.replace(
     "assistant\n{% endif %}",
     "assistant\n{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
     "{% endif %}{% endif %}",
 )
-PROMPT = ChatPrompt(system="Think.", examples=(("Why is ice cold?", "Ice is frozen water."),))
 QUERIES = ["why?", "how does a mirror fog up?", "x" * 30]
 GREEDY = ThoughtSettings(n_thoughts=1, temperature=0.0, max_new_tokens=12)
-
-
-def writer(architecture: str = "llama", template: str | None = CHATML, **options: Any) -> LocalThinker:
-    tokenizer: PreTrainedTokenizerFast = byte_tokenizer(None)
-    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    tokenizer.chat_template = template
-    torch.manual_seed(0)
-    config = CONFIGS[architecture](len(tokenizer))
-    config.max_position_embeddings = 600
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    return LocalThinker(model, tokenizer, **{"prompt": PROMPT, **options})
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "mistral-window", "gemma2"])

@@ -1,0 +1,57 @@
+"""`models`: the list of models that were tried, what they gained, and what they cost here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from o1_retriever.cli.catalogue import read_catalogue
+from tests.support.commands import ok, run
+from tests.support.writers import writer
+
+
+def test_gains_are_the_recorded_figures(root):
+    file = root / "benchmarks" / "results" / "local_models.jsonl"
+    if not file.is_file():
+        pytest.skip("the source distribution has no benchmarks")
+    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+    figures = {row["name"]: row["value"] for row in rows}
+    [row] = read_catalogue()["tried"]
+    assert {gain["set"].rpartition("/")[2] for gain in row["gains"]} <= {"dev", "train"}
+    for gain in row["gains"]:
+        for system in ("minilm", "minilm_local"):
+            assert gain[system] == figures[f"{gain['set']}/{system}"]
+        assert gain["p"] == figures[f"{gain['set']}/minilm_local/p"]
+
+
+def test_the_list_says_what_was_run_and_what_was_not(here):
+    said = " ".join(ok("models").split())
+    tried, others = said.split("Not measured")
+    assert "SmolLM2-135M-Instruct" in tried
+    assert "135 million" in tried
+    assert "0.359 without, 0.356 with its thoughts (p 0.75), 200 queries of entailmentbank/dev" in tried
+    assert "models --measure" in tried
+    assert "Qwen3-0.6B" in others
+    assert "Qwen3" not in tried
+    record = json.loads(ok("models", "--json"))
+    assert all(row["measured"] is None for row in record["tried"])
+    assert all(row["licence"] for row in record["not measured"])
+
+
+def test_a_thinker_of_yours_is_measured_beside_them(here, model, monkeypatch):
+    monkeypatch.setattr("o1_retriever.engine.checkpoint._WHEELS", {})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "It wrote nothing: The prompt of " in run("models", "--measure", "--thinker", str(model)).stderr
+    thinker = writer()
+    thinker.local.model.config.max_position_embeddings = 4096
+    thinker.local.model.save_pretrained(here / "mine")
+    thinker.local.template.tokenizer.save_pretrained(here / "mine")
+    result = run("models", "--measure", "--thinker", "mine", "--json", "--dtype", "float32")
+    assert result.exit_code == 0, result.output
+    mine, smol = json.loads(result.stdout)["tried"]
+    assert mine["name"] == "mine"
+    assert mine["measured"]["tokens_per_s"]["q1"] > 0
+    assert mine["measured"]["tokens_per_s"]["q8"] > 0
+    assert smol["measured"] is None
+    assert "SmolLM2-135M-Instruct was not measured: " in result.stderr.replace("\n", "")
