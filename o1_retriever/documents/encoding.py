@@ -21,8 +21,9 @@ _MARKS = (
 _CONTROL = bytes(set(range(32)) - {8, 9, 10, 11, 12, 13, 27})
 _HEAD = 8192
 _GUESSED_FROM = 65_536
-# Where so much of a text is not ASCII, it is not a Western European one with accents.
+# Where so much of a text is not ASCII, and most of that in a row, it is no Western European one with accents.
 _FOREIGN = 0.25
+_RUN = re.compile(rb"[\x80-\xff]{3,}")
 _XML = re.compile(rb"^\s{0,20}<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([\w.:-]{1,40})", re.ASCII)
 _META = re.compile(rb"<meta[^>]{0,400}?charset\s{0,9}=\s{0,9}[\"']?\s{0,9}([\w.:-]{1,40})", re.IGNORECASE)
 # PEP 263, and what editors read: "coding: x", "fileencoding=x".
@@ -104,9 +105,10 @@ def _guess(data: bytes, first: int) -> Decoded:
     """By statistics where much of the text is not ASCII, else as Western European."""
     start = max(0, first - _GUESSED_FROM // 2)
     sample = data[start : start + _GUESSED_FROM]
-    foreign = sum(byte > 127 for byte in sample) / max(1, sum(byte > 32 for byte in sample))
+    high = sum(byte > 127 for byte in sample)
+    in_row = sum(map(len, _RUN.findall(sample)))
     codec = "cp1252"
-    if foreign > _FOREIGN:
+    if high > _FOREIGN * sum(byte > 32 for byte in sample) and in_row > high / 2:
         normalizer = require("charset_normalizer", extra="documents", purpose="Guessing an encoding")
         best = normalizer.from_bytes(sample).best()
         codec = (_codec(best.encoding) or best.encoding) if best is not None else codec

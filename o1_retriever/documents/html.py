@@ -8,7 +8,7 @@ from typing import Any
 
 from o1_retriever.documents.encoding import declared_by_html
 from o1_retriever.documents.source import Source
-from o1_retriever.documents.structure import Block, Section, sections
+from o1_retriever.documents.structure import Block, Section, is_visible, sections
 from o1_retriever.extras import require
 
 _HEADINGS = {"title": 0, **{f"h{level}": level for level in range(1, 7)}}
@@ -60,17 +60,14 @@ def html_blocks(text: str, source: Source) -> list[Block]:
     if _depth(text) > _DEEPEST:
         source.note("it is nested too deep; its structure was left out.")
         text = _NESTING.sub("\n", text)
-    blocks = _read(text, boilerplate=source.options.boilerplate)
-    if not blocks and not source.options.boilerplate:
-        blocks = _read(text, boilerplate=True)
-    if not blocks:
-        blocks = _read(text, boilerplate=True, hidden=True)
-        if blocks:
+    tree = _parsed(text)
+    blocks = _read(tree, boilerplate=source.options.boilerplate)
+    if not blocks and _has_text(tree):
+        blocks = _read(tree, boilerplate=True)
+        if not blocks and (blocks := _read(tree, boilerplate=True, hidden=True)):
             source.note("it shows nothing without scripts; its hidden text was read.")
-    if not blocks and _RAW.search(text):
-        blocks = _read(_RAW.sub(" ", text), boilerplate=True, hidden=True)
-        if blocks:
-            source.note("a script that does not end hides its text; all of it was read.")
+    if not blocks and _RAW.search(text) and (blocks := _read(_parsed(_RAW.sub(" ", text)), boilerplate=True)):
+        source.note("a script that does not end hides its text; all of it was read.")
     return blocks
 
 
@@ -98,9 +95,15 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _read(text: str, *, boilerplate: bool, hidden: bool = False) -> list[Block]:
-    parser = require("selectolax.lexbor", extra="documents", purpose="Reading HTML")
-    tree = parser.LexborHTMLParser(text)
+def _parsed(text: str) -> Any:
+    return require("selectolax.lexbor", extra="documents", purpose="Reading HTML").LexborHTMLParser(text)
+
+
+def _has_text(tree: Any) -> bool:
+    return tree.root is not None and (is_visible(tree.root.text(deep=True)) or bool(tree.css("img[alt]")))
+
+
+def _read(tree: Any, *, boilerplate: bool, hidden: bool = False) -> list[Block]:
     return _Walk(_left_out(tree, boilerplate, hidden)).blocks_of(tree.root) if tree.root else []
 
 
@@ -198,6 +201,9 @@ class _Walk:
         return " ".join(" ".join(block.text.split()) for block in blocks)
 
     def _end_block(self) -> None:
+        if not self._parts:
+            self._level = None
+            return
         text = "".join(self._parts).strip("\n")
         if not self._preformatted:
             text = "\n".join(" ".join(line.split()) for line in text.split("\n") if line.strip())

@@ -12,7 +12,7 @@ from typing import Any
 from o1_retriever.documents.source import Source
 from o1_retriever.documents.structure import Block, Scalar, Section, as_metadata, sections
 
-_ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1{2,}[ \t]*$")
+_ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1*[ \t]*$")
 _LINE_HEADINGS = {
     ".adoc": re.compile(r"(?P<level>={1,6})[ \t]+(?P<title>\S.*)$"),
     ".asciidoc": re.compile(r"(?P<level>={1,6})[ \t]+(?P<title>\S.*)$"),
@@ -143,8 +143,14 @@ def _rst_heading(lines: list[str], number: int) -> tuple[str, int, int, str] | N
     ):
         return f"{above[1]}{above[1]}", number, number + 3, second.strip()
     under = _ADORNMENT.match(second)
-    if under and not above and not first[0].isspace() and len(second.rstrip()) >= len(first.rstrip()):
-        return under[1], number, number + 2, first.strip()
+    title, length = first.rstrip(), len(second.rstrip())
+    if (
+        under
+        and not above
+        and not first[0].isspace()
+        and (length == len(title) or length >= max(3, len(title)))
+    ):
+        return under[1], number, number + 2, title
     return None
 
 

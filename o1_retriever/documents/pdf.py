@@ -11,9 +11,8 @@ from o1_retriever.documents.source import Source
 from o1_retriever.documents.structure import Scalar, Section, valid
 from o1_retriever.extras import require
 
-# PDFium's sign for a hyphen that only breaks a line.
-_SOFT = "\ufffe"
-_HYPHENATED = re.compile(r"(?<=[^\W\d_])(?:\x02|\ufffe|-)\n(?=[a-zà-öø-ÿ])")
+# PDFium puts a sign of its own for a hyphen at the end of a line, and no end of the line.
+_HYPHENATED = re.compile(r"([\w-]*[^\W\d_])(?:[\x02\ufffe]\n?|-\n)(?=([a-zß-öø-ÿ])?)")
 _PAGE_NUMBER = re.compile(
     r"(?i)[\W_]*(?:page|seite|p\.)?[\W_]*(\d{1,5})[\W_]*(?:(?:of|von|de|/)[\W_]*\d{1,5})?[\W_]*"
 )
@@ -81,7 +80,8 @@ def _page_text(document: Any, number: int, source: Source) -> str:
         try:
             text_page = page.get_textpage()
             try:
-                text = _in_columns(text_page, page.get_width()) or text_page.get_text_bounded()
+                middle = _gutter(text_page, page.get_width())
+                text = text_page.get_text_range() if middle is None else _in_columns(text_page, middle)
             finally:
                 text_page.close()
         finally:
@@ -89,47 +89,55 @@ def _page_text(document: Any, number: int, source: Source) -> str:
     except Exception as error:  # a page of a damaged file may fail in any way; the others are still read
         source.note(f"page {number + 1} cannot be read ({error!s:.80}).")
         return ""
-    return _HYPHENATED.sub("", valid(text)).replace(_SOFT, "-").replace("\x02", "-")
+    return _HYPHENATED.sub(_joined, valid(text)).replace("\ufffe", "-").replace("\x02", "-")
 
 
-def _in_columns(text_page: Any, width: float) -> str:
-    """The text of a page of two columns, left before right; empty where there is one column."""
+def _joined(broken: re.Match[str]) -> str:
+    """A word whose end stands on the next line; a hyphen that belongs to it is kept."""
+    if broken[2] is None:
+        return broken[0]
+    return f"{broken[1]}-" if "-" in broken[1] else broken[1]
+
+
+def _in_columns(text_page: Any, middle: float) -> str:
+    """The text of a page of two columns: between the lines over both of them, left before right."""
+    from pypdfium2 import raw
+
+    boxes = [text_page.get_rect(place) for place in range(text_page.count_rects())]
+    # Lines over both columns cut the page into bands, which are read from top to bottom.
+    levels = sorted({(box[1] + box[3]) / 2 for box in boxes if box[0] < middle < box[2]}, reverse=True)
+    heights = [level + shift for level in levels for shift in (3, -3)]
+    parts: dict[tuple[int, int], list[str]] = {}
+    key = last = (0, 0)
+    for place in range(text_page.count_chars()):
+        char = chr(raw.FPDFText_GetUnicode(text_page, place))
+        left, bottom, right, top = text_page.get_charbox(place)
+        if right > left:  # what PDFium adds, such as the end of a line, has no place
+            band = sum((bottom + top) / 2 < height for height in heights)
+            key = (band, 0 if band % 2 else int((left + right) / 2 > middle))
+        if key != last and parts.get(key):
+            parts[key].append("\n")
+        parts.setdefault(key, []).append(char)
+        last = key
+    columns = ("".join(parts[key]).split("\n") for key in sorted(parts))
+    return "\n".join(line.strip() for column in columns for line in column if line.strip())
+
+
+def _gutter(text_page: Any, width: float) -> float | None:
+    """Where a column ends and the next begins: hardly a line crosses it, and many stand on either side."""
     count = text_page.count_rects()
     if not 8 <= count <= _RECTANGLES:
-        return ""
+        return None
     boxes = [text_page.get_rect(place) for place in range(count)]
-    middle = _gutter(boxes, width)
-    if middle is None:
-        return ""
-    crossing = [box for box in boxes if box[0] < middle < box[2]]
-    # Lines over both columns cut the page into bands, which are read from top to bottom.
-    levels = sorted({round(box[3], 1) for box in crossing}, reverse=True)
-    left, bottom, right, top = text_page.page.get_bbox()
-    parts: list[str] = []
-    edge = top
-    for level in [*levels, None]:
-        lower = bottom if level is None else level
-        if edge - lower > 1:
-            for start, end in ((left, middle), (middle, right)):
-                parts.append(text_page.get_text_bounded(left=start, bottom=lower, right=end, top=edge))
-        if level is not None:
-            line = [box for box in crossing if round(box[3], 1) == level]
-            floor = min(box[1] for box in line)
-            parts.append(text_page.get_text_bounded(left=left, bottom=floor, right=right, top=level))
-            edge = min(edge, floor)
-    return "\n".join(part.strip() for part in parts if part.strip())
-
-
-def _gutter(boxes: Sequence[tuple[float, ...]], width: float) -> float | None:
-    """Where a column ends and the next begins: hardly a line crosses it, and many stand on either side."""
+    wide = [(left, right) for left, _, right, _ in boxes if right - left > width / 8]
     best: tuple[int, float] | None = None
     for share in range(35, 66):
         position = width * share / 100
-        crossing = sum(box[0] < position < box[2] for box in boxes)
-        left = sum(box[2] <= position and box[2] - box[0] > width / 8 for box in boxes)
-        right = sum(box[0] >= position and box[2] - box[0] > width / 8 for box in boxes)
-        if min(left, right) >= 4 and crossing <= len(boxes) / 8 and (best is None or crossing < best[0]):
-            best = (crossing, position)
+        crossing = sum(left < position < right for left, right in wide)
+        before = sum(right <= position for _, right in wide)
+        after = sum(left >= position for left, _ in wide)
+        if min(before, after) >= 4 and crossing <= len(wide) / 8 and (best is None or crossing < best[0]):
+            best = crossing, position
     return best[1] if best else None
 
 

