@@ -4,6 +4,7 @@
 O1RetrieverError
 ├── InputError (ValueError)          a text, a list of texts or a file's content cannot be used
 │   ├── DocumentError                a document or a folder of documents cannot be read
+│   ├── FilterError                  a filter by metadata cannot be used
 │   └── CollectionError              an evaluation collection, or a run, cannot be used
 ├── SettingsError (ValueError)       a setting is out of its range
 ├── MissingExtraError (ImportError)  an optional dependency is not installed
@@ -52,6 +53,10 @@ class DocumentError(InputError):
         super().__init__(f"{path}: {reason}", hint=hint)
         self.path = path
         self.reason = reason
+
+
+class FilterError(InputError):
+    """A filter by metadata cannot be used; the message names the place in it."""
 
 
 class CollectionError(InputError):

@@ -67,7 +67,7 @@ class O1Retriever(BaseRetriever):
     """Documents below this relevance are left out; None: all are kept."""
 
     filter: Any = None
-    """Metadata filter in the store's own language; for our index as in Chroma: `{"source": "a.md"}`."""
+    """Metadata filter in the store's own language; for our index that of docs/filters.md."""
 
     settings: ThoughtSettings | None = None
     """How to think; None: as the embedder does by itself."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from o1_retriever.embedder import ThinkingEmbedder
+    from o1_retriever.index.filters import Filter
     from o1_retriever.query import Query
     from o1_retriever.thought import Thought, ThoughtSettings
 
 _BATCH = 32  # queries from standard input that are thought about together
-_LARGEST = 2**63
 
 QueryText = Annotated[
     str | None,
@@ -53,7 +53,11 @@ class HitOptions:
 
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", metavar="KEY=VALUE", help="Only passages like source=a.md (repeatable)."),
+        typer.Option(
+            "--where",
+            metavar="KEY=VALUE",
+            help="Only passages like source=a.md, or a filter as JSON, see docs/filters.md (repeatable).",
+        ),
     ] = None
     full: Annotated[bool, typer.Option("--full", help="Show passages whole, not their first lines.")] = False
     explain: Annotated[
@@ -262,36 +266,42 @@ def _batches() -> Iterator[list[str]]:
         batch = list(islice(queries, _BATCH))
 
 
-def parse_where(pairs: Sequence[str]) -> dict[str, Any] | None:
-    """The filter of `--where key=value`: all pairs must match; None for no pairs.
+def parse_where(conditions: Sequence[str]) -> Filter | None:
+    """The filter of `--where`, all of which must match: `key=value`, or a filter as JSON; None for none.
 
-    What is typed has no type: `page=3` matches the number and the text. Raises a usage error for what is no
-    pair.
+    What is typed as a value has no type: `page=3` matches the number and the text. Raises a usage error for
+    what is neither, and `FilterError`.
     """
-    conditions = [_condition(pair) for pair in pairs]
-    if len(conditions) > 1:
-        return {"$and": conditions}
-    return conditions[0] if conditions else None
+    from o1_retriever.index.filters import as_filter
+
+    every = [_condition(each.strip()) for each in conditions]
+    return as_filter({"$and": every} if len(every) > 1 else next(iter(every), None))
 
 
-def _condition(pair: str) -> dict[str, Any]:
-    key, equals, value = (part.strip() for part in pair.partition("="))
+def _condition(condition: str) -> dict[str, Any]:
+    if condition.startswith("{"):
+        try:
+            found: dict[str, Any] = json.loads(condition)
+        except (ValueError, RecursionError) as error:
+            raise typer.BadParameter(
+                f"--where is {condition!r:.120}; as JSON it has an error ({error})"
+            ) from None
+        return found
+    key, equals, value = (part.strip() for part in condition.partition("="))
     if not (key and equals) or key.startswith("$"):
-        raise typer.BadParameter(f"--where is {pair!r}; expected key=value, for example source=notes.md")
-    readings = [{key: reading} for reading in _readings(value)]
-    return {"$or": readings} if len(readings) > 1 else readings[0]
+        raise typer.BadParameter(
+            f"--where is {condition!r:.120}; expected key=value, for example source=notes.md, "
+            """or JSON, for example '{"page": {"$gte": 2}}'"""
+        )
+    return {key: {"$in": _readings(value)}}
 
 
 def _readings(value: str) -> list[str | int | float | bool]:
+    from o1_retriever.index.values import as_scalar
+
     if value.lower() in ("true", "false"):
         return [value, value.lower() == "true"]
-    readings: list[str | int | float | bool] = [value]
-    try:
-        number = float(value)
-    except ValueError:
-        return readings
-    if not math.isfinite(number):
-        return readings
-    if number.is_integer() and abs(number) < _LARGEST:
-        readings.append(int(number))
-    return [*readings, number]
+    for read in (int, float):
+        with contextlib.suppress(ValueError):
+            return [value, as_scalar(read(value))]
+    return [value]

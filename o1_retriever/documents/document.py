@@ -12,19 +12,23 @@ from o1_retriever.documents.chunking import Chunking, passage_spans
 from o1_retriever.documents.readers import read_sections
 from o1_retriever.documents.structure import Scalar
 
+# What a document says about itself under one name.
+Value = Scalar | list[Scalar]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
     """A text with the id under which an index keeps it.
 
-    `metadata` can be filtered on in a search. Those read from a file hold `source` (the file), `root` (the
+    `metadata` can be filtered on in a search: strings, numbers, True and False, or lists of them; an index
+    keeps a date as its ISO form. Those read from a file hold `source` (the file), `root` (the
     folder that it was found in), `position` (from 0 within the file) and, where there is one, `title`,
     `page` or `line` (from 1) and the other fields of a JSON line.
     """
 
     id: str
     text: str
-    metadata: dict[str, Scalar] = field(default_factory=dict)
+    metadata: dict[str, Value] = field(default_factory=dict)
 
 
 def read_documents(
@@ -44,8 +48,10 @@ def read_documents(
     for section in read_sections(path):
         for start, end in passage_spans(section.text, chunking or Chunking(), code=section.code):
             text = section.text[start:end]
-            metadata = {**section.metadata, "source": name, "root": root, "position": position}
+            place: dict[str, Value] = {"source": name, "root": root, "position": position}
             # The root as well: two folders may hold a file of one name.
             digest = hashlib.blake2b(f"{root}\0{text}".encode(), digest_size=8).hexdigest()
-            yield Document(id=f"{name}#{position}-{digest}", text=text, metadata=metadata)
+            yield Document(
+                id=f"{name}#{position}-{digest}", text=text, metadata={**section.metadata, **place}
+            )
             position += 1

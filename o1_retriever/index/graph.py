@@ -7,13 +7,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
-from o1_retriever.errors import InputError, StoreError
+from o1_retriever.errors import StoreError
 from o1_retriever.extras import require
-from o1_retriever.index.ledger import EmbeddedDocument, State
+from o1_retriever.index.ledger import EmbeddedDocument, State, Version
 from o1_retriever.ranking.ranking import Ranking
 from o1_retriever.thought import Vector
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
 
 logger = logging.getLogger(__name__)
-
-Where = dict[str, Any]
 
 # Measured with all-MiniLM-L6-v2 on the 11,571 facts of EntailmentBank against an exact search: recall@10 is
 # 0.997 and recall@100 0.984 with Chroma's defaults (100, 100), 1.000 and 0.9999 with these, for 1 ms a query
@@ -42,7 +40,7 @@ _AT_ONCE = 2000
 
 
 class DamagedGraphError(Exception):
-    """Chroma cannot open or use its files: they have to be built again."""
+    """Chroma cannot open or use its files, it seems; `Graph.damage` finds out whether they are to blame."""
 
 
 class Graph:
@@ -62,7 +60,7 @@ class Graph:
         self._lock = threading.RLock()
         self._client: Client | None = None
         self._collection: Collection | None = None
-        self._opened: tuple[int, int] | None = None
+        self._opened: Version | None = None
 
     @classmethod
     def shared(cls, folder: Path, name: str) -> Graph:
@@ -95,7 +93,7 @@ class Graph:
         number = state.graph
         with self._lock:
             # A writer that died may have changed the ledger of a generation that is open here.
-            if not state.dirty and self._opened == (number, state.generation):
+            if not state.dirty and self._opened == state.version:
                 return
             self._close()
             if state.dirty:
@@ -110,7 +108,21 @@ class Graph:
                 self._collection.count()
                 # Loads the graph and applies what has been written since it was saved.
                 self._collection.get(limit=1, include=[])
-            self._opened = (number, state.generation)
+            self._opened = state.version
+
+    def damage(self, state: State) -> DamagedGraphError | None:
+        """What keeps the files from being opened and searched, after a use of them failed; None: nothing.
+
+        Nobody else may be using them.
+        """
+        with self._lock:
+            try:
+                self._close()
+                self.open(state)
+                self.nearest(np.ones((1, int(state.space["dimension"])), np.float32), 1)
+            except DamagedGraphError as error:
+                return error
+            return None
 
     def begin(self, number: int, metadata: dict[str, str | int]) -> None:
         """Make an empty collection in a new folder; `metadata` is for those who open it with Chroma alone."""
@@ -124,9 +136,9 @@ class Graph:
                 metadata=metadata,
             )
 
-    def advance(self, number: int, generation: int) -> None:
+    def advance(self, state: State) -> None:
         """Say that this process has just made that generation."""
-        self._opened = (number, generation)
+        self._opened = state.version
 
     def _close(self) -> None:
         self._opened = self._collection = None
@@ -141,70 +153,34 @@ class Graph:
         return self._collection
 
     def put(self, documents: Sequence[EmbeddedDocument]) -> None:
-        """Add documents, or replace those of the same id."""
+        """Add vectors, or replace those of the same id. Text and metadata stand in the ledger alone."""
         with _translated():
             for start in range(0, len(documents), _AT_ONCE):
                 part = documents[start : start + _AT_ONCE]
                 self._open_collection.upsert(
                     ids=[each.document.id for each in part],
                     embeddings=np.stack([each.vector for each in part]),
-                    documents=[each.document.text for each in part],
-                    metadatas=[each.document.metadata or None for each in part],  # type: ignore[misc]
                 )
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Delete documents."""
+        """Delete vectors."""
         with _translated():
             for start in range(0, len(ids), _AT_ONCE):
                 self._open_collection.delete(ids=list(ids[start : start + _AT_ONCE]))
 
-    def nearest(self, vectors: Vector, count: int, where: Where | None = None) -> list[Ranking]:
+    def nearest(self, vectors: Vector, count: int) -> list[Ranking]:
         """The ids nearest to each vector with their cosines: `count` and some more to tell ties apart.
 
         The graph is approximate, so there may be fewer.
         """
         with _translated():
             found = self._open_collection.query(
-                query_embeddings=vectors, n_results=count + _SPARE, where=where, include=["distances"]
+                query_embeddings=vectors, n_results=count + _SPARE, include=["distances"]
             )
         return [
             Ranking(np.array(ids, dtype=object), 1.0 - np.array(distances, dtype=np.float64))
             for ids, distances in zip(found["ids"], found["distances"] or [], strict=True)
         ]
-
-    def matching(
-        self, where: Where | None, *, ids: Sequence[str] | None = None, limit: int | None = None
-    ) -> list[str]:
-        """The ids, or those among `ids`, whose metadata match."""
-        parts = (
-            [None] if ids is None else [list(ids[at : at + _AT_ONCE]) for at in range(0, len(ids), _AT_ONCE)]
-        )
-        with _translated():
-            return [
-                identity
-                for part in parts
-                for identity in self._open_collection.get(part, where=where, limit=limit, include=[])["ids"]
-            ]
-
-
-def check_where(where: Where | None) -> Where | None:
-    """Return the filter if Chroma can use it. Raises `InputError`."""
-    from chromadb.api.types import validate_where
-
-    if where is None:
-        return None
-    try:
-        validate_where(where)
-        unknown = [key for key in where if key.startswith("$") and key not in ("$and", "$or")]
-        if unknown:
-            # Chroma lets this pass here, and fails in the middle of a search.
-            raise ValueError(f"found {unknown[0]!r} where '$and', '$or' or the name of a field was expected.")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"The filter {where!r:.120} cannot be used: {error}",
-            hint="Write where={'source': 'a.md'}, {'page': {'$gte': 2}} or {'$and': [..., ...]}.",
-        ) from None
-    return where
 
 
 def _client(folder: Path) -> Client:

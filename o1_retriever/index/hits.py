@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from o1_retriever.documents.structure import Scalar
+from o1_retriever.documents.document import Value
 from o1_retriever.errors import InputError, SettingsError
 from o1_retriever.index.ledger import EmbeddedDocument, Session
 from o1_retriever.index.nearest import DIGITS
@@ -34,7 +34,7 @@ class Hit:
     score: float
     rank: int
     source: str = ""
-    metadata: dict[str, Scalar] = field(default_factory=dict)
+    metadata: dict[str, Value] = field(default_factory=dict)
     fused_score: float | None = None
     dense_rank: int | None = None
     lexical_rank: int | None = None

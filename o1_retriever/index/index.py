@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +22,15 @@ from o1_retriever.errors import (
     SettingsError,
     StoreError,
 )
-from o1_retriever.index.graph import Graph, check_where
+from o1_retriever.index.filters import Where, as_filter
+from o1_retriever.index.graph import Graph
 from o1_retriever.index.hits import Hit, IndexInfo, check_count, check_queries, fused_hits, hits
 from o1_retriever.index.ledger import EmbeddedDocument, Session, State, digest_of, metadata_json
 from o1_retriever.index.lexicon import LexiconKeeper
+from o1_retriever.index.matching import MatchKeeper
 from o1_retriever.index.nearest import nearest
 from o1_retriever.index.store import Store
+from o1_retriever.index.values import kept_metadata
 from o1_retriever.progress import progress
 from o1_retriever.query import check_text
 from o1_retriever.reporting.text import counted
@@ -44,7 +47,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 
 # Batches of the encoder that are written at once: what a kill may cost.
 _WRITE_EVERY = 2
-_LARGEST = 2**63
 # So many of each ranking are fused. A document at rank 1000 gains 1/1060, less than any step among the first.
 FUSION_DEPTH = 1000
 
@@ -96,6 +98,7 @@ class Index:
         self._embedder = embedder
         self._store = Store(self.path / collection, collection)
         self._lexicon = LexiconKeeper(self.path / collection)
+        self._matches = MatchKeeper()
         if not self._store.ledger.exists():
             self._store.check_vacant()
             if embedder is None or not create:
@@ -106,8 +109,7 @@ class Index:
             self._store.ledger.create(
                 State(space=embedder.space.to_dict(), precision=embedder.precision.to_dict())
             )
-        with self._store.ledger.session() as session:
-            state = session.state()
+        state = self._store.ledger.opened()
         self._check_space(state)
         self._dimension = int(state.space["dimension"])
         self._store.open()
@@ -167,17 +169,16 @@ class Index:
 
     def missing(self, documents: Sequence[Document]) -> list[Document]:
         """Those that are not in the index with this text and metadata: what `add` would write."""
-        return self._store.look(lambda session: new_documents(session, documents)[0])
+        plain = [checked(document, position) for position, document in enumerate(documents)]
+        return self._store.look(lambda session: new_documents(session, plain)[0])
 
-    def search(
-        self, vectors: ArrayLike, *, k: int = 10, where: dict[str, Any] | None = None
-    ) -> list[list[Hit]]:
+    def search(self, vectors: ArrayLike, *, k: int = 10, where: Where = None) -> list[list[Hit]]:
         """The `k` documents nearest to each vector, best first; fewer only when fewer match.
 
-        `vectors` has the shape (n, dimension). `where` filters by metadata as Chroma does:
-        `{"source": "a.md"}`, `{"page": {"$gte": 2}}`, `{"$and": [..., ...]}`. Equal scores are ordered by id.
+        `vectors` has the shape (n, dimension). `where` filters by metadata: `{"source": "a.md"}`,
+        `{"page": {"$gte": 2}}`, `{"$or": [..., ...]}` (docs/filters.md). Equal scores are ordered by id.
 
-        Raises `InputError` for vectors or a filter that cannot be used.
+        Raises `InputError` for vectors, `FilterError` for a filter that cannot be used.
         """
         queries = check_queries(vectors, self._dimension)
         return self.search_groups([query[None] for query in queries], k=k, where=where)
@@ -187,7 +188,7 @@ class Index:
         groups: Sequence[ArrayLike],
         *,
         k: int = 10,
-        where: dict[str, Any] | None = None,
+        where: Where = None,
         texts: Sequence[str] | None = None,
         depth: int = FUSION_DEPTH,
     ) -> list[list[Hit]]:
@@ -200,7 +201,7 @@ class Index:
         """
         check_count("k", k)
         check_count("depth", depth)
-        check_where(where)
+        filter = as_filter(where)
         if texts is not None and len(texts) != len(groups):
             found, wanted = counted(len(texts), "text"), counted(len(groups), "group")
             raise InputError(f"Found {found} for {wanted}; expected one for each.")
@@ -211,13 +212,14 @@ class Index:
             raise InputError("Found a group without vectors; expected at least one for each query.")
 
         def work(session: Session, graph: Graph) -> list[list[Hit]]:
+            among = None if filter is None else self._matches.current(session, filter)
             if texts is None:
-                return hits(session, nearest(session, graph, queries, k, where))
+                return hits(session, nearest(session, graph, queries, k, among))
             lexicon, dense_depth = self._lexicon.current(session), max(depth, k)
-            dense = nearest(session, graph, queries, dense_depth, where)
-            among = None if where is None else lexicon.places(graph.matching(where))
+            dense = nearest(session, graph, queries, dense_depth, among)
+            places = None if among is None else lexicon.places(among)
             return [
-                fused_hits(session, group, ranking, lexicon.best(text, dense_depth, among), k)
+                fused_hits(session, group, ranking, lexicon.best(text, dense_depth, places), k)
                 for group, ranking, text in zip(queries, dense, texts, strict=True)
             ]
 
@@ -236,13 +238,14 @@ class Index:
                 raise InputError(f"The index has no document {identity!r:.120}.", position=position)
         return np.array([found[name] for name in ids], np.float32).reshape(len(ids), self._dimension)
 
-    def ids(self, where: dict[str, Any] | None = None) -> list[str]:
+    def ids(self, where: Where = None) -> list[str]:
         """The ids of all documents, or of those that match, in the order of their addition."""
-        if check_where(where) is None:
+        filter = as_filter(where)
+        if filter is None:
             return self._store.look(lambda session: session.ids())
-        return self._store.read(lambda session, graph: session.in_order(graph.matching(where)))
+        return self._store.look(lambda session: session.ids(self._matches.current(session, filter)))
 
-    def documents(self, where: dict[str, Any] | None = None) -> Iterator[Document]:
+    def documents(self, where: Where = None) -> Iterator[Document]:
         """Go through all documents, or those that match, in the order of their addition, page by page."""
         names = self.ids(where)
         for start in range(0, len(names), _PAGE):
@@ -252,11 +255,15 @@ class Index:
         """The ids of the documents of one indexed folder, by the file they come from."""
         return self._store.look(lambda session: session.ids_by_source(root))
 
-    def delete(self, ids: Sequence[str] | None = None, *, where: dict[str, Any] | None = None) -> int:
-        """Delete documents by id or by metadata; return how many there were. Unknown ids are no error."""
-        if (ids is None) == (where is None):
-            raise InputError("delete was given both or none of ids and where; expected one of them.")
-        names = self.ids(where) if ids is None else _check_ids(ids)
+    def delete(self, ids: Sequence[str] | None = None, *, where: Where = None) -> int:
+        """Delete documents by id or by metadata; return how many there were. Unknown ids are no error.
+
+        A filter that every document passes, such as {}, is refused: for all of them pass `index.ids()`.
+        """
+        filter = as_filter(where)
+        if (ids is None) == (filter is None):
+            raise InputError("delete was given both or none of ids and a filter; expected one of them.")
+        names = self.ids(filter) if ids is None else _check_ids(ids)
         return sum(
             self._store.write(remove=names[start : start + _PAGE]) for start in range(0, len(names), _PAGE)
         )
@@ -321,12 +328,11 @@ def batches(documents: Iterable[Document], batch_size: int) -> Iterator[list[Doc
     batch: list[Document] = []
     for position, document in enumerate(documents):
         try:
-            check_document(document, position)
+            batch.append(checked(document, position))
         except InputError:
             if batch:
                 yield batch
             raise
-        batch.append(document)
         if len(batch) == batch_size * _WRITE_EVERY:
             yield batch
             batch = []
@@ -334,8 +340,8 @@ def batches(documents: Iterable[Document], batch_size: int) -> Iterator[list[Doc
         yield batch
 
 
-def check_document(document: Any, position: int) -> None:
-    """Raise `InputError` unless the document can be kept."""
+def checked(document: Any, position: int) -> Document:
+    """The document with plain values as metadata. Raises `InputError` for one that cannot be kept."""
     if not isinstance(document, Document):
         raise InputError(
             f"document {position} is {type(document).__name__}; expected a Document.",
@@ -349,25 +355,10 @@ def check_document(document: Any, position: int) -> None:
             f"The metadata of document {position} is {type(document.metadata).__name__}; expected a dict.",
             position=position,
         )
-    for key, value in document.metadata.items():
-        if not _can_be_kept(key, value):
-            raise InputError(
-                f"document {position} has the metadata {key!r:.60}: {value!r:.60}; expected a name that does "
-                "not begin with '$' or '#', and a string, a number of 64 bits, True or False.",
-                position=position,
-            )
-
-
-def _can_be_kept(key: object, value: object) -> bool:
-    if not isinstance(key, str) or key[:1] in ("$", "#", "") or key == "chroma:document":
-        return False
     try:
-        f"{key}{value if isinstance(value, str) else ''}".encode()
-    except UnicodeEncodeError:
-        return False
-    if isinstance(value, int):
-        return -_LARGEST <= value < _LARGEST
-    return isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
+        return replace(document, metadata=kept_metadata(document.metadata))
+    except ValueError as error:
+        raise InputError(f"document {position} has the metadata {error}.", position=position) from None
 
 
 def new_documents(session: Session, batch: Sequence[Document]) -> tuple[list[Document], dict[bytes, Vector]]:

@@ -12,17 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from o1_retriever.documents import Document
-from o1_retriever.errors import StoreError
+from o1_retriever.errors import IndexNotFoundError, StoreError
+from o1_retriever.index.fields import AT_ONCE, SCHEMA, Fields, Numbers
 from o1_retriever.storage.lock import is_busy, locked_fairly
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import VectorSpace
@@ -33,14 +35,14 @@ LEDGER_FILE = "documents.sqlite3"
 LOCK_FILES = ("lock.sqlite3", "turn.sqlite3")
 # A rebuild of the search graph holds the lock for minutes where there are millions of documents.
 PATIENCE_S = 600.0
-FORMAT = 1
+FORMAT = 2
+_FORMAT_WITHOUT_FIELDS = 1
 _APPLICATION = 0x6F317231  # "o1r1"
-# Old builds of SQLite take 999 values in one statement.
-_AT_ONCE = 900
 # Vectors in memory at a time.
 _PAGE = 2000
 
-_SCHEMA = """
+_SCHEMA = (
+    """
 CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE documents (
     number INTEGER PRIMARY KEY,
@@ -55,11 +57,17 @@ CREATE TABLE documents (
 CREATE INDEX documents_by_file ON documents (root, source);
 CREATE INDEX documents_by_text ON documents (digest);
 """
+    + SCHEMA
+)
 _PUT = """
 INSERT INTO documents (id, root, source, digest, text, metadata, vector) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET root = excluded.root, source = excluded.source, digest = excluded.digest,
     text = excluded.text, metadata = excluded.metadata, vector = excluded.vector
 """
+
+
+# Which index it is, the number of its graph and its generation: the same, and nothing has changed.
+Version: TypeAlias = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +76,8 @@ class State:
 
     `space` and `precision` are those of the embedder that began it. `generation` grows with every change.
     `graph` is the number of Chroma's folder; `dirty` says that it has to be built anew. `sizes` are the bytes
-    of the graph's files, for Chroma crashes on some that were cut short.
+    of the graph's files, for Chroma crashes on some that were cut short. `identity` tells the index from
+    another one that was made later in the same folder.
     """
 
     space: dict[str, Any]
@@ -78,6 +87,12 @@ class State:
     graph: int = 0
     dirty: bool = True
     sizes: dict[str, int] = field(default_factory=dict)
+    identity: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def version(self) -> Version:
+        """What is derived from the documents belongs to one version."""
+        return self.identity, self.graph, self.generation
 
     def description(self) -> dict[str, str | int]:
         """What the Chroma collection says about itself to those who open it without this library."""
@@ -119,7 +134,7 @@ class Ledger:
             with self._locked(alone=write), closing(self._connect("rw")) as connection:
                 yield Session(connection, self.file)
         except sqlite3.Error as error:
-            raise self._failure(error) from error
+            raise self._vanished() or self._failure(error) from error
 
     def create(self, state: State) -> None:
         """Begin an empty ledger, unless there is one."""
@@ -135,6 +150,15 @@ class Ledger:
                 hint="Choose another folder for it.",
             ) from error
 
+    def opened(self) -> State:
+        """The state, after a ledger that an earlier version wrote has been brought up to date."""
+        with self.session() as session:
+            if session.format() != _FORMAT_WITHOUT_FIELDS:
+                return session.state()
+        with self.session(write=True) as session:
+            session.add_fields()
+            return session.state()
+
     def _locked(self, *, alone: bool) -> AbstractContextManager[None]:
         lock, turn = (self.folder / name for name in LOCK_FILES)
         return locked_fairly(lock, turn, alone=alone, patience=PATIENCE_S)
@@ -144,6 +168,19 @@ class Ledger:
         connection = sqlite3.connect(address, uri=True, timeout=PATIENCE_S, isolation_level=None)
         connection.execute("PRAGMA synchronous = FULL")
         return connection
+
+    def _vanished(self) -> StoreError | None:
+        """What to say where the file is no longer there; None where it is, or where nobody may look."""
+        try:
+            self.file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return IndexNotFoundError(
+                f"The index at {self.folder} is gone: {self.file.name} has been moved or deleted.",
+                hint="Open it where it is now, or type: o1-retriever index FOLDER",
+            )
+        except OSError:
+            pass
+        return None
 
     def _failure(self, error: sqlite3.Error) -> StoreError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -174,9 +211,23 @@ class Session:
     def __init__(self, connection: sqlite3.Connection, file: Path) -> None:
         self._connection = connection
         self._file = file
+        self.fields = Fields(connection)
+
+    def format(self) -> int:
+        """The format that the file has. Raises `StoreError` for a file of another program."""
+        return int(self._state()["format"])
 
     def state(self) -> State:
         """What the index is. Raises `StoreError` for a file of another program or version."""
+        found = self._state()
+        if found["format"] != FORMAT:
+            raise StoreError(
+                f"The index at {self._file.parent} has format {found['format']}; expected {FORMAT}.",
+                hint="Index again with this version: o1-retriever index FOLDER --index NEW",
+            )
+        return State(**found)
+
+    def _state(self) -> dict[str, Any]:
         mark = self._connection.execute("PRAGMA application_id").fetchone()[0]
         if mark != _APPLICATION:
             raise StoreError(
@@ -185,14 +236,9 @@ class Session:
             )
         try:
             found = {key: json.loads(value) for key, value in self._connection.execute("SELECT * FROM state")}
+            return {"format": 0, **found}
         except (ValueError, TypeError) as error:
             raise sqlite3.DatabaseError(f"a damaged state ({error})") from error
-        if found.get("format") != FORMAT:
-            raise StoreError(
-                f"The index at {self._file.parent} has format {found.get('format')}; expected {FORMAT}.",
-                hint="Index again with this version: o1-retriever index FOLDER --index NEW",
-            )
-        return State(**found)
 
     def write_state(self, state: State) -> None:
         """Replace the state."""
@@ -215,27 +261,45 @@ class Session:
         """Make the tables, unless there are any."""
         with self.transaction():
             if not self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                for statement in _SCHEMA.split(";"):
-                    self._connection.execute(statement)
+                self._make(_SCHEMA)
                 self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
                 self.write_state(state)
 
-    def put(self, documents: Iterable[EmbeddedDocument]) -> None:
+    def _make(self, schema: str) -> None:
+        for statement in schema.split(";"):
+            self._connection.execute(statement)
+
+    def add_fields(self) -> None:
+        """Make the tables of fields that a ledger of the first format lacks, unless another process has."""
+        with self.transaction():
+            if self.format() == _FORMAT_WITHOUT_FIELDS:
+                self._make(SCHEMA)
+                self.fields.put(self._connection.execute("SELECT number, metadata FROM documents"))
+                self.write_state(State(**{**self._state(), "format": FORMAT}))
+
+    def put(self, documents: Sequence[EmbeddedDocument]) -> None:
         """Add documents, or replace those of the same id at their place."""
+        ids = [each.document.id for each in documents]
+        self.fields.remove(self._rows("number, metadata", ids))
         self._connection.executemany(_PUT, map(_values, documents))
+        self.fields.put(self._rows("number, metadata", ids))
 
     def remove(self, ids: Sequence[str]) -> int:
         """Delete documents; say how many there were."""
+        self.fields.remove(self._rows("number, metadata", ids))
         statement = "DELETE FROM documents WHERE id = ?"
         return self._connection.executemany(statement, ((identity,) for identity in ids)).rowcount
 
     def _rows(self, columns: str, values: Sequence[Any], *, where: str = "id") -> Iterator[Any]:
-        """Some columns of the documents whose id, or whatever `where` names, is one of the values."""
-        for start in range(0, len(values), _AT_ONCE):
-            part = values[start : start + _AT_ONCE]
+        """Some columns of the documents whose id, or whatever `where` names, is one of the values.
+
+        They come in the order of what `where` names where the values do.
+        """
+        for start in range(0, len(values), AT_ONCE):
+            part = values[start : start + AT_ONCE]
             marks = ",".join("?" * len(part))
             yield from self._connection.execute(
-                f"SELECT {columns} FROM documents WHERE {where} IN ({marks})", part
+                f"SELECT {columns} FROM documents WHERE {where} IN ({marks}) ORDER BY {where}", part
             )
 
     def known(self, ids: Sequence[str]) -> dict[str, tuple[bytes, str]]:
@@ -255,10 +319,10 @@ class Session:
         """The vectors of those ids that are there."""
         return _vectors(self._rows("id, vector", ids))
 
-    def vector_pages(self, ids: Sequence[str] | None = None) -> Iterator[tuple[list[str], Vector]]:
+    def vector_pages(self, numbers: Numbers | None = None) -> Iterator[tuple[list[str], Vector]]:
         """The ids and vectors of these documents, or of all, some at a time; no page is empty."""
         every = "SELECT id, vector FROM documents"
-        rows = self._connection.execute(every) if ids is None else self._rows("id, vector", ids)
+        rows = self._connection.execute(every) if numbers is None else self._numbered("id, vector", numbers)
         while page := list(islice(rows, _PAGE)):
             joined = np.frombuffer(b"".join(vector for _, vector in page), dtype="<f4")
             yield [identity for identity, _ in page], joined.reshape(len(page), -1)
@@ -290,18 +354,30 @@ class Session:
             found.setdefault(source, []).append(identity)
         return found
 
-    def ids(self) -> list[str]:
-        """All ids in the order of their addition."""
-        return [row[0] for row in self._connection.execute("SELECT id FROM documents ORDER BY number")]
+    def ids(self, numbers: Numbers | None = None) -> list[str]:
+        """The ids of these documents, or of all, in the order of their addition."""
+        every = "SELECT id FROM documents ORDER BY number"
+        rows = self._connection.execute(every) if numbers is None else self._numbered("id", numbers)
+        return [identity for (identity,) in rows]
+
+    def _numbered(self, columns: str, numbers: Numbers) -> Iterator[Any]:
+        return self._rows(columns, numbers.tolist(), where="number")
+
+    def among(self, ids: Sequence[str], numbers: Numbers) -> set[str]:
+        """Those of the ids whose documents have one of the numbers, which are in ascending order."""
+        found = dict(self._rows("number, id", ids))
+        kept = np.intersect1d(np.fromiter(found, np.int64, len(found)), numbers, assume_unique=True)
+        return {found[number] for number in kept.tolist()}
 
     def texts(self) -> tuple[list[str], list[str]]:
         """All ids in ascending order, and the text of each."""
         found = self._connection.execute("SELECT id, text FROM documents ORDER BY id").fetchall()
         return [identity for identity, _ in found], [text for _, text in found]
 
-    def in_order(self, ids: Sequence[str]) -> list[str]:
-        """Those of the ids that are there, in the order of their addition."""
-        return [identity for _, identity in sorted(self._rows("number, id", ids))]
+    def numbers(self) -> Numbers:
+        """The numbers of all documents, in ascending order of their ids."""
+        rows = self._connection.execute("SELECT number FROM documents ORDER BY id")
+        return np.fromiter((number for (number,) in rows), np.int64)
 
     def count(self, *, at_most: int | None = None) -> int:
         """Number of documents, or `at_most` where there are more: counting takes time that grows with it."""

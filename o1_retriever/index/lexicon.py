@@ -13,14 +13,14 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from o1_retriever.index.ledger import Session
+from o1_retriever.index.fields import Numbers
+from o1_retriever.index.ledger import Session, Version
 from o1_retriever.ranking.bm25 import Bm25
 from o1_retriever.ranking.ranking import Places
 
@@ -32,15 +32,18 @@ _IDS, _MANIFEST = "ids.json", "manifest.json"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lexicon:
-    """BM25 over the documents of one generation. `ids` are in ascending order, the order of equal scores."""
+    """BM25 over the documents of one generation. `ids` are in ascending order, the order of equal scores.
+
+    `numbers` are those of the ledger, in the order of the ids.
+    """
 
     ids: list[str]
+    numbers: Numbers
     bm25: Bm25
 
-    def places(self, ids: Iterable[str]) -> Places:
+    def places(self, numbers: Numbers) -> Places:
         """Where those documents stand among `ids`."""
-        wanted = set(ids)
-        return np.array([place for place, name in enumerate(self.ids) if name in wanted], dtype=np.int64)
+        return np.flatnonzero(np.isin(self.numbers, numbers, assume_unique=True))
 
     def best(self, text: str, depth: int, among: Places | None = None) -> list[str]:
         """The ids of the `depth` best that share a word with the text; `among` are the places allowed."""
@@ -53,25 +56,27 @@ class LexiconKeeper:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        self._known: tuple[Path, Lexicon] | None = None
+        self._known: tuple[Version, Lexicon] | None = None
 
     def current(self, session: Session) -> Lexicon:
         """The lexicon of what is in the ledger now. The lock must be held, and the state must be clean."""
-        state = session.state()
-        path = self._folder / f"bm25-{state.graph}-{state.generation}"
+        version = session.state().version
         with self._lock:
-            if self._known is None or self._known[0] != path:
-                self._known = path, self._load(path, session.count()) or self._make(path, session)
+            if self._known is None or self._known[0] != version:
+                _, graph, generation = version
+                path = self._folder / f"bm25-{graph}-{generation}"
+                self._known = version, self._load(path, session) or self._make(path, session)
             return self._known[1]
 
-    def _load(self, path: Path, count: int) -> Lexicon | None:
+    def _load(self, path: Path, session: Session) -> Lexicon | None:
         if not path.is_dir():
             return None
         try:
+            count = session.count()
             if json.loads((path / _MANIFEST).read_text(encoding="utf-8")) != _manifest(path, count):
                 raise ValueError("files have been changed, or another version wrote them")
             ids = json.loads((path / _IDS).read_text(encoding="utf-8"))
-            return Lexicon(ids, Bm25.load(path, count))
+            return Lexicon(ids, session.numbers(), Bm25.load(path, count))
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("Making the word index of %s anew: %s.", self._folder, error)
             shutil.rmtree(path, ignore_errors=True)
@@ -79,7 +84,7 @@ class LexiconKeeper:
 
     def _make(self, path: Path, session: Session) -> Lexicon:
         ids, texts = session.texts()
-        lexicon = Lexicon(ids, Bm25(texts))
+        lexicon = Lexicon(ids, session.numbers(), Bm25(texts))
         try:
             self._keep(lexicon, path)
         except OSError as error:

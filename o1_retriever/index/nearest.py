@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from o1_retriever.index.graph import Graph, Where
+from o1_retriever.index.fields import Numbers
+from o1_retriever.index.graph import Graph
 from o1_retriever.index.ledger import Session
 from o1_retriever.ranking.ranking import Ranking, best, best_of_groups, search_pages
 from o1_retriever.thought import Vector
@@ -21,40 +22,47 @@ from o1_retriever.vectors import unit
 _EXACT = 2000
 # Scores that agree in so many digits are equal: in the others equal texts differ by the order of additions.
 DIGITS = 6
+# So many times more documents are asked of the graph than chance would need for a filter, twice in a row.
+_MARGIN = 4
 # Copies of one text that are looked at where a filter decides between them.
 _COPIES = 5000
 
 
 def nearest(
-    session: Session, graph: Graph, groups: Sequence[Vector], k: int, where: Where | None
+    session: Session, graph: Graph, groups: Sequence[Vector], k: int, among: Numbers | None = None
 ) -> list[Ranking]:
     """The k best ids for each group of vectors, with the best cosine that one of the group has.
 
-    Of equal ones (to `DIGITS`), the smaller id is first.
+    Of equal ones (to `DIGITS`), the smaller id is first. `among` are the documents that count (None: all).
     """
     if not groups:
         return []
-    rankings = _nearest(session, graph, np.concatenate(groups), k, where)
+    rankings = _nearest(session, graph, np.concatenate(groups), k, among)
     return best_of_groups(rankings, map(len, groups), k, digits=DIGITS)
 
 
-def _nearest(session: Session, graph: Graph, vectors: Vector, k: int, where: Where | None) -> list[Ranking]:
-    count = session.count(at_most=max(k, _EXACT + 1))
-    wanted = min(k, count)
-    if where is not None:
-        matching = graph.matching(where, limit=_EXACT + 1)
-        if len(matching) <= _EXACT:
-            return _exact(session.vector_pages(matching), vectors, k)
-    elif count <= _EXACT:
-        return _exact(session.vector_pages(), vectors, k)
-    rankings = []
-    for vector, found in zip(vectors, graph.nearest(vectors, wanted, where), strict=True):
-        ranking = _with_copies(session, graph, found, k, where)
-        if len(ranking) < wanted:
-            every = None if where is None else graph.matching(where)
-            ranking = _exact(session.vector_pages(every), vector[None], k)[0]
-        rankings.append(ranking)
+def _nearest(session: Session, graph: Graph, vectors: Vector, k: int, among: Numbers | None) -> list[Ranking]:
+    count = session.count(at_most=max(k, _EXACT + 1)) if among is None else len(among)
+    if count <= _EXACT or (among is not None and _is_cheap(count, k, session.count())):
+        return _exact(session.vector_pages(among), vectors, k)
+    wanted, every = min(k, count), session.count() if among is not None else count
+    # The graph knows nothing of filters: it is asked for so many that those that count are among them.
+    asked = min(every, wanted * every // count * (_MARGIN if every > count else 1))
+    rankings = _reached(session, graph, vectors, asked, k, among)
+    for place, vector in enumerate(vectors):
+        if len(rankings[place]) < wanted and asked * _MARGIN < every:
+            (rankings[place],) = _reached(session, graph, vector[None], asked * _MARGIN, k, among)
+        if len(rankings[place]) < wanted:
+            (rankings[place],) = _exact(session.vector_pages(among), vector[None], k)
     return rankings
+
+
+def _is_cheap(count: int, k: int, every: int) -> bool:
+    """Whether comparing `count` of all documents is less work than asking the graph until k of them come.
+
+    For k of the count, chance has to bring k * every / count documents from the graph.
+    """
+    return count * count <= k * every
 
 
 def _exact(pages: Iterable[tuple[list[str], Vector]], vectors: Vector, k: int) -> list[Ranking]:
@@ -63,16 +71,22 @@ def _exact(pages: Iterable[tuple[list[str], Vector]], vectors: Vector, k: int) -
     return [_clipped(ranking) for ranking in search_pages(unit(vectors), named, k, digits=DIGITS)]
 
 
-def _with_copies(session: Session, graph: Graph, found: Ranking, k: int, where: Where | None) -> Ranking:
-    """The first k when the documents of equal text are counted in that the graph did not reach."""
+def _reached(
+    session: Session, graph: Graph, vectors: Vector, asked: int, k: int, among: Numbers | None
+) -> list[Ranking]:
+    """The first k for each vector, of those that the graph knows and of copies that it did not reach."""
+    return [_with_copies(session, found, k, among) for found in graph.nearest(vectors, asked)]
+
+
+def _with_copies(session: Session, found: Ranking, k: int, among: Numbers | None) -> Ranking:
     scores = dict(found.pairs())
-    copies = session.copies(list(scores), limit=k if where is None else _COPIES)
-    unseen = {copy: scores[id] for id, others in copies.items() for copy in others if copy not in scores}
-    if unseen and where is not None:
-        allowed = set(graph.matching(where, ids=list(unseen)))
-        unseen = {copy: score for copy, score in unseen.items() if copy in allowed}
-    keys = np.array([*scores, *unseen], dtype=object)
-    return _clipped(best(keys, np.array([*scores.values(), *unseen.values()]), k, digits=DIGITS))
+    copies = session.copies(list(scores), limit=k if among is None else _COPIES)
+    scores |= {copy: scores[id] for id, others in copies.items() for copy in others if copy not in scores}
+    if among is not None:
+        allowed = session.among(list(scores), among)
+        scores = {id: score for id, score in scores.items() if id in allowed}
+    keys = np.array([*scores], dtype=object)
+    return _clipped(best(keys, np.array([*scores.values()]), k, digits=DIGITS))
 
 
 def _clipped(ranking: Ranking) -> Ranking:

@@ -22,8 +22,8 @@ T = TypeVar("T")
 _OURS = {LEDGER_FILE, f"{LEDGER_FILE}-journal", *LOCK_FILES}
 # Documents in memory while the graph is built anew.
 _PAGE = 1000
-# A graph that is damaged again right after it was built: the disk or Chroma does not work.
-_ATTEMPTS = 3
+# How often a read is tried while other processes change the index in between.
+_ATTEMPTS = 5
 
 
 class Store:
@@ -90,7 +90,12 @@ class Store:
             return work(session)
 
     def read(self, work: Callable[[Session, Graph], T]) -> T:
-        """Read from ledger and graph at one generation. `work` runs again if the graph proves damaged."""
+        """Read from ledger and graph at one generation.
+
+        Where `work` fails, Chroma is opened again and searched: if that fails, the graph is built anew, once.
+        `work` then runs again. Raises `StoreError` where it fails all the same.
+        """
+        rebuilt = reopened = False
         for _ in range(_ATTEMPTS):
             with self.ledger.session() as session:
                 state = session.state()
@@ -98,11 +103,18 @@ class Store:
                     self._graph.open(state)
                     return work(session, self._graph)
                 except DamagedGraphError as error:
-                    damage = error
+                    failure = error
             with self.ledger.session(write=True) as session:
-                if session.state() == state:
+                if session.state() != state:
+                    continue  # another process has written or built it meanwhile
+                damage = self._graph.damage(state)
+                if (damage and rebuilt) or (reopened and not damage):
+                    break
+                if damage:
                     self._rebuild(session, state, damage)
-        raise self._useless(damage)
+                    rebuilt = True
+                reopened = not damage
+        raise self._useless(failure)
 
     def write(self, *, put: Sequence[EmbeddedDocument] = (), remove: Sequence[str] = ()) -> int:
         """Put documents and remove others, all of it or nothing; return how many were removed."""
@@ -129,7 +141,7 @@ class Store:
         state = replace(state, dirty=False, sizes=self._graph.sizes(state.graph))
         with session.transaction():
             session.write_state(state)
-        self._graph.advance(state.graph, state.generation)
+        self._graph.advance(state)
         return state
 
     def _rebuild(self, session: Session, state: State, damage: DamagedGraphError) -> State:
@@ -161,6 +173,6 @@ class Store:
 
     def _useless(self, error: DamagedGraphError) -> StoreError:
         return StoreError(
-            f"Chroma cannot keep the documents of {self.folder}: {error}.",
+            f"Chroma cannot keep or search the vectors of {self.folder}: {error}.",
             hint="Check the disk and type: pip install -U chromadb",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import FingerprintError
 from o1_retriever.explain.explanation import RANKED, Explanation, ExplanationTimings, moves
 from o1_retriever.guard import LOOKED_AT, Decision
-from o1_retriever.index.graph import check_where
+from o1_retriever.index.filters import Filter, Where, as_filter
 from o1_retriever.index.hits import Hit, check_count
 from o1_retriever.index.index import Index
 from o1_retriever.query import History, Query, as_queries, as_query
@@ -48,7 +48,7 @@ class Retriever:
         query: str | Query,
         *,
         k: int = 10,
-        where: dict[str, Any] | None = None,
+        where: Where = None,
         settings: ThoughtSettings | None = None,
         history: History = None,
         **options: Unpack[SearchOptions],
@@ -64,7 +64,7 @@ class Retriever:
         queries: Sequence[str | Query],
         *,
         k: int = 10,
-        where: dict[str, Any] | None = None,
+        where: Where = None,
         settings: ThoughtSettings | None = None,
         show_progress_bar: bool | None = None,
         histories: Sequence[History] | None = None,
@@ -78,7 +78,7 @@ class Retriever:
         `histories` are the conversations before each query (None: none). The thoughts are written after
         them; all else, and whether thinking="auto" thinks, is of the query alone.
         Everything is checked before any model runs: `InputError` with the position of a query that cannot
-        be used or for a filter, `SettingsError` for `k` and options, `MissingExtraError` without bm25s.
+        be used, `FilterError`, `SettingsError` for `k` and options, `MissingExtraError` without bm25s.
         """
         checked = as_queries(queries, histories)
         search = self._prepared(k, where, settings, show_progress_bar, options)
@@ -89,7 +89,7 @@ class Retriever:
         query: str | Query,
         *,
         k: int = 10,
-        where: dict[str, Any] | None = None,
+        where: Where = None,
         settings: ThoughtSettings | None = None,
         history: History = None,
         **options: Unpack[SearchOptions],
@@ -105,20 +105,20 @@ class Retriever:
     def _prepared(
         self,
         k: int,
-        where: dict[str, Any] | None,
+        where: Where,
         settings: ThoughtSettings | None,
         show: bool | None,
         options: SearchOptions,
     ) -> _Search:
         """The search, when all but its queries has been checked."""
         check_count("k", k)
-        check_where(where)
+        chosen = as_filter(where)
         how = self.search_settings.with_changes(**options)
         if "thinking" not in options and settings is not None and not settings.thinks:
             how = how.with_changes(thinking=None)
         if how.hybrid:
             Bm25.identity()  # says which extra is missing
-        return _Search(self, how, k, where, settings or self.embedder.settings, show)
+        return _Search(self, how, k, chosen, settings or self.embedder.settings, show)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class _Search:
     retriever: Retriever
     how: SearchSettings
     k: int
-    where: dict[str, Any] | None
+    where: Filter | None
     settings: ThoughtSettings
     show: bool | None
 

@@ -13,6 +13,7 @@ import pytest
 
 from o1_retriever import Index, Retriever
 from o1_retriever.documents.document import Document
+from o1_retriever.index.filters import OPERATORS
 from tests.support.adapters import QUERY, TEXTS, small_embedder
 
 PAIR = pytest.mark.skipif(
@@ -67,6 +68,16 @@ def test_the_page_of_searching_runs(root: Path, tmp_path: Path) -> None:
         known = {"Retriever": Retriever, "retriever": Retriever(embedder, index)}
         queries = {"queries": [QUERY] * FEWEST, "gains": [0.1] * FEWEST}
         assert run(root / "docs" / "search.md", embedder=embedder, index=index, **known, **queries)
+
+
+def test_the_page_of_filters_runs_and_knows_every_operator(root: Path, tmp_path: Path) -> None:
+    embedder = small_embedder()
+    page = root / "docs" / "filters.md"
+    with Index(tmp_path / "index", embedder) as index:
+        index.add(Document(id=str(number), text=text) for number, text in enumerate(TEXTS))
+        run(page, index=index, retriever=Retriever(embedder, index))
+    named = set(re.findall(r"\$[a-z_]+", page.read_text(encoding="utf-8")))
+    assert named == {*OPERATORS, "$and", "$or", "$not"}
 
 
 def test_the_page_of_conversations_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,9 @@ def test_fast_search_thinks_nothing(indexed):
         (["year=2020", "title=Lakes"], {"storage.jsonl"}),
         (["year=2020", "source=kitchen.md"], set()),
         (["year=1999"], set()),
+        (['{"year": {"$gte": 2020, "$lt": 2021}}'], {"storage.jsonl"}),
+        (['{"title": {"$contains": "Lake"}}', "year=2020.0"], {"storage.jsonl"}),
+        (['{"year": {"$exists": false}}', "source=kitchen.md"], {"kitchen.md"}),
     ],
 )
 def test_search_keeps_to_its_filters(indexed, filters, sources):

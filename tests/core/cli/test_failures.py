@@ -75,6 +75,11 @@ def test_an_index_that_is_empty_or_damaged(indexed):
     assert "Delete that folder and index again" in refused("search", "Why?")
 
 
+def test_a_filter_that_is_wrong_is_said_before_anything_is_loaded(here):
+    said = refused("search", "Why?", "--where", '{"page": {"$nonsense": 1}}')
+    assert "at page found the operator '$nonsense'; expected one of $eq" in said
+
+
 def test_a_cache_folder_that_cannot_be_used(here, monkeypatch):
     (here / "file").write_text("x")
     monkeypatch.setenv("O1_RETRIEVER_CACHE", str(here / "file"))
@@ -162,6 +167,7 @@ def raising():
         ["eval", "--data", "x", "--thinking", "never,1"],
         ["search", "Why?", "--where", "page"],
         ["search", "Why?", "--where", "$or=1"],
+        ["search", "Why?", "--where", '{"page": '],
         ["think", "Why?", "--dtype", "float8"],
         ["index"],
         ["cache", "burn"],

@@ -1,0 +1,240 @@
+"""Filters by metadata: one grammar, read once where it comes in, and trusted inside (docs/filters.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NoReturn, TypeAlias
+
+from o1_retriever.documents.structure import Scalar
+from o1_retriever.errors import FilterError
+from o1_retriever.index.values import as_scalar, found, shown
+
+Test = Literal["in", "gt", "gte", "lt", "lte", "contains", "icontains", "exists", "empty"]
+
+# Deeper than anybody writes, and shallow enough for every recursion.
+DEEPEST = 64
+_HINT = (
+    "Write where={'source': 'a.md'}, {'page': {'$gte': 2}} or {'$or': [..., ...]}; "
+    "docs/filters.md has all operators."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A test of one field. A document without the field, or with a value of another kind, does not pass.
+
+    `operands` are the values of "in", of which one must be equal, and one value for most other tests.
+    """
+
+    field: str
+    test: Test
+    operands: tuple[Scalar, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """All parts must match; without parts, everything does."""
+
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    """One of the parts must match."""
+
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """The part must not match, for whatever reason."""
+
+    part: Part
+
+
+Part: TypeAlias = Condition | Every | Some | Not
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A filter that has been checked. `as_filter` makes one; whoever takes a filter takes this too."""
+
+    part: Part
+
+
+Where: TypeAlias = Mapping[str, Any] | Filter | None
+
+
+def as_filter(where: Where) -> Filter | None:
+    """The filter that `where` means; None for None and for {}, which every document passes.
+
+    Raises `FilterError`, which names the place in the filter, what was found and what was expected.
+    """
+    if where is None or isinstance(where, Filter):
+        return where
+    try:
+        part = _filter(where, "", 0)
+    except _RefusedError as error:
+        raise FilterError(f"The filter {shown(where)} cannot be used: {error}.", hint=_HINT) from None
+    return None if part == Every() else Filter(part)
+
+
+class _RefusedError(Exception):
+    """What is wrong, and where in the filter."""
+
+
+def _refuse(place: str, what: str, expected: str) -> NoReturn:
+    raise _RefusedError(f"{_at(place)}found {what}; expected {expected}")
+
+
+def _at(place: str) -> str:
+    return f"at {place.removeprefix('.')} " if place else ""
+
+
+def _filter(where: object, place: str, depth: int) -> Part:
+    """The conditions of all keys, all of which must match."""
+    if not isinstance(where, Mapping):
+        _refuse(place, found(where), "a dict of fields and what they must be")
+    if depth > DEEPEST:
+        _refuse("", f"a nesting of more than {DEEPEST} levels", "a flatter filter")
+    return _every([_entry(key, value, place, depth) for key, value in where.items()])
+
+
+def _entry(key: object, value: object, place: str, depth: int) -> Part:
+    if not isinstance(key, str):
+        _refuse(place, f"the key {found(key)}", "the name of a field")
+    place = f"{place}.{key}"
+    if key in ("$and", "$or"):
+        parts = [
+            _filter(each, f"{place}[{number}]", depth + 1)
+            for number, each in enumerate(_list(value, place, "filters"))
+        ]
+        return _every(parts) if key == "$and" else Some(tuple(parts))
+    if key == "$not":
+        return Not(_filter(value, place, depth + 1))
+    if key.startswith("$"):
+        _refuse(place, f"the key {shown(key)}", "the name of a field, $and, $or or $not")
+    name = str(_scalar(key, place))
+    return _field(name, value, place, depth)
+
+
+def _field(name: str, value: object, place: str, depth: int) -> Part:
+    """What one field must be: equal to a value, or all of what a dict of operators says."""
+    if not isinstance(value, Mapping):
+        return Condition(name, "in", (_scalar(value, place),))
+    if not value:
+        _refuse(place, "an empty dict", "a value, or operators such as {'$gte': 2}")
+    if depth > DEEPEST:
+        _refuse("", f"a nesting of more than {DEEPEST} levels", "a flatter filter")
+    parts: list[Part] = []
+    for operator, operand in value.items():
+        inside = f"{place}.{operator}"
+        if operator == "$not":
+            parts.append(Not(_field(name, operand, inside, depth + 1)))
+        elif isinstance(operator, str) and operator in OPERATORS:
+            parts.append(OPERATORS[operator](name, operand, inside))
+        else:
+            _refuse(place, f"the operator {shown(operator)}", f"one of {', '.join((*OPERATORS, '$not'))}")
+    return _every(parts)
+
+
+def _every(parts: Sequence[Part]) -> Part:
+    """All parts together, without those that everything matches."""
+    kept = tuple(part for part in parts if part != Every())
+    return kept[0] if len(kept) == 1 else Every(kept)
+
+
+def _list(value: object, place: str, of: str) -> list[Any]:
+    """The members of a list, tuple, set, array or generator, of which there is at least one."""
+    items = _members(value, place, of)
+    if not items:
+        _refuse(place, "an empty list", f"a list of {of}")
+    return items
+
+
+def _members(value: object, place: str, of: str) -> list[Any]:
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        try:
+            return list(value)
+        except TypeError:  # an array without dimensions
+            pass
+    _refuse(place, found(value), f"a list of {of}")
+
+
+def _scalar(value: object, place: str) -> Scalar:
+    try:
+        return as_scalar(value)
+    except ValueError as error:
+        message = f"{_at(place)}{error}"
+        if value is None:
+            message += "; for documents without the field write {'$exists': False}"
+        elif isinstance(value, list | tuple | set | frozenset):
+            message += "; for one of several values write {'$in': [...]}"
+        raise _RefusedError(message) from None
+
+
+def _equal(name: str, operand: object, place: str) -> Part:
+    return Condition(name, "in", (_scalar(operand, place),))
+
+
+def _one_of(name: str, operand: object, place: str) -> Part:
+    values = (_scalar(each, place) for each in _members(operand, place, "values"))
+    return Condition(name, "in", tuple(dict.fromkeys(values)))
+
+
+def _compared(test: Test, name: str, operand: object, place: str) -> Part:
+    value = _scalar(operand, place)
+    if isinstance(value, bool):
+        _refuse(place, found(operand), "a number, a string or a date")
+    return Condition(name, test, (value,))
+
+
+def _contains(name: str, operand: object, place: str) -> Part:
+    return Condition(name, "contains", (_scalar(operand, place),))
+
+
+def _contains_text(name: str, operand: object, place: str) -> Part:
+    value = _scalar(operand, place)
+    if not isinstance(value, str):
+        _refuse(place, found(operand), "a string")
+    return Condition(name, "icontains", (value,))
+
+
+def _any(name: str, operand: object, place: str) -> Part:
+    return Some(tuple(_contains(name, each, place) for each in _members(operand, place, "values")))
+
+
+def _all(name: str, operand: object, place: str) -> Part:
+    return _every([_contains(name, each, place) for each in _list(operand, place, "values")])
+
+
+def _is(test: Test, name: str, operand: object, place: str) -> Part:
+    value = _scalar(operand, place)
+    if not isinstance(value, bool):
+        _refuse(place, found(operand), "True or False")
+    return Condition(name, test) if value else Not(Condition(name, test))
+
+
+def _negated(read: Callable[[str, Any, str], Part], name: str, operand: object, place: str) -> Part:
+    return Not(read(name, operand, place))
+
+
+OPERATORS: dict[str, Callable[[str, Any, str], Part]] = {
+    "$eq": _equal,
+    "$ne": partial(_negated, _equal),
+    "$gt": partial(_compared, "gt"),
+    "$gte": partial(_compared, "gte"),
+    "$lt": partial(_compared, "lt"),
+    "$lte": partial(_compared, "lte"),
+    "$in": _one_of,
+    "$nin": partial(_negated, _one_of),
+    "$contains": _contains,
+    "$not_contains": partial(_negated, _contains),
+    "$icontains": _contains_text,
+    "$any": _any,
+    "$all": _all,
+    "$exists": partial(_is, "exists"),
+    "$empty": partial(_is, "empty"),
+}
