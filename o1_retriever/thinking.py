@@ -139,14 +139,16 @@ class ThoughtPipeline:
         started = time.perf_counter()
         thoughts, free = self._thoughts(unique, settings, batch_size, show)
         thought_at = time.perf_counter()
-        raw = self._vectors(unique, thoughts, free, batch_size)
+        raw, own = self._vectors(unique, thoughts, free, settings.query_weight > 0, batch_size)
         share = 1000 / max(1, len(unique))
         timings = Timings(
             think_ms=(thought_at - started) * share, embed_ms=(time.perf_counter() - thought_at) * share
         )
         done = {}
-        for query, written, rows in zip(unique, thoughts, raw, strict=True):
-            vectors, vector = pool(rows, truncate_dim=truncate_dim, normalize=normalize)
+        for query, written, rows, alone in zip(unique, thoughts, raw, own, strict=True):
+            vectors, vector = pool(
+                rows, alone, truncate_dim=truncate_dim, normalize=normalize, weight=settings.query_weight
+            )
             done[query] = QueryEmbedding(
                 query=query.text,
                 history=query.history,
@@ -220,19 +222,29 @@ class ThoughtPipeline:
         queries: Sequence[Query],
         thoughts: Sequence[Sequence[Thought]],
         free: _Free,
+        with_own: bool,
         batch_size: int | None,
-    ) -> list[Vector]:
-        """Raw vectors (n, dimension) of each query: one per usable thought, or its fast vector alone."""
+    ) -> tuple[list[Vector], list[Vector | None]]:
+        """Raw vectors (n, dimension) of each query: one per usable thought, or its fast vector alone.
+
+        Also, `with_own`, the fast vector of each query that has thoughts.
+        """
         pairs: list[tuple[str, Thought | None]] = []
-        counts: list[int] = []
+        counts: list[tuple[int, bool]] = []
         for query, written in zip(queries, thoughts, strict=True):
             usable: list[Thought | None] = [thought for thought in written if not thought.failed]
             if written and not usable:
                 logger.warning("No thought could be had about %.60r: %s", query.text, written[0].error)
             pairs += [(query.text, thought) for thought in usable or [None]]
-            counts.append(max(1, len(usable)))
+            if usable and with_own:
+                pairs.append((query.text, None))
+            counts.append((max(1, len(usable)), bool(usable) and with_own))
         rows = iter(self.cache.filled(pairs, free, batch_size=batch_size))
-        return [np.stack([next(rows) for _ in range(count)]) for count in counts]
+        found = [
+            (np.stack([next(rows) for _ in range(count)]), next(rows) if own else None)
+            for count, own in counts
+        ]
+        return [vectors for vectors, _ in found], [own for _, own in found]
 
 
 # All thoughts about one query, and what is new of them.
@@ -241,13 +253,24 @@ _Written = tuple[list[Thought], NewThoughts]
 _Free = dict[bytes, Vector]
 
 
-def pool(rows: Vector, *, truncate_dim: int | None, normalize: bool) -> tuple[Vector, Vector]:
+def pool(
+    rows: Vector,
+    own: Vector | None = None,
+    *,
+    truncate_dim: int | None,
+    normalize: bool,
+    weight: float = 0.0,
+) -> tuple[Vector, Vector]:
     """Unit vectors (k, dimension) and their mean (dimension,), itself a unit vector if `normalize`.
 
-    Vectors are truncated first, so that each thought weighs the same in the truncated space.
+    The query's `own` vector counts `weight` times as much as that mean. Vectors are truncated first, so that
+    each thought weighs the same in the truncated space.
     """
     vectors = unit(rows[:, :truncate_dim])
-    mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    if own is not None:
+        mean = (mean + weight * unit(own[None, :truncate_dim])[0]) / (1 + weight)
+    mean = mean.astype(np.float32)
     return vectors, unit(mean[None])[0] if normalize else mean
 
 

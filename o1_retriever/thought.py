@@ -21,14 +21,16 @@ Thinking = Literal["always", "auto", "never"]
 class ThoughtSettings:
     """How to think. Defaults are those of the released O1 Embedder checkpoint (arXiv 2502.07555).
 
-    `n_thoughts` per query, each of at most `max_new_tokens` tokens, sampled with `temperature` (0 takes
-    the likeliest token) and nucleus `top_p`. `seed` together with the query and the thought's index
-    fixes the draw, so that a thought does not depend on the other queries of a batch nor on `n_thoughts`.
+    `n_thoughts` per query, each of at most `max_new_tokens` tokens, sampled with `temperature` (0 takes the
+    likeliest token) and nucleus `top_p`. `seed` together with the query and the thought's index fixes the
+    draw, so that a thought does not depend on the other queries of a batch nor on `n_thoughts`.
     `thinking="never"` takes the fast path: the query is embedded without thoughts. `budget_ms` is how long
     the local engine may write about one query, in wall-clock milliseconds from its first token on (None: as
     long as it takes); what has been thought by then is embedded, and its `finish` is "budget".
     `repetition_penalty` above 1 makes tokens that a thought already holds less likely (Keskin et al. 2019): a
     positive logit is divided by it, a negative one multiplied. The query's own tokens are not penalised.
+    `query_weight` is how much the query's own vector counts beside the mean of those with its thoughts (0:
+    not at all, as in the paper; 1: as much), which costs one more vector.
 
     Raises `SettingsError` for a value out of range.
     """
@@ -41,6 +43,7 @@ class ThoughtSettings:
     thinking: Thinking = "always"
     budget_ms: float | None = None
     repetition_penalty: float = 1.0
+    query_weight: float = 0.0
 
     def __post_init__(self) -> None:
         check_number("n_thoughts", self.n_thoughts, 1, 1024, whole=True)
@@ -49,6 +52,7 @@ class ThoughtSettings:
         check_number("max_new_tokens", self.max_new_tokens, 1, 1_000_000, whole=True)
         check_number("seed", self.seed, 0, 2**63 - 1, whole=True)
         check_number("repetition_penalty", self.repetition_penalty, 1e-2, 100)
+        check_number("query_weight", self.query_weight, 0, 100)
         if self.budget_ms is not None:
             check_number("budget_ms", self.budget_ms, 1e-3, 1e9)
         if self.thinking == "auto":

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from benchmarks.fictional_world.world import WorldSettings
 from benchmarks.fictional_world.writing import WorldReport, write_world
+from o1_retriever.cli.models import quiet
 from o1_retriever.cli.terminal import fail, messages
 from o1_retriever.errors import O1RetrieverError
-from o1_retriever_training.expert_options import quiet
 
 _HELP = {
     "seed": "another seed, another world",

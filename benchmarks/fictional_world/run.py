@@ -24,8 +24,8 @@ from benchmarks.fictional_world.world import WorldSettings
 from benchmarks.fictional_world.writing import WorldReport, write_world
 from benchmarks.record import RESULTS, ROOT, Figure, record
 from o1_retriever.cache import default_cache_path
+from o1_retriever.cli.models import quiet
 from o1_retriever.thought import ThoughtSettings
-from o1_retriever_training.expert_options import quiet
 
 RECIPE = ROOT / "training" / "recipes" / "fictional-world.yaml"
 

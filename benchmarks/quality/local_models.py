@@ -16,11 +16,11 @@ from itertools import islice
 import numpy as np
 
 from benchmarks.quality.bench import MEASURE, Bench, open_bench
-from benchmarks.quality.others import with_other_thoughts
 from benchmarks.record import Figure
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.evaluation.collection import Collection
 from o1_retriever.evaluation.comparison import evaluate, randomisation_test
+from o1_retriever.evaluation.controls import with_other_thoughts
 from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.systems import NEVER, Dense, Hybrid, Lexical, System, bm25_over
 from o1_retriever.thinkers import as_thinker

@@ -59,6 +59,10 @@ OWN = {
         "o1_retriever_training.joint.command:train [train]",
         "Train a model to think and embed, as a RECIPE says.",
     ),
+    "adapt": (
+        "o1_retriever_training.commands:adapt [train]",
+        "Train a small model to think for the INDEX that you have, and keep it if it helps.",
+    ),
     "improve": (
         "o1_retriever_training.commands:improve [train]",
         "Have a model think, a committee elect, and train it on that, in rounds.",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from o1_retriever.cli.options import ModelOptions
 from o1_retriever.cli.terminal import working
-from o1_retriever.endpoint.prompt import DEFAULT_SAMPLING
 from o1_retriever.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def load_embedder(options: ModelOptions) -> ThinkingEmbedder:
 
     name = model_name(options)
     with working(f"Loading {name or encoder_name(options)}"):
-        _quiet()
+        quiet()
         if name is None:
             from o1_retriever.encoders import SentenceTransformerEncoder
 
@@ -96,10 +95,15 @@ class LateThinker:
 
     @property
     def default_settings(self) -> Mapping[str, Any]:
-        """How a model that was not trained by this method is sampled; a record samples nothing."""
-        from o1_retriever.thinkers import is_record
+        """How a model is sampled that was not trained by this method; a trained one of a folder as it wants.
 
-        return {} if is_record(thinker_name(self._options)) else DEFAULT_SAMPLING
+        A record samples nothing.
+        """
+        from o1_retriever.thinkers import is_record
+        from o1_retriever.thinkers.local import settings_of_folder
+
+        name = thinker_name(self._options)
+        return {} if is_record(name) else settings_of_folder(Path(name).expanduser())
 
     @property
     def identity(self) -> str | None:
@@ -117,7 +121,7 @@ def load_thinker(options: ModelOptions) -> Thinker:
     """The thinker that the options name, loaded."""
     from o1_retriever.thinkers import OpenAIThinker, as_thinker
 
-    _quiet()
+    quiet()
     name = thinker_name(options)
     if options.thinker_model:
         return OpenAIThinker(options.thinker_model, base_url=name)
@@ -129,7 +133,7 @@ def load_thinker(options: ModelOptions) -> Thinker:
     )
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep the model library's own reports out of the output; ours say what a user needs to know."""
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging

@@ -68,6 +68,16 @@ class ChatTemplate(PlainText):
         except Exception:  # a template may refuse a system message, each with an exception of its own
             return self._chat(without_system(messages))
 
+    def around(self, messages: Messages) -> tuple[list[int], list[int]]:
+        """The ids before and behind the words of the last message, where the chat template puts them."""
+        marked = [*messages[:-1], {**messages[-1], "content": _mark(0)}]
+        try:
+            chat = self._rendered(marked, opens=True)
+        except Exception:  # as in `prompt`
+            chat = self._rendered(without_system(marked), opens=True)
+        before, _, behind = self._begun(chat).partition(_mark(0))
+        return self._tokens(before), self._tokens(behind)
+
     def room(self, prompt: Sequence[int]) -> int:
         """How many tokens a thought may have after this prompt."""
         return self.positions - len(prompt) - 1

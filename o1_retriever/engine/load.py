@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from o1_retriever.engine.adapters import base_of, is_adapter, with_adapter
 from o1_retriever.engine.chat import ChatTemplate, Messages
 from o1_retriever.engine.checkpoint import find_checkpoint, first_line, hash_files, hash_signs
 from o1_retriever.engine.stored import Stored, check_room, explain_gguf, read_stored
@@ -105,7 +106,8 @@ class LocalModel:
 class Loaded:
     """A causal language model and its tokenizer as they were saved, on their device and in their type.
 
-    `int8` says that the weights are to be quantised when they are laid out for the processor.
+    `int8` says that the weights are to be quantised when they are laid out for the processor. `adapter` is
+    the folder of the low-rank adapter that was added to the weights.
     """
 
     folder: Path
@@ -114,11 +116,13 @@ class Loaded:
     quantized: bool
     int8: bool
     gguf: str | None = None
+    adapter: Path | None = None
 
     @property
     def weights(self) -> str:
         """A hash of the files."""
-        return hash_files(self.folder, self.gguf)
+        own = hash_files(self.folder, self.gguf)
+        return own if self.adapter is None else f"{own} adapter {hash_files(self.adapter)}"
 
     def lay_out(self) -> None:
         """Lay the weights out for the processor; from then on they can be run, and not be hashed or saved."""
@@ -136,12 +140,17 @@ def load_causal_lm(
 ) -> Loaded:
     """Read a causal language model from a folder or the Hub (safetensors only).
 
-    `tokenizer` is the folder of another tokenizer than the model's own, `attention` transformers' name of a
-    kernel, `purpose` what needs the `4bit` extra, for the message where it is missing. Raises
-    `ModelNotFoundError` when there is nothing to load and `CheckpointError` when it is no causal language
-    model, or not all of one.
+    An adapter is added to the base that it names, and brings its chat template. `tokenizer` is the folder of
+    another tokenizer than the model's own, `attention` transformers' name of a kernel, `purpose` what needs
+    the `4bit` extra, for the message where it is missing. Raises `ModelNotFoundError` when there is nothing
+    to load and `CheckpointError` when it is no causal language model, or not all of one.
     """
     folder, gguf = find_checkpoint(os.fspath(name), revision=options.revision)
+    adapter = folder if is_adapter(folder) else None
+    if adapter is not None:
+        _check_adapter(adapter, options)
+        read_stored(adapter)  # one that was cut is said
+        folder, gguf = find_checkpoint(base_of(adapter))
     stored = read_stored(folder) if gguf is None else None
     trust: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
     if gguf is not None:
@@ -151,14 +160,18 @@ def load_causal_lm(
     _check_causal(folder, config)
     _check_known(folder, config)
     quieten_bitsandbytes()
+    import torch
+
     device = device_named(options.device)
     dtype, int8 = dtype_named(options.dtype, device)
     if options.load_in_4bit and options.dtype in ("int8", "fastest"):
         raise SettingsError(f"Found load_in_4bit=True and dtype={options.dtype!r}; expected one of the two.")
+    # Rounded before the sum, a low-rank change would be lost.
+    read_as = torch.float32 if adapter else dtype
     weighed = stored or Stored(kinds={"F32": _parameters(config)}, bytes=0)
-    chosen = "nf4" if options.load_in_4bit else str(dtype).removeprefix("torch.")
+    chosen = "nf4" if options.load_in_4bit else str(read_as).removeprefix("torch.")
     check_room(os.fspath(name), weighed, chosen, device)
-    arguments: dict[str, Any] = {"dtype": dtype, "config": config, **trust}
+    arguments: dict[str, Any] = {"dtype": read_as, "config": config, **trust}
     if attention is not None:
         arguments["attn_implementation"] = attention
     if options.load_in_4bit:
@@ -172,7 +185,32 @@ def load_causal_lm(
         keep_float32(model)
     else:
         model = model.to(device)
-    return Loaded(folder=folder, model=model, tokenizer=words, quantized=quantized, int8=int8, gguf=gguf)
+    if adapter is not None:
+        model = with_adapter(model, adapter).to(dtype)
+        _take_chat_template(words, adapter)
+    return Loaded(
+        folder=folder,
+        model=model,
+        tokenizer=words,
+        quantized=quantized,
+        int8=int8,
+        gguf=gguf,
+        adapter=adapter,
+    )
+
+
+def _check_adapter(folder: Path, options: LoadOptions) -> None:
+    if options.load_in_4bit:
+        raise SettingsError(
+            f"{folder} is an adapter, which is added to weights that are whole, and load_in_4bit is on.",
+            hint="Merge it first: o1-retriever publish FOLDER --help",
+        )
+
+
+def _take_chat_template(tokenizer: Any, adapter: Path) -> None:
+    path = adapter / "chat_template.jinja"
+    if path.is_file():
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
 
 
 def read_config(folder: Path, *, tokenizer: Path | None = None, **trust: Any) -> tuple[Any, Any]:

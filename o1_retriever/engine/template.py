@@ -155,7 +155,11 @@ class Template(PlainText):
     Text never becomes a marker: `<emb>` or `</s>` written by a user or a model is tokenised as plain
     text. Text is truncated, markers and the instruction never are. `positions` is how many positions the
     model has (None: no limit); an `instruction` follows `<query>` in every query (None: the checkpoint's).
+    `tail` tokens follow a thought.
     """
+
+    embeds_documents = True
+    tail = _TAIL
 
     def __init__(
         self,
@@ -212,6 +216,11 @@ class Template(PlainText):
     def room(self, prompt: Sequence[int]) -> int:
         """How many tokens a thought may have after this prompt."""
         return self.max_length - len(prompt) - _TAIL
+
+    @property
+    def layout(self) -> Layout:
+        """Which ids stand around a text."""
+        return self.config.layout
 
     @property
     def opening(self) -> list[int]:

@@ -77,7 +77,7 @@ class Int8Linear(_Prepared):
         bias = None if linear.bias is None else linear.bias.detach().float()
         self._packed = torch.ops.quantized.linear_prepack(quantized, bias)
         # Without the instructions for it, sums of full 8-bit products overflow.
-        self._reduce = not _has_vnni()
+        self._reduce = not _has("vnni")
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """The layer's product; states (..., in) give (..., out)."""
@@ -88,10 +88,15 @@ class Int8Linear(_Prepared):
 Kind = Callable[[torch.nn.Linear], torch.nn.Module]
 
 
-def _has_vnni() -> bool:
-    # A function that torch does not promise: where it is missing, the safe way is taken.
-    known = getattr(torch.cpu, "_is_vnni_supported", None)
+def _has(instructions: str) -> bool:
+    # Functions that torch does not promise: where one is missing, the safe way is taken.
+    known = getattr(torch.cpu, f"_is_{instructions}_supported", None)
     return known is not None and bool(known())
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16, and does not only emulate it."""
+    return _has("avx512_bf16") or _has("amx_tile")
 
 
 @functools.cache

@@ -7,12 +7,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, as_prompt
 from o1_retriever.endpoint.reply import whole_sentences, without_reasoning
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import Query
+from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever.thought import Thought, ThoughtSettings
 
 if TYPE_CHECKING:
@@ -29,12 +31,16 @@ _LEAST_ROOM = 8  # tokens for a thought, below which a prompt counts as too long
 class LocalThinker:
     """A causal language model on this machine: a folder or Hub id of transformers, or a `.gguf` file.
 
-    A chat model gets the prompt through its own chat template, a base model as plain text. The system
-    prompt and the examples are read once for all queries, and the thoughts of one query share the rest of
-    its prompt. `system_prompt` and `examples` (pairs of a query and a good thought) stand in for those of
-    `prompt`, a `ChatPrompt` or a user message with `{query}` in it; an empty one takes them away.
-    `reasoning="off"` lets models that reason first begin with their answer; "thought" lets them reason, and
-    where their tokens run out before they answer, the reasoning is the thought.
+    The folder may be an adapter's (`adapter_config.json`), which is added to the base that it names. A
+    thinker that was trained brings its own prompt and settings (`o1_thinker.json`).
+
+    A chat model gets the prompt through its own chat template, a base model as plain text. The system prompt
+    and the examples are read once for all queries, and the thoughts of one query share the rest of its
+    prompt. `system_prompt` and `examples` (pairs of a query and a good thought) stand in for those of
+    `prompt`, a `ChatPrompt` or a user message with `{query}` in it (None: a trained thinker's own, else one
+    for models that were not trained to think); an empty one takes them away. `reasoning="off"` lets models
+    that reason first begin with their answer; "thought" lets them reason, and where their tokens run out
+    before they answer, the reasoning is the thought.
 
     `dtype` "fastest" is bfloat16 or int8 where this processor is faster with it. The other arguments are
     those of `ThinkingEmbedder.from_pretrained`. Or pass a loaded `model` with its `tokenizer`.
@@ -56,19 +62,18 @@ class LocalThinker:
         trust_remote_code: bool = False,
         system_prompt: str | None = None,
         examples: Sequence[tuple[str, str]] | None = None,
-        prompt: ChatPrompt | str = DEFAULT_PROMPT,
+        prompt: ChatPrompt | str | None = None,
         reasoning: Reasoning = "off",
     ) -> None:
         from o1_retriever.engine.load import LoadOptions, assemble_writer, load_causal_lm
 
         if reasoning not in ("off", "thought"):
             raise SettingsError(f"reasoning is {reasoning!r}; expected 'off' or 'thought'.")
-        self.prompt = as_prompt(prompt, system=system_prompt, examples=examples)
+        self.prompt = as_prompt(prompt or DEFAULT_PROMPT, system=system_prompt, examples=examples)
         self.reasoning = reasoning
-        shared, reasons = self.prompt.messages(Query("?"))[:-1], reasoning == "thought"
         if not isinstance(model, str | os.PathLike):
             name = type(model).__name__
-            self.local: LocalModel = assemble_writer(name, model, tokenizer, shared=shared, reasons=reasons)
+            self.local: LocalModel = assemble_writer(name, model, tokenizer, **self._chat)
             return
         options = LoadOptions(
             device=device,
@@ -78,8 +83,13 @@ class LocalThinker:
             trust_remote_code=trust_remote_code,
         )
         name, loaded = os.fspath(model), load_causal_lm(model, options)
+        folder = loaded.adapter or loaded.folder
+        config = ThinkerConfig.beside(folder)
+        if config is not None:
+            self.prompt = as_prompt(prompt or config.prompt, system=system_prompt, examples=examples)
+        self.default_settings = settings_of_folder(folder)
         self.local = assemble_writer(
-            name, loaded.model, loaded.tokenizer, shared=shared, reasons=reasons, weights=loaded.weights
+            name, loaded.model, loaded.tokenizer, **self._chat, weights=loaded.weights
         )
         if not getattr(loaded.tokenizer, "chat_template", None):
             logger.warning(
@@ -88,6 +98,11 @@ class LocalThinker:
                 name,
             )
         loaded.lay_out()
+
+    @property
+    def _chat(self) -> dict[str, Any]:
+        """What all prompts begin with, and whether the model reasons."""
+        return {"shared": self.prompt.messages(Query("?"))[:-1], "reasons": self.reasoning == "thought"}
 
     def __repr__(self) -> str:
         return f"LocalThinker({self.local.name!r})"
@@ -112,6 +127,12 @@ class LocalThinker:
         return write_thoughts_about(
             self.local, prompts, indices, settings, reasoning=self.reasoning, count_prompt=start == 0
         )
+
+
+def settings_of_folder(folder: Path) -> Mapping[str, Any]:
+    """What a model in a folder prefers, which is not loaded for it: the usual, or a trained thinker's own."""
+    own = ThinkerConfig.beside(folder)
+    return {**LocalThinker.default_settings, **({} if own is None else own.settings)}
 
 
 def write_thoughts_about(

@@ -89,6 +89,25 @@ class TestVectors:
         assert documents.shape == (1, 8)
         assert np.allclose(np.linalg.norm(documents), 1, atol=1e-5)
 
+    @pytest.mark.parametrize("dim", [None, 8])
+    def test_the_querys_own_vector_counts_as_much_as_asked_beside_the_thoughts(
+        self, model: tuple[Any, Any], dim: int | None
+    ) -> None:
+        embedder = local(model)
+        fast = embedder.embed_query("why?", settings=WARM.with_changes(thinking="never")).vectors[0]
+        fast = fast[:dim] / np.linalg.norm(fast[:dim])
+        weighted = WARM.with_changes(query_weight=2.0)
+        for normalize in (True, False):
+            [found] = embedder.embed_queries(
+                ["why?"], settings=weighted, truncate_dim=dim, normalize_embeddings=normalize
+            )
+            mean = (found.vectors.mean(axis=0) + 2 * fast) / 3
+            expected = mean / np.linalg.norm(mean) if normalize else mean
+            np.testing.assert_allclose(found.vector, expected, atol=1e-6)
+            assert len(found.vectors) == 3
+        with pytest.raises(SettingsError, match="query_weight is -1"):
+            ThoughtSettings(query_weight=-1)
+
     def test_the_fast_path_has_no_thoughts(self, model: tuple[Any, Any]) -> None:
         embedder = local(model)
         fast = embedder.embed_query("why?", settings=WARM.with_changes(thinking="never"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.quality.others import with_other_thoughts
 from o1_retriever import ThinkingEmbedder
+from o1_retriever.evaluation.controls import with_other_thoughts
 
 
 def test_a_query_gets_the_thoughts_about_the_next_one_and_its_own_fast_vector(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""`o1-retriever synthesize | vote | negatives | make-data | improve`."""
+"""`o1-retriever synthesize | vote | negatives | make-data | adapt | improve`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from o1_retriever.cli.models import quiet
 from o1_retriever.cli.options import with_options
-from o1_retriever.cli.terminal import messages, warn
+from o1_retriever.cli.terminal import messages, output, warn
 from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
-from o1_retriever_training.expert_options import ExpertOptions, quiet
+from o1_retriever_training.expert_options import ExpertOptions
 
 _COMMITTEE = "Members: bm25, bm25-corpus, minilm, or models' folders or Hub ids, with commas between."
 Out = Annotated[Path, typer.Option("--out", help="JSON lines; the same command goes on with them.")]
@@ -173,6 +174,64 @@ def make_data(
         say=_say,
     )
     _say(f"Written: {out / 'train.jsonl'} and {out / 'report.html'}")
+
+
+@with_options
+def adapt(
+    index: Annotated[Path, typer.Argument(help="Folder of the index.", show_default=False)],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the work; the same command goes on.")] = Path(
+        "my-thinker"
+    ),
+    questions: Annotated[
+        Path | None,
+        typer.Option("--questions", help="Rows with `query` and `pos` (texts) or `pos_ids` of the index."),
+    ] = None,
+    hours: Annotated[float, typer.Option("--hours", help="How long to train.")] = 1.0,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="What embedded the index (default: as `search` has it).")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The language model that becomes the thinker.")
+    ] = None,
+    passages: Annotated[
+        int, typer.Option("--ask-about", help="Without --questions: passages that some are written about.")
+    ] = 600,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, other rows and another choice.")] = 0,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Write the rows and the recipe for `train`, and end.")
+    ] = False,
+) -> None:
+    """Train a small model to think for the INDEX that you have, and keep it if it helps.
+
+    The documents are not embedded again. Questions are kept apart to judge by; stopped, it goes on.
+    """
+    for module in ("pydantic", "yaml"):
+        require(module, extra="train", purpose="Training")
+    from o1_retriever.cli.models import THINKER, encoder_name
+    from o1_retriever.cli.options import ModelOptions
+    from o1_retriever.encoders import SentenceTransformerEncoder
+    from o1_retriever.index.index import Index
+    from o1_retriever_training import adapt as stages
+    from o1_retriever_training.joint.command import show_log
+
+    quiet()
+    show_log()
+    named = encoder_name(ModelOptions(encoder=encoder))
+    plan = stages.AdaptPlan(base=base or THINKER, hours=hours, asked=passages, seed=seed)
+    embeds = SentenceTransformerEncoder(named)
+    with Index(index, stages.only_embeds(embeds), create=False) as opened:
+        work = stages.Workplace(folder=out, index=opened, encoder=embeds, plan=plan, say=_say)
+        if prepare:
+            stages.prepare(work, questions)
+            stages.schedule(work)
+            _say(f"Next: o1-retriever train {out / 'recipe.yaml'}, then this command without --prepare")
+            return
+        verdict = stages.adapt(work, questions=questions)
+    output().print(verdict.table(), soft_wrap=True, markup=False)
+    _say(verdict.sentence())
+    if verdict.is_good:
+        _say(f'Next: o1-retriever search "question" --index {index} --thinker {out / stages.THINKER}')
 
 
 @with_options

@@ -80,6 +80,8 @@ class ExpertOptions:
         from o1_retriever_training.experts import as_expert
 
         if not value.startswith(("http://", "https://")) and not value.endswith((".jsonl", ".jsonl.gz")):
+            from o1_retriever.cli.models import quiet
+
             quiet()
         return as_expert(
             value,
@@ -121,14 +123,6 @@ class ExpertOptions:
         except ValueError:
             raise typer.BadParameter(f"--prices is {self.prices!r}; expected two numbers: 0.5,1.5") from None
         return prompt, completion
-
-
-def quiet() -> None:
-    """Keep the model library's bars out of the output: every stage has one of its own."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _by_name(values: list[str]) -> dict[str, str]:

@@ -86,7 +86,7 @@ def make_data(
         )
     counts: dict[str, Any] = {"passages": _passages(Path(folder), work, plan.most, say)}
     say(counted(counts["passages"], "passage"))
-    counts["queries"] = _pairs(work, writer, recipe or Recipe(), plan, options, say)
+    counts["queries"] = question_pairs(work, writer, recipe or Recipe(), plan, options, say)
     tally, _ = synthesize(
         work / "pairs.jsonl", work / "thoughts.jsonl", experts=experts, recipe=recipe, options=options
     )
@@ -113,10 +113,22 @@ def make_data(
     return counts
 
 
-def _pairs(
-    work: Path, writer: Expert, recipe: Recipe, plan: DataPlan, options: Options, say: Callable[[str], None]
+def question_pairs(
+    work: Path,
+    writer: Expert,
+    recipe: Recipe,
+    plan: DataPlan,
+    options: Options,
+    say: Callable[[str], None],
+    *,
+    passages: Path | None = None,
+    corpus: Path | None = None,
 ) -> dict[str, int]:
-    """Have queries written for the passages, and keep those that find them."""
+    """Have queries written for passages, and keep those that find them in a corpus: `work`/pairs.jsonl.
+
+    Both files are `work`/passages.jsonl unless they are given. Raises `DataError` where none is kept.
+    """
+    passages = passages or work / "passages.jsonl"
     shown: list[TrainingRow] = []
     if plan.examples is not None:
         # Turned round: passages stand in the place of queries, questions in that of responses.
@@ -131,13 +143,11 @@ def _pairs(
         temperature=0.9,
     )
     queries = work / "queries.jsonl"
-    tally, _ = synthesize(
-        work / "passages.jsonl", queries, experts=writer, recipe=asking, options=options, examples=shown
-    )
+    tally, _ = synthesize(passages, queries, experts=writer, recipe=asking, options=options, examples=shown)
     trip = round_trip(
         queries,
         work / "pairs.jsonl",
-        read_corpus(work / "passages.jsonl"),
+        read_corpus(corpus or passages),
         by=plan.by,
         within=plan.within,
         show=options.show,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from o1_retriever.engine.adapters import base_of, is_adapter
 from o1_retriever.engine.checkpoint import first_line
 from o1_retriever.engine.load import LoadOptions, load_causal_lm
-from o1_retriever.engine.template import CONFIG_NAME, MARKERS, Layout, Template, TemplateConfig
+from o1_retriever.engine.template import CONFIG_NAME, Layout, TemplateConfig
+from o1_retriever.engine.weights import has_bfloat16
 from o1_retriever.errors import SettingsError
+from o1_retriever.thinkers.config import ThinkerConfig
+from o1_retriever_training.joint.layouts import AnyTemplate, markers_of, template_of, writer_prompt
 from o1_retriever_training.joint.model import know_plain_attention
-from o1_retriever_training.joint.recipe import DataSection, ModelSection
+from o1_retriever_training.joint.recipe import DataSection, ModelSection, TrainedLayout
 
 logger = logging.getLogger(__name__)
 
 # A new marker starts at the mean of all tokens, moved by this share of their spread, so that no two agree.
 _SPREAD = 0.1
+# What a thinker prefers: warm, because what differs between its thoughts is part of what they gain; two
+# sentences; and the query's own vector stays in the mean. Chosen on EntailmentBank's dev split.
+_SETTINGS = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 48, "query_weight": 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,14 +36,16 @@ class Backbone:
     """A model ready to be trained.
 
     `model` is the whole as it is trained (for LoRA a `PeftModel`), `language_model` the causal language model
-    in it. `template` has the limits of training, `deployed` those of the checkpoint that will be saved.
+    in it. `base` names what a low-rank adapter lies upon. `template` has the limits of training, `deployed`
+    those of the checkpoint that will be saved.
     """
 
     model: Any
     language_model: Any
+    base: str
     tokenizer: Any
-    template: Template
-    deployed: TemplateConfig
+    template: AnyTemplate
+    deployed: TemplateConfig | ThinkerConfig
 
     @property
     def width(self) -> int:
@@ -46,30 +56,33 @@ class Backbone:
 def open_backbone(model: ModelSection, data: DataSection, *, seed: int, device: torch.device) -> Backbone:
     """Load the base, give it the markers it lacks and choose what is trained.
 
-    Full tuning trains every weight; LoRA and QLoRA train low-rank matrices and the rows of the markers.
-    Raises `ModelNotFoundError` and `CheckpointError` for a base that cannot be trained to think and embed.
+    Full tuning trains every weight; LoRA and QLoRA train low-rank matrices and the rows of the markers. A
+    base that is an adapter itself is trained further, upon its own base. Raises `ModelNotFoundError` and
+    `CheckpointError` for a base that cannot be trained to think and embed.
     """
     know_plain_attention()
-    loaded = load_causal_lm(model.base, _options(model, device), attention=model.attention, purpose="QLoRA")
+    before = Path(model.base) if model.tuning == "lora" and is_adapter(Path(model.base)) else None
+    base = model.base if before is None else base_of(before)
+    loaded = load_causal_lm(base, _options(model, device), attention=model.attention, purpose="QLoRA")
     language_model, tokenizer = loaded.model, loaded.tokenizer
     add_markers(language_model, tokenizer, model.layout, seed=seed)
-    deployed = replace(_deployed(loaded.folder, model.layout, language_model), instruction=data.instruction)
-    training = TemplateConfig(
-        layout=model.layout, max_query_tokens=data.max_query_tokens, max_length=data.max_length
-    )
-    template = Template(
-        tokenizer, training, positions=_positions(language_model), instruction=data.instruction
-    )
+    template = template_of(model.layout, tokenizer, data, positions=_positions(language_model))
     if model.gradient_checkpointing:
         _checkpoint_activations(language_model)
     language_model.config.use_cache = False
-    trained = language_model if model.tuning == "full" else _with_lora(language_model, model, tokenizer, seed)
+    if before is not None:
+        trained = _further(language_model, before)
+    elif model.tuning == "full":
+        trained = language_model
+    else:
+        trained = _with_lora(language_model, model, tokenizer, seed)
     return Backbone(
         model=trained,
         language_model=language_model,
+        base=base,
         tokenizer=tokenizer,
         template=template,
-        deployed=deployed,
+        deployed=_deployed(loaded.folder, model.layout, language_model, data.instruction),
     )
 
 
@@ -84,12 +97,14 @@ def _checkpoint_activations(language_model: Any) -> None:
 
 def compute_dtype(model: ModelSection, device: torch.device) -> torch.dtype:
     """What the forward computes in."""
+    if model.dtype == "fastest":
+        return torch.bfloat16 if device.type == "cuda" or has_bfloat16() else torch.float32
     if model.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
 
 
-def add_markers(model: Any, tokenizer: Any, layout: Layout, *, seed: int) -> None:
+def add_markers(model: Any, tokenizer: Any, layout: TrainedLayout, *, seed: int) -> None:
     """Give a model and its tokenizer the markers of a layout that they lack.
 
     Their rows start near the mean of all rows, each moved by a little of its own.
@@ -97,7 +112,7 @@ def add_markers(model: Any, tokenizer: Any, layout: Layout, *, seed: int) -> Non
     from tokenizers import AddedToken
 
     known = tokenizer.get_vocab()
-    missing = tuple(marker for marker in MARKERS[layout] if marker not in known)
+    missing = tuple(marker for marker in markers_of(layout) if marker not in known)
     if not missing:
         return
     tokens = [AddedToken(marker, special=True, normalized=False) for marker in missing]
@@ -124,9 +139,9 @@ def _start_rows(table: nn.Module | None, ids: torch.Tensor, used: int, seed: int
         weight[ids.to(weight.device)] = (known.mean(0) + moved).to(weight.dtype)
 
 
-def marker_ids(tokenizer: Any, layout: Layout) -> list[int]:
+def marker_ids(tokenizer: Any, layout: TrainedLayout) -> list[int]:
     """The ids of the markers, whose rows are trained in every kind of tuning."""
-    return [int(i) for i in tokenizer.convert_tokens_to_ids(list(MARKERS[layout]))]
+    return [int(i) for i in tokenizer.convert_tokens_to_ids(list(markers_of(layout)))]
 
 
 def _options(model: ModelSection, device: torch.device) -> LoadOptions:
@@ -150,7 +165,7 @@ def _with_lora(language_model: Any, model: ModelSection, tokenizer: Any, seed: i
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides it, a fraction is fine
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
-        trainable_token_indices=marker_ids(tokenizer, model.layout),
+        trainable_token_indices=marker_ids(tokenizer, model.layout) or None,
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)  # the matrices start the same in every process and after every start
@@ -166,12 +181,41 @@ def _with_lora(language_model: Any, model: ModelSection, tokenizer: Any, seed: i
         ) from error
 
 
+def _further(language_model: Any, adapter: Path) -> Any:
+    """The model with an adapter that was trained before, whose matrices learn again."""
+    from peft import PeftModel
+
+    for parameter in language_model.parameters():
+        parameter.requires_grad_(False)
+    return PeftModel.from_pretrained(language_model, str(adapter), is_trainable=True)
+
+
+def uncast_inputs(model: Any, *, autocast: bool) -> AbstractContextManager[None]:
+    """Inside, low-rank matrices in float32 take a rounded state as it comes.
+
+    Autocast rounds again what peft makes wide for them: two copies of every state, for the same product.
+    """
+    if not autocast or not hasattr(model, "peft_config"):
+        return nullcontext()
+    from peft.helpers import disable_input_dtype_casting
+
+    return disable_input_dtype_casting(model)
+
+
 def _positions(language_model: Any) -> int | None:
     found = getattr(language_model.config.get_text_config(), "max_position_embeddings", None)
     return int(found) if found else None
 
 
-def _deployed(folder: Path, layout: Layout, language_model: Any) -> TemplateConfig:
+def _deployed(
+    folder: Path, layout: TrainedLayout, language_model: Any, instruction: str
+) -> TemplateConfig | ThinkerConfig:
+    if layout == "chat":
+        return ThinkerConfig(prompt=writer_prompt(instruction), settings=_SETTINGS)
+    return replace(_limits(folder, layout, language_model), instruction=instruction)
+
+
+def _limits(folder: Path, layout: Layout, language_model: Any) -> TemplateConfig:
     # A model answers longer queries than it was trained on; its base's own limits stay.
     path = folder / CONFIG_NAME
     if path.is_file():

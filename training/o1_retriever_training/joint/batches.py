@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset, Sampler
 
-from o1_retriever.engine.template import Template
+from o1_retriever_training.joint.layouts import AnyTemplate
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows
 
@@ -199,7 +199,7 @@ class Collator:
     `tokens` counts what is no padding.
     """
 
-    def __init__(self, rows: TrainingRows, template: Template, recipe: TrainRecipe) -> None:
+    def __init__(self, rows: TrainingRows, template: AnyTemplate, recipe: TrainRecipe) -> None:
         self._rows, self._template, self._recipe = rows, template, recipe
         self._markers = template.max_length - template.max_document  # around a document
 
@@ -250,8 +250,11 @@ class Collator:
                 thought = texts.ids(row.thought)
                 sequence = template.thinking_query(query, thought)
                 if row.written:
-                    whole = len(thought) <= template.room(prompt)
-                    labels += _labels(len(ids), sequence, len(prompt), whole=whole)
+                    whole = len(thought) <= template.room(
+                        prompt
+                    )  # the end of one that was cut is not learned
+                    end = len(sequence) - template.tail + whole
+                    labels += _labels(len(ids), sequence, len(prompt), end)
                 if row.thinking and learns:
                     vectors.append((len(ids), len(sequence) - 1, owner, True))
                 if fast and template.fast_offset is not None:
@@ -343,10 +346,9 @@ def _vectors(known: NDArray[np.float16], numbers: Sequence[int]) -> Tensor:
     return found
 
 
-def _labels(number: int, sequence: Sequence[int], prompt: int, *, whole: bool) -> list[tuple[int, int, int]]:
-    """The thought's tokens and the column before each; its end only where it was not cut."""
-    last = len(sequence) - 2 if whole else len(sequence) - 3
-    return [(number, column - 1, sequence[column]) for column in range(prompt, last + 1)]
+def _labels(number: int, sequence: Sequence[int], prompt: int, end: int) -> list[tuple[int, int, int]]:
+    """The thought's tokens and the column before each."""
+    return [(number, column - 1, sequence[column]) for column in range(prompt, end)]
 
 
 def _longest_first(rows: Sequence[Sequence[int]]) -> list[int]:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from o1_retriever.cli.models import quiet
 from o1_retriever.cli.options import with_options
 from o1_retriever.cli.terminal import messages, output, warn
 from o1_retriever.errors import O1RetrieverError, SettingsError
 from o1_retriever.extras import require
 from o1_retriever.progress import is_shown
 from o1_retriever.reporting.text import counted
-from o1_retriever_training.expert_options import quiet
 
 if TYPE_CHECKING:
     from o1_retriever_training.joint.recipe import TrainRecipe
@@ -88,7 +88,7 @@ def _train(recipe: TrainRecipe, from_scratch: bool) -> None:
     speaks = _speaks()
     if speaks:
         _check_processes(recipe)
-        _show_log()
+        show_log()
     quiet()
     _take_one_gpu()
     from o1_retriever_training.joint.run import train as run
@@ -113,7 +113,7 @@ class _Lines(logging.Handler):
             messages().print(record.getMessage(), soft_wrap=True, markup=False)
 
 
-def _show_log() -> None:
+def show_log() -> None:
     """Show the warnings of training and, where no terminal shows a bar, its figures as lines."""
     logger = logging.getLogger("o1_retriever_training")
     logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _Lines)]

@@ -24,12 +24,13 @@ from pydantic import (
     model_validator,
 )
 
-from o1_retriever.engine.template import Layout
+from o1_retriever.engine.adapters import is_adapter
 from o1_retriever.errors import SettingsError
 from o1_retriever_training.reading import HINT, HUB
 from o1_retriever_training.recipe import read_yaml, refusal, yaml_value
 
 TAIL = 3  # a thought of one token, its eos and the last <emb>
+TrainedLayout = Literal["paper", "released", "chat"]
 
 
 def _no_bool(value: Any) -> Any:
@@ -72,15 +73,18 @@ class LoraSettings(Section):
 class ModelSection(Section):
     """What is trained, and how. `dtype` auto is bfloat16 (reference) on CUDA and float32 on a CPU (ours).
 
-    `attention` plain is a causal attention without a mask whose backward is fast on a CPU. Without
-    `head_trains_embeddings` a head that is tied to the word embeddings reads them and does not train them.
+    `layout` paper and released make a model that thinks and embeds; chat makes a thinker beside an encoder,
+    which learns to write and nothing else. `dtype` fastest is bfloat16 where the processor multiplies in it,
+    else float32. `attention` plain is a causal attention without a mask whose backward is fast on a CPU.
+    Without `head_trains_embeddings` a head that is tied to the word embeddings reads them and does not train
+    them.
     """
 
     base: Text
-    layout: Layout = "paper"  # paper
+    layout: TrainedLayout = "paper"  # paper
     tuning: Literal["lora", "qlora", "full"] = "lora"  # reference
     lora: LoraSettings = LoraSettings()
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "fastest", "float32", "bfloat16"] = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2", "plain"] = "sdpa"  # ours
     gradient_checkpointing: bool = True  # reference
     head_trains_embeddings: bool = True  # as transformers has it
@@ -260,11 +264,13 @@ class OptimisationSection(Section):
 class EvaluationSection(Section):
     """A dev collection (BEIR folder) that is searched every so many steps; the best checkpoint is kept.
 
-    `thoughts` is k, 0 judges the fast path; with `temperature` 0 the likeliest thought is written. All ours.
+    `thoughts` is k, 0 judges the fast path; with `temperature` 0 the likeliest thought is written. A thinker
+    is judged beside `encoder`, which embeds queries and documents. All ours.
     """
 
     collection: Text
     split: Text = "dev"
+    encoder: Text | None = None
     every: Positive = 500
     queries: Positive | None = 200
     metric: str = "nDCG@10"
@@ -343,6 +349,18 @@ class TrainRecipe(Section):
             raise ValueError(
                 "losses.vectors is both, and in model.layout released a query with a thought has no fast "
                 "vector; expected losses.vectors sampled or model.layout paper"
+            )
+        if self.model.layout == "chat" and (
+            self.losses.contrastive_weight or self.data.teacher or self.data.index
+        ):
+            raise ValueError(
+                "model.layout is chat, which makes no vectors, and the losses or the data compare some; "
+                "expected losses.contrastive_weight 0 and neither data.teacher nor data.index"
+            )
+        if self.evaluation is not None and (self.evaluation.encoder is None) == (self.model.layout == "chat"):
+            raise ValueError(
+                f"model.layout is {self.model.layout} and evaluation.encoder {self.evaluation.encoder}; "
+                "expected an encoder for layout chat, such as all-MiniLM-L6-v2, and none for the others"
             )
         alone = self.data.group == 1 and not self.losses.in_batch_negatives
         if alone and self.losses.contrastive_weight:
@@ -493,7 +511,7 @@ def check_paths(recipe: TrainRecipe, *, where: str) -> None:
             hint="Expected a document a line, such as the corpus.jsonl of a BEIR folder.",
         )
     base = Path(recipe.model.base)
-    if looks_local(recipe.model.base) and not (base / "config.json").is_file():
+    if looks_local(recipe.model.base) and not (is_adapter(base) or (base / "config.json").is_file()):
         raise SettingsError(
             f"{where}: model.base is {recipe.model.base!r}; there is no folder with a config.json.",
             hint="Expected the folder of a causal language model, or a Hub id such as Qwen/Qwen2.5-0.5B.",

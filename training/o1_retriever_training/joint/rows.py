@@ -16,10 +16,10 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from o1_retriever.engine.template import Template
 from o1_retriever.progress import progress
 from o1_retriever.reporting.text import counted
 from o1_retriever_training.errors import DataError
+from o1_retriever_training.joint.layouts import AnyTemplate
 from o1_retriever_training.joint.recipe import DataSection, Source
 from o1_retriever_training.reading import RowProblems, count_rows, digest, read_corpus, read_rows
 from o1_retriever_training.rows import TrainingRow
@@ -27,9 +27,9 @@ from o1_retriever_training.scorers import EncoderScorer, Target
 
 _IDS, _ROWS, _REPORT = "ids.bin", "rows.npz", "report.json"
 _TAUGHT, _INDEX = "teacher.bin", "index.bin"  # vectors
-_FORMAT = 4
+_FORMAT = 5
 _AT_ONCE = 2000  # texts that are tokenised or embedded together
-_MARKERS, _MARKERS_OF_THOUGHT = 2, 3  # around a text; before and behind a thought
+_MARKERS = 2  # around a text
 Numbers: TypeAlias = NDArray[np.int64]
 Waiting: TypeAlias = tuple[int, str, Any]
 Convert: TypeAlias = Callable[[Sequence[Waiting]], Iterable[NDArray[Any]]]
@@ -170,6 +170,7 @@ class TrainingRows:
         self.texts = Texts(folder / _IDS, arrays["starts"], arrays["keys"])
         self.query: Numbers = arrays["query"]
         self.document: Numbers = arrays["document"]
+        self._around = int(arrays["around"])
         self.source: Numbers = arrays["source"]
         self.ids: Numbers = arrays["ids"]
         self.taught: Numbers = arrays["taught"]
@@ -202,7 +203,7 @@ class TrainingRows:
         values, starts = self._lists["thoughts"]
         longest = [max((own[t] for t in values[a:b]), default=-1) for a, b in pairwise(starts)]
         thought = np.asarray(longest, np.int64)
-        return np.where(thought < 0, text, text + thought + _MARKERS_OF_THOUGHT)
+        return np.where(thought < 0, text, text + thought + self._around - _MARKERS)
 
 
 def _read_vectors(path: Path, rows: int) -> NDArray[np.float16] | None:
@@ -213,7 +214,7 @@ def _read_vectors(path: Path, rows: int) -> NDArray[np.float16] | None:
 
 
 def open_rows(
-    data: DataSection, template: Template, work: Path, *, show: bool | None = None, teacher: Any = None
+    data: DataSection, template: AnyTemplate, work: Path, *, show: bool | None = None, teacher: Any = None
 ) -> TrainingRows:
     """The rows of a recipe, tokenised into `work` unless the same was done before.
 
@@ -242,7 +243,7 @@ def open_rows(
     return rows
 
 
-def _signature(data: DataSection, template: Template) -> str:
+def _signature(data: DataSection, template: AnyTemplate) -> str:
     """Stands for all that decides the numbers: the files, the tokenizer and the limits."""
     words = sorted(template.tokenizer.get_vocab().items())
     content = [
@@ -254,14 +255,14 @@ def _signature(data: DataSection, template: Template) -> str:
         data.teacher and data.teacher.encoder,
         data.index and [digest(data.index.corpus), data.index.encoder],
         [template.max_query_text, template.max_length, data.max_document_tokens],
-        template.config.layout,
+        [template.layout, len(template.prompt([0]))],
         hashlib.blake2b(json.dumps(words).encode()).hexdigest(),
         str(getattr(template.tokenizer, "backend_tokenizer", "") and _pieces(template)),
     ]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
 
-def _pieces(template: Template) -> list[list[int]]:
+def _pieces(template: AnyTemplate) -> list[list[int]]:
     # Two tokenizers of one vocabulary may cut text differently.
     return template.text_ids(["The quick brown Fox's  naïve jump, 1234!", "Größe <emb>\n\ttab"])
 
@@ -269,7 +270,7 @@ def _pieces(template: Template) -> list[list[int]]:
 class _Builder:
     """One pass over the sources."""
 
-    def __init__(self, data: DataSection, template: Template, folder: Path, teacher: Any = None) -> None:
+    def __init__(self, data: DataSection, template: AnyTemplate, folder: Path, teacher: Any = None) -> None:
         self._data, self._template, self._folder = data, template, folder
         self._embed = _embedding(teacher or data.teacher.encoder) if data.teacher else None
         markers = template.max_length - template.max_document
@@ -306,6 +307,7 @@ class _Builder:
             "keys": self._texts.keys,
             "ids": _scattered(self._ids, len(lengths), 0),
             "taught": _scattered(self._taught, len(lengths), -1),
+            "around": len(self._template.prompt([0])) - 1 + self._template.tail,
             "vectors": [-1 if self._vectors is None else len(self._vectors.keys), indexed],
             **self._rows,
             **self._flat,
@@ -368,13 +370,16 @@ class _Builder:
             self._add(number, document=self._number(text, "document"))
             return True
         thoughts = _thoughts(row, source)
-        if not thoughts and not row.pos and self._vectors is None:
+        embeds = self._template.embeds_documents
+        if not thoughts and not (row.pos and embeds) and self._vectors is None:
             self._report.unusable += 1
             return False
         self._report.without_thought += not thoughts
-        self._report.without_positive += not row.pos
+        self._report.without_positive += embeds and not row.pos
         documents: dict[str, Any] = {}
-        for name, texts, ids in (("positives", row.pos, "pos_ids"), ("negatives", row.neg, "neg_ids")):
+        # A thinker's texts are its queries and thoughts alone.
+        kinds = (("positives", row.pos, "pos_ids"), ("negatives", row.neg, "neg_ids"))
+        for name, texts, ids in kinds if embeds else ():
             documents[name] = [self._number(text, "document") for text in texts]
             self._ids |= _id_keys(documents[name], getattr(row, ids, None))
         taught = [] if self._vectors is None else [f"{row.query} {thought}" for thought in thoughts]
@@ -383,7 +388,7 @@ class _Builder:
             number,
             query=self._number(row.query, "query"),
             thoughts=[self._number(text, "thought") for text in thoughts],
-            scores=_scores(row),
+            scores=_scores(row) if embeds else [],
             composed=[self._vectors.number(text, "query") for text in taught if self._vectors],
             answers=sorted({place for place in places if place is not None}),
             **documents,

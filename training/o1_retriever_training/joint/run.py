@@ -17,6 +17,8 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.encoders import as_encoder
+from o1_retriever.engine.adapters import merged
 from o1_retriever.engine.template import TemplateConfig
 from o1_retriever.evaluation.collection import Collection, load_collection
 from o1_retriever.evaluation.corpus import EncodedCorpus
@@ -25,6 +27,8 @@ from o1_retriever.evaluation.systems import NEVER, Dense
 from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
 from o1_retriever.storage.files import written_whole
+from o1_retriever.thinkers import LocalThinker
+from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever.thought import ThoughtSettings
 from o1_retriever_training.errors import OtherRecipeError, TrainingError
 from o1_retriever_training.joint.backbone import Backbone, compute_dtype, open_backbone
@@ -34,8 +38,8 @@ from o1_retriever_training.joint.model import whole_weights, without_shards
 from o1_retriever_training.joint.recipe import EvaluationSection, TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from o1_retriever_training.joint.trainer import JointTrainer, budget_of
-from o1_retriever_training.merging import merged
 from o1_retriever_training.saving import save_embedder
+from o1_retriever_training.thinkers import save_thinker
 
 logger = logging.getLogger(__name__)
 
@@ -110,26 +114,29 @@ class DevEvaluation:
     Raises `CollectionError` for a collection that cannot be used, before anything is trained.
     """
 
-    def __init__(self, section: EvaluationSection) -> None:
+    def __init__(self, section: EvaluationSection, encoder: Any = None) -> None:
         self._section = section
         collection = load_collection(section.collection, split=section.split)
         self._collection = _fewer(collection, section.queries)
         self._texts = collection.corpus.texts(0, len(collection.corpus.ids))
+        self._encoder = None if section.encoder is None else as_encoder(encoder or section.encoder)
+        self._fixed: EncodedCorpus | None = None  # a thinker's documents, which training does not move
 
-    def __call__(self, language_model: Any, tokenizer: Any, config: TemplateConfig) -> dict[str, float]:
+    def __call__(
+        self, language_model: Any, tokenizer: Any, config: TemplateConfig | ThinkerConfig
+    ) -> dict[str, float]:
         """The measure of both paths, the tokens of a thought, and the seconds it took.
 
         The model is left in evaluation mode.
         """
-        from o1_retriever.engine.backend import LocalBackend
-        from o1_retriever.engine.load import assemble
-
         started = time.perf_counter()
-        # The name of the weights would be computed from them, and nothing here is kept under it.
-        local = assemble("trained", language_model, tokenizer, template_config=config, weights="in training")
-        embedder = ThinkingEmbedder(LocalBackend(local), cache=False)
-        matrix = np.asarray(embedder.encode_documents(self._texts, show_progress_bar=False), dtype=np.float32)
-        encoded = EncodedCorpus(matrix=matrix, seconds=0.0)
+        embedder = self._embedder(language_model, tokenizer, config)
+        if self._fixed is None:
+            matrix = np.asarray(embedder.encode_documents(self._texts, show_progress_bar=False), np.float32)
+            encoded = EncodedCorpus(matrix=matrix, seconds=0.0)
+            self._fixed = None if self._section.encoder is None else encoded
+        else:
+            encoded = self._fixed
         metric, section = self._section.metric, self._section
         found = {f"{metric} fast": self._measured(embedder, encoded, NEVER)[0]}
         if section.thoughts:
@@ -143,6 +150,19 @@ class DevEvaluation:
             value, tokens = self._measured(embedder, encoded, settings)
             found |= {f"{metric} thinking": value, "tokens per thought": tokens}
         return found | {"seconds": time.perf_counter() - started}
+
+    def _embedder(
+        self, language_model: Any, tokenizer: Any, config: TemplateConfig | ThinkerConfig
+    ) -> ThinkingEmbedder:
+        from o1_retriever.engine.backend import LocalBackend
+        from o1_retriever.engine.load import assemble
+
+        if isinstance(config, ThinkerConfig):
+            thinker = LocalThinker(language_model, tokenizer, prompt=config.prompt)
+            return ThinkingEmbedder.from_parts(thinker, self._encoder, cache=False)
+        # The name of the weights would be computed from them, and nothing here is kept under it.
+        local = assemble("trained", language_model, tokenizer, template_config=config, weights="in training")
+        return ThinkingEmbedder(LocalBackend(local), cache=False)
 
     def _measured(
         self, embedder: ThinkingEmbedder, encoded: EncodedCorpus, settings: ThoughtSettings
@@ -179,9 +199,9 @@ def train(
     """Train as a recipe says, or go on where an earlier run of it was stopped; save the model.
 
     `restart` removes what an earlier run left. `teacher` is an encoder that stands for the one which the
-    recipe names. The same recipe, whatever happened in between, ends with the same weights. Raises
-    `TrainingError` when the run cannot go on (its last checkpoint stays), `OtherRecipeError` for an output
-    of another recipe, `DataError` and `ModelError` for what it starts from.
+    recipe names, be it to learn from or to be judged beside. The same recipe, whatever happened in between,
+    ends with the same weights. Raises `TrainingError` when the run cannot go on (its last checkpoint stays),
+    `OtherRecipeError` for an output of another recipe, `DataError` and `ModelError` for what it starts from.
     """
     output = Path(recipe.output)
     work = output / _WORK
@@ -194,7 +214,7 @@ def train(
     arguments = _arguments(recipe, work)
     set_seed(recipe.optimisation.seed)
     checkpoint = newest(work, fingerprint=recipe.fingerprint)
-    dev = DevEvaluation(recipe.evaluation) if recipe.evaluation else None
+    dev = DevEvaluation(recipe.evaluation, teacher) if recipe.evaluation else None
     backbone = open_backbone(
         recipe.model, recipe.data, seed=recipe.optimisation.seed, device=arguments.device
     )
@@ -221,11 +241,20 @@ def train(
     )
     with whole_weights(trainer.model), enough_space(output):
         if trainer.is_world_process_zero():
-            model = without_shards(merged(backbone.model))
-            save_embedder(output, model, backbone.tokenizer, backbone.deployed)
+            _save(output, backbone)
             write_summary(result, recipe, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _save(output: Path, backbone: Backbone) -> None:
+    """Write the folder that `ThinkingEmbedder.from_pretrained` loads, or that `LocalThinker` does."""
+    if isinstance(backbone.deployed, ThinkerConfig):
+        kept = backbone.model if hasattr(backbone.model, "peft_config") else without_shards(backbone.model)
+        save_thinker(output, kept, backbone.tokenizer, backbone.deployed, base=backbone.base)
+    else:
+        model = without_shards(merged(backbone.model))
+        save_embedder(output, model, backbone.tokenizer, backbone.deployed)
 
 
 def _arguments(recipe: TrainRecipe, work: Path) -> TrainingArguments:

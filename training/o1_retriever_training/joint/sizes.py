@@ -23,9 +23,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.engine.batching import by_tokens, forward_tokens
 from o1_retriever.engine.checkpoint import first_line
-from o1_retriever.engine.template import MARKERS, Template, TemplateConfig
 from o1_retriever.errors import ModelNotFoundError, O1RetrieverError, SettingsError
 from o1_retriever_training.joint.batches import Collator, DrawnRows
+from o1_retriever_training.joint.layouts import AnyTemplate, markers_of, template_of
 from o1_retriever_training.joint.recipe import ModelSection, Source, TrainRecipe, looks_local
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from o1_retriever_training.joint.steps import document_chunks, query_chunks
@@ -118,7 +118,7 @@ class Shape:
                 hint=f"Its linear layers are {', '.join(sorted(names))}.",
             )
         matrices = sum(rank * (layer.inputs + layer.outputs) for layer in adapted)
-        return matrices + len(MARKERS[model.layout]) * self.width
+        return matrices + len(markers_of(model.layout)) * self.width
 
 
 def shape_of(model: ModelSection) -> Shape:
@@ -132,7 +132,7 @@ def shape_of(model: ModelSection) -> Shape:
     else:
         kind, tokens, sizes = known
         config = AutoConfig.for_model(kind, **dict(zip(_SIZES, sizes, strict=True)))
-        tokens += len(MARKERS[model.layout])
+        tokens += len(markers_of(model.layout))
     with torch.device("meta"):
         empty: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         if tokens > empty.get_input_embeddings().num_embeddings:
@@ -151,7 +151,7 @@ def _read_config(model: ModelSection) -> tuple[Any, int]:
             hint="Give a folder with config.json and a tokenizer, a Hub id while the Hub can be reached, "
             f"or one of {', '.join(_KNOWN)}.",
         ) from error
-    return config, len(vocabulary.keys() | set(MARKERS[model.layout]))
+    return config, len(vocabulary.keys() | set(markers_of(model.layout)))
 
 
 def _measure(empty: Any, known: bool) -> Shape:
@@ -267,17 +267,16 @@ def _least(*values: int | None) -> int | None:
 _NO_TEACHER = CallableEncoder(lambda texts: np.ones((len(texts), 1), np.float32), name="nothing")
 
 
-def _template(recipe: TrainRecipe) -> tuple[Template, bool]:
+def _template(recipe: TrainRecipe) -> tuple[AnyTemplate, bool]:
     """The template of training, and whether it counts real tokens."""
     data, layout = recipe.data, recipe.model.layout
     try:
         tokenizer, exact = AutoTokenizer.from_pretrained(recipe.model.base, local_files_only=True), True
     except (OSError, ValueError, KeyError, O1RetrieverError):
         tokenizer, exact = _by_characters(), False
-    missing = [marker for marker in MARKERS[layout] if marker not in tokenizer.get_vocab()]
+    missing = [marker for marker in markers_of(layout) if marker not in tokenizer.get_vocab()]
     tokenizer.add_tokens(missing, special_tokens=True)
-    config = TemplateConfig(layout=layout, max_query_tokens=data.max_query_tokens, max_length=data.max_length)
-    return Template(tokenizer, config, instruction=data.instruction), exact
+    return template_of(layout, tokenizer, data, positions=None), exact
 
 
 def _by_characters() -> Any:
@@ -288,7 +287,7 @@ def _by_characters() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **same)  # type: ignore[no-untyped-call]
 
 
-def _of_batches(rows: TrainingRows, template: Template, recipe: TrainRecipe, tokens: int) -> StepSize:
+def _of_batches(rows: TrainingRows, template: AnyTemplate, recipe: TrainRecipe, tokens: int) -> StepSize:
     """The mean of some batches as training makes them, each of rows of any source and length."""
     size = min(len(rows), _rows_of_a_batch(recipe, float(rows.lengths.mean())))
     batches, a_pass = max(_BATCHES, _DRAWN // size), len(rows) // size

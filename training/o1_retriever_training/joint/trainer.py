@@ -23,8 +23,9 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 
 from o1_retriever.engine.template import TemplateConfig
 from o1_retriever.progress import Advance, is_shown, progress
+from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.errors import TrainingError
-from o1_retriever_training.joint.backbone import Backbone
+from o1_retriever_training.joint.backbone import Backbone, uncast_inputs
 from o1_retriever_training.joint.batches import Budget, Collator, DrawnRows, SameSourceBatches, unit_vectors
 from o1_retriever_training.joint.checkpoints import enough_space, mark, rotate
 from o1_retriever_training.joint.gather import total
@@ -37,7 +38,9 @@ logger = logging.getLogger(__name__)
 
 _WINDOW = 50  # steps of the running mean, and before a loss can be called diverged
 WEIGHTS = "trained.safetensors"
-Evaluate = Callable[[Any, Any, TemplateConfig], dict[str, float]]  # model, tokenizer, its template
+Evaluate = Callable[
+    [Any, Any, TemplateConfig | ThinkerConfig], dict[str, float]
+]  # model, tokenizer, its template
 
 
 class Progress(TrainerCallback):
@@ -261,7 +264,8 @@ class JointTrainer(Trainer):
             else lambda: self.accelerator.no_sync(model),
             even=self.is_fsdp_enabled,
         )
-        parts = joint_step(model, batch, self.recipe.losses, how, self._index)
+        with uncast_inputs(self._backbone.model, autocast=self.args.bf16):
+            parts = joint_step(model, batch, self.recipe.losses, how, self._index)
         self._check(parts)
         self._counted += 1
         for name, value in parts.items():

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from o1_retriever.cli.models import quiet
 from o1_retriever.cli.options import Dtype, with_options
 from o1_retriever.cli.terminal import messages, output, warn
 from o1_retriever.reporting.text import counted
-from o1_retriever_training.expert_options import quiet
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from o1_retriever.engine.adapters import base_of
 from o1_retriever.engine.checkpoint import first_line
 from o1_retriever.engine.load import LoadOptions, load_causal_lm
 from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
 from o1_retriever.errors import CheckpointError, SettingsError
-from o1_retriever_training.merging import QUANTISING, Dtype, base_of, merge_adapter, stored_dtype
+from o1_retriever_training.merging import QUANTISING, Dtype, merge_adapter, stored_dtype
 from o1_retriever_training.publishing.card import CardFacts, Provenance, provenance, write_card
 from o1_retriever_training.publishing.contents import (
     CARD,

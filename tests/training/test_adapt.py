@@ -1,0 +1,204 @@
+"""From an index to a thinker for it, on a tiny model: stages, an end by a kill, and an honest judgment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from o1_retriever import ThinkingEmbedder
+from o1_retriever.documents import Document
+from o1_retriever.encoders import CallableEncoder
+from o1_retriever.errors import SettingsError
+from o1_retriever.evaluation.collection import load_collection
+from o1_retriever.evaluation.corpus import EncodedCorpus
+from o1_retriever.index.index import Index
+from o1_retriever.thinkers import LocalThinker
+from o1_retriever.vectors import unit
+from o1_retriever_training.adapt import (
+    AdaptPlan,
+    Verdict,
+    Workplace,
+    _fields,
+    adapt,
+    judge,
+    only_embeds,
+    prepare,
+)
+from o1_retriever_training.errors import DataError, OtherRecipeError
+from o1_retriever_training.joint.recipe import as_train_recipe, read_train_recipe
+from tests.support.tiny import CONFIGS, byte_tokenizer
+
+WORDS = [
+    "amber",
+    "birch",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "grove",
+    "heron",
+    "inlet",
+    "jetty",
+    "knoll",
+    "larch",
+    "maple",
+    "north",
+    "ocean",
+    "pearl",
+]
+FACTS = [f"the {one} stands near an {other}" for one in WORDS for other in WORDS[:3] if one != other]
+
+
+def letters(texts: list[str]) -> np.ndarray:
+    pairs = [[text.count(a) + text.count(a + b) for a in "abcdefgh" for b in "aeiou"] for text in texts]
+    return np.array(pairs, np.float32) + 0.01
+
+
+ENCODER = CallableEncoder(letters, name="letters")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapt") / "base"
+    tokenizer = byte_tokenizer(None)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIGS["llama"](len(tokenizer)), dtype=torch.float32).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    opened = Index(tmp_path_factory.mktemp("index"), only_embeds(ENCODER))
+    opened.add([Document(id=f"d{place}", text=text) for place, text in enumerate(FACTS)])
+    return opened
+
+
+def questions_of(path: Path, count: int = 45) -> Path:
+    rows: list[dict[str, Any]] = [
+        {"query": f"What stands near the {text.split()[1]} in {place}?", "pos": [text.upper()]}
+        for place, text in enumerate(FACTS[:count])
+    ]
+    rows[0] = {"query": "By its id?", "pos_ids": ["d3", "gone"], "thought": "It has one."}
+    rows += [{"query": "Nothing here?", "pos": ["unknown"], "thought": "Nothing."}, rows[1]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def workplace(
+    folder: Path,
+    index: Index,
+    base: Path,
+    *,
+    writer: Any = None,
+    said: list[str] | None = None,
+    **changes: Any,
+) -> Workplace:
+    plan = replace(AdaptPlan(base=str(base), hours=1e-6, held_out=12), **changes)
+    return Workplace(
+        folder=folder,
+        index=index,
+        encoder=ENCODER,
+        plan=plan,
+        say=[].append if said is None else said.append,
+        writer=writer,
+    )
+
+
+def test_the_whole_way_and_the_same_call_again(base: Path, index: Index, tmp_path: Path) -> None:
+    questions = questions_of(tmp_path / "questions.jsonl")
+    work = workplace(tmp_path / "work", index, base)
+    verdict = adapt(work, questions=questions)
+    assert verdict.queries == 12
+    learned = [json.loads(line) for line in work.questions.read_text().splitlines()]
+    collection = load_collection(work.held_out, split="dev")
+    assert len(collection.corpus.ids) == len(FACTS)
+    assert not {*collection.queries.values()} & {row["query"] for row in learned}
+    thoughts = {row["thought"] for row in map(json.loads, work.rows.read_text().splitlines())}
+    assert "Nothing." in thoughts, "a thought without a passage is learned as well"
+    assert (work.folder / "thinker").is_dir() == verdict.is_good
+    assert verdict.sentence() in (work.folder / "verdict.md").read_text()
+    stamps = {
+        path: path.stat().st_mtime_ns for path in (work.questions, work.rows, work.folder / "recipe.yaml")
+    }
+    again = adapt(workplace(work.folder, index, base, hours=5.0), questions=questions)
+    assert again.means == verdict.means
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    with pytest.raises(OtherRecipeError, match="was begun with questions"):
+        adapt(workplace(work.folder, index, base))
+    trained = LocalThinker(work.folder / "training", dtype="float32")
+    assert trained.prompt.system is None
+
+
+def test_without_questions_the_base_writes_some_and_too_few_are_said(
+    base: Path, index: Index, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"No query could be had|leads to its passage"):
+        adapt(workplace(tmp_path / "work", index, base, asked=4))
+    asked = workplace(tmp_path / "asked", index, base, asked=40, writer=lambda passages, k: [
+        [f"Which {passage.split()[1]} and {passage.split()[-1]}?"] * k for passage in passages
+    ], said=(said := []))  # fmt: skip
+    prepare(asked, None)
+    learned = [json.loads(line) for line in asked.questions.read_text().splitlines()]
+    assert {row["pos"][0] for row in learned} <= {*FACTS}
+    assert any("kept that lead to their passage" in line for line in said)
+    questions = questions_of(tmp_path / "few.jsonl", count=15)
+    with pytest.raises(DataError, match="Found 15 questions with a passage of the index"):
+        prepare(workplace(tmp_path / "few", index, base), questions)
+    for wrong in ({"hours": 0.0}, {"passes": 0}):
+        with pytest.raises(SettingsError):
+            AdaptPlan(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_recipe_of_the_repository_is_the_one_that_is_run(
+    root: Path, base: Path, index: Index, tmp_path: Path
+) -> None:
+    told = read_train_recipe(root / "training/recipes/index-thinker/words.yaml", check_files=False).to_dict()
+    run = as_train_recipe(_fields(workplace(tmp_path, index, base))).to_dict()
+    for fields in (told, run):
+        del fields["output"], fields["model"]["base"], fields["data"]["train"][0]["path"]
+    assert run == told
+
+
+def judged(tmp_path: Path, index: Index, base: Path, thoughts: dict[str, list[str]]) -> Verdict:
+    """What recorded thoughts are worth on the questions that are kept apart."""
+    work = workplace(tmp_path / "work", index, base)
+    prepare(work, questions_of(tmp_path / "questions.jsonl"))
+    collection = load_collection(work.held_out, split="dev")
+    answers = {
+        text: [FACTS[int(next(iter(collection.qrels[name]))[1:])]]
+        for name, text in collection.queries.items()
+    }
+    embedder = ThinkingEmbedder.from_parts(
+        lambda queries, k: [(thoughts or answers).get(query, ["?"]) * k for query in queries],
+        ENCODER,
+        cache=False,
+    )
+    vectors = unit(index.vectors(collection.corpus.ids))
+    return judge(embedder, collection, EncodedCorpus(matrix=vectors, seconds=0.0))
+
+
+def test_thoughts_that_say_the_answer_help_and_those_about_another_question_do_not(
+    base: Path, index: Index, tmp_path: Path
+) -> None:
+    verdict = judged(tmp_path, index, base, {})
+    assert "bm25" in verdict.helped
+    assert verdict.control["bm25"].difference > 0
+    assert verdict.is_good
+    assert verdict.sentence().startswith("It helped on 12 questions that it never saw")
+    assert "| bm25 |" in verdict.table()
+
+
+def test_thoughts_that_say_nothing_install_nothing(base: Path, index: Index, tmp_path: Path) -> None:
+    verdict = judged(tmp_path, index, base, {"nobody asks": ["this"]})
+    assert not verdict.is_good
+    assert "nothing is installed" in verdict.sentence()

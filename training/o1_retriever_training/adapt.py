@@ -1,0 +1,432 @@
+"""From an index to a thinker for it: questions, rows, training, and a judgment on questions kept apart.
+
+The documents are not embedded again: their vectors are read from the index. Every stage writes a file into
+one folder and is not repeated when it is there, so that the same call goes on after an end of any kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.errors import SettingsError
+from o1_retriever.evaluation.collection import Collection, load_collection
+from o1_retriever.evaluation.comparison import Comparison, compare, evaluate
+from o1_retriever.evaluation.controls import PAIRS, thinking_systems
+from o1_retriever.evaluation.corpus import EncodedCorpus
+from o1_retriever.evaluation.metrics import aligned
+from o1_retriever.evaluation.sources import write_collection
+from o1_retriever.index.index import Index
+from o1_retriever.reporting.table import markdown_table
+from o1_retriever.reporting.text import counted
+from o1_retriever.thinkers import LocalThinker
+from o1_retriever.vectors import unit
+from o1_retriever_training.errors import DataError, OtherRecipeError
+from o1_retriever_training.ledger import write_whole
+from o1_retriever_training.make_data import DataPlan, question_pairs
+from o1_retriever_training.passage_rows import RowPlan, write_rows
+from o1_retriever_training.reading import read_corpus, read_rows
+from o1_retriever_training.recipe import Recipe
+from o1_retriever_training.rows import TrainingRow, plain_text
+from o1_retriever_training.synthesize import Options
+
+if TYPE_CHECKING:
+    from o1_retriever.encoders import Encoder
+    from o1_retriever_training.joint.recipe import TrainRecipe
+
+Say = Callable[[str], None]
+
+MEASURE = "nDCG@10"
+SPLIT = "dev"
+THINKER = "thinker"  # the folder with what is installed
+_DEPTH = 1000
+_LEAST_QUESTIONS = 20
+_LEAST_STEPS = 40
+_SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptPlan:
+    """How a thinker is adapted.
+
+    `base` is the language model that becomes the thinker. Training takes about `hours`, and no longer than
+    `passes` passes over the passages. Without questions of the caller's, `base` writes some about at most
+    `asked` passages. At most `held_out` of the questions, and a third of them, are kept apart to judge it by.
+    """
+
+    base: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    hours: float = 1.0
+    passes: int = 4
+    asked: int = 600
+    held_out: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.hours > 0:
+            raise SettingsError(f"hours is {self.hours}; expected a number above 0.")
+        for name in ("passes", "asked", "held_out"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}; expected at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the thinker is worth on the questions that were kept apart.
+
+    `means` is the measure of every system; `own` compares each system of `PAIRS` with the same without
+    thoughts, and `control` with the one that has the thoughts about another question.
+    """
+
+    queries: int
+    means: dict[str, float]
+    own: dict[str, Comparison]
+    control: dict[str, Comparison]
+
+    @property
+    def helped(self) -> list[str]:
+        """The systems that gain by what the thoughts say, beyond chance."""
+        return [
+            name
+            for name, found in self.own.items()
+            if found.p_corrected < _SIGNIFICANT and found.difference > 0 and self.control[name].difference > 0
+        ]
+
+    @property
+    def harmed(self) -> list[str]:
+        """The systems that lose by thinking, beyond chance."""
+        own = self.own.items()
+        return [name for name, found in own if found.p_corrected < _SIGNIFICANT and found.difference < 0]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the thinker is to be installed."""
+        return bool(self.helped) and not self.harmed
+
+    def table(self) -> str:
+        """The verdict as a Markdown table."""
+        heads = ["system", f"{MEASURE} without", "with thoughts", "gain", "95 %", "p", "another's thoughts"]
+        rows = []
+        for name, found in self.own.items():
+            with_own, with_others = PAIRS[name]
+            interval = f"{found.low:+.3f} to {found.high:+.3f}"
+            figures = [f"{self.means[name]:.3f}", f"{self.means[with_own]:.3f}", f"{found.difference:+.3f}"]
+            rows.append(
+                [name, *figures, interval, f"{found.p_corrected:.3f}", f"{self.means[with_others]:.3f}"]
+            )
+        return markdown_table(heads, rows)
+
+    def sentence(self) -> str:
+        """What it comes to."""
+        on = f"on {counted(self.queries, 'question')} that it never saw"
+        if self.is_good:
+            gains = ", ".join(f"{name} {self.own[name].difference:+.3f}" for name in self.helped)
+            return f"It helped {on}: {MEASURE} of {gains}."
+        if self.harmed:
+            return f"It did harm {on}, to {', '.join(self.harmed)}: nothing is installed."
+        return f"It did not help {on}, beyond what chance explains: nothing is installed."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """The folder of one adaptation, and what is where in it. `encoder` is what embedded the documents.
+
+    `writer` writes the questions where none are given, as `as_expert` takes it (None: the base).
+    """
+
+    folder: Path
+    index: Index
+    encoder: Encoder
+    plan: AdaptPlan
+    say: Say
+    writer: Any = None
+    options: Options = field(default_factory=Options)
+
+    @property
+    def held_out(self) -> Path:
+        """The index as a collection in BEIR layout, with the questions that were kept apart."""
+        return self.folder / "held-out"
+
+    @property
+    def corpus(self) -> Path:
+        """The index's passages, one a line."""
+        return self.held_out / "corpus.jsonl"
+
+    @property
+    def questions(self) -> Path:
+        """The questions that are trained on."""
+        return self.folder / "questions.jsonl"
+
+    @property
+    def rows(self) -> Path:
+        """What is trained on."""
+        return self.folder / "rows.jsonl"
+
+    @cached_property
+    def passages(self) -> list[str]:
+        """The texts of the index."""
+        return read_corpus(self.corpus).texts
+
+
+def adapt(work: Workplace, *, questions: str | Path | None = None) -> Verdict:
+    """Train a thinker for an index, judge it, and put it into the folder `thinker` if it helps.
+
+    `questions` are rows (`query`, `pos`: texts of passages,
+    or `pos_ids`: their ids; perhaps `thought`) that people asked; without them the base model writes some.
+    The same call goes on where it was stopped. Raises `OtherRecipeError` for a folder in which something else
+    was begun, `DataError` where there is too little to learn from or to judge by, and what the stages raise.
+    """
+    prepare(work, questions)
+    recipe = schedule(work)
+    model = _train(work, recipe)
+    verdict = _judge(work, model)
+    _install(work, model, verdict)
+    return verdict
+
+
+def only_embeds(encoder: Encoder) -> ThinkingEmbedder:
+    """An embedder for documents and fast queries, whose thinker is never asked."""
+    return ThinkingEmbedder.from_parts(_no_thoughts, encoder, cache=False)
+
+
+def _no_thoughts(queries: list[str], k: int) -> list[list[str]]:
+    raise RuntimeError(f"{k} thoughts about {counted(len(queries), 'query', 'queries')} were asked for.")
+
+
+def prepare(work: Workplace, questions: str | Path | None) -> None:
+    """Write the passages, the questions and those that are kept apart. Raises as `adapt` does."""
+    _claim(work, questions)
+    if not work.questions.is_file():
+        _write_passages(work)
+        asked = list(_asked_by_people(work, questions) if questions else _asked_by_the_base(work))
+        _split(work, asked)
+
+
+def _claim(work: Workplace, questions: str | Path | None) -> None:
+    """Note what this folder is for; refuse one that is for something else."""
+    settings = {name: value for name, value in asdict(work.plan).items() if name != "hours"}
+    mine = {
+        "index": str(work.index.path),
+        "documents": work.index.count(),
+        "generation": work.index.generation,
+        "questions": None if questions is None else str(Path(questions).resolve()),
+        "plan": settings,
+    }
+    work.folder.mkdir(parents=True, exist_ok=True)
+    path = work.folder / "adapt.json"
+    if not path.is_file():
+        write_whole(path, json.dumps(mine, indent=1) + "\n")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    differing = [name for name in mine if before.get(name) != mine[name]]
+    if differing:
+        was, now = before.get(differing[0]), mine[differing[0]]
+        raise OtherRecipeError(
+            f"{work.folder} was begun with {differing[0]} {was!r}, and this is {now!r}.",
+            hint="Give another folder with --out, or remove this one.",
+        )
+
+
+def _write_passages(work: Workplace) -> None:
+    work.held_out.mkdir(parents=True, exist_ok=True)
+    lines = (
+        json.dumps({"_id": document.id, "title": "", "text": document.text}, ensure_ascii=False)
+        for document in work.index.documents()
+    )
+    write_whole(work.corpus, "".join(f"{line}\n" for line in lines))
+    work.say(counted(len(work.passages), "passage"))
+
+
+def _asked_by_people(work: Workplace, questions: str | Path) -> Iterator[TrainingRow]:
+    """The questions with their passages as texts of the index, as far as they are there."""
+    corpus = read_corpus(work.corpus)
+    texts = {plain_text(text): text for text in corpus.texts}
+    for row in read_rows(questions):
+        ids = getattr(row, "pos_ids", None) or ()
+        found = [corpus.texts[corpus.places[str(one)]] for one in ids if str(one) in corpus.places]
+        found += [texts[key] for key in map(plain_text, row.pos) if key in texts]
+        yield row.model_copy(update={"pos": list(dict.fromkeys(found))})
+
+
+def _asked_by_the_base(work: Workplace) -> Iterator[TrainingRow]:
+    """Questions that the base model writes about some passages, and that find them again."""
+    from o1_retriever_training.experts import LocalExpert, as_expert
+
+    draw, texts = Random(work.plan.seed), work.passages
+    chosen = draw.sample(texts, min(work.plan.asked, len(texts)))
+    passages = work.folder / "asked-about.jsonl"
+    write_whole(passages, "".join(json.dumps({"query": text}, ensure_ascii=False) + "\n" for text in chosen))
+    question_pairs(
+        work.folder,
+        as_expert(work.writer or LocalExpert.from_pretrained(work.plan.base, dtype="fastest")),
+        Recipe(seed=work.plan.seed),
+        DataPlan(queries_per_passage=1, within=3),
+        work.options,
+        work.say,
+        passages=passages,
+        corpus=work.corpus,
+    )
+    yield from read_rows(work.folder / "pairs.jsonl")
+
+
+def _split(work: Workplace, rows: Sequence[TrainingRow]) -> None:
+    """Keep some questions apart, and write the others; a question that is asked twice stays together."""
+    ids = {text: name for name, text in _named(work)}
+    by_text: dict[str, list[TrainingRow]] = {}
+    for row in rows:
+        by_text.setdefault(plain_text(row.query), []).append(row)
+    judged = [key for key, own in by_text.items() if any(row.pos for row in own)]
+    if len(judged) < _LEAST_QUESTIONS:
+        raise DataError(
+            f"Found {counted(len(judged), 'question')} with a passage of the index; expected at least "
+            f"{_LEAST_QUESTIONS}, of which a third is kept apart to judge the thinker by.",
+            hint="A question's passages are texts of the index (pos) or their ids (pos_ids).",
+        )
+    count = min(work.plan.held_out, len(judged) // 3)
+    apart = Random(f"{work.plan.seed} apart").sample(judged, count)
+    queries = [{"_id": f"q{place}", "text": by_text[key][0].query} for place, key in enumerate(apart)]
+    judgments = [
+        (f"q{place}", ids[text], 1)
+        for place, key in enumerate(apart)
+        for text in dict.fromkeys(text for row in by_text[key] for text in row.pos)
+    ]
+    documents = [{"_id": name, "title": "", "text": text} for name, text in _named(work)]
+    write_collection(work.held_out, documents=documents, queries=queries, judgments=judgments, split=SPLIT)
+    away = set(apart)
+    kept = [row for key, own in by_text.items() if key not in away for row in own]
+    write_whole(work.questions, "".join(row.line() for row in kept))
+    work.say(f"{counted(len(kept), 'question')} to learn from, {count} kept apart")
+
+
+def _named(work: Workplace) -> Iterable[tuple[str, str]]:
+    corpus = read_corpus(work.corpus)
+    return ((name, corpus.texts[place]) for name, place in corpus.places.items())
+
+
+def schedule(work: Workplace) -> TrainRecipe:
+    """Write the rows and the recipe of a training as long as the time allows; the first call's are kept."""
+    from o1_retriever_training.joint.pace import pace
+    from o1_retriever_training.joint.recipe import as_train_recipe, read_train_recipe
+
+    path = work.folder / "recipe.yaml"
+    if path.is_file():
+        return read_train_recipe(path)
+    _write_rows(work, 1)
+    steps, seconds = pace(as_train_recipe(_fields(work)))
+    most = max(_LEAST_STEPS, int(work.plan.hours * 3600 / seconds))
+    passes = min(work.plan.passes, most // steps)
+    if passes:
+        _write_rows(work, passes)
+    recipe = as_train_recipe(_fields(work, **({} if passes else {"steps": most, "epochs": None})))
+    write_whole(path, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    read = counted(passes, "pass", "passes") if passes else f"{most / steps:.0%} of a pass"
+    hours = (passes * steps or most) * seconds / 3600
+    work.say(f"{read} over the passages in steps of {seconds:.1f} s, about {hours:.1f} h")
+    return recipe
+
+
+def _write_rows(work: Workplace, passes: int) -> None:
+    plan = RowPlan(draws=passes, answers=2 * passes, seed=work.plan.seed)
+    write_rows(work.passages, read_rows(work.questions), work.rows, plan=plan)
+
+
+_INNER = ["gate_proj", "up_proj", "down_proj"]  # where a model keeps what it knows
+
+
+def _fields(work: Workplace, **optimisation: Any) -> dict[str, Any]:
+    """The fields of `training/recipes/index-thinker/words.yaml`, for this index."""
+    return {
+        "model": {
+            "base": work.plan.base,
+            "layout": "chat",
+            "tuning": "lora",
+            "lora": {"rank": 48, "alpha": 96, "dropout": 0.0, "targets": _INNER},
+            "dtype": "fastest",
+            "attention": "plain",
+            "gradient_checkpointing": False,
+        },
+        "data": {"train": str(work.rows), "max_query_tokens": 96, "max_length": 192},
+        "losses": {"contrastive_weight": 0.0},
+        "optimisation": {
+            "tokens": 1536,
+            "queries": 64,
+            "chunk": None,
+            "learning_rate": 1e-3,
+            "warmup": 0.03,
+            "seed": work.plan.seed,
+            **optimisation,
+        },
+        "checkpoints": {"every": 40, "keep": 1},
+        "stop": {"divergence": None},
+        "hardware": {"device": "cpu", "processes": 1},
+        "output": str(work.folder / "training"),
+    }
+
+
+def _train(work: Workplace, recipe: TrainRecipe) -> Path:
+    from o1_retriever_training.joint.run import train
+
+    return train(recipe, show_progress_bar=work.options.show).output
+
+
+def _judge(work: Workplace, model: Path) -> Verdict:
+    """The thinker on the questions that were kept apart, against the vectors of the index itself."""
+    collection = load_collection(work.held_out, split=SPLIT)
+    vectors = unit(work.index.vectors(collection.corpus.ids))
+    thinker = LocalThinker(str(model))
+    embedder = ThinkingEmbedder.from_parts(thinker, work.encoder, cache=work.folder / "thoughts")
+    work.say(f"Thinking about {counted(len(collection.queries), 'question')}")
+    verdict = judge(embedder, collection, EncodedCorpus(matrix=vectors, seconds=0.0))
+    write_whole(work.folder / "verdict.json", json.dumps(asdict(verdict), indent=1) + "\n")
+    return verdict
+
+
+def judge(embedder: ThinkingEmbedder, collection: Collection, encoded: EncodedCorpus) -> Verdict:
+    """What an embedder's thoughts gain on a collection, and what those about another question would."""
+    systems = thinking_systems(embedder, list(collection.queries.values()), collection.corpus, encoded)
+    found = evaluate(collection, systems, measures=[MEASURE], depth=_DEPTH)
+    queries = list(collection.qrels)
+    values = {each.name: aligned(each.values[MEASURE], queries) for each in found.results}
+    return Verdict(
+        queries=len(queries),
+        means={each.name: each.means[MEASURE] for each in found.results},
+        own=_compared(values, 0),
+        control=_compared(values, 1),
+    )
+
+
+def _compared(values: dict[str, Any], with_others: int) -> dict[str, Comparison]:
+    """Each system with thoughts against the one without (0), or against another question's thoughts (1)."""
+    from o1_retriever.evaluation.comparison import holm
+
+    raw = {}
+    for name, (own, others) in PAIRS.items():
+        before = values[others if with_others else name]
+        raw[name] = compare(before, {name: values[own]})[name]
+    corrected = holm([each.p for each in raw.values()])
+    return {
+        name: replace(each, p_corrected=p) for (name, each), p in zip(raw.items(), corrected, strict=True)
+    }
+
+
+def _install(work: Workplace, model: Path, verdict: Verdict) -> None:
+    """Copy what `LocalThinker` needs, whole or not at all; without a gain remove what was there."""
+    target, fresh = work.folder / THINKER, work.folder / f"{THINKER}.new"
+    for stale in (target, fresh):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(stale)
+    report = f"{verdict.sentence()}\n\n{verdict.table()}\n"
+    write_whole(work.folder / "verdict.md", report)
+    if verdict.is_good:
+        shutil.copytree(model, fresh, ignore=shutil.ignore_patterns("training", "training.json"))
+        (fresh / "README.md").write_text(f"# A thinker for one index\n\n{report}", encoding="utf-8")
+        fresh.rename(target)
