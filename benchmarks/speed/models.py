@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
+from o1_retriever.engine.fused import lay_out
 from o1_retriever.engine.load import LocalModel, assemble
 from o1_retriever.engine.template import MARKERS
-from o1_retriever.engine.weights import pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ def random_model(
     with torch.device(device):
         model: Any = AutoModelForCausalLM.from_config(shape.config(), dtype=dtype).eval()
     if packed:
-        pack(model, int8=quantization == "int8")
+        lay_out(model, int8=quantization == "int8")
     local = assemble(name, model, word_tokenizer(shape.vocabulary))
     return replace(local, stop_ids=())
 

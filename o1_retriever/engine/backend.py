@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
-from o1_retriever.engine.decode import Job, write_thoughts
+from o1_retriever.engine.decode import write_thoughts
 from o1_retriever.engine.follow import follower
 from o1_retriever.engine.load import LocalModel
 from o1_retriever.engine.passes import embed_sequences
+from o1_retriever.engine.rows import Job
 from o1_retriever.engine.template import Template
 from o1_retriever.query import Query, rendered
 from o1_retriever.thinking import NewThoughts

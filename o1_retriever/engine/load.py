@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from o1_retriever.engine.adapters import base_of, is_adapter, with_adapter
 from o1_retriever.engine.chat import ChatTemplate, Messages
 from o1_retriever.engine.checkpoint import find_checkpoint, first_line, hash_files, hash_signs
+from o1_retriever.engine.fused import lay_out
 from o1_retriever.engine.stored import Stored, check_room, explain_gguf, read_stored
 from o1_retriever.engine.template import CONFIG_NAME, PlainText, Template, TemplateConfig, detect_layout
 from o1_retriever.engine.weights import (
@@ -27,7 +28,6 @@ from o1_retriever.engine.weights import (
     dtype_named,
     keep_float32,
     nf4_config,
-    pack,
     precision_of,
     quieten_bitsandbytes,
 )
@@ -127,7 +127,7 @@ class Loaded:
     def lay_out(self) -> None:
         """Lay the weights out for the processor; from then on they can be run, and not be hashed or saved."""
         if not self.quantized:
-            pack(self.model, int8=self.int8)
+            lay_out(self.model, int8=self.int8)
 
 
 def load_causal_lm(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from o1_retriever.engine.attention import sharing, takes_our_attention
 from o1_retriever.engine.batching import by_tokens, forward_tokens, free_memory, is_out_of_memory, padded
 from o1_retriever.engine.load import LocalModel
 from o1_retriever.engine.slots import layer_windows
@@ -51,24 +52,23 @@ class Prefilled:
 def prefill(local: LocalModel, prompts: Sequence[Sequence[int]], prefix: Prefix | None = None) -> Prefilled:
     """One pass over prompts (token ids), which all begin with `prefix`: that is not computed again.
 
-    A shared prefix is left out of the result, as the steps read its one copy.
+    A shared prefix is left out of the result, as passes and steps read its one copy.
     """
     prefix = prefix or Prefix()
-    ids, mask = padded([prompt[len(prefix.ids) :] for prompt in prompts], local.device, side="left")
+    before = len(prefix.ids)
+    ids, mask = padded([prompt[before:] for prompt in prompts], local.device, side="left")
+    positions = (mask.cumsum(1) - 1).clamp(min=0) + before
     cache: Any = DynamicCache(config=local.model.config)
-    for layer, (keys, values) in enumerate(prefix.layers):
+    attention = sharing(local.model, prefix.for_rows())
+    if not prefix.shared:
         shape = (len(prompts), -1, -1, -1)
-        cache.update(keys.expand(shape), values.expand(shape), layer)
-    mask = torch.cat([mask.new_ones(len(prompts), len(prefix.ids)), mask], 1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, len(prefix.ids) :]
-    logits, hidden = forward(local, ids, mask, positions, cache)
+        for layer, (keys, values) in enumerate(prefix.layers):
+            cache.update(keys.expand(shape), values.expand(shape), layer)
+        mask = torch.cat([mask.new_ones(len(prompts), before), mask], 1)
+    logits, hidden = forward(local, ids, mask, positions, cache, attention=attention)
     offset = local.template.fast_offset
     layers = [(layer.keys, layer.values) for layer in cache.layers]
-    if prefix.shared:
-        before = len(prefix.ids)
-        mask = mask[:, before:]
-        layers = [(keys[:, :, before:], values[:, :, before:]) for keys, values in layers]
-    elif prefix.ids and len({len(prompt) for prompt in prompts}) > 1:
+    if not prefix.shared and before and len({len(prompt) for prompt in prompts}) > 1:
         mask, layers = _behind_padding(mask, layers)
     return Prefilled(
         layers=layers,
@@ -97,7 +97,7 @@ def _behind_padding(
 class Prefix:
     """What prompts of a model begin with: its ids, and each layer's keys and values for one row.
 
-    `shared` says that all rows read this one copy while they write; otherwise each row gets its own.
+    `shared` says that all rows read this one copy; otherwise each row gets its own.
     """
 
     ids: tuple[int, ...] = ()
@@ -111,12 +111,6 @@ class Prefix:
     def opens(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt begins with it and goes on."""
         return len(prompt) > len(self.ids) and tuple(prompt[: len(self.ids)]) == self.ids
-
-
-def takes_our_attention(model: Any) -> bool:
-    """Whether steps of the model can go through the attention of `steps`: those that torch's own would do."""
-    config = model.config.get_text_config(decoder=True)
-    return bool(model.device.type == "cpu" and config._attn_implementation == "sdpa")
 
 
 def common_prefix(local: LocalModel) -> Prefix:

@@ -13,9 +13,11 @@ import platform
 import timeit
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from o1_retriever.errors import ModelError, SettingsError
 from o1_retriever.extras import require
@@ -54,10 +56,18 @@ class PackedLinear(_Prepared):
         # Not a parameter: it has no strides, and can neither be moved nor saved.
         self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """The layer's product; states (..., in) give (..., out)."""
+    def forward(self, states: torch.Tensor, then: tuple[str, str] = ("none", "")) -> torch.Tensor:
+        """The layer's product; states (..., in) give (..., out). `then` is oneDNN's name of what follows."""
+        name, algorithm = then
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, self._packed, self.bias, "none", [], ""
+            states, self._packed, self.bias, name, [], algorithm
+        )
+        return result
+
+    def joined(self, states: torch.Tensor, other: torch.Tensor, how: str) -> torch.Tensor:
+        """The product, to which `other` is added ("add") or by which it is multiplied ("mul")."""
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            states, other, self._packed, self.bias, how
         )
         return result
 
@@ -83,6 +93,48 @@ class Int8Linear(_Prepared):
         """The layer's product; states (..., in) give (..., out)."""
         result: torch.Tensor = torch.ops.quantized.linear_dynamic(states, self._packed, self._reduce)
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Activation:
+    """A function, and what oneDNN calls it."""
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    then: tuple[str, str]
+
+
+# By transformers' names.
+ACTIVATIONS = {
+    "silu": _Activation(functional.silu, ("swish", "")),
+    "gelu": _Activation(functional.gelu, ("gelu", "none")),
+    "gelu_pytorch_tanh": _Activation(
+        functools.partial(functional.gelu, approximate="tanh"), ("gelu", "tanh")
+    ),
+}
+
+
+def activated(layer: Any, states: torch.Tensor, activation: str) -> torch.Tensor:
+    """The product of a layer and what the activation makes of it: one kernel where there is one for both."""
+    known = ACTIVATIONS[activation]
+    if type(layer) is PackedLinear:
+        return layer.forward(states, known.then)
+    return known.function(layer(states))
+
+
+def plus(layer: Any, states: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The product of a layer and the sum with other states (rows, out)."""
+    if type(layer) is PackedLinear:
+        return layer.joined(states, other, "add")
+    product: torch.Tensor = layer(states)
+    return product.add_(other)
+
+
+def times(layer: Any, states: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The product of a layer, times other states (rows, out)."""
+    if type(layer) is PackedLinear:
+        return layer.joined(states, other, "mul")
+    product: torch.Tensor = layer(states)
+    return product.mul_(other)
 
 
 Kind = Callable[[torch.nn.Linear], torch.nn.Module]

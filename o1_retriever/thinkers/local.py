@@ -18,8 +18,8 @@ from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever.thought import Thought, ThoughtSettings
 
 if TYPE_CHECKING:
-    from o1_retriever.engine.decode import Draft
     from o1_retriever.engine.load import LocalModel
+    from o1_retriever.engine.rows import Draft
 
 Reasoning = Literal["off", "thought"]
 
@@ -149,8 +149,9 @@ def write_thoughts_about(
     The thoughts about one prompt share its reading: with `count_prompt` its tokens are counted with the first
     of them. A prompt that leaves no room to think has failures.
     """
-    from o1_retriever.engine.decode import Job, write_thoughts
+    from o1_retriever.engine.decode import write_thoughts
     from o1_retriever.engine.follow import follower
+    from o1_retriever.engine.rows import Job
 
     template: Any = local.template
     rows: dict[int, list[Thought]] = {}

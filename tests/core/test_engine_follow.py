@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o1_retriever.engine import decode
-from o1_retriever.engine.decode import Job, write_thoughts
+from o1_retriever.engine.decode import write_thoughts
 from o1_retriever.engine.follow import Follower
+from o1_retriever.engine.rows import Job
 from o1_retriever.thought import Finish, ThoughtSettings
 from tests.support.caches import EXAMPLES
 from tests.support.engine import (

@@ -13,8 +13,8 @@ import torch
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.endpoint.reply import whole_sentences
 from o1_retriever.engine.checkpoint import _WHEELS, find_checkpoint
-from o1_retriever.engine.decode import Draft
 from o1_retriever.engine.passes import common_prefix
+from o1_retriever.engine.rows import Draft
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, SettingsError
 from o1_retriever.query import as_queries
 from o1_retriever.thinkers import LocalThinker, RecordedThinker, as_thinker

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from o1_retriever.engine.decode import Drafts, Job, write_thoughts
+from o1_retriever.engine.decode import write_thoughts
 from o1_retriever.engine.load import LocalModel, assemble
 from o1_retriever.engine.passes import Prefix
+from o1_retriever.engine.rows import Drafts, Job
 from o1_retriever.engine.sampling import Sampler, stream_key
 from o1_retriever.engine.slots import Slots
 from o1_retriever.engine.steps import EagerSteps, Shared, StaticSteps, Step
@@ -48,14 +49,17 @@ def job_for(local: LocalModel, query: str, indices: Sequence[int] = (0, 1, 2), r
 
 
 @functools.cache
-@torch.inference_mode()
 def slow_thought(
     local: LocalModel, job: Job, index: int, how: ThoughtSettings
 ) -> tuple[tuple[int, ...], str, np.ndarray]:
-    """Ids, finish and state of one thought by transformers alone.
+    """Ids, finish and state of one thought by transformers alone: the state costs a pass of its own."""
+    written, finish = slow_tokens(local, job, index, how)
+    return written, finish, plain_state(local, [*job.prompt, *written, *ending(local)])
 
-    Every token costs a pass over everything before it, and the state one more: no cache, no batch.
-    """
+
+@torch.inference_mode()
+def slow_tokens(local: LocalModel, job: Job, index: int, how: ThoughtSettings) -> tuple[tuple[int, ...], str]:
+    """Ids and finish of one thought, each token by a pass over all before it: no cache, no batch."""
     key = torch.tensor([stream_key(how.seed, job.prompt, index)])
     forbidden = local.template.suppressed(local.vocabulary)
     written: list[int] = []
@@ -74,7 +78,7 @@ def slow_thought(
         else:
             written.append(int(drawn))
             finish = "length" if len(written) == min(job.room, how.max_new_tokens) else ""
-    return tuple(written), finish, plain_state(local, [*job.prompt, *written, *ending(local)])
+    return tuple(written), finish
 
 
 def can_pack(model: Any) -> bool:
