@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -143,6 +144,20 @@ class Thought:
             "tokens": self.completion_tokens,
             "cached": self.cached,
         }
+
+
+# Two thoughts nearly repeat each other where of all words of both, so large a share is in both.
+_SAME_WORDS = 0.6
+
+
+def repeats(thoughts: Sequence[Thought]) -> tuple[int, ...]:
+    """The places of those thoughts about one query that nearly repeat an earlier one, in the same words."""
+    words = [set(re.findall(r"\w+", thought.text.lower())) for thought in thoughts]
+    return tuple(
+        place
+        for place, own in enumerate(words)
+        if own and any(len(own & other) >= _SAME_WORDS * len(own | other) for other in words[:place])
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Collection
 from o1_retriever.evaluation.metrics import DEPTH, MEASURES, Run, aligned, means, per_query
 from o1_retriever.evaluation.systems import Answer, RecallLost, System
-from o1_retriever.thought import Thought
+from o1_retriever.thought import Thought, repeats
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +48,15 @@ class Comparison:
 class Cost:
     """What a system cost.
 
-    `thought_tokens` and `prompt_tokens` are per query. `ms_per_query` is wall-clock time of thinking,
-    embedding and searching in batches; where `cached` is True some thoughts came from the cache and the
-    time is not what it would take without. `peak_mb` is the largest memory of the process so far.
+    `thought_tokens`, `prompt_tokens` and `repeats` (thoughts that nearly repeat another one) are per query.
+    `ms_per_query` is wall-clock time of thinking, embedding and searching in batches; where `cached` is True
+    some thoughts came from the cache and the time is not what it would take without. `peak_mb` is the largest
+    memory of the process so far.
     """
 
     thought_tokens: float
     prompt_tokens: float
+    repeats: float
     ms_per_query: float
     cached: bool
     documents_per_second: float | None
@@ -152,6 +154,7 @@ def _cost(answer: Answer, seconds: float) -> Cost:
     return Cost(
         thought_tokens=sum(thought.completion_tokens for thought in thoughts) / count,
         prompt_tokens=sum(thought.prompt_tokens for thought in thoughts) / count,
+        repeats=sum(len(repeats(row)) for row in answer.thoughts) / count,
         ms_per_query=1000 * seconds / count,
         cached=any(thought.cached for thought in thoughts),
         documents_per_second=answer.documents_per_second,

@@ -15,7 +15,7 @@ from o1_retriever.guard import Decision
 from o1_retriever.index.hits import Hit
 from o1_retriever.reporting.text import counted
 from o1_retriever.search.result import SearchResult
-from o1_retriever.thought import Thought, Timings
+from o1_retriever.thought import Thought, Timings, repeats
 
 # Control characters could repaint a terminal, and direction overrides reorder what it shows.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
@@ -181,6 +181,9 @@ def _count(thoughts: Iterable[Thought]) -> str:
         notes.append(f"{failed} failed")
     if tokens:
         notes.append(counted(tokens, "token"))
+    again = len(repeats(every))
+    if again:
+        notes.append(f"{again} repeating another")
     if cached:
         notes.append("from cache" if cached == len(every) else f"{cached} from cache")
     return ", ".join(notes)

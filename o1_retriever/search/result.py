@@ -11,7 +11,7 @@ import numpy as np
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import Decision, Gate
 from o1_retriever.index.hits import Hit
-from o1_retriever.thought import QueryEmbedding, Thinking, Thought, Vector
+from o1_retriever.thought import QueryEmbedding, Thinking, Thought, Vector, repeats
 from o1_retriever.vectors import unit
 
 Pooling = Literal["mean", "best"]
@@ -142,6 +142,7 @@ class SearchResult:
             "thoughts": [thought.to_dict() for thought in self.thoughts],
             "prompt_tokens": self.embedding.prompt_tokens,
             "thought_tokens": self.embedding.thought_tokens,
+            "repeats": len(repeats(self.thoughts)),
             "timings": {
                 "think_ms": round(timings.think_ms, 3),
                 "embed_ms": round(timings.embed_ms, 3),

@@ -7,6 +7,7 @@ from queue import SimpleQueue
 from threading import Event, Thread
 
 from o1_retriever.engine.follow import listening
+from o1_retriever.thinkers.distinct import AGAIN
 from o1_retriever.thought import Thought, ThoughtPiece
 
 
@@ -26,6 +27,8 @@ def pieces(think: Callable[[], Sequence[Thought]]) -> Iterator[ThoughtPiece]:
     def listen(place: int, index: int, text: str) -> None:
         if left.is_set():
             raise _LeftError
+        if index >= AGAIN:
+            return  # the end brings the better one of two draws
         told.add(index)
         found.put(ThoughtPiece(index=index, text=text))
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import replace
+from itertools import islice
 from threading import Lock, Thread
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from o1_retriever.endpoint.reply import Answer, ModelCallError, Problem, whole_s
 from o1_retriever.errors import ThinkerError
 from o1_retriever.query import Query
 from o1_retriever.reporting.text import counted
+from o1_retriever.thinkers.distinct import distinct
 from o1_retriever.thought import Thought, ThoughtSettings
 
 logger = logging.getLogger(__name__)
@@ -95,17 +97,19 @@ class OpenAIThinker:
         them. Raises `ThinkerError` when nothing can succeed before the caller changes something (wrong
         key, model or address), and none of this call's thoughts had been written.
         """
-        indices = range(start, settings.n_thoughts)
-        requests = [
-            ChatRequest(query=query, prompt=self.prompt, index=index, settings=settings)
-            for query in queries
-            for index in indices
-        ]
-        answers = _background.run(self._ask(requests)) if requests else []
-        self._report(answers)
-        thoughts = [_recorded(answer) for answer in answers]
-        each = len(indices)
-        return [thoughts[place * each : (place + 1) * each] for place in range(len(queries))]
+
+        def write(numbers: Sequence[tuple[int, ...]]) -> list[list[Thought]]:
+            requests = [
+                ChatRequest(query=query, prompt=self.prompt, index=index, settings=settings)
+                for query, own in zip(queries, numbers, strict=True)
+                for index in own
+            ]
+            answers = _background.run(self._ask(requests)) if requests else []
+            self._report(answers)
+            thoughts = iter([_recorded(answer) for answer in answers])
+            return [list(islice(thoughts, len(own))) for own in numbers]
+
+        return distinct(len(queries), settings, start, write)
 
     async def _ask(self, requests: Sequence[ChatRequest]) -> list[Answer]:
         """Ask for all; when the last call was given up, find out first with one request, sent once."""

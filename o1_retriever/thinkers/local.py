@@ -15,6 +15,7 @@ from o1_retriever.endpoint.reply import whole_sentences, without_reasoning
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import Query
 from o1_retriever.thinkers.config import ThinkerConfig
+from o1_retriever.thinkers.distinct import distinct
 from o1_retriever.thought import Thought, ThoughtSettings
 
 if TYPE_CHECKING:
@@ -118,15 +119,17 @@ class LocalThinker:
     ) -> list[list[Thought]]:
         """Thoughts `start` to `settings.n_thoughts - 1` about every query, in the order of the queries.
 
-        A thought that was cut at its limit ends with its last whole sentence, where it has one. One that is
-        empty, or still reasoning at the limit, is a recorded failure.
+        A thought that was cut at its limit ends with its last whole sentence, where it has one. One that
+        nearly repeats an earlier one is drawn once more. One that is empty, or still reasoning at the limit,
+        is a recorded failure.
         """
         template: Any = self.local.template
         prompts = [tuple(template.prompt(self.prompt.messages(query))) for query in queries]
-        indices = [tuple(range(start, settings.n_thoughts))] * len(prompts)
-        return write_thoughts_about(
-            self.local, prompts, indices, settings, reasoning=self.reasoning, count_prompt=start == 0
-        )
+
+        def write(numbers: Sequence[tuple[int, ...]]) -> list[list[Thought]]:
+            return write_thoughts_about(self.local, prompts, numbers, settings, reasoning=self.reasoning)
+
+        return distinct(len(prompts), settings, start, write)
 
 
 def settings_of_folder(folder: Path) -> Mapping[str, Any]:
@@ -142,12 +145,11 @@ def write_thoughts_about(
     settings: ThoughtSettings,
     *,
     reasoning: Reasoning = "off",
-    count_prompt: bool = True,
 ) -> list[list[Thought]]:
     """The thoughts of the given indices about every prompt, in order.
 
-    The thoughts about one prompt share its reading: with `count_prompt` its tokens are counted with the first
-    of them. A prompt that leaves no room to think has failures.
+    The thoughts about one prompt share its reading: its tokens are counted with the first of them. A prompt
+    that leaves no room to think has failures.
     """
     from o1_retriever.engine.decode import write_thoughts
     from o1_retriever.engine.follow import follower
@@ -165,7 +167,7 @@ def write_thoughts_about(
             jobs.append(Job(prompt=prompt, indices=own, room=room))
             places.append(place)
     for job, drafts in write_thoughts(local, jobs, settings, follower=follower(template.tokenizer)):
-        read = len(jobs[job].prompt) if count_prompt else 0
+        read = len(jobs[job].prompt)
         rows[places[job]] = [
             read_draft(draft, template.tokenizer, prompt_tokens=0 if number else read, reasoning=reasoning)
             for number, draft in enumerate(drafts.drafts)

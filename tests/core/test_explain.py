@@ -84,7 +84,11 @@ def test_a_thought_that_was_cut_says_so():
     ("thoughts", "expected"),
     [
         ([Thought(text="a")], "1 thought"),
-        ([Thought(text="a", completion_tokens=2, cached=True)] * 2, "2 thoughts, 4 tokens, from cache"),
+        (
+            [Thought(text=text, completion_tokens=2, cached=True) for text in "ab"],
+            "2 thoughts, 4 tokens, from cache",
+        ),
+        ([Thought(text="a")] * 3, "3 thoughts, 2 repeating another"),
         ([Thought(text="a", cached=True), Thought(text="b")], "2 thoughts, 1 from cache"),
         ([Thought(text="a"), Thought.failure("x")], "2 thoughts, 1 failed"),
     ],
