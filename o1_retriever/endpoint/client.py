@@ -28,6 +28,7 @@ from o1_retriever.endpoint.reply import (
     presentable,
     read_reply,
 )
+from o1_retriever.endpoint.written import Reasoning, check_reasoning
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.extras import require
 from o1_retriever.thought import Thought
@@ -100,7 +101,8 @@ class ChatClient:
     `base_url` and `api_key` default to what the `openai` package takes (`OPENAI_BASE_URL`,
     `OPENAI_API_KEY`); a server of your own needs no key. Or bring a `client`, synchronous or asynchronous,
     with `chat.completions.create`: it keeps its address, key and headers. `extra_body` goes into every
-    request. The connections belong to the event loop that asks first, until `close`.
+    request. `reasoning="thought"` takes a model's reasoning where it wrote nothing else. The connections
+    belong to the event loop that asks first, until `close`.
 
     Raises `MissingExtraError` without the `endpoint` extra, and `SettingsError` for unusable arguments.
     """
@@ -115,6 +117,7 @@ class ChatClient:
         extra_body: Mapping[str, Any] | None = None,
         policy: RequestPolicy | None = None,
         limit: RateLimit | None = None,
+        reasoning: Reasoning = "off",
     ) -> None:
         if not isinstance(model, str) or not model.strip():
             raise SettingsError(f"model is {model!r:.60}; expected the name by which the endpoint knows it.")
@@ -122,15 +125,18 @@ class ChatClient:
             raise SettingsError(
                 "A client was passed with a base_url or an api_key.", hint="Pass one of both."
             )
-        self.model = model
+        check_reasoning(reasoning)
+        self.model, self.reasoning = model, reasoning
         self.policy = policy or RequestPolicy()
         self._limit = limit or RateLimit()
         self._extra_body = _plain(extra_body)
         self.extra = ""
-        """The extra body as a part of an identity: empty without one, else a hash of it."""
+        """What else decides about its thoughts, as a part of an identity: mostly empty."""
         if self._extra_body:
             content = json.dumps(self._extra_body, sort_keys=True).encode()
             self.extra = f" extra {hashlib.blake2b(content, digest_size=8).hexdigest()}"
+        if reasoning != "off":
+            self.extra += f" reasoning {reasoning}"
         self._dialect = Dialect()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pools: list[Any] = []
@@ -279,7 +285,7 @@ class ChatClient:
                     bug = Problem(reason=f"The client of {self} failed: {type(error).__name__}: {error}")
                     raise ThinkerError(presentable(bug, secret=self._secret).reason) from error
                 return problem
-            return read_reply(reply, limit=request.settings.max_new_tokens)
+            return read_reply(reply, limit=request.settings.max_new_tokens, reasoning=self.reasoning)
 
     async def _send(self, pool: Any, sent: dict[str, Any], timeout: float) -> Any:
         if self._brought is None:

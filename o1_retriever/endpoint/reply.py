@@ -11,18 +11,16 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias
 
-from o1_retriever.errors import InputError
-from o1_retriever.query import check_text
+from o1_retriever.endpoint.written import Reasoning, Written, read_written, refused
 from o1_retriever.thought import Thought
 
-NAMES = r"(?:think|thinking|reasoning)"
-BLOCK = re.compile(rf"<{NAMES}>.*?</{NAMES}>|\[THINK\].*?\[/THINK\]", re.DOTALL | re.IGNORECASE)
-OPENING = re.compile(rf"<{NAMES}>|\[THINK\]", re.IGNORECASE)
-CLOSING = re.compile(rf"</{NAMES}>|\[/THINK\]", re.IGNORECASE)
-SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)")
 SPENT = (
     "the model was still reasoning when its {limit} tokens were spent; raise max_new_tokens, or turn the "
     "reasoning off (many servers take extra_body={{'chat_template_kwargs': {{'enable_thinking': False}}}})"
+)
+REASONED = (
+    "the reply is empty beside its reasoning; pass reasoning='thought' to the thinker to take the reasoning "
+    "as the thought, or turn it off at the server"
 )
 # The server did understand, and will say the same for every query: the caller has to change something.
 SETUP = {
@@ -32,6 +30,10 @@ SETUP = {
     404: "Check the model's name, and that base_url ends where '/chat/completions' follows (mostly in /v1).",
     405: "Check base_url: '/chat/completions' is appended to it, so that it mostly ends in /v1.",
 }
+# An error that may pass, told by its words, where a server gives no number.
+BUSY = re.compile(
+    r"overload|rate.?limit|too many|busy|capacity|try again|temporar|time.?out|unavailable|loading", re.I
+)
 PASSING = {408, 409, 425, 429}
 UNREACHED = {"APIConnectionError", "TransportError", "ConnectionError", "TimeoutError"}
 LONGEST_REASON = 400
@@ -65,28 +67,31 @@ def cost_of(answer: Answer) -> tuple[int, int]:
     return answer.prompt_tokens, answer.completion_tokens
 
 
-def read_reply(reply: Any, *, limit: int) -> Answer:
+def read_reply(reply: Any, *, limit: int, reasoning: Reasoning = "off") -> Answer:
     """The thought of the first choice, without the model's reasoning; a `Problem` where there is none.
 
-    `limit` is the number of tokens that the model was allowed. The fields are looked up one by one,
-    because servers leave out what the client's types promise.
+    `limit` is the number of tokens that the model was allowed. With `reasoning="thought"` the reasoning is
+    the thought where nothing else was written. The fields are looked up one by one, because servers leave out
+    what the client's types promise.
     """
     choices = _field(reply, "choices")
-    if not isinstance(choices, list | tuple) or not choices:
-        found = quote(reply) if isinstance(reply, str) else f"{type(reply).__name__} without choices"
+    completed = isinstance(choices, list | tuple) and choices
+    choice = choices[0] if completed else None
+    error = _field(choice, "error") or _field(reply, "error")
+    if error:
+        return _diagnose_body(error)
+    if not completed:
+        found = quote(reply) if isinstance(reply, str) else f"{type(reply).__name__} without choices: {reply}"
         return Problem(reason=f"the reply is no chat completion, but {found!r}", retry=True, down=True)
-    message = _field(choices[0], "message")
-    finish = _field(choices[0], "finish_reason")
+    message, finish = _field(choice, "message"), _field(choice, "finish_reason")
     usage = _field(reply, "usage")
     cost = _count(_field(usage, "prompt_tokens")), _count(_field(usage, "completion_tokens"))
-    content, reasoned = _content(message)
-    text, unfinished = without_reasoning(content, cut=finish == "length")
-    if unfinished or (not text and reasoned and finish == "length"):
-        return Problem(reason=SPENT.format(limit=limit), cost=cost)
-    try:
-        check_text(text, what="reply")
-    except InputError as error:
-        return _unusable(message, finish, error, cost)
+    content, beside = _content(message)
+    written = read_written(content, cut=finish == "length")
+    written = replace(written, reasoning=written.reasoning or beside)
+    text = written.thought(reasoning)
+    if not text or refused(text):
+        return _unusable(message, finish, written, limit=limit, cost=cost)
     return Thought(
         text=text,
         finish="length" if finish == "length" else "eos",
@@ -95,44 +100,45 @@ def read_reply(reply: Any, *, limit: int) -> Answer:
     )
 
 
-def without_reasoning(content: str, *, cut: bool) -> tuple[str, bool]:
-    """The text outside of reasoning blocks, and whether a block is left open.
-
-    A block that was opened by the chat template shows its end alone; what stands before it is reasoning
-    too. An opening tag is taken at its word at the beginning of a text, or in one that was `cut`.
-    """
-    text = BLOCK.sub("", content)
-    *_, text = CLOSING.split(text)
-    text = text.strip()
-    opening = OPENING.search(text)
-    return text, opening is not None and (cut or opening.start() == 0)
-
-
-def whole_sentences(text: str) -> str:
-    """The text up to the end of its last whole sentence; all of it where it has none."""
-    ends = [match.end() for match in SENTENCE_END.finditer(text)]
-    return text[: ends[-1]] if ends else text
-
-
-def _unusable(message: Any, finish: Any, error: InputError, cost: tuple[int, int]) -> Problem:
-    refusal = _field(message, "refusal")
+def _unusable(message: Any, finish: Any, written: Written, *, limit: int, cost: tuple[int, int]) -> Problem:
+    """Why a message holds no thought."""
+    refusal = _field(message, "refusal") or _part(message, "refusal")
+    refusal = refusal or (written.answer if refused(written.answer) else "")
     if isinstance(refusal, str) and refusal.strip():
         return Problem(reason=f"the model refused: {quote(refusal)}", cost=cost)
     if finish == "content_filter":
         return Problem(reason="the server's content filter removed the reply", cost=cost)
-    return Problem(reason=error.message, retry=True, cost=cost)
+    if written.unfinished or finish == "length":
+        return Problem(reason=SPENT.format(limit=limit), cost=cost)
+    if _field(message, "tool_calls"):
+        return Problem(reason="the model called a tool, and wrote nothing", cost=cost)
+    if written.reasoning:
+        return Problem(reason=REASONED, retry=True, cost=cost)
+    return Problem(reason="the reply is empty", retry=True, cost=cost)
 
 
-def _content(message: Any) -> tuple[str, bool]:
-    """The text of a message, and whether reasoning came beside it (in a field or a part of its own)."""
-    fields = (_field(message, name) for name in ("reasoning_content", "reasoning"))
-    reasoned = any(isinstance(field, str) and field.strip() for field in fields)
+def _content(message: Any) -> tuple[str, str]:
+    """The text of a message, and the reasoning beside it (in a field or in parts of its own)."""
+    fields = (_field(message, name) for name in ("reasoning_content", "reasoning", "thinking"))
+    beside = next((field for field in fields if isinstance(field, str) and field.strip()), "")
     content = _field(message, "content")
     if not isinstance(content, list):
-        return (content if isinstance(content, str) else ""), reasoned
-    texts = [part for part in content if _field(part, "type") in ("text", "output_text")]
-    written = [text for part in texts if isinstance(text := _field(part, "text"), str)]
-    return "".join(written), reasoned or len(texts) < len(content)
+        return (content if isinstance(content, str) else ""), beside.strip()
+    return _texts(content, "text", "output_text"), beside.strip() or _texts(content, "thinking", "reasoning")
+
+
+def _texts(parts: Any, *kinds: str) -> str:
+    """The text in the parts of some kinds, one behind the other; a part may hold parts of its own."""
+    written = []
+    for part in parts if isinstance(parts, list) else ():
+        if (kind := _field(part, "type")) in kinds:
+            held = _field(part, "text") or _field(part, kind)
+            written.append(held if isinstance(held, str) else _texts(held, "text"))
+    return "".join(written)
+
+
+def _part(message: Any, kind: str) -> str:
+    return _texts(_field(message, "content"), kind)
 
 
 def _field(value: Any, name: str) -> Any:
@@ -176,6 +182,18 @@ def _diagnose_failure(failure: ModelCallError, *, timeout: float) -> Problem:
             return known
     reason = f"the model failed ({type(cause or failure).__name__}: {quote(cause or failure)})"
     return Problem(reason=reason, retry=True, down=True)
+
+
+def _diagnose_body(error: Any) -> Problem:
+    """The problem in an error that came with the status 200, as routers send it."""
+    status = _field(error, "code") or _field(error, "status")
+    status = int(status) if isinstance(status, int | str) and str(status).isdecimal() else None
+    words = quote((isinstance(error, str) and error) or _field(error, "message") or error)
+    reason = f"the server answered 200 with an error: {words}"
+    if status in SETUP:
+        return Problem(reason=reason, setup=SETUP[status])
+    passing = status is None or status in PASSING or status >= 500 or bool(BUSY.search(words))
+    return Problem(reason=reason, retry=passing, down=passing)
 
 
 def _diagnose_status(error: Exception, status: int) -> Problem:

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from o1_retriever.endpoint.client import ChatClient, in_thread, options_of
 from o1_retriever.endpoint.limits import Patience, RequestPolicy
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, ChatRequest, as_prompt
-from o1_retriever.endpoint.reply import Answer, ModelCallError, Problem, whole_sentences
+from o1_retriever.endpoint.reply import Answer, ModelCallError, Problem
+from o1_retriever.endpoint.written import Reasoning, whole_sentences
 from o1_retriever.errors import ThinkerError
 from o1_retriever.query import Query
 from o1_retriever.reporting.text import counted
@@ -41,7 +42,8 @@ class OpenAIThinker:
     one, or anything with their `chat.completions.create`): it keeps its address, key and headers. An
     asynchronous one is used in an event loop of the thinkers' own, so do not share it with yours.
     `prompt` is a `ChatPrompt`, or a message with `{query}` in it. `extra_body` goes into every request,
-    for what only your server knows. `policy` bounds time, retries and parallel requests.
+    for what only your server knows. `policy` bounds time, retries and parallel requests. A model that reasons
+    first has its reasoning left out; with `reasoning="thought"` it is the thought where nothing else came.
 
     One request is sent per thought, so that a thought depends on the query, the seed and its own index
     alone, as far as the server keeps its promise about seeds. The API key is in no message, name or log.
@@ -61,10 +63,17 @@ class OpenAIThinker:
         prompt: ChatPrompt | str = DEFAULT_PROMPT,
         extra_body: Mapping[str, Any] | None = None,
         policy: RequestPolicy | None = None,
+        reasoning: Reasoning = "off",
     ) -> None:
         self.prompt = as_prompt(prompt)
         self._chat = ChatClient(
-            model, base_url=base_url, api_key=api_key, client=client, extra_body=extra_body, policy=policy
+            model,
+            base_url=base_url,
+            api_key=api_key,
+            client=client,
+            extra_body=extra_body,
+            policy=policy,
+            reasoning=reasoning,
         )
         self.model, self.policy, self.address = model, self._chat.policy, self._chat.address
         self._was_down = False

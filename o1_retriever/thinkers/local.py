@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, as_prompt
-from o1_retriever.endpoint.reply import whole_sentences, without_reasoning
-from o1_retriever.errors import SettingsError
+from o1_retriever.endpoint.written import Reasoning, check_reasoning, read_written, refused, whole_sentences
 from o1_retriever.query import Query
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever.thinkers.distinct import distinct
@@ -21,8 +19,6 @@ from o1_retriever.thought import Thought, ThoughtSettings
 if TYPE_CHECKING:
     from o1_retriever.engine.load import LocalModel
     from o1_retriever.engine.rows import Draft
-
-Reasoning = Literal["off", "thought"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +64,7 @@ class LocalThinker:
     ) -> None:
         from o1_retriever.engine.load import LoadOptions, assemble_writer, load_causal_lm
 
-        if reasoning not in ("off", "thought"):
-            raise SettingsError(f"reasoning is {reasoning!r}; expected 'off' or 'thought'.")
+        check_reasoning(reasoning)
         self.prompt = as_prompt(prompt or DEFAULT_PROMPT, system=system_prompt, examples=examples)
         self.reasoning = reasoning
         if not isinstance(model, str | os.PathLike):
@@ -175,22 +170,23 @@ def write_thoughts_about(
     return [rows.get(place, []) for place in range(len(prompts))]
 
 
-_TAGS = re.compile(r"</?(?:think|thinking|reasoning)>", re.IGNORECASE)
-
-
 def read_draft(draft: Draft, tokenizer: Any, *, prompt_tokens: int, reasoning: Reasoning = "off") -> Thought:
     """What a model wrote as a thought: without its reasoning, and where it was cut up to its last sentence.
 
-    One that is empty, or still reasoning at its limit, is a recorded failure. With `reasoning="thought"` the
-    reasoning counts where nothing else was written.
+    One that is empty, a refusal, or still reasoning at its limit, is a recorded failure. With
+    `reasoning="thought"` the reasoning counts where nothing else was written.
     """
-    written, cut = tokenizer.decode(list(draft.token_ids), skip_special_tokens=True), draft.finish != "eos"
-    text, unfinished = without_reasoning(written, cut=cut)
-    if reasoning == "thought" and (unfinished or not text):
-        text, unfinished = _TAGS.sub(" ", written), False
+    cut = draft.finish != "eos"
+    # Special tokens are kept for the reading: some families mark their reasoning with them.
+    written = read_written(tokenizer.decode(list(draft.token_ids), skip_special_tokens=False), cut=cut)
+    text = written.thought(reasoning)
+    for token in tokenizer.all_special_tokens:
+        text = text.replace(token, "")
     text = (whole_sentences(text) if cut else text).strip()
     thought = Thought(text=text, finish=draft.finish)
-    if unfinished or not text:
-        why = "The model was still reasoning at its limit." if unfinished else "The thought is empty."
-        thought = Thought.failure(why)
+    if not text or refused(text):
+        why = "The thought is empty." if not text else f"The model refused: {text}"
+        thought = Thought.failure(
+            "The model was still reasoning at its limit." if written.unfinished else why
+        )
     return replace(thought, prompt_tokens=prompt_tokens, completion_tokens=len(draft.token_ids))

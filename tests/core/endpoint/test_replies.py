@@ -5,11 +5,11 @@ import logging
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from o1_retriever.endpoint.reply import diagnose, without_reasoning
+from o1_retriever.endpoint.reply import diagnose
+from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.query import as_queries
+from o1_retriever.thinkers import OpenAIThinker
 from tests.support.asking import SETTINGS, in_turn, think_one
 from tests.support.chat_server import Answer, as_json, completion, refusal
 
@@ -59,13 +59,32 @@ def test_tokens_spent_on_reasoning_are_a_failure_that_says_so_and_is_counted(ser
     assert len(server.bodies) == 1
 
 
-@given(st.text(alphabet="<>/thinkgab \n[]TK") | st.text(), st.booleans())
-def test_any_text_is_stripped_of_reasoning_without_an_accident(text, cut):
-    kept, unfinished = without_reasoning(text, cut=cut)
-    assert "</think>" not in kept
-    assert kept == kept.strip()
-    if "think" not in text.lower() and "reasoning" not in text.lower():
-        assert (kept, unfinished) == (text.strip(), False)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        completion("<think>hm, boats", finish="length"),
+        completion("<think>hm, boats</think>"),
+        completion(None, reasoning_content="hm, boats"),
+        completion("", reasoning="hm, boats", finish="length"),
+        completion([{"type": "thinking", "thinking": [{"type": "text", "text": "hm, boats"}]}]),
+    ],
+)
+def test_reasoning_is_the_thought_where_nothing_else_came_and_it_is_asked_for(server, answer):
+    server.answer = lambda body, number: answer
+    thinker = OpenAIThinker("m", base_url=server.url, reasoning="thought")
+    assert think_one(thinker).text == "hm, boats"
+    assert "reasoning thought" in thinker.identity
+
+
+def test_an_error_with_the_status_200_that_the_caller_has_to_mend_says_what_to_change(server, thinker):
+    server.answer = lambda body, number: as_json({"error": {"message": "Insufficient credits", "code": 402}})
+    with pytest.raises(ThinkerError, match=r"Insufficient credits.*topped up"):
+        think_one(thinker())
+
+
+def test_an_unknown_way_to_take_reasoning_is_refused(server):
+    with pytest.raises(SettingsError, match="reasoning is 'on'; expected 'off' or 'thought'"):
+        OpenAIThinker("m", base_url=server.url, reasoning="on")
 
 
 def test_a_thought_cut_by_its_length_says_so(server, thinker):
@@ -100,8 +119,22 @@ def test_of_several_choices_the_first_is_taken(server, thinker):
         (as_json({"choices": [{"message": {"content": 5}}]}), "empty", 3),
         (completion("  \n "), "empty", 3),
         (completion("<think>hm</think>"), "empty", 3),
-        (completion("a \ud800 b"), "lone surrogate", 3),
         (completion(None, refusal="I will not."), "refused: I will not", 1),
+        (completion([{"type": "refusal", "refusal": "I can't"}]), "refused: I can't", 1),
+        (completion("I'm sorry, but I can't help with that."), "refused: I'm sorry", 1),
+        (completion(None, finish="tool_calls", tool_calls=[{"id": "1"}]), "called a tool", 1),
+        (completion(None, reasoning_content="hm"), "empty beside its reasoning; pass reasoning='thought'", 3),
+        (completion("", finish="length"), "reasoning when its 50 tokens were spent", 1),
+        (
+            as_json({"error": {"message": "Rate limit exceeded", "code": 429}}),
+            "200 with an error: Rate limit",
+            3,
+        ),
+        (as_json({"error": {"message": "Provider overloaded", "code": "502"}}), "Provider overloaded", 3),
+        (as_json({"error": {"message": "bad prompt", "code": 400}}), "bad prompt", 1),
+        (as_json({"error": "model is overloaded"}), "model is overloaded", 3),
+        (as_json({"choices": [{"error": {"message": "upstream died", "code": 502}}]}), "upstream died", 3),
+        (as_json({"message": {"content": "hm"}, "done": True}), "without choices: .*done", 3),
         (completion("", finish="content_filter"), "content filter", 1),
         (Answer(b"oops", status=500), "500: oops", 3),
         (refusal(503, "loading model"), "503: loading model", 3),
