@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 _OURS, _INK = "#2a6fbb", "#333333"
 _THINKING = re.compile(r"encode_queries/(?P<model>\w+)/q(?P<count>\d+)/(?P<kind>\w*?)_?ratio")
-_GROWTH = re.compile(r"index_growth/(?P<size>\d+)/(?P<what>add_s|query_ms)")
+_GROWTH = re.compile(r"search/(?P<size>\d+)/(?P<what>add_s|query_p50_ms)")
 
 
 def draw_ratios(rows: Sequence[Mapping[str, object]], path: Path) -> bool:
@@ -39,7 +39,7 @@ def draw_ratios(rows: Sequence[Mapping[str, object]], path: Path) -> bool:
 
 def draw_growth(rows: Sequence[Mapping[str, object]], path: Path) -> bool:
     """Seconds to fill an index and milliseconds of a search in it, by the number of documents."""
-    costs: dict[str, dict[int, float]] = {"add_s": {}, "query_ms": {}}
+    costs: dict[str, dict[int, float]] = {"add_s": {}, "query_p50_ms": {}}
     for row in rows:
         if match := _GROWTH.fullmatch(str(row["name"])):
             costs[match["what"]][int(match["size"])] = float(str(row["value"]))
@@ -48,13 +48,13 @@ def draw_growth(rows: Sequence[Mapping[str, object]], path: Path) -> bool:
     values = {str(row["name"]): row["value"] for row in rows}
     figure = Figure(figsize=(8.6, 3.4), layout="constrained")
     panels: Any = figure.subplots(1, 2)
-    titles = {"add_s": "seconds to add them all", "query_ms": "milliseconds a search (p50)"}
+    titles = {"add_s": "seconds to add them all", "query_p50_ms": "milliseconds a search (p50)"}
     for axes, (what, by_size) in zip(panels, costs.items(), strict=True):
         points = sorted(by_size.items())
         axes.loglog(*zip(*points, strict=True), marker="o", color=_OURS)
         for size, cost in points:
             axes.annotate(f"{cost:.3g}", (size, cost), (0, 7), textcoords="offset points", ha="center")
-        slope = values.get(f"index_growth/{what.partition('_')[0]}_exponent")
+        slope = values.get(f"search/{what.partition('_')[0]}_exponent")
         axes.set(title=titles[what], xlabel=f"vectors in the index (exponent {slope})")
         axes.margins(x=0.12)
         # Whole decades, so that the same slope looks the same in every run.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -136,7 +137,7 @@ def _entries(metadata: Mapping[str, Any]) -> Iterator[tuple[str, Kind, Scalar]]:
 
 
 def _numbers(rows: Iterable[tuple[int]]) -> Numbers:
-    return np.sort(np.fromiter((number for (number,) in rows), np.int64))
+    return np.sort(np.fromiter(chain.from_iterable(rows), np.int64))
 
 
 def _none() -> Numbers:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -290,7 +290,9 @@ class Session:
         statement = "DELETE FROM documents WHERE id = ?"
         return self._connection.executemany(statement, ((identity,) for identity in ids)).rowcount
 
-    def _rows(self, columns: str, values: Sequence[Any], *, where: str = "id") -> Iterator[Any]:
+    def _rows(
+        self, columns: str, values: Sequence[Any], *, where: str = "id", more: str = ""
+    ) -> Iterator[Any]:
         """Some columns of the documents whose id, or whatever `where` names, is one of the values.
 
         They come in the order of what `where` names where the values do.
@@ -299,7 +301,7 @@ class Session:
             part = values[start : start + AT_ONCE]
             marks = ",".join("?" * len(part))
             yield from self._connection.execute(
-                f"SELECT {columns} FROM documents WHERE {where} IN ({marks}) ORDER BY {where}", part
+                f"SELECT {columns} FROM documents WHERE {where} IN ({marks}) {more} ORDER BY {where}", part
             )
 
     def known(self, ids: Sequence[str]) -> dict[str, tuple[bytes, str]]:
@@ -328,12 +330,17 @@ class Session:
             yield [identity for identity, _ in page], joined.reshape(len(page), -1)
 
     def copies(self, ids: Sequence[str], *, limit: int) -> dict[str, list[str]]:
-        """For each id (of several with one text, the last) the first `limit` ids with the same text."""
-        digests = {digest: identity for identity, (digest, _) in self.known(ids).items()}
+        """The first `limit` ids with the same text, for the ids of texts that are there more than once.
+
+        Of several ids with one text, one has them.
+        """
+        digests: dict[bytes, str] = dict(self._rows("digest, id", ids))
+        several = "GROUP BY digest HAVING count(*) > 1"
+        often = self._rows("digest", list(digests), where="digest", more=several)
         query = "SELECT id FROM documents WHERE digest = ? ORDER BY id LIMIT ?"
         return {
-            identity: [row[0] for row in self._connection.execute(query, (digest, limit))]
-            for digest, identity in digests.items()
+            digests[digest]: [row[0] for row in self._connection.execute(query, (digest, limit))]
+            for (digest,) in list(often)
         }
 
     def pages(self, size: int) -> Iterator[list[EmbeddedDocument]]:
@@ -377,7 +384,7 @@ class Session:
     def numbers(self) -> Numbers:
         """The numbers of all documents, in ascending order of their ids."""
         rows = self._connection.execute("SELECT number FROM documents ORDER BY id")
-        return np.fromiter((number for (number,) in rows), np.int64)
+        return np.fromiter(chain.from_iterable(rows), np.int64)
 
     def count(self, *, at_most: int | None = None) -> int:
         """Number of documents, or `at_most` where there are more: counting takes time that grows with it."""

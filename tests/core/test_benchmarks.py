@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.record import Figure, read, record
-from benchmarks.speed import cached, documents, growth, importing
+from benchmarks.speed import cached, documents, importing, search
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.child import in_child
 from benchmarks.speed.data import documents as real_documents
@@ -49,11 +49,13 @@ def test_imports_are_timed_in_fresh_processes() -> None:
 
 
 def test_an_index_grows_through_its_sizes() -> None:
-    figures = {figure.name: figure.value for figure in growth.grow((20, 60), queries=2)}
-    assert 0 < figures["index_growth/20/add_s"] < figures["index_growth/60/add_s"]
-    assert figures["index_growth/60/query_ms"] > 0
-    assert growth.exponent({10: 1.0, 100: 10.0, 1000: 100.0}) == 1.0
-    assert growth.exponent({10: 4.0, 1000: 4.0}) == 0.0
+    figures = {figure.name: figure.value for figure in search.grow((20, 60), queries=2)}
+    assert 0 < figures["search/20/add_s"] < figures["search/60/add_s"]
+    assert all(
+        figures[f"search/60/{what}"] > 0 for what in ("query_p50_ms", "filtered_p50_ms", "open_s", "disk_mb")
+    )
+    assert search.exponent({10: 1.0, 100: 10.0, 1000: 100.0}) == 1.0
+    assert search.exponent({10: 4.0, 1000: 4.0}) == 0.0
 
 
 def test_synthetic_vectors_have_neighbours() -> None:
@@ -108,7 +110,7 @@ def test_pictures_follow_the_figures(tmp_path: Path) -> None:
         "encode_documents/ratio": 0.9,
         "encode_documents/peak_ratio": 0.7,
     }
-    costs = {f"index_growth/{n}/{what}": n / 100 for n in (10, 100) for what in ("add_s", "query_ms")}
+    costs = {f"search/{n}/{what}": n / 100 for n in (10, 100) for what in ("add_s", "query_p50_ms")}
     for name, draw, values in (("a", draw_ratios, ratios), ("b", draw_growth, costs)):
         results, picture = tmp_path / f"{name}.jsonl", tmp_path / "new" / f"{name}.png"
         assert not draw(read(results), picture)

@@ -106,6 +106,23 @@ def test_a_filter_finds_every_document_that_matches(large, where, expected):
     assert [hit.id for hit in few] == [hit.id for hit in best]
 
 
+def test_documents_that_match_and_are_far_away_are_found(index, embedder):
+    """The graph never comes to them, however many it is asked for: they are compared one by one."""
+    query = vectors(embedder, "question")
+    texts = [f"text number {n}" for n in range(5000)]
+    cosines = vectors(embedder, *texts) @ query[0]
+    order = np.argsort(-cosines)
+    far = set(order[2000:].tolist())
+    index.add(
+        [Document(id=text, text=text, metadata={"far": n in far}) for n, text in enumerate(texts)],
+        batch_size=512,
+    )
+    (hits,) = index.search(query, k=5, where={"far": True})
+    assert [hit.id for hit in hits] == [texts[n] for n in order[2000:2005]]
+    (hits,) = index.search(query, k=5, where={"$not": {"far": True}})
+    assert [hit.id for hit in hits] == [texts[n] for n in order[:5]]
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     embedder = TinyEmbedder()
