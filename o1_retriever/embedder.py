@@ -64,8 +64,8 @@ class ThinkingEmbedder:
     ) -> ThinkingEmbedder:
         """Load a checkpoint that thinks and embeds, from a folder or by its Hub id (safetensors only).
 
-        `device` None takes CUDA when there is one. `dtype` is "auto" (float32 on a CPU), "float32",
-        "bfloat16", "float16", or for a CPU "int8" or "fastest" (bfloat16 or int8 where faster here).
+        `device` None takes CUDA, then Apple's MPS, then the CPU. `dtype` is "auto" (float32 but on CUDA),
+        "float32", "bfloat16", "float16", or for a CPU "int8" or "fastest" (bfloat16 or int8 where faster).
         `load_in_4bit` quantises to NF4 (extra `4bit`). `revision` is a branch, tag or commit on the Hub.
         `instruction` follows `<query>` in every query; None takes the checkpoint's own, "" none.
         `trust_remote_code` runs Python that comes with a checkpoint: leave it False for what you have not

@@ -12,12 +12,13 @@ from o1_retriever.errors import MissingExtraError, WrongVersionError
 _DISTRIBUTION = "o1-retriever"
 
 
-def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+def require(module: str, *, extra: str, purpose: str, distribution: str | None = None) -> ModuleType:
     """Import and return `module`, or raise `MissingExtraError` naming the extra that installs it.
 
-    Raises `WrongVersionError`, before the import, where the extra does not allow the installed version.
+    `distribution` is the package's name where it is not the module's. Raises `WrongVersionError`, before the
+    import, where the extra does not allow the installed version.
     """
-    mismatch = _mismatch(module, extra)
+    mismatch = _mismatch(distribution or module, extra)
     if mismatch is not None:
         package, installed, expected = mismatch
         raise WrongVersionError(package, extra, purpose, found=installed, expected=expected)
@@ -33,8 +34,7 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
 def _mismatch(module: str, extra: str) -> tuple[str, str, str] | None:
     """The package, its installed version and the versions that the extra allows, where they do not agree.
 
-    None as well where nothing is declared: the package goes by another name than the module, or this
-    library is used from a folder without being installed.
+    None as well where nothing is declared, as where this library is used from a folder.
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name

@@ -117,8 +117,8 @@ class Conversation:
         """Read a conversation: another one, None (nothing was said), or a list of turns, oldest first.
 
         A turn is a `Message`, a dict with `role` and `content`, a `(role, content)` pair, or a message of
-        LangChain or LlamaIndex. "human" and "ai" are "user" and "assistant". Content is text, or a list of
-        parts of which the text is taken. Turns of tools, and turns without text (a call of a tool, a
+        LangChain, LlamaIndex or Haystack. "human" and "ai" are "user" and "assistant". Content is text, or a
+        list of parts of which the text is taken. Turns of tools, and turns without text (a call of a tool, a
         picture), are left out. Raises `InputError` with the position of a turn that cannot be used.
         """
         if isinstance(history, Conversation):
@@ -310,6 +310,8 @@ def _parts_of(turn: Any, place: int) -> tuple[Any, Any]:
     elif hasattr(turn, "content") and (hasattr(turn, "role") or hasattr(turn, "type")):
         # LangChain's own `ChatMessage` has both, and its type is "chat" for every role.
         return getattr(turn, "role", None) or getattr(turn, "type", None), turn.content
+    elif hasattr(turn, "role") and hasattr(turn, "text"):
+        return turn.role, turn.text  # Haystack's
     else:
         found = f"{type(turn).__name__} {turn!r:.60}"
     raise InputError(f"Turn {place} of the history is {found}; expected {_FORMS}.", position=place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -158,6 +158,11 @@ def repeats(thoughts: Sequence[Thought]) -> tuple[int, ...]:
         for place, own in enumerate(words)
         if own and any(len(own & other) >= _SAME_WORDS * len(own | other) for other in words[:place])
     )
+
+
+def flat(thoughts: Iterable[Thought]) -> str:
+    """Thoughts as one string, a line each; those that could not be had are left out."""
+    return "\n".join(" ".join(thought.text.split()) for thought in thoughts if not thought.failed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

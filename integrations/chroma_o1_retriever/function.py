@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from chromadb.utils.embedding_functions import register_embedding_function
 
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import FingerprintError, ModelError, SettingsError
+from o1_retriever.query import History
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings
 
 
@@ -74,14 +76,22 @@ class O1EmbeddingFunction(EmbeddingFunction[Documents]):
         )
         return list(np.asarray(vectors))
 
-    def embed_query(self, input: Documents) -> Embeddings:
-        """Embed queries with thoughts about them."""
-        return [embedding.vector for embedding in self.think(input)]
+    def embed_query(self, input: Documents, histories: Sequence[History] | None = None) -> Embeddings:
+        """Embed queries with thoughts about them.
 
-    def think(self, queries: Documents) -> list[QueryEmbedding]:
+        `histories` are the conversations before each; Chroma itself passes none. With one, type
+        `collection.query(query_embeddings=function.embed_query(["Why?"], histories=[messages]))`.
+        """
+        return [embedding.vector for embedding in self.think(input, histories)]
+
+    def think(self, queries: Documents, histories: Sequence[History] | None = None) -> list[QueryEmbedding]:
         """What `embed_query` makes, with the thoughts and timings that a bare vector does not show."""
         return self.embedder.embed_queries(
-            queries, settings=self._settings, show_progress_bar=False, truncate_dim=self._truncate_dim
+            queries,
+            settings=self._settings,
+            show_progress_bar=False,
+            truncate_dim=self._truncate_dim,
+            histories=histories,
         )
 
     @staticmethod

@@ -10,7 +10,7 @@ store = Chroma(
 )
 store.add_texts(["Water vapour condenses on cold glass."])
 documents = O1Retriever(vectorstore=store, k=3).invoke("Why does my bathroom mirror go blank?")
-print(documents[0].metadata["thoughts"][0]["text"])
+print(documents[0].metadata["relevance_score"])
 ```
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,18 +12,20 @@ from langchain_core.vectorstores import VectorStore
 from pydantic import Field, field_validator, model_validator
 
 from langchain_o1_retriever.embeddings import O1Embeddings
-from langchain_o1_retriever.searches import IndexSearch, Request, store_search
+from langchain_o1_retriever.metadata import FoundMetadata
+from langchain_o1_retriever.searches import IndexSearch, Request, SearchType, store_search
 from langchain_o1_retriever.tracing import record, think_run
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
 from o1_retriever.query import as_query
+from o1_retriever.ranking.relevance import of_cosine
 from o1_retriever.search.result import Pooling, split_options
 from o1_retriever.search.retriever import Retriever
 from o1_retriever.search.stores import StoreSearch, finished
-from o1_retriever.thought import Thinking, ThoughtSettings
+from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, flat
 
-_PER_CALL = ("k", "score_threshold", "filter", "settings")
+_PER_CALL = ("k", "score_threshold", "filter", "settings", "search_type")
 # Options of our own search; None: as the retriever of our index is set, or else as `SearchSettings`.
 _HOW = ("pooling", "thinking", "hybrid")
 
@@ -36,19 +37,19 @@ class O1Retriever(BaseRetriever):
     must be given. `embeddings` (`O1Embeddings`, or a `ThinkingEmbedder`) think for a vector store; None takes
     the store's own, which must then be `O1Embeddings`.
 
-    Each document's metadata gains `thoughts`, a list of dicts with `text`, `finish`, `error`, `tokens` and
-    `cached` (a thought that could not be had has `finish="failed"` and its reason), and `relevance_score`
-    (cosine for our index, the store's relevance for a store, absent when it gives none); after a hybrid
-    search also `fused_score`, by which they are ordered. Callbacks receive the thoughts as the custom event
-    `THOUGHTS_EVENT` too, even when there is no hit, and tracers such as LangSmith show the thinking as a run
-    of its own, `THINKING_RUN`.
+    Documents are those of the store. Their metadata gains scores, which do not count when two documents are
+    compared: `relevance_score`, from 0 to 1 (see `o1_retriever.ranking.relevance`; absent where the store
+    gives no score), and over our index the `cosine`, and `fused_score` after a hybrid search.
+    `scores_in_metadata=False` leaves the metadata as they are; `thoughts_in_metadata=True` adds `thoughts`, a
+    string with a line for each. Callbacks receive the thoughts as the custom event `THOUGHTS_EVENT`, even
+    when there is no hit, and tracers such as LangSmith show the thinking as a run of its own, `THINKING_RUN`.
 
     A conversation goes with the query: `invoke(query, history=messages)`, where `messages` are those of
     LangChain (or any that `Conversation.of` reads). The thoughts are written after it; nothing else changes.
 
-    All from `k` to `hybrid` may also be passed to `invoke`, and so may the other fields of `SearchSettings`;
-    what else is passed there goes with `search_kwargs` to the store's search by vector, or to
-    `Retriever.search`.
+    All from `k` to `search_type` may also be passed to `invoke`, and so may the other fields of
+    `SearchSettings`; what else is passed there goes with `search_kwargs` to the store's search by vector, or
+    to `Retriever.search`.
     """
 
     retriever: Retriever | None = None
@@ -64,7 +65,7 @@ class O1Retriever(BaseRetriever):
     """How many documents to return."""
 
     score_threshold: float | None = None
-    """Documents below this relevance are left out; None: all are kept."""
+    """Documents below this relevance, from 0 to 1, are left out; None: all are kept."""
 
     filter: Any = None
     """Metadata filter in the store's own language; for our index that of docs/filters.md."""
@@ -81,11 +82,20 @@ class O1Retriever(BaseRetriever):
     hybrid: bool | None = None
     """Whether to fuse with BM25, which reads the thoughts too; our index alone can."""
 
+    search_type: SearchType = "similarity"
+    """As in `as_retriever`: "mmr" takes `fetch_k` and `lambda_mult`, the third one a `score_threshold`."""
+
+    scores_in_metadata: bool = True
+    """Whether the metadata gain the scores; without them they are the store's own."""
+
+    thoughts_in_metadata: bool = False
+    """Whether the metadata gain `thoughts`, as one string."""
+
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
     """What else the store, or `Retriever.search`, is passed."""
 
     relevance_score_fn: Callable[[float], float] | None = None
-    """From the store's own number to a score, higher is better; None: the store's own conversion."""
+    """From the store's own number to a score, higher is better; None: to a relevance from 0 to 1."""
 
     @field_validator("embeddings", mode="before")
     @classmethod
@@ -119,7 +129,7 @@ class O1Retriever(BaseRetriever):
 
     def _search(self, request: Request, *, blocking: bool) -> IndexSearch | StoreSearch[Document]:
         if self.retriever is not None:
-            return IndexSearch(self.retriever, request, blocking)
+            return IndexSearch(self.retriever, request, blocking, scores=self.scores_in_metadata)
         assert self.vectorstore is not None
         embeddings = self._thinking_embeddings(self.vectorstore)
         return store_search(
@@ -135,18 +145,21 @@ class O1Retriever(BaseRetriever):
         async with think_run(manager, query) as shown:
             embedded = await search.think()
             shown |= record(embedded.embeddings[0], embedded.decision)
+        found = await search.find(embedded)
+        if self.relevance_score_fn is None:
+            found = [(document, None if score is None else of_cosine(score)) for document, score in found]
         return [
-            document.model_copy(
-                update={
-                    "metadata": {
-                        **document.metadata,
-                        "thoughts": copy.deepcopy(shown["thoughts"]),
-                        **({} if score is None else {"relevance_score": score}),
-                    }
-                }
-            )
-            for document, score in request.kept(await search.find(embedded))
+            document.model_copy(update={"metadata": self._metadata(document, score, embedded.embeddings[0])})
+            for document, score in request.kept(found)
         ]
+
+    def _metadata(self, document: Document, score: float | None, query: QueryEmbedding) -> dict[str, Any]:
+        metadata = FoundMetadata(document.metadata)
+        if self.scores_in_metadata and score is not None:
+            metadata["relevance_score"] = score
+        if self.thoughts_in_metadata:
+            metadata["thoughts"] = flat(query.thoughts)
+        return metadata
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any

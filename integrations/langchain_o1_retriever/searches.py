@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from langchain_o1_retriever.embeddings import O1Embeddings
+from langchain_o1_retriever.metadata import raw_scores
 from o1_retriever.errors import SettingsError
 from o1_retriever.index.hits import Hit, check_count
 from o1_retriever.query import Query
+from o1_retriever.ranking.relevance import cosine_of_distance
 from o1_retriever.search.result import SearchOptions
 from o1_retriever.search.retriever import Retriever
 from o1_retriever.search.stores import Embedded, Found, StoreSearch, called, store_settings
@@ -26,6 +29,9 @@ _WITH_SCORES = (
     "similarity_search_by_vector_with_score",
 )
 _WITHOUT = "similarity_search_by_vector"
+_MMR = "max_marginal_relevance_search_by_vector"
+
+SearchType = Literal["similarity", "mmr", "similarity_score_threshold"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +39,12 @@ class Request:
     """What one call of the retriever asks for.
 
     `how` has those options of our own search that were passed; `extra` goes to the store, or to our index, as
-    it is. Raises `SettingsError` for `k` and `score_threshold`.
+    it is. Raises `SettingsError` for `k`, `score_threshold` and `search_type`.
     """
 
     query: Query
     k: int
+    search_type: SearchType = "similarity"
     score_threshold: float | None = None
     filter: Any = None
     settings: ThoughtSettings | None = None
@@ -49,6 +56,13 @@ class Request:
         threshold = self.score_threshold
         if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
             raise SettingsError(f"score_threshold is {threshold!r}; expected a number or None.")
+        if self.search_type not in get_args(SearchType):
+            expected = ", ".join(map(repr, get_args(SearchType)))
+            raise SettingsError(f"search_type is {self.search_type!r}; expected one of {expected}.")
+        if self.search_type == "similarity_score_threshold" and threshold is None:
+            raise SettingsError(f"search_type is {self.search_type!r}; expected a score_threshold with it.")
+        if self.search_type == "mmr" and threshold is not None:
+            raise SettingsError("search_type is 'mmr', which ranks by variety; it takes no score_threshold.")
 
     @property
     def index_options(self) -> dict[str, Any]:
@@ -65,22 +79,41 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class IndexSearch:
-    """Searches our own index with our own retriever, which thinks and searches in one go."""
+    """Searches our own index with our own retriever, which thinks and searches in one go.
+
+    `scores` says whether the documents' metadata gain those of our search.
+    """
 
     retriever: Retriever
     request: Request
     blocking: bool
+    scores: bool = True
 
     async def think(self) -> Embedded[Document]:
         """Think about the query, and find its documents."""
         options = self.request.index_options
+        varied = self.request.search_type == "mmr"
+        fetch_k, variety = (options.pop("fetch_k", 20), options.pop("lambda_mult", 0.5)) if varied else (0, 0)
+        options["k"] = max(self.request.k, fetch_k)
         result = await called(self.blocking, self.retriever.search, self.request.query, **options)
-        documents = [(_document(hit), hit.score) for hit in result.hits]
+        if varied:
+            vectors = self.retriever.index.vectors([hit.id for hit in result])
+            chosen = maximal_marginal_relevance(
+                result.embedding.vector, list(vectors), lambda_mult=variety, k=self.request.k
+            )
+            hits = [result.hits[place] for place in chosen]
+        else:
+            hits = list(result)
+        documents = [(self._document(hit), hit.relevance) for hit in hits]
         return Embedded(embeddings=[result.embedding], decision=result.decision, found=documents)
 
     async def find(self, embedded: Embedded[Document]) -> Found[Document]:
         """The documents nearest to the query and its thoughts, best first."""
         return embedded.found or ()
+
+    def _document(self, hit: Hit) -> Document:
+        added = raw_scores(hit) if self.scores else {}
+        return Document(id=hit.id, page_content=hit.text, metadata={**hit.metadata, **added})
 
 
 def store_search(
@@ -93,15 +126,19 @@ def store_search(
 ) -> StoreSearch[Document]:
     """A search of a vector store with a query and its thoughts.
 
-    A document's score is what the store itself calls relevance (for Chroma with the cosine space and for the
-    in-memory store: the cosine), or `score_fn` of the store's own number; None where the store gives none.
-    Raises `SettingsError` for what the store cannot do.
+    A document's score is the cosine for Chroma, whatever its space, and else what the store itself calls
+    relevance (for the in-memory store: the cosine), or `score_fn` of the store's own number; None where the
+    store gives none. Raises `SettingsError` for what the store cannot do.
     """
     kind = type(store).__name__
     how = store_settings(
         request.how, kind, "Use our own index, or LangChain's EnsembleRetriever with a BM25Retriever."
     )
-    method = _search_method(store)
+    method = _MMR if request.search_type == "mmr" else _search_method(store)
+    if method == _MMR and (how.pooling == "best" or how.thinking == "auto"):
+        raise SettingsError(
+            "search_type is 'mmr'; expected 'similarity' with pooling='best' or thinking='auto'."
+        )
     if method == _WITHOUT and request.score_threshold is not None:
         raise SettingsError(
             f"{kind} gives no scores for a search by vector; a score_threshold cannot be applied."
@@ -121,7 +158,7 @@ def store_search(
         else:
             search = getattr(store, method)
             rankings = [await called(blocking, search, vector.tolist(), **options) for vector in vectors]
-        if method == _WITHOUT:
+        if method in (_WITHOUT, _MMR):
             return [[(document, None) for document in ranking] for ranking in rankings]
         score = score_fn or _relevance(store)
         return [[(document, score(float(number))) for document, number in ranking] for ranking in rankings]
@@ -147,6 +184,11 @@ def _has(store: VectorStore, name: str) -> bool:
 
 
 def _relevance(store: VectorStore) -> Callable[[float], float]:
+    if type(store).__name__ == "Chroma" and not getattr(store, "override_relevance_score_fn", None):
+        # LangChain's own formula for `l2` takes the squared distance for the distance, and falls below 0.
+        cosine = cosine_of_distance(store._collection)  # type: ignore[attr-defined]
+        if cosine is not None:
+            return cosine
     try:
         return store._select_relevance_score_fn()
     except NotImplementedError:
@@ -158,8 +200,3 @@ def _key(document: Document) -> Hashable:
     if document.id is not None:
         return document.id
     return document.page_content, repr(sorted(document.metadata.items(), key=repr))
-
-
-def _document(hit: Hit) -> Document:
-    fused = {} if hit.fused_score is None else {"fused_score": hit.fused_score}
-    return Document(id=hit.id, page_content=hit.text, metadata={**hit.metadata, **fused})

@@ -18,6 +18,7 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from o1_retriever.embedder import ThinkingEmbedder, as_embedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import Decision
+from o1_retriever.index.hits import Hit
 from o1_retriever.query import History, Query, as_queries
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings
 
@@ -29,7 +30,9 @@ class O1ThoughtsEvent(BaseEvent):
 
     `thoughts` are dicts with `text`, `finish`, `error`, `tokens` and `cached`; a thought that could not be
     had has `finish="failed"` and its reason. The list is empty where there was no thinking; `decision` says
-    why or why not (`think`, `reason`, `worth`, `threshold`) where a search decided it.
+    why or why not (`think`, `reason`, `worth`, `threshold`) where a search decided it. `hits` are the ranks,
+    ids and scores of what our own index found: `relevance` from 0 to 1, the cosine as `score`, and those of a
+    hybrid search.
     """
 
     query: str
@@ -37,6 +40,7 @@ class O1ThoughtsEvent(BaseEvent):
     think_ms: float
     embed_ms: float
     decision: dict[str, Any] | None = None
+    hits: list[dict[str, Any]] = Field(default_factory=list)
 
     @classmethod
     def class_name(cls) -> str:
@@ -44,8 +48,8 @@ class O1ThoughtsEvent(BaseEvent):
         return "O1ThoughtsEvent"
 
 
-def announce(embedding: QueryEmbedding, decision: Decision | None = None) -> None:
-    """Tell the handlers what was thought about one query."""
+def announce(embedding: QueryEmbedding, decision: Decision | None = None, hits: Sequence[Hit] = ()) -> None:
+    """Tell the handlers what was thought about one query, and how what was found has been scored."""
     _dispatcher.event(
         O1ThoughtsEvent(
             query=embedding.query,
@@ -53,6 +57,10 @@ def announce(embedding: QueryEmbedding, decision: Decision | None = None) -> Non
             think_ms=embedding.timings.think_ms,
             embed_ms=embedding.timings.embed_ms,
             decision=None if decision is None else decision.to_dict(),
+            hits=[
+                {name: value for name, value in hit.to_dict().items() if name not in ("text", "metadata")}
+                for hit in hits
+            ],
         )
     )
 

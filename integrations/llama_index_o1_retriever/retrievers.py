@@ -12,7 +12,7 @@ from llama_index.core.settings import Settings
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from llama_index_o1_retriever.embeddings import O1Embedding
-from llama_index_o1_retriever.searches import IndexSearch, VectorStoreSearch
+from llama_index_o1_retriever.searches import IndexSearch, VectorStoreSearch, with_thoughts
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
@@ -29,17 +29,19 @@ class O1Retriever(BaseRetriever):
 
     `source` is our own `Retriever`, or a `VectorStoreIndex` over any vector store; for the latter
     `embed_model` (`O1Embedding` or a `ThinkingEmbedder`) thinks, None being the index's own, which must
-    then be an `O1Embedding`. Scores are cosines; a vector store's own similarity where its relation to the
-    cosine is not known, and after `hybrid=True` the fused score. Nodes below `similarity_cutoff` are left
-    out. `settings` None takes the embedder's own. `options` are those of every LlamaIndex retriever
-    (`callback_manager`, `object_map`, `objects`, `verbose`), those of our search (`pooling`, `thinking`, and
-    for our own index `hybrid`, see `SearchSettings`), and what else `index.as_retriever`, or
-    `Retriever.search`, takes.
+    then be an `O1Embedding`. Scores are from 0 to 1 (see `o1_retriever.ranking.relevance`), but for a store's
+    other query modes, which have their own. Nodes below `similarity_cutoff` are left out. `settings` None
+    takes the embedder's own. `options` are those of every LlamaIndex retriever (`callback_manager`,
+    `object_map`, `objects`, `verbose`), those of our search (`pooling`, `thinking`, and for our own index
+    `hybrid`, see `SearchSettings`), and what else `index.as_retriever`, or `Retriever.search`, takes.
 
     A `QueryBundle` is honoured: its `embedding` is used as it is, without thinking; each of its
     `custom_embedding_strs` is thought about, and their mean is searched with; a `ConversationBundle` brings
-    the conversation after which the thoughts are written. The thoughts are told to the
-    event handlers as `O1ThoughtsEvent`; the metadata of nodes stays as it is, since it goes into prompts.
+    the conversation after which the thoughts are written.
+
+    The thoughts, and the raw scores of our own index, are told to the event handlers as `O1ThoughtsEvent`.
+    Nodes stay as they are, since their metadata goes into prompts; with `thoughts_in_metadata=True` it gains
+    `thoughts`, a string that prompts and embeddings leave out.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class O1Retriever(BaseRetriever):
         similarity_cutoff: float | None = None,
         filters: MetadataFilters | None = None,
         settings: ThoughtSettings | None = None,
+        thoughts_in_metadata: bool = False,
         **options: Any,
     ) -> None:
         check_count("similarity_top_k", similarity_top_k)
         own = {name: options.pop(name) for name in _BASE_OPTIONS if name in options}
         self._similarity_top_k = similarity_top_k
         self._cutoff = similarity_cutoff
+        self._shows_thoughts = thoughts_in_metadata
         call: dict[str, Any] = {
             "k": similarity_top_k,
             "filters": filters,
@@ -105,7 +109,9 @@ class O1Retriever(BaseRetriever):
         return await self._nodes(query_bundle, blocking=False)
 
     async def _nodes(self, bundle: QueryBundle, *, blocking: bool) -> list[NodeWithScore]:
-        nodes = await self._search.retrieve(bundle, blocking=blocking)
+        nodes, embeddings = await self._search.retrieve(bundle, blocking=blocking)
+        if self._shows_thoughts:
+            nodes = [with_thoughts(node, embeddings) for node in nodes]
         if self._cutoff is None:
             return nodes
         return [each for each in nodes if each.score is not None and each.score >= self._cutoff]

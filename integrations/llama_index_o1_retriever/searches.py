@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,15 +21,17 @@ from llama_index.core.vector_stores.types import (
 )
 
 from llama_index_o1_retriever.embeddings import O1Embedding, announce
+from o1_retriever.documents.structure import RESERVED
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
 from o1_retriever.guard import LOOKED_AT
 from o1_retriever.index.hits import Hit
 from o1_retriever.query import History, Query, as_queries, as_query
+from o1_retriever.ranking.relevance import cosine_of_distance, of_cosine
 from o1_retriever.search.result import split_options
 from o1_retriever.search.retriever import Retriever
 from o1_retriever.search.stores import StoreSearch, called, store_settings
-from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, Vector
+from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, Vector, flat
 
 
 @dataclass
@@ -56,6 +57,10 @@ def _history(bundle: QueryBundle) -> History:
     return bundle.history if isinstance(bundle, ConversationBundle) else None
 
 
+# The nodes that a search found, and the query or queries as they were thought about.
+Retrieved = tuple[list[NodeWithScore], Sequence[QueryEmbedding]]
+
+
 class IndexSearch:
     """Searches our own index with our own retriever. `options` are those of `Retriever.search`."""
 
@@ -74,29 +79,32 @@ class IndexSearch:
         how, _ = split_options(options)
         self._how = retriever.search_settings.with_changes(**how)
 
-    async def retrieve(self, bundle: QueryBundle, *, blocking: bool) -> list[NodeWithScore]:
-        """The nodes nearest to a query."""
-        return [_node(hit) for hit in await called(blocking, self._hits, bundle)]
+    async def retrieve(self, bundle: QueryBundle, *, blocking: bool) -> Retrieved:
+        """The nodes nearest to a query, and what was thought."""
+        hits, embeddings = await called(blocking, self._hits, bundle)
+        return [_node(hit) for hit in hits], embeddings
 
     def explain(self, bundle: QueryBundle) -> Explanation:
         """What is found for the bundle's query, and what thinking does to it."""
         return self._retriever.explain(as_query(bundle.query_str, _history(bundle)), **self._options)
 
-    def _hits(self, bundle: QueryBundle) -> Sequence[Hit]:
+    def _hits(self, bundle: QueryBundle) -> tuple[Sequence[Hit], Sequence[QueryEmbedding]]:
+        embedded: Sequence[QueryEmbedding] = ()
         if bundle.embedding is None:
             queries = queries_of(bundle)
             if [query.text for query in queries] == [bundle.query_str]:
                 result = self._retriever.search(queries[0], **self._options)
-                announce(result.embedding, result.decision)
-                return result.hits
-            vectors = self._vectors(queries)
+                announce(result.embedding, result.decision, result.hits)
+                return result.hits, [result.embedding]
+            embedded = self._embedded(queries)
+            vectors = self._how.pooled(*embedded)
         else:
             vectors = _given(bundle.embedding)
         k, where = self._options["k"], self._options["where"]
-        return self._retriever.index.search_groups([vectors], k=k, where=where)[0]
+        return self._retriever.index.search_groups([vectors], k=k, where=where)[0], embedded
 
-    def _vectors(self, queries: list[Query]) -> Vector:
-        """What several strings are searched with together."""
+    def _embedded(self, queries: list[Query]) -> list[QueryEmbedding]:
+        """Several strings that are searched with together."""
         if self._how.hybrid or self._how.thinking == "auto":
             raise SettingsError(
                 "The query bundle brings several strings; hybrid and thinking='auto' are for one query.",
@@ -107,7 +115,7 @@ class IndexSearch:
         embedded = embedder.embed_queries(queries, settings=settings)
         for embedding in embedded:
             announce(embedding)
-        return self._how.pooled(*embedded)
+        return embedded
 
 
 class VectorStoreSearch:
@@ -151,17 +159,25 @@ class VectorStoreSearch:
         }
         self._store = index.vector_store  # type: ignore[attr-defined]
 
-    async def retrieve(self, bundle: QueryBundle, *, blocking: bool) -> list[NodeWithScore]:
-        """The nodes nearest to a query."""
+    async def retrieve(self, bundle: QueryBundle, *, blocking: bool) -> Retrieved:
+        """The nodes nearest to a query, and what was thought."""
         search = self._search(bundle, blocking=blocking)
+        embeddings: Sequence[QueryEmbedding] = ()
         if bundle.embedding is not None:
             found = await search.look_up(_given(bundle.embedding), self._k)
         else:
             embedded = await search.think()
-            for embedding in embedded.embeddings:
+            embeddings = embedded.embeddings
+            for embedding in embeddings:
                 announce(embedding, embedded.decision)
             found = await search.find(embedded)
-        return [NodeWithScore(node=node, score=score) for node, score in found]
+        return [NodeWithScore(node=node, score=self._relevance(score)) for node, score in found], embeddings
+
+    def _relevance(self, score: float | None) -> float | None:
+        """From 0 to 1 where it is a cosine; other ways to query than by the nearest vectors keep theirs."""
+        if score is None or self._mode != VectorStoreQueryMode.DEFAULT:
+            return score
+        return of_cosine(score)
 
     def _search(self, bundle: QueryBundle, *, blocking: bool) -> StoreSearch[BaseNode]:
         async def embed(thinking: Thinking | None) -> list[QueryEmbedding]:
@@ -191,15 +207,11 @@ class VectorStoreSearch:
         )
 
     def _as_cosine(self) -> Callable[[float | None], float | None]:
-        """From the store's scores to cosines, for a store whose scores are something else.
-
-        LlamaIndex's Chroma store reports exp(-distance). Other stores, and other ways to query than by the
-        nearest vectors, keep their scores.
-        """
+        """From the store's scores to cosines: LlamaIndex's Chroma store reports exp(-distance)."""
         chroma = (
             self._mode == VectorStoreQueryMode.DEFAULT and self._store.class_name() == "ChromaVectorStore"
         )
-        cosine = _COSINE.get(_space(self._store.client)) if chroma else None
+        cosine = cosine_of_distance(self._store.client) if chroma else None
         return lambda score: cosine(-math.log(score)) if cosine and score else score
 
 
@@ -207,10 +219,32 @@ def _given(embedding: list[float]) -> Vector:
     return np.asarray(embedding, np.float32)[None]
 
 
+# What this library writes about a file, and not about its text, is not for prompts: `root` is a path here.
+_PRIVATE = tuple(name for name in RESERVED if name not in ("title", "page"))
+
+
 def _node(hit: Hit) -> NodeWithScore:
-    # The fused score orders a hybrid ranking, and whoever sorts nodes again does so by the score.
-    score = hit.score if hit.fused_score is None else hit.fused_score
-    return NodeWithScore(node=TextNode(id_=hit.id, text=hit.text, metadata=dict(hit.metadata)), score=score)
+    ours = [name for name in _PRIVATE if name in hit.metadata]
+    node = TextNode(
+        id_=hit.id,
+        text=hit.text,
+        metadata=dict(hit.metadata),
+        excluded_embed_metadata_keys=ours,
+        excluded_llm_metadata_keys=ours,
+    )
+    return NodeWithScore(node=node, score=hit.relevance)
+
+
+def with_thoughts(found: NodeWithScore, embeddings: Sequence[QueryEmbedding]) -> NodeWithScore:
+    """A copy whose metadata say what was thought, as one string that prompts and embeddings leave out."""
+    node, name = found.node, "thoughts"
+    thoughts = [thought for embedding in embeddings for thought in embedding.thoughts]
+    changed = {
+        "metadata": {**node.metadata, name: flat(thoughts)},
+        "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, name],
+        "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, name],
+    }
+    return NodeWithScore(node=node.model_copy(update=changed), score=found.score)
 
 
 _OPERATORS = {
@@ -222,22 +256,30 @@ _OPERATORS = {
     FilterOperator.LTE: "$lte",
     FilterOperator.IN: "$in",
     FilterOperator.NIN: "$nin",
+    FilterOperator.ANY: "$any",
+    FilterOperator.ALL: "$all",
+    FilterOperator.CONTAINS: "$contains",
+    FilterOperator.TEXT_MATCH: "$contains",
+    FilterOperator.TEXT_MATCH_INSENSITIVE: "$icontains",
+    FilterOperator.IS_EMPTY: "$empty",
 }
-_CONDITIONS = {FilterCondition.AND: "$and", FilterCondition.OR: "$or"}
+_CONDITIONS = {FilterCondition.AND: "$and", FilterCondition.OR: "$or", FilterCondition.NOT: "$or"}
 
 
 def as_where(filters: MetadataFilter | MetadataFilters | None) -> dict[str, Any] | None:
     """The filter as `Index.search` takes it. Raises `SettingsError` for what the index cannot do."""
     if isinstance(filters, MetadataFilter):
         operator = _known(filters.operator, _OPERATORS, f"The filter on {filters.key!r} has the operator")
-        return {filters.key: {operator: filters.value}}
+        return {filters.key: {operator: True if operator == "$empty" else filters.value}}
     if filters is None or not filters.filters:
         return None
-    condition = _known(filters.condition or FilterCondition.AND, _CONDITIONS, "The filter condition is")
+    condition = filters.condition or FilterCondition.AND
+    key = _known(condition, _CONDITIONS, "The filter condition is")
     parts = [part for each in filters.filters if (part := as_where(each)) is not None]
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    return {condition: parts}
+    if not parts:
+        return None
+    where = parts[0] if len(parts) == 1 else {key: parts}
+    return {"$not": where} if condition == FilterCondition.NOT else where
 
 
 def _known(name: Any, ours: dict[Any, str], what: str) -> str:
@@ -245,19 +287,3 @@ def _known(name: Any, ours: dict[Any, str], what: str) -> str:
         expected = ", ".join(each.value for each in ours)
         raise SettingsError(f"{what} {name.value!r}; expected one of {expected}.")
     return ours[name]
-
-
-# Distance to cosine, for unit vectors: Chroma's `l2` is the squared distance.
-_COSINE: dict[str, Callable[[float], float]] = {
-    "cosine": lambda distance: 1.0 - distance,
-    "ip": lambda distance: 1.0 - distance,
-    "l2": lambda distance: 1.0 - distance / 2.0,
-}
-
-
-def _space(collection: Any) -> str:
-    """The distance of a Chroma collection, from its configuration as stored."""
-    stored = collection.configuration_json
-    configuration = json.loads(stored) if isinstance(stored, str) else stored
-    index = configuration.get("hnsw") or configuration.get("spann") or {}
-    return str(index.get("space", "l2"))

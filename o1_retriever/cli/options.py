@@ -63,7 +63,11 @@ class ModelOptions(Configured):
         ),
     ] = None
     device: Annotated[
-        str | None, _model("--device", help="cpu, cuda or cuda:N (default: cuda if there is one).")
+        str | None,
+        _model(
+            "--device",
+            help="cpu, cuda, cuda:N or mps (default: a GPU if there is one).",
+        ),
     ] = None
     dtype: Annotated[Dtype, _model("--dtype", help="Number format of the weights.")] = "auto"
     four_bit: Annotated[

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from o1_retriever.documents.chunking import Chunking, passage_spans
 from o1_retriever.documents.readers import read_sections
 from o1_retriever.documents.structure import Scalar
+from o1_retriever.errors import InputError
+from o1_retriever.query import check_text
 
 # What a document says about itself under one name.
 Value = Scalar | list[Scalar]
@@ -29,6 +32,57 @@ class Document:
     id: str
     text: str
     metadata: dict[str, Value] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: Any, *, place: int = 0) -> Document:
+        """Make one of what callers have: a string, a dict with a `text`, or a document of a framework.
+
+        The id of a dict is its `id` or `_id`, and its other fields, those of a `metadata` among them, are
+        metadata. Of LangChain, LlamaIndex and Haystack the text, the metadata and the id are taken. Values
+        of None are left out. Where there is no id, the document is called by `name_of` its text.
+
+        Raises `InputError` with the `place` for anything else; the values themselves are checked by `Index`.
+        """
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, str):
+            return cls(id=name_of(check_text(given, what="document", position=place)), text=given)
+        identity, text, metadata = _parts(given, place)
+        if identity is None:
+            identity = name_of(check_text(text, what="document", position=place))
+        if isinstance(metadata, Mapping):
+            metadata = {key: value for key, value in metadata.items() if value is not None}
+        return cls(id=str(identity), text=text, metadata=metadata)
+
+
+# What frameworks call the text, the metadata and the id: LangChain, Haystack, LlamaIndex.
+_ATTRIBUTES = (("page_content", "metadata", "id"), ("content", "meta", "id"), ("text", "metadata", "id_"))
+_OWN_KEYS = ("id", "_id", "text", "metadata")
+
+
+def _parts(given: Any, place: int) -> tuple[Any, Any, Any]:
+    """The id (None where there is none), text and metadata of a dict or of a framework's document."""
+    if isinstance(given, Mapping) and "text" in given:
+        metadata = given.get("metadata")
+        if metadata is None or isinstance(metadata, Mapping):
+            others = {key: value for key, value in given.items() if key not in _OWN_KEYS}
+            metadata = {**(metadata or {}), **others}
+        return given.get("id", given.get("_id")), given["text"], metadata
+    for text, metadata, identity in _ATTRIBUTES:
+        if hasattr(given, text) and hasattr(given, metadata):
+            return getattr(given, identity, None), getattr(given, text), getattr(given, metadata) or {}
+    keys = f" with {sorted(map(str, given))!s:.60}" if isinstance(given, Mapping) else ""
+    raise InputError(
+        f"document {place} is {type(given).__name__}{keys}; expected a Document, a string or a dict with "
+        "a 'text'.",
+        hint="Write: {'id': '1', 'text': '...', 'source': 'a.txt'}",
+        position=place,
+    )
+
+
+def name_of(text: str) -> str:
+    """The id of a text without one: the same for the same text, so that adding it again changes nothing."""
+    return "text-" + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def read_documents(

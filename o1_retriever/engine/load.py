@@ -162,7 +162,7 @@ def load_causal_lm(
     quieten_bitsandbytes()
     import torch
 
-    device = device_named(options.device)
+    device = device_named(options.device, in_4bit=options.load_in_4bit)
     dtype, int8 = dtype_named(options.dtype, device)
     if options.load_in_4bit and options.dtype in ("int8", "fastest"):
         raise SettingsError(f"Found load_in_4bit=True and dtype={options.dtype!r}; expected one of the two.")

@@ -58,8 +58,9 @@ class Rows:
         self.forbidden = torch.tensor(local.template.suppressed(vocabulary), dtype=torch.long, device=device)
         number: dict[str, Any] = {"dtype": torch.long, "device": device}
         self.timed = settings.budget_ms is not None
-        # Moments of `time.perf_counter`.
-        self.deadline = torch.zeros(slots, dtype=torch.float64, device=device)
+        # Seconds of `time.perf_counter` from here on: float32 holds them, and Apple's GPUs have no float64.
+        self.began = time.perf_counter()
+        self.deadline = torch.zeros(slots, device=device)
         self.owner = torch.zeros(slots, 2, **number)
         self.key = torch.zeros(slots, **number)
         self.room = torch.zeros(slots, **number)
@@ -93,7 +94,7 @@ class Rows:
         self.owner[at], self.key[at] = numbers[:, :2], numbers[:, 2]
         self.room[at], self.position[at] = numbers[:, 3], numbers[:, 4]
         if settings.budget_ms is not None:
-            self.deadline[at] = time.perf_counter() + settings.budget_ms / 1000
+            self.deadline[at] = time.perf_counter() - self.began + settings.budget_ms / 1000
         for tensor in (self.stage, self.finish, self.length):
             tensor[at] = 0
         self.logits[at] = logits
@@ -105,7 +106,8 @@ class Rows:
         thinking = stage == _TOKEN
         stops = thinking & torch.isin(sampled, self.stops)
         # A thought has at least one token: an empty one would be the fast path under another name.
-        late = thinking & ~stops & (length > 0) & (self.deadline[:live] < now) if self.timed else None
+        over = self.deadline[:live] < now - self.began if self.timed else None
+        late = None if over is None else thinking & ~stops & (length > 0) & over
         writes = thinking & ~stops if late is None else thinking & ~stops & ~late
         place = length.clamp(max=self.tokens.shape[1] - 1)[:, None]
         written = self.tokens[:live].gather(1, place)

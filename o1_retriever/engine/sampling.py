@@ -26,6 +26,8 @@ _COLDEST = 1e-5
 # Rows whose draws all fell outside the nucleus are sorted after so many: few, unless `top_p` is small.
 _ATTEMPTS = 6
 _BLOCK = 128
+# Apple's GPUs: what needs it is drawn on the processor, with the same numbers.
+_WITHOUT_FLOAT64 = ("mps",)
 
 
 def stream_key(seed: int, prompt: Sequence[int], index: int) -> int:
@@ -63,6 +65,8 @@ class Sampler:
         """
         if self.temperature < _COLDEST:
             return logits.argmax(-1)
+        if logits.device.type in _WITHOUT_FLOAT64:
+            return self.draw(logits.cpu(), keys.cpu(), steps.cpu()).to(logits.device)
         weights = logits.float().div_(self.temperature)
         weights = weights.sub_(weights.amax(-1, keepdim=True)).exp_()
         tokens = _invert(weights, uniforms(keys, steps))

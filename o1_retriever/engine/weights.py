@@ -234,24 +234,30 @@ def _seconds(layer: torch.nn.Module, states: torch.Tensor) -> float:
     return min(timeit.repeat(lambda: layer(states), repeat=9, number=1))
 
 
-def device_named(name: str | None) -> str:
-    """A device to load to; None takes CUDA when there is one."""
+def device_named(name: str | None, *, in_4bit: bool = False) -> str:
+    """A device to load to; None takes CUDA when there is one, then Apple's MPS, then the processor.
+
+    Layers of 4 bits (bitsandbytes) are not for MPS.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return next(
+            (kind for kind, found in there.items() if found and not (in_4bit and kind == "mps")), "cpu"
+        )
     try:
         kind = torch.device(name).type
     except RuntimeError as error:
-        raise SettingsError(f"device is {name!r}; expected cpu, cuda or cuda:N.") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(f"device is {name!r} and there is no CUDA device here; expected cpu.")
+        raise SettingsError(f"device is {name!r}; expected cpu, cuda, cuda:N or mps.") from error
+    if not there.get(kind, True):
+        raise SettingsError(f"device is {name!r} and there is no {kind.upper()} device here; expected cpu.")
     return name
 
 
 def dtype_named(name: str, device: str) -> tuple[torch.dtype, bool]:
     """The type that weights are loaded as, and whether they are quantised to 8 bits then."""
-    on_gpu = device.startswith("cuda")
+    on_gpu = not device.startswith("cpu")
     if name == "auto":
-        if not on_gpu:
+        if not device.startswith("cuda"):
             return torch.float32, False
         return (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16), False
     if name in _FOR_CPU:

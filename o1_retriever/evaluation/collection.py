@@ -209,7 +209,7 @@ def _lines(path: Path, report: CollectionReport) -> Iterator[tuple[str, int, byt
 
 
 def _row(line: bytes, where: str, report: CollectionReport) -> dict[str, Any] | None:
-    """The object with a string `_id` that a line holds."""
+    """The object with a string `_id`, or an `id` where there is none, that a line holds."""
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -218,6 +218,8 @@ def _row(line: bytes, where: str, report: CollectionReport) -> dict[str, Any] | 
     if not isinstance(row, dict):
         report.add("wrong fields", f"{where} is a {type(row).__name__}")
         return None
+    if row.get("_id") is None and "id" in row:
+        row["_id"] = row.pop("id")
     if isinstance(row.get("_id"), int) and not isinstance(row["_id"], bool):
         row["_id"] = str(row["_id"])
     for name in ("_id", "text", "title"):

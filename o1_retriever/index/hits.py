@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 from o1_retriever.documents.document import Value
 from o1_retriever.errors import InputError, SettingsError
 from o1_retriever.index.ledger import EmbeddedDocument, Session
-from o1_retriever.index.nearest import DIGITS
 from o1_retriever.ranking.fusion import fuse
-from o1_retriever.ranking.ranking import Ranking
+from o1_retriever.ranking.ranking import DIGITS, Ranking
+from o1_retriever.ranking.relevance import of_cosine, of_fusion
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace, unit
 
@@ -26,7 +26,8 @@ class Hit:
 
     With pooling by the best thought, `score` is the cosine with the nearest of the thoughts' vectors. After a
     hybrid search the order is that of `fused_score`; `dense_rank` and `lexical_rank`, from 1, are the
-    document's ranks in the two rankings, None where it is not in one. All three are None otherwise.
+    document's ranks in the two rankings, None where it is not in one, and `lexical_score` is what BM25 gave
+    it. All four are None otherwise. `relevance` is on one scale for every search.
     """
 
     id: str
@@ -38,11 +39,18 @@ class Hit:
     fused_score: float | None = None
     dense_rank: int | None = None
     lexical_rank: int | None = None
+    lexical_score: float | None = None
+
+    @property
+    def relevance(self) -> float:
+        """From 0 to 1, falling from hit to hit: see `o1_retriever.ranking.relevance`."""
+        return of_cosine(self.score) if self.fused_score is None else of_fusion(self.fused_score)
 
     def to_dict(self) -> dict[str, Any]:
-        """The hit as plain JSON values; `fused_score` and the two ranks only after a hybrid search."""
+        """The hit as plain JSON values; the fused and lexical ones only after a hybrid search."""
         record: dict[str, Any] = {
             "rank": self.rank,
+            "relevance": self.relevance,
             "score": self.score,
             "id": self.id,
             "source": self.source,
@@ -53,6 +61,7 @@ class Hit:
             record["fused_score"] = self.fused_score
             record["dense_rank"] = self.dense_rank
             record["lexical_rank"] = self.lexical_rank
+            record["lexical_score"] = self.lexical_score
         return record
 
 
@@ -108,14 +117,17 @@ def hits(session: Session, rankings: Sequence[Ranking]) -> list[list[Hit]]:
     ]
 
 
-def fused_hits(session: Session, vectors: Vector, dense: Ranking, lexical: list[str], k: int) -> list[Hit]:
+def fused_hits(
+    session: Session, vectors: Vector, dense: Ranking, lexical: Mapping[str, float], k: int
+) -> list[Hit]:
     """The k best documents of two rankings of one query by reciprocal ranks; `vectors` are the query's.
 
-    Equal fused scores are ordered by cosine, then by id.
+    `lexical` are the scores of BM25 by id, best first. Equal fused scores are ordered by cosine, then by id.
     """
     cosines = dict(dense.pairs())
     dense_ids = list(cosines)
-    scores = fuse([dense_ids, lexical])
+    lexical_ids = list(lexical)
+    scores = fuse([dense_ids, lexical_ids])
     if not scores:
         return []
     # All that can be among the first k, equal ones included; those that only BM25 found lack a cosine.
@@ -125,13 +137,14 @@ def fused_hits(session: Session, vectors: Vector, dense: Ranking, lexical: list[
         if key not in cosines:
             cosines[key] = float(np.clip((unit(vectors) @ unit(embedded.vector)).max(), -1.0, 1.0))
     chosen = sorted(documents, key=lambda key: (-scores[key], -round(cosines[key], DIGITS), key))[:k]
-    ranks = [{key: rank for rank, key in enumerate(ids, start=1)} for ids in (dense_ids, lexical)]
+    ranks = [{key: rank for rank, key in enumerate(ids, start=1)} for ids in (dense_ids, lexical_ids)]
     return [
         replace(
             _hit(rank, documents[key], cosines[key]),
             fused_score=scores[key],
             dense_rank=ranks[0].get(key),
             lexical_rank=ranks[1].get(key),
+            lexical_score=lexical.get(key),
         )
         for rank, key in enumerate(chosen, start=1)
     ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from o1_retriever.documents import Document
+from o1_retriever.documents.document import name_of
 from o1_retriever.errors import (
     EncoderError,
     FingerprintError,
@@ -133,7 +135,7 @@ class Index:
 
     def add(
         self,
-        documents: Iterable[Document],
+        documents: Iterable[Any],
         *,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
@@ -141,12 +143,15 @@ class Index:
     ) -> int:
         """Embed and keep documents; return how many were new or changed.
 
-        The documents are streamed. Those that are in the index already are skipped, so that a run that was
-        cut short can be repeated; one with a known id and another text or metadata replaces it; a text that
-        is known under another id keeps its vector. `batch_size` is the embedder's. `total` is for the
-        progress bar, where the documents have no length.
+        A document is a `Document`, or what `Document.of` makes one of: a string, a dict, a document of
+        LangChain, LlamaIndex or Haystack. They are streamed. Those that are in the index already are skipped,
+        so that a run that was cut short can be repeated; one with a known id and another text or metadata
+        replaces it; a text that is known under another id keeps its vector. Equal texts without an id are
+        kept as often as they come. `batch_size` is the embedder's. `total` is for the progress bar, where the
+        documents have no length.
 
-        Raises `InputError` with the position of a document that cannot be used, after keeping those before.
+        Raises `InputError` with the position of a document that cannot be used, or that has the id of another
+        one of this call, after keeping those before.
         """
         embedder = self._embedder
         if embedder is None:
@@ -323,12 +328,18 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     return ", ".join(f"{name} {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
 
 
-def batches(documents: Iterable[Document], batch_size: int) -> Iterator[list[Document]]:
+def batches(documents: Iterable[Any], batch_size: int) -> Iterator[list[Document]]:
     """Checked documents in portions to write at once. A bad one raises `InputError` after those before it."""
+    if isinstance(documents, str | bytes | Mapping | Document):
+        raise InputError(
+            f"Found one {type(documents).__name__}; expected a list of documents.",
+            hint="Pass [document] instead.",
+        )
     batch: list[Document] = []
-    for position, document in enumerate(documents):
+    admitted = _Admission()
+    for position, given in enumerate(documents):
         try:
-            batch.append(checked(document, position))
+            batch.append(admitted(given, position))
         except InputError:
             if batch:
                 yield batch
@@ -340,14 +351,32 @@ def batches(documents: Iterable[Document], batch_size: int) -> Iterator[list[Doc
         yield batch
 
 
-def checked(document: Any, position: int) -> Document:
+class _Admission:
+    """Makes documents of what one call was given, each with an id that no other one of the call has."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+        self._times: Counter[str] = Counter()
+
+    def __call__(self, given: Any, position: int) -> Document:
+        """The document, checked. Equal texts without an id are numbered; equal ids raise `InputError`."""
+        document = checked(Document.of(given, place=position), position)
+        if not isinstance(given, Document) and document.id == name_of(document.text):
+            self._times[document.id] += 1
+            if (times := self._times[document.id]) > 1:
+                document = replace(document, id=f"{document.id}-{times}")
+        first = self._places.setdefault(document.id, position)
+        if first != position:
+            raise InputError(
+                f"document {position} has the id {document.id!r:.60} of document {first}; expected another.",
+                hint="Give each an id of its own; added in a later call, it replaces the first.",
+                position=position,
+            )
+        return document
+
+
+def checked(document: Document, position: int) -> Document:
     """The document with plain values as metadata. Raises `InputError` for one that cannot be kept."""
-    if not isinstance(document, Document):
-        raise InputError(
-            f"document {position} is {type(document).__name__}; expected a Document.",
-            hint="Write: Document(id='1', text='...', metadata={'source': 'a.txt'})",
-            position=position,
-        )
     check_text(document.id, what="the id of document", position=position)
     check_text(document.text, what="document", position=position)
     if not isinstance(document.metadata, dict):
@@ -362,15 +391,11 @@ def checked(document: Any, position: int) -> Document:
 
 
 def new_documents(session: Session, batch: Sequence[Document]) -> tuple[list[Document], dict[bytes, Vector]]:
-    """Those that are not in the index as they are, and what vectors of their texts there are.
-
-    Of several with one id, the last counts.
-    """
-    latest = {document.id: document for document in batch}
-    known = session.known(list(latest))
+    """Those that are not in the index as they are, and what vectors of their texts there are."""
+    known = session.known([document.id for document in batch])
     new = [
         document
-        for document in latest.values()
+        for document in batch
         if known.get(document.id) != (digest_of(document.text), metadata_json(document.metadata))
     ]
     return new, session.vectors_of_texts([digest_of(document.text) for document in new])

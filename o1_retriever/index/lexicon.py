@@ -45,9 +45,12 @@ class Lexicon:
         """Where those documents stand among `ids`."""
         return np.flatnonzero(np.isin(self.numbers, numbers, assume_unique=True))
 
-    def best(self, text: str, depth: int, among: Places | None = None) -> list[str]:
-        """The ids of the `depth` best that share a word with the text; `among` are the places allowed."""
-        return [self.ids[place] for place in self.bm25.best(text, depth, among=among).keys]
+    def best(self, text: str, depth: int, among: Places | None = None) -> dict[str, float]:
+        """The scores of the `depth` best that share a word with the text, best first, by id.
+
+        `among` are the places allowed.
+        """
+        return self.bm25.best(text, depth, among=among).by_id(self.ids)
 
 
 class LexiconKeeper:

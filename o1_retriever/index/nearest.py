@@ -14,14 +14,12 @@ import numpy as np
 from o1_retriever.index.fields import Numbers
 from o1_retriever.index.graph import Graph
 from o1_retriever.index.ledger import Session
-from o1_retriever.ranking.ranking import Ranking, best, best_of_groups, search_pages
+from o1_retriever.ranking.ranking import DIGITS, Ranking, best, best_of_groups, search_pages
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import unit
 
 # So many are compared one by one: 5 ms for 384 dimensions, as long as embedding a query takes at the least.
 _EXACT = 2000
-# Scores that agree in so many digits are equal: in the others equal texts differ by the order of additions.
-DIGITS = 6
 # So many times more documents are asked of the graph than chance would need for a filter, twice in a row.
 _MARGIN = 4
 # A document of the graph takes as long as comparing so many: 15 and 5 µs, with what the ledger is asked for.

@@ -16,6 +16,8 @@ Places: TypeAlias = NDArray[np.int64]
 Keys: TypeAlias = NDArray[Any]
 Scores: TypeAlias = NDArray[np.floating[Any]]
 
+# Scores that agree in so many digits are equal: in the others equal texts differ by the order of additions.
+DIGITS = 6
 BLOCK_BYTES = 64 << 20  # of scores or of vectors that are in memory at a time
 
 

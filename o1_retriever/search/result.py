@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast, overload
 
 import numpy as np
 
@@ -94,9 +94,10 @@ def split_options(options: Mapping[str, Any]) -> tuple[SearchOptions, dict[str, 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SearchResult:
-    """What a query finds, best hit first, and what was thought on the way. Iterating it gives the hits.
+class SearchResult(Sequence[Hit]):
+    """What a query finds, best hit first, and what was thought on the way: a sequence of its hits.
 
+    A slice is a result of fewer hits with the same thoughts, and a result without hits is false.
     `search_ms` are the wall-clock milliseconds of the index, divided by the queries of one call; those of
     thinking and embedding are in `embedding.timings`. `how` are the settings of the search and `decision`
     says whether the query was to be thought about and why; `embedding.thought_about` whether it was.
@@ -123,15 +124,22 @@ class SearchResult:
         """Thinking, embedding and searching together."""
         return self.embedding.timings.total_ms + self.search_ms
 
+    @overload
+    def __getitem__(self, place: int) -> Hit: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> SearchResult: ...
+
+    def __getitem__(self, place: int | slice) -> Hit | SearchResult:
+        if isinstance(place, slice):
+            return replace(self, hits=self.hits[place])
+        return self.hits[place]
+
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
 
     def __len__(self) -> int:
         return len(self.hits)
-
-    def __bool__(self) -> bool:
-        """A result is true even when nothing was found."""
-        return True
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON values, without the vectors; `history` only where there was one."""

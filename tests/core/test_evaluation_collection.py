@@ -146,6 +146,19 @@ def test_trec_columns_and_numeric_ids_are_understood(folder: Path) -> None:
     assert list(collection.corpus.ids) == ["7"]
 
 
+def test_an_id_without_its_underscore_is_understood(folder: Path) -> None:
+    sound = load_collection(folder)
+    texts = sound.corpus.texts(0, 2)
+    for name, rows in ((CORPUS, DOCUMENTS), (ASKED, QUERIES)):
+        (folder / name).write_text(
+            lines({"id" if k == "_id" else k: v for k, v in row.items()} for row in rows)
+        )
+    renamed = load_collection(folder, strict=True)
+    assert renamed.corpus.digest == sound.corpus.digest
+    assert renamed.queries == sound.queries
+    assert renamed.corpus.texts(0, 2) == texts
+
+
 def test_the_report_counts_and_shows_the_first_places(folder: Path) -> None:
     add(CORPUS, lines([{"_id": "d1", "text": "Again."}] * 5))(folder)
     report = str(load_collection(folder).report)

@@ -22,7 +22,8 @@ ADAPTERS = CORE.parent / "integrations"
 TRAINING = CORE.parent / "training" / "o1_retriever_training"
 FRAMEWORKS = {
     "langchain", "langchain_core", "llama_index", "langchain_o1_retriever", "llama_index_o1_retriever",
-    "chroma_o1_retriever", "mteb_o1_retriever", "o1_retriever_training",
+    "chroma_o1_retriever", "mteb_o1_retriever", "haystack", "haystack_o1_retriever", "dspy",
+    "dspy_o1_retriever", "fastembed_o1_retriever", "o1_retriever_training",
 }  # fmt: skip
 # The rooms of the core, lowest first: a module imports from lower ones and from its own alone. A module that
 # stands in another place than its room has a line of its own.

@@ -221,7 +221,16 @@ def test_deleting(index, embedder):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("text", "document 40 is str; expected a Document"),
+        (7, "document 40 is int; expected a Document, a string or a dict"),
+        ({"body": "x"}, r"document 40 is dict with \['body'\]; expected"),
+        ({"text": "x", "metadata": 3}, "metadata of document 40 is int"),
+        ({"text": "x", "tags": {"a": 1}}, "document 40 has the metadata 'tags'"),
+        ({"text": None}, "document 40 is None"),
+        (
+            Document(id="d00007", text="again"),
+            "document 40 has the id 'd00007' of document 7; expected another",
+        ),
+        ({"_id": "d00039", "text": "again"}, "document 40 has the id 'd00039' of document 39"),
         (Document(id="x", text=" "), "document 40 is only whitespace"),
         (Document(id="x", text=None), "document 40 is None"),
         (Document(id="x", text="\ud800"), "document 40 has a lone surrogate"),
@@ -247,6 +256,50 @@ def test_a_bad_document_is_named_and_those_before_it_are_kept(index, bad, messag
     assert caught.value.position == 40
     assert len(index) == 40
     assert index.add(numbered(60)) == 20
+
+
+class Passage:
+    """What LangChain's documents look like from outside."""
+
+    def __init__(self, text, metadata, name=None):
+        self.page_content, self.metadata, self.id = text, metadata, name
+
+
+def test_strings_dicts_and_documents_of_frameworks_are_taken(index):
+    given = [
+        "a text",
+        {"id": 7, "text": "b text", "page": 2, "none": None, "metadata": {"source": "b.md"}},
+        {"_id": "c", "text": "c text"},
+        Passage("d text", {"source": "d.md", "none": None}),
+        Passage("e text", {}, "e"),
+        Document(id="f", text="f text"),
+    ]
+    assert index.add(given) == 6
+    assert index.add(iter(given)) == 0, "a text without an id has the same one again"
+    kept = {document.text: (document.id, document.metadata) for document in index.documents()}
+    assert kept["b text"] == ("7", {"page": 2, "source": "b.md"})
+    assert kept["c text"] == ("c", {})
+    assert kept["d text"][1] == {"source": "d.md"}
+    assert (kept["e text"][0], kept["f text"][0]) == ("e", "f")
+    for lone in ("a text", {"text": "a"}, Document(id="1", text="a")):
+        with pytest.raises(InputError, match=r"Found one .*; expected a list"):
+            index.add(lone)
+
+
+def test_equal_texts_without_an_id_are_kept_as_often_as_they_come(index, embedder):
+    assert index.add(["same", "other", {"text": "same"}, "same"]) == 4
+    assert index.add(["same", "other", "same", "same"]) == 0
+    assert sorted(document.text for document in index.documents()) == ["other", "same", "same", "same"]
+    assert embedder.texts == ["same", "other"]
+
+
+def test_two_documents_of_one_id_in_one_call_are_an_error(index):
+    first, second = Document(id="1", text="a"), Document(id="1", text="b")
+    with pytest.raises(InputError, match=r"document 1 has the id '1' of document 0.*added in a later call"):
+        index.add([first, second])
+    assert index.get(["1"]) == [first]
+    assert index.add([second]) == 1
+    assert index.get(["1"]) == [second]
 
 
 def test_a_megabyte_of_text_is_kept(index, embedder):

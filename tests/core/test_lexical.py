@@ -125,8 +125,12 @@ def test_a_fused_ranking_is_that_of_its_definition(index, where, size):
         for hit in hits:
             fused = sum(1 / (59 + rank) for rank in (hit.dense_rank, hit.lexical_rank) if rank)
             assert hit.fused_score == pytest.approx(fused)
+            assert hit.relevance == pytest.approx(fused * 30, abs=1e-6)
+            assert (hit.lexical_score is None) == (hit.lexical_rank is None)
             cosine = float((index.vectors([hit.id]) @ group.T).max())
             assert hit.score == pytest.approx(cosine, abs=1e-5)
+        words = sorted((hit.lexical_rank, -hit.lexical_score) for hit in hits if hit.lexical_rank)
+        assert [score for _, score in words] == sorted(score for _, score in words)
 
 
 def test_only_the_first_of_each_ranking_are_fused(index):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -99,6 +100,23 @@ def test_a_filter_bounds_the_hits(retriever):
     assert [{hit.id for hit in result} for result in long] == [{"mirrors", "kettles", "phones"}] * 2
 
 
+def test_a_result_is_a_sequence_of_its_hits(retriever):
+    result = retriever.search("mirror", k=3)
+    assert isinstance(result, Sequence)
+    assert result[0] is result.hits[0]
+    assert result[-1] is list(result)[-1] is next(reversed(result))
+    assert result[1] in result
+    assert (len(result), result.index(result[2]), bool(result)) == (3, 2, True)
+    with pytest.raises(IndexError):
+        result[3]
+    first = result[:2]
+    assert (list(first), first.thoughts, first.query) == (list(result.hits[:2]), result.thoughts, "mirror")
+    assert [hit.rank for hit in result[::-1]] == [3, 2, 1]
+    nothing = retriever.search("mirror", where={"source": "none.md"})
+    assert not nothing
+    assert list(nothing[:5]) == []
+
+
 def test_no_questions_no_results(retriever):
     assert retriever.search_many([]) == []
 
@@ -150,7 +168,7 @@ def test_the_record_of_a_result(retriever):
         == [{"text": "", "finish": "failed", "error": "nothing comes to mind", "tokens": 0, "cached": False}]
         * 2
     )
-    assert list(record["hits"][0]) == ["rank", "score", "id", "source", "text", "metadata"]
+    assert list(record["hits"][0]) == ["rank", "relevance", "score", "id", "source", "text", "metadata"]
     record = retriever.search("mirror", k=1).to_dict()
     assert record["thought_tokens"] == 6
     assert record["hits"][0]["metadata"] == {"source": "mirrors.md", "length": 16}
@@ -164,9 +182,9 @@ def test_timings_add_up(retriever):
     assert result.search_ms > 0
 
 
-def test_a_result_without_hits_is_true():
+def test_a_result_without_hits_is_false():
     vector = np.ones(2, np.float32)
     embedding = QueryEmbedding(query="why?", thoughts=(), vectors=vector[None], vector=vector)
     empty = SearchResult(embedding=embedding, hits=())
-    assert empty
+    assert not empty
     assert list(empty) == []

@@ -169,7 +169,8 @@ def test_the_record_says_what_was_done(embedder, index):
     record = result.to_dict()
     assert json.loads(json.dumps(record)) == record
     assert record["search"] == {"hybrid": True, "pooling": "mean", **result.decision.to_dict()}
-    assert list(record["hits"][0])[-3:] == ["fused_score", "dense_rank", "lexical_rank"]
+    assert list(record["hits"][0])[:3] == ["rank", "relevance", "score"]
+    assert list(record["hits"][0])[-3:] == ["dense_rank", "lexical_rank", "lexical_score"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from chromadb.utils.embedding_functions import known_embedding_functions
 from chroma_o1_retriever import O1EmbeddingFunction, open_collection
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.errors import FingerprintError, ModelError, SettingsError
-from tests.support.adapters import QUERY, TEXTS, THOUGHT, Mind, small_embedder
+from tests.support.adapters import QUERY, TEXTS, THOUGHT, TURNS, Mind, last_turn_embedder, small_embedder
 from tests.support.tiny import tiny_model
 
 SETTINGS = ThoughtSettings(n_thoughts=2, max_new_tokens=8)
@@ -131,3 +131,12 @@ def test_an_embedder_without_a_name_has_to_be_brought(tmp_path: Path) -> None:
         client.get_collection("facts").query(query_texts=[QUERY], n_results=1)
     brought = open_collection(client, "facts", function)
     assert brought.query(query_texts=[QUERY], n_results=1)["ids"] == [["vapour"]]
+
+
+def test_a_history_is_read(tmp_path: Path) -> None:
+    function = O1EmbeddingFunction(last_turn_embedder())
+    collection = filled(chromadb.PersistentClient(str(tmp_path)), function)
+    vectors = function.embed_query([QUERY, QUERY], histories=[TURNS, None])
+    found = collection.query(query_embeddings=vectors, n_results=1)["ids"]
+    assert found == [["vapour"], ["mirror"]]
+    assert [thought.text for thought in function.think([QUERY], [TURNS])[0].thoughts] == [TURNS[-1][1]]

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("langchain_core", reason="needs the extra `langchain`")
 
+from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore
 
@@ -27,7 +28,7 @@ from tests.support.adapters import (
     beats_during,
     small_embedder,
 )
-from tests.support.langchain import ids, in_memory, over
+from tests.support.langchain import Heard, ids, in_memory, over
 
 
 @pytest.fixture
@@ -69,16 +70,35 @@ def test_texts_that_cannot_be_embedded_are_refused() -> None:
         embeddings.embed_documents(["a", " "])
 
 
-def test_thoughts_decide_and_are_in_the_metadata(both: Any) -> None:
+def test_thoughts_decide_and_are_in_the_metadata_on_request(both: Any) -> None:
     found = both(k=2).invoke(QUERY)
     assert ids(found) == ["vapour", "mirror"]
     assert ids(both(k=1, settings=FAST).invoke(QUERY)) == ["mirror"]
     first = found[0]
     assert first.page_content == TEXTS["vapour"]
     assert first.metadata.items() >= METADATA["vapour"].items()
-    assert [record["text"] for record in first.metadata["thoughts"]] == [THOUGHT, THOUGHT]
-    assert first.metadata["thoughts"][0]["finish"] == "eos"
-    assert found[0].metadata["thoughts"] is not found[1].metadata["thoughts"]
+    assert "thoughts" not in first.metadata
+    shown = both(k=2, thoughts_in_metadata=True).invoke(QUERY)
+    assert [document.metadata["thoughts"] for document in shown] == [f"{THOUGHT}\n{THOUGHT}"] * 2
+    plain = both(k=2, scores_in_metadata=False).invoke(QUERY)
+    assert [dict(document.metadata) for document in plain] == [METADATA["vapour"], METADATA["mirror"]]
+
+
+def test_what_a_search_adds_is_flat_and_no_part_of_the_document(both: Any) -> None:
+    retriever = both(k=4, thoughts_in_metadata=True)
+    first, second = retriever.invoke(QUERY), retriever.invoke("Cold glass")
+    added = {key for document in first for key in document.metadata} - {"topic", "page"}
+    assert {"relevance_score", "thoughts"} <= added <= {"relevance_score", "thoughts", "cosine"}
+    for document in first:
+        assert all(isinstance(value, str | int | float) for value in document.metadata.values())
+        [again] = [each for each in second if each.id == document.id]
+        assert document.metadata["relevance_score"] != again.metadata["relevance_score"]
+        assert document == again
+        plain = Document(id=document.id, page_content=document.page_content, metadata=METADATA[document.id])
+        assert document == plain
+        assert plain == document
+        assert document != plain.model_copy(update={"metadata": {"page": 9}})
+    assert first[0] != first[1]
 
 
 def test_scores_are_cosines(both: Any) -> None:
@@ -98,7 +118,6 @@ def test_threshold_k_and_settings_in_the_constructor_and_in_a_call(both: Any) ->
     assert ids(retriever.invoke(QUERY, k=4, score_threshold=between)) == ["vapour"]
     assert len(retriever.invoke(QUERY, k=3)) == 3
     assert ids(retriever.invoke(QUERY, settings=FAST)) == ["mirror"]
-    assert "thoughts" in retriever.invoke(QUERY, settings=FAST)[0].metadata
     with pytest.raises(SettingsError, match="k is 0"):
         retriever.invoke(QUERY, k=0)
     with pytest.raises(SettingsError, match="score_threshold is 'high'"):
@@ -135,10 +154,13 @@ def test_a_stores_documents_are_not_changed(store: InMemoryVectorStore) -> None:
 
 def test_a_thought_that_could_not_be_had_is_said_so(both: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        found = both(k=1).invoke("unthinkable moon")
+        heard = Heard()
+        found = both(k=1, thoughts_in_metadata=True).invoke("unthinkable moon", {"callbacks": [heard]})
     assert ids(found) == ["moon"]
-    assert {record["finish"] for record in found[0].metadata["thoughts"]} == {"failed"}
-    assert found[0].metadata["thoughts"][0]["error"]
+    assert found[0].metadata["thoughts"] == ""
+    [told] = heard.told
+    assert {record["finish"] for record in told["thoughts"]} == {"failed"}
+    assert told["thoughts"][0]["error"]
     assert "No thought could be had" in caplog.text
 
 

@@ -82,7 +82,7 @@ async def test_tracers_see_the_thinking_as_a_run_of_its_own(both: Any) -> None:
         [child] = root.child_runs
         assert (child.name, child.inputs) == (THINKING_RUN, {"query": QUERY})
         assert [record["text"] for record in child.outputs["thoughts"]] == [THOUGHT, THOUGHT]
-        assert root.outputs["documents"][0].metadata["thoughts"][0]["text"] == THOUGHT
+        assert "thoughts" not in root.outputs["documents"][0].metadata
 
 
 async def test_tracers_see_why_thinking_failed(store: InMemoryVectorStore) -> None:
@@ -139,7 +139,10 @@ class Scripted(BaseChatModel):
 async def test_as_a_tool_of_an_agent(both: Any) -> None:
     agents = pytest.importorskip("langchain.agents", reason="needs langchain")
     search = create_retriever_tool(
-        both(k=1), "search_home", "Searches household facts.", response_format="content_and_artifact"
+        both(k=1, thoughts_in_metadata=True),
+        "search_home",
+        "Searches household facts.",
+        response_format="content_and_artifact",
     )
     assert search.invoke({"query": QUERY}) == TEXTS["vapour"]
     agent = agents.create_agent(Scripted(), tools=[search])
@@ -147,7 +150,7 @@ async def test_as_a_tool_of_an_agent(both: Any) -> None:
     for answer in (agent.invoke(question), await agent.ainvoke(question)):
         asked, found, said = answer["messages"][1:]
         assert asked.tool_calls[0]["args"] == {"query": QUERY}
-        assert found.artifact[0].metadata["thoughts"][0]["text"] == THOUGHT
+        assert found.artifact[0].metadata["thoughts"].splitlines() == [THOUGHT, THOUGHT]
         assert said.content == TEXTS["vapour"]
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("langchain_core", reason="needs the extra `langchain`")
 
 from langchain_o1_retriever import O1Embeddings, O1Retriever
 from o1_retriever.errors import SettingsError
-from tests.support.adapters import METADATA, QUERY, TEXTS, THOUGHT, small_embedder
+from tests.support.adapters import METADATA, QUERY, TEXTS, small_embedder
 from tests.support.langchain import ByVector, TextOnly, ids, in_memory
 
 
@@ -40,13 +40,29 @@ def test_over_chroma_with_filters_scores_and_another_dimension(tmp_path: Path) -
         short.invoke(QUERY)
 
 
+@pytest.mark.parametrize("space", ["cosine", "l2", "ip"])
+def test_scores_over_chroma_are_on_one_scale_whatever_its_space(space: str, tmp_path: Path) -> None:
+    chroma = pytest.importorskip("langchain_chroma", reason="needs langchain-chroma")
+    embeddings = O1Embeddings(small_embedder())
+    store = chroma.Chroma(
+        embedding_function=embeddings,
+        collection_configuration={"hnsw": {"space": space}},
+        persist_directory=str(tmp_path),
+    )
+    store.add_texts(list(TEXTS.values()), ids=list(TEXTS))
+    memory = O1Retriever(vectorstore=in_memory(embeddings)).invoke(QUERY)
+    expected = [each.metadata["relevance_score"] for each in memory]
+    found = O1Retriever(vectorstore=store).invoke(QUERY)
+    assert [each.metadata["relevance_score"] for each in found] == pytest.approx(expected, abs=1e-5)
+
+
 async def test_stores_with_less_to_offer() -> None:
     embeddings = O1Embeddings(small_embedder())
     plain = O1Retriever(vectorstore=ByVector(embeddings), k=2)
     found = plain.invoke(QUERY)
     assert [each.page_content for each in found] == ["256", "256"]
     assert "relevance_score" not in found[0].metadata
-    assert found[0].metadata["thoughts"][0]["text"] == THOUGHT
+    assert plain.invoke(QUERY) == found
     assert [each.page_content for each in await plain.ainvoke(QUERY)] == ["async", "async"]
     with pytest.raises(SettingsError, match="gives no scores"):
         plain.invoke(QUERY, score_threshold=0.5)

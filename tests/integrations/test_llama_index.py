@@ -18,13 +18,14 @@ from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.llms import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever, QueryFusionRetriever
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.storage.kvstore import SimpleKVStore
-from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 
 from llama_index_o1_retriever import O1Embedding, O1Retriever, O1ThoughtsEvent
 from o1_retriever import Retriever, ThoughtSettings
 from o1_retriever.errors import InputError, SettingsError
+from o1_retriever.index.folder import sync_folder
 from tests.support.adapters import (
     FAST,
     METADATA,
@@ -112,6 +113,40 @@ def test_thoughts_decide_and_are_told_to_the_handlers(both: Any, events: Events)
     assert events.named("O1ThoughtsEvent")[1].thoughts == []
 
 
+def test_thoughts_are_in_the_metadata_on_request_and_not_in_prompts(both: Any) -> None:
+    for each in both(similarity_top_k=2, thoughts_in_metadata=True).retrieve(QUERY):
+        assert each.node.metadata == {**METADATA[each.node.node_id], "thoughts": f"{THOUGHT}\n{THOUGHT}"}
+        for mode in (MetadataMode.LLM, MetadataMode.EMBED):
+            assert THOUGHT not in each.node.get_content(metadata_mode=mode)
+    again = both(similarity_top_k=2).retrieve(QUERY)
+    assert [each.node.metadata for each in again] == [METADATA[each.node.node_id] for each in again]
+    [given] = both(similarity_top_k=1, thoughts_in_metadata=True).retrieve(
+        QueryBundle(QUERY, embedding=small_embedder().encode_documents(TEXTS["moon"]).tolist())
+    )
+    assert given.node.metadata["thoughts"] == ""
+
+
+def test_what_is_ours_is_kept_from_prompts_and_embeddings(tmp_path: Path) -> None:
+    o1 = pytest.importorskip("o1_retriever", reason="needs the extra `index`")
+    pytest.importorskip("chromadb", reason="needs the extra `index`")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "glass.md").write_text(f"# Glass\n\n{TEXTS['vapour']}\n", encoding="utf-8")
+    with o1.Index(tmp_path / "index", small_embedder()) as index:
+        sync_folder(index, tmp_path / "notes")
+        index.add([{"id": "own", "text": TEXTS["mirror"], "topic": "home", "root": "/home/someone"}])
+        found = O1Retriever(Retriever(small_embedder(), index), similarity_top_k=5).retrieve(QUERY)
+    assert len(found) == 2
+    for each in found:
+        for mode in (MetadataMode.LLM, MetadataMode.EMBED):
+            shown = each.node.get_content(metadata_mode=mode)
+            assert not {"root", "source", "position"} & {line.split(":")[0] for line in shown.splitlines()}
+            assert str(tmp_path) not in shown
+            assert "/home" not in shown
+        assert each.node.metadata["root"], "the application has it all the same"
+    own = next(each.node for each in found if each.node.node_id == "own")
+    assert own.get_content(metadata_mode=MetadataMode.LLM) == f"topic: home\n\n{TEXTS['mirror']}"
+
+
 def test_plain_retrievers_of_llama_index_tell_the_thoughts_too(events: Events) -> None:
     assert ids(vector_index().as_retriever(similarity_top_k=1).retrieve(QUERY)) == ["vapour"]
     assert events.named("O1ThoughtsEvent")[0].thoughts[0]["text"] == THOUGHT
@@ -172,13 +207,73 @@ def test_nested_metadata_filters_of_our_index(small_retriever: Retriever) -> Non
     assert ids(O1Retriever(small_retriever, filters=chosen).retrieve(QUERY)) == ["bread"]
 
 
-def test_filters_that_our_index_does_not_know_are_refused(small_retriever: Retriever) -> None:
-    contains = MetadataFilter(key="topic", value="o", operator="contains")
-    with pytest.raises(SettingsError, match="operator 'contains'"):
-        O1Retriever(small_retriever, filters=MetadataFilters(filters=[contains]))
-    home = MetadataFilter(key="topic", value="home")
-    with pytest.raises(SettingsError, match="condition is 'not'"):
-        O1Retriever(small_retriever, filters=MetadataFilters(filters=[home], condition="not"))
+FILTERS: dict[str, tuple[Any, str, Any]] = {
+    "==": ("topic", "home", {"mirror", "bread"}),
+    "!=": ("topic", "home", {"vapour", "moon"}),
+    ">": ("page", 2, {"bread", "moon"}),
+    ">=": ("page", 2, {"mirror", "bread", "moon"}),
+    "<": ("page", 2, {"vapour"}),
+    "<=": ("page", 2, {"vapour", "mirror"}),
+    "in": ("page", [1, 4], {"vapour", "moon"}),
+    "nin": ("page", [1, 4], {"mirror", "bread"}),
+    "any": ("topic", ["hom", "none"], {"mirror", "bread"}),
+    "all": ("topic", ["phys", "ics"], {"vapour", "moon"}),
+    "contains": ("topic", "om", {"mirror", "bread"}),
+    "text_match": ("topic", "hys", {"vapour", "moon"}),
+    "text_match_insensitive": ("topic", "HYS", {"vapour", "moon"}),
+    "is_empty": ("author", None, set(TEXTS)),
+}
+
+
+def test_every_operator_of_llama_index_is_tried() -> None:
+    assert {each.value for each in FilterOperator} == set(FILTERS)
+
+
+@pytest.mark.parametrize("operator", FILTERS)
+def test_every_operator_finds_what_llama_indexs_own_store_finds(both: Any, operator: str) -> None:
+    key, value, expected = FILTERS[operator]
+    each = MetadataFilter(key=key, value=value, operator=operator)
+    chosen = MetadataFilters(filters=[each])
+    assert set(ids(both(similarity_top_k=4, filters=chosen).retrieve(QUERY))) == expected
+    theirs = vector_index().as_retriever(similarity_top_k=4, filters=chosen)
+    assert set(ids(theirs.retrieve(QUERY))) == expected
+
+
+def test_conditions_of_our_index(small_retriever: Retriever) -> None:
+    def where(condition: str, *names: str) -> set[str]:
+        filters = [MetadataFilter(key=FILTERS[n][0], value=FILTERS[n][1], operator=n) for n in names]
+        chosen = MetadataFilters(filters=filters, condition=condition)
+        return set(ids(O1Retriever(small_retriever, similarity_top_k=4, filters=chosen).retrieve(QUERY)))
+
+    assert where("and", "contains", "<=") == {"mirror"}
+    assert where("or", "contains", "<=") == {"vapour", "mirror", "bread"}
+    assert where("not", "contains", "<=") == {"moon"}
+    assert where("not", "contains") == {"vapour", "moon"}
+
+
+def test_numbers_of_two_kinds_in_one_list_are_found(small_retriever: Retriever) -> None:
+    mixed = MetadataFilter(key="page", value=[1, 2.0, 3.5], operator="in")
+    found = O1Retriever(small_retriever, similarity_top_k=4, filters=MetadataFilters(filters=[mixed]))
+    assert set(ids(found.retrieve(QUERY))) == {"vapour", "mirror"}
+    several = Retriever.search(small_retriever, QUERY, where={"page": {"$in": [1, "2", 4.0, True]}})
+    assert {hit.id for hit in several} == {"vapour", "moon"}
+
+
+def test_lists_in_metadata_are_filtered_by_their_members(tmp_path: Path) -> None:
+    o1 = pytest.importorskip("o1_retriever", reason="needs the extra `index`")
+    pytest.importorskip("chromadb", reason="needs the extra `index`")
+    with o1.Index(tmp_path, small_embedder()) as index:
+        index.add([{"id": "a", "text": "one", "tags": ["x", "y"]}, {"id": "b", "text": "two", "tags": ["y"]}])
+        index.add([{"id": "c", "text": "three", "tags": []}, {"id": "d", "text": "four"}])
+        source = Retriever(small_embedder(), index)
+
+        def where(operator: str, value: Any) -> set[str]:
+            chosen = MetadataFilters(filters=[MetadataFilter(key="tags", value=value, operator=operator)])
+            return set(ids(O1Retriever(source, similarity_top_k=4, filters=chosen).retrieve("one")))
+
+        assert where("contains", "y") == where("any", ["y", "z"]) == {"a", "b"}
+        assert where("all", ["x", "y"]) == {"a"}
+        assert where("is_empty", None) == {"c", "d"}
 
 
 async def test_a_query_bundle_is_honoured(both: Any, events: Events) -> None:

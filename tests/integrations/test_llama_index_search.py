@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("llama_index.core", reason="needs the extra `llama-index`")
 
 from llama_index.core import VectorStoreIndex
+from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.schema import QueryBundle, TextNode
 
 from llama_index_o1_retriever import O1Embedding, O1Retriever
@@ -96,7 +97,7 @@ def test_thinking_always_and_never(both: Any) -> None:
         both(thinking="sometimes")
 
 
-def test_our_index_is_fused_with_bm25_and_a_store_cannot_be(many_index: Index) -> None:
+def test_our_index_is_fused_with_bm25_and_a_store_cannot_be(many_index: Index, events: Events) -> None:
     with pytest.raises(SettingsError, match="no ranking by words"):
         O1Retriever(vector_index(), hybrid=True)
     with pytest.raises(SettingsError, match="expected 'default' with pooling='best'"):
@@ -108,9 +109,16 @@ def test_our_index_is_fused_with_bm25_and_a_store_cannot_be(many_index: Index) -
     pytest.importorskip("bm25s", reason="needs the extra `index`")
     found = hybrid.retrieve(QUERY)
     assert ids(found)[:2] == ["vapour", "mirror"]
-    # First by its cosine and second by its words: the fused score, by which the nodes are ordered.
-    assert found[0].score == pytest.approx(1 / 60 + 1 / 61)
+    # First by its cosine and second by its words: the fused score, as a share of the best there can be.
+    assert found[0].score == pytest.approx((1 / 60 + 1 / 61) * 30, abs=1e-6)
     assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
+    [told] = events.named("O1ThoughtsEvent")
+    assert [hit["id"] for hit in told.hits] == ids(found)
+    assert told.hits[0]["fused_score"] == pytest.approx(1 / 60 + 1 / 61)
+    assert [hit["relevance"] for hit in told.hits] == [each.score for each in found]
+    usual = SimilarityPostprocessor(similarity_cutoff=0.1)
+    assert usual.postprocess_nodes(found) == found
+    assert ids(hybrid.retrieve(QUERY))[0] == ids(usual.postprocess_nodes(hybrid.retrieve(QUERY)))[0]
 
 
 async def test_a_store_of_another_dimension_says_what_it_was_searched_with() -> None:

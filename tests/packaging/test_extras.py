@@ -21,6 +21,8 @@ ADAPTERS = {
     "llama_index_o1_retriever": "llama-index",
     "chroma_o1_retriever": "index",
     "mteb_o1_retriever": "eval",
+    "haystack_o1_retriever": "haystack",
+    "dspy_o1_retriever": "dspy",
 }
 # Of the extra `index`, for the tests that search our own index by words too.
 BM25 = ("bm25s>=0.2.14", "PyStemmer>=2.2")
@@ -61,17 +63,34 @@ CASES = {
     "eval": Case("o1/embedder-22m 0.631", tests=("tests/integrations/test_mteb.py",)),
     "eval-data": Case("True True"),
     "langchain": Case(
-        "Yeast makes dough rise. 2",
+        "Yeast makes dough rise. True",
         tests=tuple(
             f"tests/integrations/test_langchain{name}.py"
-            for name in ("", "_runs", "_search", "_standard", "_stores", "_thinker")
+            for name in ("", "_combined", "_runs", "_search", "_standard", "_stores", "_thinker")
         ),
-        needs=("langchain-tests>=1.1,<2", "langchain-chroma>=1.1,<2", "langchain>=1.1,<2", *BM25),
+        needs=(
+            *("langchain-tests>=1.1,<2", "langchain-chroma>=1.1,<2", "langchain>=1.1,<2"),
+            *("langchain-classic>=1.0,<2", "langgraph>=1.0,<2"),
+            *BM25,
+        ),
     ),
     "llama-index": Case(
         "Yeast makes dough rise.",
-        tests=tuple(f"tests/integrations/test_llama_index{name}.py" for name in ("", "_search", "_thinker")),
+        tests=tuple(
+            f"tests/integrations/test_llama_index{name}.py"
+            for name in ("", "_combined", "_search", "_thinker")
+        ),
         needs=("llama-index-vector-stores-chroma>=0.6", *BM25),
+    ),
+    "haystack": Case(
+        "Yeast makes dough rise.",
+        tests=("tests/integrations/test_haystack.py",),
+        needs=("chromadb>=1.5.9", *BM25),
+    ),
+    "dspy": Case(
+        "Yeast makes dough rise.",
+        tests=("tests/integrations/test_dspy.py",),
+        needs=("chromadb>=1.5.9", *BM25),
     ),
     "train": Case(
         "4 4 True",

@@ -10,4 +10,4 @@ from o1_retriever import ThoughtSettings
 embeddings = O1Embeddings(sys.argv[1], settings=ThoughtSettings(n_thoughts=2, max_new_tokens=8))
 store = InMemoryVectorStore.from_texts(["Yeast makes dough rise.", "Tides follow the moon."], embeddings)
 [found] = O1Retriever(vectorstore=store, k=1).invoke("What makes dough rise?")
-print(found.page_content, len(found.metadata["thoughts"]))
+print(found.page_content, 0 < found.metadata["relevance_score"] <= 1)
