@@ -195,7 +195,7 @@ def _markdown() -> Iterator[Case]:
         "front.md",
         "---\ntitle: My page\ntags: [a, b]\ndate: 2024-05-01\nauthor:\n  name: Kim\n---\n# H\nbody",
         ("My page > H", "# H\nbody"),
-        metadata={"tags": "a, b", "date": "2024-05-01", "author.name": "Kim"},
+        metadata={"tags": ["a", "b"], "date": "2024-05-01", "author.name": "Kim"},
     )
     yield case(
         "toml.md",
@@ -421,7 +421,7 @@ def _rows() -> Iterator[Case]:
         "nested.jsonl",
         json.dumps({"text": "t", "tags": ["a", "b"], "author": {"name": "x"}, "when": None, "n": 3}),
         "t",
-        metadata={"tags": "a, b", "author.name": "x", "n": 3},
+        metadata={"tags": ["a", "b"], "author.name": "x", "n": 3},
     )
     yield case("crlf.jsonl", b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}\r\n', "one", "two")
     yield case("rows.ndjson", '{"text": "one"}\n{"text": "two"}', "one", "two")
@@ -613,7 +613,7 @@ def _office() -> Iterator[Case]:
         w.epub("<h1>One</h1><p>Once.</p>", "<h1>Two</h1><p>Then.</p>", title="A tale", author="Kim"),
         ("A tale > One", "One\n\nOnce."),
         ("A tale > Two", "Two\n\nThen."),
-        metadata={"author": "Kim", "language": "en"},
+        metadata={"author": ["Kim"], "language": "en"},
     )
     yield case("old.docx", b"\xd0\xcf\x11\xe0" + bytes(100), error="encrypted, or of an Office before 2007")
     yield case("cut.docx", w.docx(p("x"))[:-30], error="no intact archive")

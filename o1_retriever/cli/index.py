@@ -16,7 +16,8 @@ from o1_retriever.errors import DocumentError
 from o1_retriever.reporting.text import counted
 
 if TYPE_CHECKING:
-    from o1_retriever.index.folder import FolderOptions, FolderReport
+    from o1_retriever.index.folder import FolderOptions
+    from o1_retriever.index.report import FolderReport
 
 _SHOWN = 10  # names in one line before the rest is counted
 

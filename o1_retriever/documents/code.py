@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from o1_retriever.documents.encoding import declared_by_code
 from o1_retriever.documents.source import Source
-from o1_retriever.documents.structure import Scalar, Section
+from o1_retriever.documents.structure import Section, Value
 
 # A class, an implementation or a namespace of more characters is cut at what it holds.
 _LONG = 1200
@@ -81,7 +81,7 @@ def code_sections(text: str, *, c_family: bool = False) -> Iterator[Section]:
     for (start, title), end in zip(titles.items(), [*list(titles)[1:], len(lines)], strict=True):
         part = "\n".join(lines[start:end])
         if part.strip():
-            named: dict[str, Scalar] = {"title": title} if title else {}
+            named: dict[str, Value] = {"title": title} if title else {}
             yield Section(text=part, metadata={"line": start + 1, **named}, code=True)
 
 

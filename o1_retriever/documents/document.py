@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from o1_retriever.documents.chunking import Chunking, passage_spans
-from o1_retriever.documents.readers import read_sections
-from o1_retriever.documents.structure import Scalar
+from o1_retriever.documents.readers import sections_of
+from o1_retriever.documents.source import ReadOptions, Source
+from o1_retriever.documents.structure import Value
 from o1_retriever.errors import InputError
 from o1_retriever.query import check_text
-
-# What a document says about itself under one name.
-Value = Scalar | list[Scalar]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +24,8 @@ class Document:
     `metadata` can be filtered on in a search: strings, numbers, True and False, or lists of them; an index
     keeps a date as its ISO form. Those read from a file hold `source` (the file), `root` (the
     folder that it was found in), `position` (from 0 within the file) and, where there is one, `title`,
-    `page` or `line` (from 1) and the other fields of a JSON line.
+    `page` or `line` (from 1) and the other fields of the file or the row. `also_in` are the other files
+    with the same content.
     """
 
     id: str
@@ -91,21 +90,31 @@ def read_documents(
     source: str | None = None,
     root: str = "",
     chunking: Chunking | None = None,
+    options: ReadOptions | None = None,
+    notes: list[str] | None = None,
 ) -> Iterator[Document]:
     """Cut a file into documents, in order. `source` None takes the path as it was given.
 
     The id is made of root, source, position and text: reading the same file again gives the same ids.
-    Raises `DocumentError` when the file cannot be read, possibly after some documents.
+    `notes` gets what there is to say about the file. Raises `DocumentError` when it cannot be read, possibly
+    after some documents.
     """
+    opened = Source(Path(path), options or ReadOptions(), notes)
     name = source if source is not None else Path(path).as_posix()
+    yield from documents_of(opened, name, root, chunking or Chunking())
+
+
+def documents_of(
+    file: Source, source: str, root: str, chunking: Chunking, more: Mapping[str, Value] | None = None
+) -> Iterator[Document]:
+    """The documents of an opened file; `more` metadata is given to each."""
     position = 0
-    for section in read_sections(path):
-        for start, end in passage_spans(section.text, chunking or Chunking(), code=section.code):
+    for section in sections_of(file):
+        for start, end in passage_spans(section.text, chunking, code=section.code):
             text = section.text[start:end]
-            place: dict[str, Value] = {"source": name, "root": root, "position": position}
+            own: dict[str, Value] = {"source": source, "root": root, "position": position}
             # The root as well: two folders may hold a file of one name.
             digest = hashlib.blake2b(f"{root}\0{text}".encode(), digest_size=8).hexdigest()
-            yield Document(
-                id=f"{name}#{position}-{digest}", text=text, metadata={**section.metadata, **place}
-            )
+            metadata: dict[str, Value] = {**section.metadata, **(more or {}), **own}
+            yield Document(id=f"{source}#{position}-{digest}", text=text, metadata=metadata)
             position += 1

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from o1_retriever.documents.source import Source
-from o1_retriever.documents.structure import Block, Scalar, Section, as_metadata, sections
+from o1_retriever.documents.structure import Block, Section, Value, as_metadata, sections
 
 _ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1*[ \t]*$")
 _LINE_HEADINGS = {
@@ -44,7 +44,7 @@ def read_markdown(source: Source) -> Iterator[Section]:
     yield from sections(markdown_blocks(rest), metadata=titled(fields))
 
 
-def titled(fields: dict[str, Any]) -> dict[str, Scalar]:
+def titled(fields: dict[str, Any]) -> dict[str, Value]:
     """The fields of a file as metadata, where its own `title` titles all of it."""
     title = fields.get("title")
     rest = as_metadata({name: value for name, value in fields.items() if name != "title"})

@@ -14,7 +14,7 @@ from o1_retriever.documents.html import html_blocks
 from o1_retriever.documents.markup import titled
 from o1_retriever.documents.rows import row_section
 from o1_retriever.documents.source import Source
-from o1_retriever.documents.structure import Block, Scalar, Section, sections, valid
+from o1_retriever.documents.structure import Block, Section, Value, sections, valid
 from o1_retriever.documents.xml import attribute, name_of, parse
 from o1_retriever.extras import require
 
@@ -78,7 +78,7 @@ def read_pptx(source: Source) -> Iterator[Section]:
                 lines += _notes(part) if kind == "notesSlide" else _paragraphs(part)
         text = "\n".join(line for line in lines if line.strip())
         if text:
-            named: dict[str, Scalar] = {"title": title} if title else {}
+            named: dict[str, Value] = {"title": title} if title else {}
             yield Section(text=text, metadata={"page": number, **named})
 
 

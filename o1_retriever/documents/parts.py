@@ -13,7 +13,7 @@ from o1_retriever.documents.encoding import declared_by_html
 from o1_retriever.documents.html import html_blocks
 from o1_retriever.documents.markup import markdown_blocks
 from o1_retriever.documents.source import Source
-from o1_retriever.documents.structure import Block, Scalar, Section, sections, valid
+from o1_retriever.documents.structure import Block, Section, Value, sections, valid
 
 # Characters of what a cell printed: enough to say what it was, short of a training's log.
 _OUTPUT = 1000
@@ -74,7 +74,7 @@ def read_mail(source: Source) -> Iterator[Section]:
     message = email.message_from_bytes(data, policy=email.policy.default)
     assert isinstance(message, EmailMessage)
     headers = {name: _header(message, name) for name in ("subject", "from", "to", "date")}
-    metadata: dict[str, Scalar] = {
+    metadata: dict[str, Value] = {
         name: value for name, value in headers.items() if value and name != "subject"
     }
     if headers["subject"]:

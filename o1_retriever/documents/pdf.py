@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from o1_retriever.documents.source import Source
-from o1_retriever.documents.structure import Scalar, Section, valid
+from o1_retriever.documents.structure import Section, Value, valid
 from o1_retriever.extras import require
 
 # PDFium puts a sign of its own for a hyphen at the end of a line, and no end of the line.
@@ -41,7 +41,7 @@ def read_pdf(source: Source) -> Iterator[Section]:
 
 
 def _sections(source: Source, pages: Sequence[str], title: str) -> Iterator[Section]:
-    named: dict[str, Scalar] = {"title": title} if title else {}
+    named: dict[str, Value] = {"title": title} if title else {}
     empty = [number for number, text in enumerate(pages, start=1) if not text.strip()]
     if len(empty) == len(pages):
         raise source.error(

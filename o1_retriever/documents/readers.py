@@ -104,10 +104,7 @@ def read_sections(
     `DocumentError` when the file cannot be read, is binary, over a limit, encrypted, broken or holds images
     alone, possibly after some sections; `MissingExtraError` without the `documents` extra.
     """
-    source = Source(Path(path), options or ReadOptions())
-    if notes is not None:
-        source.notes = notes
-    yield from sections_of(source)
+    yield from sections_of(Source(Path(path), options or ReadOptions(), notes))
 
 
 def sections_of(source: Source) -> Iterator[Section]:

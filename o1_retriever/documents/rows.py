@@ -9,7 +9,7 @@ from typing import Any
 
 from o1_retriever.documents.encoding import decode
 from o1_retriever.documents.source import LONGEST_LINE, Source
-from o1_retriever.documents.structure import Scalar, Section, as_metadata, valid
+from o1_retriever.documents.structure import Section, Value, as_metadata, valid
 
 # Where the text of an object stands, in the order in which it is looked for.
 TEXT_FIELDS = ("text", "contents", "page_content", "content", "body")
@@ -112,7 +112,7 @@ def read_json(source: Source) -> Iterator[Section]:
         found = _object(item, source)
         section = found if isinstance(found, Section) else Section(text="\n".join(_flat(item)))
         if section.text.strip():
-            named: dict[str, Scalar] = {"title": name} if name else {}
+            named: dict[str, Value] = {"title": name} if name else {}
             yield Section(text=section.text, metadata={"item": place, **named, **section.metadata})
 
 
@@ -203,7 +203,7 @@ def _is_number(cell: str) -> bool:
 
 def row_section(heads: Sequence[str], cells: Sequence[str], number: int, *, title: str = "") -> Section:
     """A row as lines of `column: value`, its values between bars where the columns have no names."""
-    named: dict[str, Scalar] = {"title": title} if title else {}
+    named: dict[str, Value] = {"title": title} if title else {}
     if heads:
         columns = [*heads, *[""] * max(0, len(cells) - len(heads))]
         pairs = zip(columns, cells, strict=False)

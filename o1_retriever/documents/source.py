@@ -48,10 +48,10 @@ class ReadOptions:
 class Source:
     """A file, how it is to be read, and `notes`: what a reader of the report has to know about it."""
 
-    def __init__(self, path: Path, options: ReadOptions) -> None:
+    def __init__(self, path: Path, options: ReadOptions, notes: list[str] | None = None) -> None:
         self.path = path
         self.options = options
-        self.notes: list[str] = []
+        self.notes = [] if notes is None else notes
         self._hash = hashlib.blake2b(digest_size=16)
 
     @property

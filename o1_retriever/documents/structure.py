@@ -10,6 +10,8 @@ from datetime import date, datetime, time
 from typing import Any
 
 Scalar = str | int | float | bool
+# What a document says about itself under one name.
+Value = Scalar | list[Scalar]
 
 # What this library writes into the metadata itself; a field of a file with that name gets a `_` behind it.
 RESERVED = ("source", "root", "position", "page", "line", "title", "also_in")
@@ -26,7 +28,7 @@ class Section:
     """A part of a file that is cut into passages on its own. `code` says that lines matter, not sentences."""
 
     text: str
-    metadata: dict[str, Scalar] = field(default_factory=dict)
+    metadata: dict[str, Value] = field(default_factory=dict)
     code: bool = False
 
 
@@ -43,7 +45,7 @@ class Block:
 
 
 def sections(
-    blocks: Iterable[Block], *, joint: str = "\n", metadata: Mapping[str, Scalar] | None = None
+    blocks: Iterable[Block], *, joint: str = "\n", metadata: Mapping[str, Value] | None = None
 ) -> Iterator[Section]:
     """Join each heading with what follows it. The title is the path of headings, outermost first.
 
@@ -77,30 +79,28 @@ def _under(path: list[tuple[int, str]], level: int, title: str) -> list[tuple[in
 
 
 def _section(
-    path: list[tuple[int, str]], texts: list[str], joint: str, common: Mapping[str, Scalar]
+    path: list[tuple[int, str]], texts: list[str], joint: str, common: Mapping[str, Value]
 ) -> Section:
     title = " > ".join(title for _, title in path)
     return Section(text=joint.join(texts), metadata={**({"title": title} if title else {}), **common})
 
 
-def as_metadata(fields: Mapping[Any, Any]) -> dict[str, Scalar]:
+def as_metadata(fields: Mapping[Any, Any]) -> dict[str, Value]:
     """The fields of a file as the index can keep them, under names that do not clash with this library's own.
 
-    Fields within fields are joined by dots, lists of plain values by commas, dates are ISO; the rest has no
-    plain form and is left out.
+    Names of fields within fields are joined by dots, dates are ISO; what has no plain form is left out.
     """
     return {name: value for name, value in _plain(fields, "", _DEPTH) if name}
 
 
-def _plain(fields: Mapping[Any, Any], above: str, depth: int) -> Iterator[tuple[str, Scalar]]:
+def _plain(fields: Mapping[Any, Any], above: str, depth: int) -> Iterator[tuple[str, Value]]:
     for key, value in fields.items():
         name = f"{above}{valid(str(key)).lstrip('$#')}" if above else _field_name(valid(str(key)))
         if isinstance(value, Mapping) and depth:
             yield from _plain(value, f"{name}.", depth - 1)
         elif isinstance(value, list | tuple | set):
-            parts = [str(_scalar(each)) for each in value if _scalar(each) is not None]
-            if parts:
-                yield name, ", ".join(parts)
+            if parts := [plain for each in value if (plain := _scalar(each)) not in (None, "")]:
+                yield name, parts
         else:
             found = _scalar(value)
             if found is not None and found != "":

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from o1_retriever.documents import SUFFIXES, Chunking, Document, read_documents
-from o1_retriever.documents.files import find_files
+from o1_retriever.documents import SUFFIXES, Chunking, Document, ReadOptions
+from o1_retriever.documents.files import FoundFile, FoundFiles, find_files
+from o1_retriever.documents.readers import suffix_of
+from o1_retriever.documents.structure import Value
+from o1_retriever.documents.workers import Job, Read, read_files
 from o1_retriever.errors import DocumentError, SettingsError
+from o1_retriever.index.filetable import FileRecord, FileTable, ids_digest, now_ns
 from o1_retriever.index.index import Index
+from o1_retriever.index.report import FileEntry, FolderReport, Status, entries_of
 from o1_retriever.progress import progress
 from o1_retriever.query import check_text
+from o1_retriever.reporting.text import counted
 
 logger = logging.getLogger(__name__)
 
-# Documents compared with the index at a time.
-_PAGE = 1000
-# Characters of text kept between looking at the files and adding them; files beyond it are read twice.
-_KEPT_TEXT = 64_000_000
+# Documents that are added together; only then are their files noted as done.
+_GROUP = 128
+# Part of what a file is known by: a higher number reads every file again.
+_READERS = 1
+_NO_TEXT = "it has no text."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,51 +41,41 @@ class FolderOptions:
 
     `include` and `exclude` are patterns such as `*.md` or `notes/*`, compared with the path inside the folder
     and with the name of the file or of a folder above it; an excluded folder is not entered. Hidden files and
-    folders and `node_modules`, `__pycache__`, `site-packages` and `venv` are always left out; linked folders
-    are not entered. `name` is under which name the index knows the folder; None takes its absolute path, so
-    that a folder that is moved counts as another one (its documents keep their vectors: nothing is embedded
-    again). Give a name to a folder that moves.
+    folders are always left out and linked folders not entered; with `ignore`, folders of what was installed
+    or built (`node_modules`, `venv`, `build`, ...) and what `.gitignore` and `.o1ignore` name are left out
+    too. `name` is under which name the index knows the folder; None takes its absolute path, so that a folder
+    that is moved counts as another one (its documents keep their vectors: nothing is embedded again). Give a
+    name to a folder that moves. `processes` is how many read (None: as many as there are cores, where there
+    is much to read; 0: this one).
     """
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
+    ignore: bool = True
     chunking: Chunking = field(default_factory=Chunking)
+    reading: ReadOptions = field(default_factory=ReadOptions)
     name: str | None = None
     batch_size: int = 32
+    processes: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
                 raise SettingsError(f"{name} is one string; expected a tuple of patterns such as ('*.md',).")
 
+    def find(self, path: Path, *, leave_out: Path | None) -> FoundFiles:
+        """The files of a folder."""
+        return find_files(
+            path, include=self.include, exclude=self.exclude, ignore=self.ignore, leave_out=leave_out
+        )
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FolderReport:
-    """What an index took from a folder.
+    def to_json(self) -> str:
+        """Which files are looked at, for a later look at the same folder."""
+        return json.dumps({"include": self.include, "exclude": self.exclude, "ignore": self.ignore})
 
-    `added`, `removed` and `unchanged` count documents. `new`, `changed` and `same` count files. `vanished`
-    are files that the index knew and that are no longer there (their documents are still there unless
-    `pruned`), `skipped` are (file, reason) of those that could not be read, whose documents are left as they
-    were, and `ignored` counts files of other kinds by suffix.
-    """
-
-    root: str
-    added: int
-    removed: int
-    unchanged: int
-    new: int
-    changed: int
-    same: int
-    vanished: list[str]
-    pruned: bool
-    skipped: list[tuple[str, str]]
-    ignored: dict[str, int]
-    seconds: float
-
-    @property
-    def files(self) -> int:
-        """Files that were read."""
-        return self.new + self.changed + self.same
+    def how(self) -> str:
+        """Stands for how files are read and cut."""
+        return json.dumps([_READERS, asdict(self.chunking), asdict(self.reading)], sort_keys=True)
 
 
 def sync_folder(
@@ -89,147 +88,234 @@ def sync_folder(
 ) -> FolderReport:
     """Bring `index` to the state of `folder`; what it holds of other folders stays.
 
-    New documents of all files are added before old ones are removed, so that a run that is cut short never
-    leaves a file without documents; the next run ends as if it had not been. Files that have vanished are
-    reported, and removed from the index with `prune=True`. A file that cannot be read is reported and
-    skipped. Raises `DocumentError` for a folder that cannot be read or holds no file of a known kind.
+    A file that has the size and the time of the last reading is not read again. New documents of all files
+    are added before old ones are removed, so that a run that is cut short never leaves a file without
+    documents; the next run goes on where it stopped. Of files with the same content the first is kept, and
+    its documents name the others. Files that have vanished are reported, and removed from the index with
+    `prune=True`; of one that is elsewhere in the folder now, the documents move. A file that cannot be read
+    is reported and skipped. Raises `DocumentError` for a folder that cannot be read or holds no file of a
+    known kind.
     """
     start = time.perf_counter()
     options = options or FolderOptions()
     path = _check_folder(folder)
     root = options.name if options.name is not None else str(path)
     check_text(root, what="name of the folder")
-    found = find_files(path, include=options.include, exclude=options.exclude, leave_out=index.path)
-    plan = _Plan(index, path, root, options)
-    if not found.files and not found.skipped and not plan.known:
+    found = options.find(path, leave_out=index.path)
+    sync = _Sync(index, path, root, options)
+    if not found.files and not found.skipped and not sync.known:
         raise _nothing_found(path, found.ignored)
-    with progress("Reading", len(found.files), show=show_progress_bar) as advance:
-        for source in found.files:
-            plan.look_at(source)
-            advance(1)
-    added = index.add(
-        plan.new_documents(),
-        batch_size=options.batch_size,
-        show_progress_bar=show_progress_bar,
-        total=plan.count_new,
-    )
-    skipped = sorted({*found.skipped, *plan.skipped})
-    vanished = plan.vanished({name for name, _ in skipped})
-    gone = [identity for ids in vanished.values() for identity in ids] if prune else []
-    removed = index.delete([*plan.stale(), *gone])
+    sync.table.keep_folder(root, path, options.to_json())
+    sync.run(found.files, show_progress_bar)
+    entries = sorted([*sync.entries, *entries_of(found.skipped)], key=lambda entry: entry.source)
+    vanished, moved = sync.vanished({name for name, _ in found.skipped})
+    gone = [source for source in (*vanished, *moved) if prune or source in moved]
+    removed = index.delete([*sync.stale, *(identity for source in gone for identity in sync.known[source])])
+    sync.table.forget(root, [*vanished, *moved])
     return FolderReport(
         root=root,
-        added=added,
+        entries=tuple(entries),
+        added=sync.added,
         removed=removed,
-        unchanged=plan.count_same,
-        **plan.files_by_kind(),
-        vanished=sorted(vanished),
+        vanished=vanished,
         pruned=prune,
-        skipped=skipped,
+        moved=sorted(moved.items()),
         ignored=dict(sorted(found.ignored.items())),
+        passed_over=dict(sorted(found.passed_over.items())),
         seconds=time.perf_counter() - start,
     )
 
 
-class _Plan:
-    """What the files hold and what of it is new: found before anything is added, to know the total."""
+class _Sync:
+    """One run over the files of a folder."""
 
     def __init__(self, index: Index, path: Path, root: str, options: FolderOptions) -> None:
         self._index = index
         self._path = path
         self._root = root
         self._options = options
+        self._how = options.how()
         self.known = index.ids_by_source(root)
-        self._kept: dict[str, list[Document]] = {}
-        self._room = _KEPT_TEXT
-        self._to_read: list[str] = []
-        self.ids: dict[str, set[str]] = {}
-        self.skipped: list[tuple[str, str]] = []
-        self.count_new = self.count_same = 0
+        self.table = FileTable(index.folder)
+        self._records = self.table.records(root)
+        self.entries: list[FileEntry] = []
+        self.stale: list[str] = []
+        self.added = 0
+        self._passages = 0
+        self._waiting: list[Document] = []
+        self._done: list[FileRecord] = []
+        self._digests: dict[str, str] = {}
+        self._also: dict[str, list[str]] = {}
 
-    def look_at(self, source: str) -> None:
-        """Read a file; keep its new documents while there is room."""
-        ids: set[str] = set()
-        new: list[Document] = []
-        count = size = 0
+    def run(self, files: list[FoundFile], show: bool | None) -> None:
+        """Read what has changed and add what is new of it."""
+        originals = self._without_copies(files)
+        todo = {file.source: file for file in originals if not self._is_same(file)}
+        jobs = [self._job(file) for file in todo.values()]
+        options = self._options
+        with progress("Indexing", len(jobs), show=show) as advance:
+            ids: set[str] = set()
+            missing = 0
+            pieces = read_files(
+                jobs, chunking=options.chunking, options=options.reading, processes=options.processes
+            )
+            for piece in pieces:
+                ids.update(document.id for document in piece.documents)
+                new = self._index.missing(piece.documents) if piece.documents else []
+                missing += len(new)
+                self._add(new)
+                if piece.done:
+                    self._finish(todo[piece.job.source], piece, ids, missing)
+                    self._passages += len(ids)
+                    advance(1, note=counted(self._passages, "passage"))
+                    ids, missing = set(), 0
+            self._flush()
+
+    def _job(self, file: FoundFile) -> Job:
+        also = self._also.get(file.source)
+        more: dict[str, Value] = {"also_in": [*also]} if also else {}
+        path = str(self._path / file.source)
+        return Job(path=path, source=file.source, root=self._root, size=file.size, metadata=more)
+
+    def _without_copies(self, files: list[FoundFile]) -> list[FoundFile]:
+        """The files but those whose content an earlier one has, which are entered as copies."""
+        sizes = Counter(file.size for file in files)  # only files of one size can be the same
+        first: dict[tuple[str, str], str] = {}
+        kept = []
+        for file in files:
+            digest = self._digest(file) if file.size and sizes[file.size] > 1 else ""
+            # The same bytes under another suffix are read in another way.
+            key = (suffix_of(Path(file.source)), digest)
+            original = first.setdefault(key, file.source) if digest else file.source
+            if original == file.source:
+                kept.append(file)
+            else:
+                self._also.setdefault(original, []).append(file.source)
+                self.entries.append(FileEntry(source=file.source, status="copy", reason=original))
+                self.stale += self.known.get(file.source, ())
+                self._done.append(_record(file, digest=digest, how="copy"))
+        return kept
+
+    def _digest(self, file: FoundFile) -> str:
+        record = self._records.get(file.source)
+        if record is not None and record.digest and record.is_of(file):
+            return record.digest
         try:
-            for missing in self._missing(source, ids):
-                count += len(missing)
-                size += sum(len(document.text) for document in missing)
-                if size <= self._room:
-                    new += missing
-        except DocumentError as error:
-            self._skip(source, error)
-            return
-        if not ids:
-            self.skipped.append((source, "it has no text."))
-        self.ids[source] = ids
-        self.count_new += count
-        self.count_same += len(ids) - count
-        if count:
-            self._to_read.append(source)
-            if size <= self._room:
-                self._room -= size
-                self._kept[source] = new
+            with (self._path / file.source).open("rb") as opened:
+                return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        except OSError:
+            return ""  # reading it says why
 
-    def new_documents(self) -> Iterator[Document]:
-        """The new documents of all files. Those that were not kept are read again, as they are by now."""
-        for source in self._to_read:
-            if source in self._kept:
-                yield from self._kept.pop(source)
-                continue
-            self.ids[source] = ids = set[str]()
-            try:
-                for missing in self._missing(source, ids):
-                    yield from missing
-            except DocumentError as error:
-                self._skip(source, error)
-                ids.update(self.known.get(source, ()))
-
-    def _missing(self, source: str, ids: set[str]) -> Iterator[list[Document]]:
-        """Those documents of a file that the index does not have, page by page; `ids` gets the ids of all."""
-        documents = read_documents(
-            self._path / source, source=source, root=self._root, chunking=self._options.chunking
+    def _is_same(self, file: FoundFile) -> bool:
+        """Whether nothing has to be read; then the file is entered as it was."""
+        record = self._records.get(file.source)
+        ids = self.known.get(file.source, [])
+        if record is None or not record.is_of(file) or record.how != self._how_of(file):
+            return False
+        if record.error:
+            self.entries.append(FileEntry(source=file.source, status="skipped", reason=record.error))
+            return True
+        if record.ids != ids_digest(ids):
+            return False
+        self._digests[record.digest] = file.source
+        self.entries.append(
+            FileEntry(source=file.source, status="same", passages=len(ids), notes=record.notes)
         )
-        while batch := list(islice(documents, _PAGE)):
-            ids.update(document.id for document in batch)
-            yield self._index.missing(batch)
+        return True
 
-    def _skip(self, source: str, error: DocumentError) -> None:
-        self.skipped.append((source, error.reason))
-        logger.info("Skipped %s: %s", source, error.reason)
+    def _how_of(self, file: FoundFile) -> str:
+        return f"{self._how}{self._also.get(file.source, '')}"
 
-    def stale(self) -> list[str]:
-        """The documents of files that were read which are no longer in them."""
-        return [
-            identity
-            for source, ids in self.ids.items()
-            for identity in self.known.get(source, ())
-            if identity not in ids
+    def _add(self, documents: list[Document]) -> None:
+        self._waiting += documents
+        if len(self._waiting) >= max(_GROUP, 2 * self._options.batch_size):
+            self._flush()
+
+    def _flush(self) -> None:
+        """Add what waits, and note the files that are done with it."""
+        if self._waiting:
+            self.added += self._index.add(
+                self._waiting, batch_size=self._options.batch_size, show_progress_bar=False
+            )
+        self.table.put(self._root, self._done)
+        self._waiting, self._done = [], []
+
+    def _finish(self, file: FoundFile, piece: Read, ids: set[str], missing: int) -> None:
+        """Enter a file that has been read."""
+        known = self.known.get(file.source, [])
+        reason = piece.error or ("" if ids else _NO_TEXT)
+        if piece.error:
+            logger.info("Skipped %s: %s", file.source, piece.error)
+            entry = FileEntry(source=file.source, status="skipped", passages=len(ids), reason=reason)
+        elif not ids:
+            entry = FileEntry(source=file.source, status="skipped", reason=_NO_TEXT, notes=piece.notes)
+        else:
+            same = bool(known) and not missing and ids == set(known)
+            status: Status = "same" if same else "changed" if known else "new"
+            entry = FileEntry(source=file.source, status=status, passages=len(ids), notes=piece.notes)
+            self._digests[piece.digest] = file.source
+        self.entries.append(entry)
+        if not piece.error:
+            self.stale += (identity for identity in known if identity not in ids)
+        if piece.lasting:
+            how, ids_now = self._how_of(file), ids_digest(ids)
+            self._done.append(
+                _record(file, digest=piece.digest, how=how, ids=ids_now, notes=piece.notes, error=reason)
+            )
+
+    def vanished(self, unread: set[str]) -> tuple[list[str], dict[str, str]]:
+        """Files that are not there, and where those that have moved are now; the unread have not vanished."""
+        entered = {entry.source for entry in self.entries}
+        gone = [
+            source for source in sorted(self.known) if source not in entered and not _is_under(source, unread)
         ]
+        moved = {}
+        for source in gone:
+            record = self._records.get(source)
+            if record is not None and (now := self._digests.get(record.digest)):
+                moved[source] = now
+        return [source for source in gone if source not in moved], moved
 
-    def vanished(self, unread: set[str]) -> dict[str, list[str]]:
-        """The files that are not there, with their documents; nothing of what could not be read counts."""
-        return {
-            source: ids
-            for source, ids in self.known.items()
-            if source not in self.ids and not _is_under(source, unread)
-        }
 
-    def files_by_kind(self) -> dict[str, int]:
-        """How many files are new, changed or the same."""
-        kinds: Counter[str] = Counter()
-        for source, ids in self.ids.items():
-            known = set(self.known.get(source, ()))
-            if known:
-                kinds["same" if ids == known and source not in self._to_read else "changed"] += 1
-            elif ids:
-                kinds["new"] += 1
-        return {kind: kinds[kind] for kind in ("new", "changed", "same")}
+def _record(file: FoundFile, **found: Any) -> FileRecord:
+    return FileRecord(source=file.source, size=file.size, mtime_ns=file.mtime_ns, looked_ns=now_ns(), **found)
 
 
 def _is_under(name: str, folders: set[str]) -> bool:
     return any(name == folder or name.startswith(f"{folder}/") for folder in folders)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Newer:
+    """A folder that is no longer as it was indexed: how many files are new or changed, and how many gone."""
+
+    path: Path
+    changed: int
+    gone: int
+
+
+def newer_folders(index: Index) -> Iterator[Newer]:
+    """The indexed folders whose files are no longer those that were read, by their sizes and times."""
+    table = FileTable(index.folder)
+    for root, name, options in table.folders():
+        path = Path(name)
+        if not path.is_dir():
+            continue
+        chosen = json.loads(options)
+        found = find_files(
+            path,
+            include=chosen["include"],
+            exclude=chosen["exclude"],
+            ignore=chosen["ignore"],
+            leave_out=index.path,
+        )
+        records = table.records(root)
+        times = {source: (record.size, record.mtime_ns) for source, record in records.items()}
+        files = {file.source: (file.size, file.mtime_ns) for file in found.files}
+        changed = sum(times.get(source) != now for source, now in files.items())
+        gone = len(set(times) - set(files))
+        if changed or gone:
+            yield Newer(path=path, changed=changed, gone=gone)
 
 
 def _check_folder(folder: str | os.PathLike[str]) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from o1_retriever.documents.document import Value
+from o1_retriever.documents.structure import Value
 from o1_retriever.errors import InputError, SettingsError
 from o1_retriever.index.ledger import EmbeddedDocument, Session
 from o1_retriever.ranking.fusion import fuse

@@ -306,6 +306,11 @@ class Index:
             bytes=sum(file.stat().st_size for file in files),
         )
 
+    @property
+    def folder(self) -> Path:
+        """The folder of this collection's own files."""
+        return self._store.folder
+
     def close(self) -> None:
         """Let go of the files. Afterwards the index cannot be used; closing twice does nothing."""
         self._store.close()

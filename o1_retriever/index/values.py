@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from o1_retriever.documents.document import Value
-from o1_retriever.documents.structure import Scalar
+from o1_retriever.documents.structure import Scalar, Value
 
 _EXPECTED = "a string, a number of 64 bits, True, False or a date"
 _NOT_THESE = {str: "a string without lone surrogates", float: "a number that is not NaN"}

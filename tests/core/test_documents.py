@@ -273,7 +273,7 @@ def test_json_lines_become_documents_with_their_fields(tmp_path):
         },
     )
     assert second.metadata == {
-        **{"source_": "theirs", "big": str(2**70), "ok": True, "tags": "a", "x": 1, "r": "inf"},
+        **{"source_": "theirs", "big": str(2**70), "ok": True, "tags": ["a"], "x": 1, "r": "inf"},
         **{"line": 5, "source": "a.jsonl", "root": "r", "position": 1},
     }
 

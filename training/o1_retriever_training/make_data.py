@@ -191,7 +191,7 @@ def _passages(folder: Path, work: Path, most: int | None, say: Callable[[str], N
     if not count:
         raise DataError(
             f"{folder} holds no passage of at least {FEWEST_CHARACTERS} characters.",
-            hint="Pass a folder with txt, md, html, pdf, py or jsonl files.",
+            hint="Pass a folder with texts, pages, office documents or PDF files.",
         )
     return count
 
@@ -199,7 +199,7 @@ def _passages(folder: Path, work: Path, most: int | None, say: Callable[[str], N
 def _cut(folder: Path, work: Path, skipped: list[str]) -> Iterator[dict[str, Any]]:
     """The passages of all files, each once; a file that cannot be read is noted in `skipped`."""
     seen = KeyIndex()
-    for name in find_files(folder, leave_out=work.resolve()).files:
+    for name in (file.source for file in find_files(folder, leave_out=work.resolve()).files):
         try:
             for document in read_documents(folder / name, source=name, chunking=Chunking()):
                 text = document.text.strip()
