@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -79,8 +80,8 @@ def as_thinker(
             return RecordedThinker(name)
         return _local(name, device=device, dtype=dtype, load_in_4bit=load_in_4bit)
     if not isinstance(value, type):
-        if isinstance(value, Thinker):
-            return value
+        if _is_thinker(value):
+            return value  # type: ignore[no-any-return]
         if isinstance(value, Mapping):
             return RecordedThinker(value)
         if callable(value):
@@ -89,6 +90,16 @@ def as_thinker(
         f"The thinker is {value!r:.80}; expected a thinker, a function(queries, n_thoughts), or a text: "
         f"{_TEXTS}."
     )
+
+
+def _is_thinker(value: Any) -> bool:
+    """Whether an object has what a thinker has, without computing it: an identity may load a model.
+
+    Python 3.11 asks an object for the attributes of a protocol, and later versions look for them.
+    """
+    missing = object()
+    found = (inspect.getattr_static(value, name, missing) for name in ("identity", "think"))
+    return missing not in found or isinstance(value, Thinker)
 
 
 _TEXTS = (

@@ -312,6 +312,19 @@ def test_a_coroutine_function_is_no_thinker():
         as_thinker(think)
 
 
+def test_a_thinker_that_loads_a_model_for_its_identity_is_not_asked_for_it():
+    class Late:
+        @property
+        def identity(self):
+            raise AssertionError("asked before anything was thought about")
+
+        def think(self, queries, *, settings, start=0):
+            return [[Thought(text="so")] * (settings.n_thoughts - start) for _ in queries]
+
+    late = Late()
+    assert as_thinker(late) is late
+
+
 def test_a_thinker_passes_through():
     thinker = RecordedThinker({"a": ["x"]})
     assert as_thinker(thinker) is thinker
