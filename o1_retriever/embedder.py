@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence, Sized
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from o1_retriever.concurrency.awaiting import AwaitedPipeline
+from o1_retriever.concurrency.sent import made_again
 from o1_retriever.progress import progress
 from o1_retriever.query import History, Query, as_queries, as_query, check_texts, text_blocks
-from o1_retriever.thinking import Backend, PairBackend, ThoughtPipeline, settings_of
+from o1_retriever.thinking import Backend, PairBackend, Pooling, ThoughtPipeline, settings_of
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtPiece, ThoughtSettings, Vector
-from o1_retriever.vectors import Precision, VectorSpace, check_dim, delivered, unit
+from o1_retriever.vectors import Precision, VectorSpace, check_dim, delivered, stacked, unit
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +38,10 @@ class ThinkingEmbedder:
     Make one with `from_pretrained` (one model does both), `from_model` (the same, already loaded) or
     `from_parts` (any thinker with any encoder). `settings` are its `ThoughtSettings`; every call may
     pass others. Thoughts and query vectors are kept on disk unless `cache=False`.
+
+    It may be pickled, copied and sent to other processes: what travels is how it was made. A copy shares the
+    model, and a process that it is sent to loads the model once, when it is first used. `NotSendableError`
+    for parts that cannot travel, such as a lambda, a live client or a model of `from_model`.
     """
 
     def __init__(
@@ -74,7 +81,7 @@ class ThinkingEmbedder:
         Raises `ModelNotFoundError` or `CheckpointError`, both `ModelError`.
         """
         from o1_retriever.engine.backend import LocalBackend
-        from o1_retriever.engine.load import LoadOptions, load_model
+        from o1_retriever.engine.load import LoadOptions
 
         options = LoadOptions(
             device=device,
@@ -84,7 +91,7 @@ class ThinkingEmbedder:
             instruction=instruction,
             trust_remote_code=trust_remote_code,
         )
-        return cls(LocalBackend(load_model(os.fspath(model), options)), settings=settings, cache=cache)
+        return cls(LocalBackend(os.fspath(model), options), settings=settings, cache=cache)
 
     @classmethod
     def from_model(
@@ -125,6 +132,14 @@ class ThinkingEmbedder:
         from o1_retriever.thinkers import as_thinker
 
         return cls(PairBackend(as_thinker(thinker), as_encoder(encoder)), settings=settings, cache=cache)
+
+    @cached_property
+    def _awaited(self) -> AwaitedPipeline:
+        return AwaitedPipeline(self._pipeline)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made_with = {"backend": self.backend, "settings": self.settings, "cache": self._pipeline.cache.option}
+        return made_again, (type(self), made_with)
 
     @property
     def space(self) -> VectorSpace:
@@ -173,6 +188,28 @@ class ThinkingEmbedder:
         chosen = (settings or self.settings).with_changes(thinking="always")
         return pieces(lambda: self._pipeline.think([checked], chosen)[0])
 
+    def astream_thoughts(
+        self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
+    ) -> AsyncGenerator[ThoughtPiece]:
+        """`stream_thoughts` for coroutines: `async for piece in embedder.astream_thoughts(query)`.
+
+        Whoever leaves early ends the writing with `aclose`, or when the task is cancelled.
+        """
+        chosen = (settings or self.settings).with_changes(thinking="always")
+        return self._awaited.stream(as_query(query, history), chosen)
+
+    async def athink(
+        self,
+        queries: Sequence[str | Query],
+        *,
+        n_thoughts: int | None = None,
+        settings: ThoughtSettings | None = None,
+        histories: Sequence[History] | None = None,
+    ) -> list[list[Thought]]:
+        """`think` for coroutines. See `aembed_queries`."""
+        chosen = (settings or self.settings).with_changes(n_thoughts=n_thoughts, thinking="always")
+        return await self._awaited.think(as_queries(queries, histories), chosen)
+
     def embed_query(
         self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
     ) -> QueryEmbedding:
@@ -181,6 +218,12 @@ class ThinkingEmbedder:
         `history` is what was said before it: a `Conversation`, or a list of turns as `Conversation.of` reads.
         """
         return self.embed_queries([as_query(query, history)], settings=settings)[0]
+
+    async def aembed_query(
+        self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
+    ) -> QueryEmbedding:
+        """`embed_query` for coroutines. See `aembed_queries`."""
+        return (await self.aembed_queries([as_query(query, history)], settings=settings))[0]
 
     def embed_queries(
         self,
@@ -212,6 +255,27 @@ class ThinkingEmbedder:
             normalize=normalize_embeddings,
         )
 
+    async def aembed_queries(
+        self,
+        queries: Sequence[str | Query],
+        *,
+        settings: ThoughtSettings | None = None,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+        histories: Sequence[History] | None = None,
+    ) -> list[QueryEmbedding]:
+        """`embed_queries` for coroutines: the event loop goes on meanwhile.
+
+        A model on this machine works in a thread of the embedder's own, and all queries that are awaited at
+        the same time, by whichever coroutine, are one batch; a thinker behind an endpoint is awaited itself.
+        A coroutine that is cancelled takes its queries out of the batch. The timings are those of waiting.
+        """
+        checked, chosen = as_queries(queries, histories), settings or self.settings
+        await self._awaited.ready()
+        check_dim(truncate_dim, self.dimension)
+        how = Pooling(truncate_dim=truncate_dim, normalize=normalize_embeddings, weight=chosen.query_weight)
+        return await self._awaited.embed(checked, chosen, how)
+
     def encode_queries(
         self,
         queries: str | Sequence[str],
@@ -227,7 +291,6 @@ class ThinkingEmbedder:
 
         A single string gives one vector of shape (dimension,). See `embed_queries` for what is computed.
         """
-        single = isinstance(queries, str)
         embedded = self.embed_queries(
             [queries] if isinstance(queries, str) else queries,
             settings=settings,
@@ -236,10 +299,27 @@ class ThinkingEmbedder:
             normalize_embeddings=normalize_embeddings,
             truncate_dim=truncate_dim,
         )
-        rows = np.zeros((0, truncate_dim or self.dimension), np.float32)
-        if embedded:
-            rows = np.stack([item.vector for item in embedded])
-        return delivered(rows, single=single, convert_to_tensor=convert_to_tensor)
+        rows = stacked([each.vector for each in embedded], truncate_dim or self.dimension)
+        return delivered(rows, single=isinstance(queries, str), convert_to_tensor=convert_to_tensor)
+
+    async def aencode_queries(
+        self,
+        queries: str | Sequence[str],
+        *,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+        convert_to_tensor: bool = False,
+        settings: ThoughtSettings | None = None,
+    ) -> Vector | torch.Tensor:
+        """`encode_queries` for coroutines. See `aembed_queries`."""
+        embedded = await self.aembed_queries(
+            [queries] if isinstance(queries, str) else queries,
+            settings=settings,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+        )
+        rows = stacked([each.vector for each in embedded], truncate_dim or self.dimension)
+        return delivered(rows, single=isinstance(queries, str), convert_to_tensor=convert_to_tensor)
 
     def encode_documents(
         self,
@@ -269,6 +349,22 @@ class ThinkingEmbedder:
         )
         rows = np.concatenate(list(blocks) or [np.zeros((0, truncate_dim or self.dimension), np.float32)])
         return delivered(rows, single=single, convert_to_tensor=convert_to_tensor)
+
+    async def aencode_documents(
+        self,
+        documents: str | Iterable[str],
+        *,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+        convert_to_tensor: bool = False,
+    ) -> Vector | torch.Tensor:
+        """`encode_documents` for coroutines: those that are awaited at the same time share batches."""
+        texts = check_texts([documents] if isinstance(documents, str) else documents, what="document")
+        await self._awaited.ready()
+        check_dim(truncate_dim, self.dimension)
+        rows = (await self._awaited.documents(texts))[:, :truncate_dim]
+        rows = unit(rows) if normalize_embeddings and len(rows) else rows
+        return delivered(rows, single=isinstance(documents, str), convert_to_tensor=convert_to_tensor)
 
     def stream_documents(
         self,

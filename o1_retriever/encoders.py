@@ -15,6 +15,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from o1_retriever.concurrency.forks import check_device, one_thread_in_children
+from o1_retriever.concurrency.sent import Sent, SentModel
 from o1_retriever.engine.batching import by_tokens
 from o1_retriever.engine.checkpoint import first_line, hash_signs, wheel_hint, wheel_of
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
@@ -98,7 +100,7 @@ class _Checking(ABC):
         return np.concatenate(parts)
 
 
-class CallableEncoder(_Checking):
+class CallableEncoder(Sent, _Checking):
     """A function of yours: `documents(texts)` returns one vector per text (list, numpy array or tensor).
 
     `queries` is the one for queries (None: the same). `name` stands for the vector space: give it another
@@ -153,7 +155,7 @@ class CallableEncoder(_Checking):
             yield answer, len(batch)
 
 
-class _CheckedEncoder(_Checking):
+class _CheckedEncoder(Sent, _Checking):
     """An encoder that somebody else wrote."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -205,7 +207,7 @@ def _own_name(function: Any) -> str:
     return f"{function.__module__}.{name}"
 
 
-class SentenceTransformerEncoder(_Checking):
+class SentenceTransformerEncoder(SentModel, _Checking):
     """A sentence-transformers model: a loaded one, a folder, or a hub id (of safetensors weights).
 
     Queries and documents get the prompts that the model itself has for them, and the first call of each kind
@@ -238,17 +240,19 @@ class SentenceTransformerEncoder(_Checking):
                 f"Found a {type(model).__name__}; expected a SentenceTransformer or its name."
             )
         self.model = model
-        self._name = name
+        self._name, self._process = name, os.getpid()
+        one_thread_in_children()
         self._warned: set[str] = set()
         inner = getattr(model[0], "auto_model", None)
-        if loads and inner is not None and self._weights:  # the weights' hash is taken first
+        if loads and inner is not None and self.weights_hash:  # the weights' hash is taken first
             pack(inner)
 
     def __repr__(self) -> str:
         return type(self).__name__
 
     @functools.cached_property
-    def _weights(self) -> str:
+    def weights_hash(self) -> str:
+        """The weights' signs, or the name that stands for them."""
         return self._name or hash_signs(self.model)
 
     @property
@@ -259,7 +263,7 @@ class SentenceTransformerEncoder(_Checking):
         if not dimension:
             dimension = self.model.encode_document([PROBE], show_progress_bar=False).shape[1]
         return VectorSpace(
-            weights=self._weights,
+            weights=self.weights_hash,
             layout=json.dumps({"sentence-transformers": prompts}, sort_keys=True),
             pooling=" + ".join(_describe(module) for module in self.model),
             dimension=int(dimension),
@@ -279,6 +283,7 @@ class SentenceTransformerEncoder(_Checking):
         return Precision(dtype=dtype, device=str(self.model.device))
 
     def _answers(self, what: What, texts: list[str], batch_size: int) -> Iterator[tuple[Any, int]]:
+        check_device(self.model.device, self._process, repr(self))
         # Said once for each kind of text: a collection comes in many calls, and counting is not free.
         long = 0 if what in self._warned else self._count_long(texts, self._prompt(what))
         if long:

@@ -15,6 +15,7 @@ O1RetrieverError
 ├── ThinkerError                     a source of thoughts that cannot be used at all
 ├── EncoderError                     an encoder whose vectors cannot be used
 ├── CacheError                       the thought cache cannot be opened or written
+├── NotSendableError (PicklingError) something that cannot be sent to another process
 └── StoreError
     ├── IndexNotFoundError           nothing has been indexed where an index was expected
     └── FingerprintError             the index was built by another document space
@@ -24,6 +25,8 @@ A message says what was found and what was expected; `hint` says what to type.
 """
 
 from __future__ import annotations
+
+import pickle
 
 
 class O1RetrieverError(Exception):
@@ -108,6 +111,10 @@ class EncoderError(O1RetrieverError):
 
 class CacheError(O1RetrieverError):
     """The thought cache cannot be opened or written."""
+
+
+class NotSendableError(O1RetrieverError, pickle.PicklingError):
+    """Something was pickled that another process cannot make: a lambda, a live client, a loaded model."""
 
 
 class StoreError(O1RetrieverError):

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
-from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from o1_retriever.cache.folder import absolute
 from o1_retriever.cache.store import JSON, ThoughtCache, cache_key
+from o1_retriever.concurrency.sent import Sent
+from o1_retriever.concurrency.shared import SharedWork
+from o1_retriever.engine.follow import among
 from o1_retriever.errors import CheckpointError, SettingsError, ThinkerError
 from o1_retriever.progress import progress
 from o1_retriever.query import Query
@@ -120,7 +122,7 @@ class ThoughtPipeline:
     def __init__(self, backend: Backend, cache: bool | str | os.PathLike[str] | ThoughtCache) -> None:
         self.backend = backend
         self.cache = QueryCache(backend, cache)
-        self._shared: SharedWork[tuple[Query, ThoughtSettings], _Written] = SharedWork()
+        self.shared: SharedWork[tuple[Query, ThoughtSettings], Written] = SharedWork()
 
     def embed(
         self,
@@ -133,30 +135,21 @@ class ThoughtPipeline:
         normalize: bool,
     ) -> list[QueryEmbedding]:
         """The whole way: thoughts, one raw vector for each, and their mean. Equal queries take it once."""
-        if not settings.thinks:  # what was said before a query is for its thoughts alone
-            queries = [Query(query.text) for query in queries]
+        queries = relevant(queries, settings)
         unique = list(dict.fromkeys(queries))
         started = time.perf_counter()
         thoughts, free = self._thoughts(unique, settings, batch_size, show)
         thought_at = time.perf_counter()
-        raw, own = self._vectors(unique, thoughts, free, settings.query_weight > 0, batch_size)
+        raw = self._vectors(unique, thoughts, free, settings.query_weight > 0, batch_size)
         share = 1000 / max(1, len(unique))
         timings = Timings(
             think_ms=(thought_at - started) * share, embed_ms=(time.perf_counter() - thought_at) * share
         )
-        done = {}
-        for query, written, rows, alone in zip(unique, thoughts, raw, own, strict=True):
-            vectors, vector = pool(
-                rows, alone, truncate_dim=truncate_dim, normalize=normalize, weight=settings.query_weight
-            )
-            done[query] = QueryEmbedding(
-                query=query.text,
-                history=query.history,
-                thoughts=tuple(written),
-                vectors=vectors,
-                vector=vector,
-                timings=timings,
-            )
+        how = Pooling(truncate_dim=truncate_dim, normalize=normalize, weight=settings.query_weight)
+        done = {
+            query: how.embedding(query, written, rows, timings)
+            for query, written, rows in zip(unique, thoughts, raw, strict=True)
+        }
         return [done[query] for query in queries]
 
     def think(self, queries: Sequence[Query], settings: ThoughtSettings) -> list[list[Thought]]:
@@ -167,35 +160,32 @@ class ThoughtPipeline:
 
     def _thoughts(
         self, queries: Sequence[Query], settings: ThoughtSettings, batch_size: int | None, show: bool | None
-    ) -> tuple[list[list[Thought]], _Free]:
+    ) -> tuple[list[list[Thought]], Free]:
         """Thoughts about each query, from the cache or written now, and the raw vectors that came free."""
-        free: _Free = {}
+        free: Free = {}
         if not settings.thinks:
             return [[] for _ in queries], free
-        known: dict[Query, list[Thought]] = {}
-        for query, cached in zip(queries, self.cache.thoughts(queries, settings), strict=True):
-            known[query] = [cached[i] for i in takewhile(cached.__contains__, range(settings.n_thoughts))]
+        known = dict(zip(queries, self.cache.thoughts(queries, settings), strict=True))
         missing = {query: cached for query, cached in known.items() if len(cached) < settings.n_thoughts}
         # Closed when interrupted here too: other callers may wait for what is being written.
         writing = closing(self._written(missing, settings, batch_size))
         with writing as done, progress("Thinking", len(missing), show=show if missing else False) as advance:
             for query, written in done:
                 known[query], new = written
-                for thought, vector in zip(new.thoughts, new.vectors or (), strict=False):
-                    free[self.cache.vector_key(query.text, thought)] = vector
+                free |= self.cache.free(query, new)
                 advance(1)
         return [known[query] for query in queries], free
 
     def _written(
         self, missing: dict[Query, list[Thought]], settings: ThoughtSettings, batch_size: int | None
-    ) -> Generator[tuple[Query, _Written]]:
+    ) -> Generator[tuple[Query, Written]]:
         """What is missing, each query written here or taken from a caller who is writing it already."""
         left = dict(missing)
         while left:
-            with self._shared.claim([(query, settings) for query in left]) as (mine, theirs):
+            with self.shared.claim([(query, settings) for query in left]) as (mine, theirs):
                 own = {query: left.pop(query) for query in list(left) if (query, settings) in mine}
                 for query, written in self._new(own, settings, batch_size):
-                    self._shared.settle((query, settings), written)
+                    self.shared.settle((query, settings), written)
                     yield query, written
             for (query, _), future in theirs.items():
                 try:
@@ -206,7 +196,7 @@ class ThoughtPipeline:
 
     def _new(
         self, missing: dict[Query, list[Thought]], settings: ThoughtSettings, batch_size: int | None
-    ) -> Iterator[tuple[Query, _Written]]:
+    ) -> Iterator[tuple[Query, Written]]:
         by_start: dict[int, list[Query]] = {}
         for query, thoughts in missing.items():
             by_start.setdefault(len(thoughts), []).append(query)
@@ -221,36 +211,71 @@ class ThoughtPipeline:
         self,
         queries: Sequence[Query],
         thoughts: Sequence[Sequence[Thought]],
-        free: _Free,
+        free: Free,
         with_own: bool,
         batch_size: int | None,
-    ) -> tuple[list[Vector], list[Vector | None]]:
-        """Raw vectors (n, dimension) of each query: one per usable thought, or its fast vector alone.
-
-        Also, `with_own`, the fast vector of each query that has thoughts.
-        """
+    ) -> list[Vector]:
+        """Raw vectors (n, dimension) of each query: those of its `pairs_of`."""
         pairs: list[tuple[str, Thought | None]] = []
-        counts: list[tuple[int, bool]] = []
+        counts: list[int] = []
         for query, written in zip(queries, thoughts, strict=True):
-            usable: list[Thought | None] = [thought for thought in written if not thought.failed]
-            if written and not usable:
-                logger.warning("No thought could be had about %.60r: %s", query.text, written[0].error)
-            pairs += [(query.text, thought) for thought in usable or [None]]
-            if usable and with_own:
-                pairs.append((query.text, None))
-            counts.append((max(1, len(usable)), bool(usable) and with_own))
+            own = pairs_of(query, written, with_own)
+            pairs += own
+            counts.append(len(own))
         rows = iter(self.cache.filled(pairs, free, batch_size=batch_size))
-        found = [
-            (np.stack([next(rows) for _ in range(count)]), next(rows) if own else None)
-            for count, own in counts
-        ]
-        return [vectors for vectors, _ in found], [own for _, own in found]
+        return [np.stack([next(rows) for _ in range(count)]) for count in counts]
 
 
 # All thoughts about one query, and what is new of them.
-_Written = tuple[list[Thought], NewThoughts]
+Written = tuple[list[Thought], NewThoughts]
 # Raw vectors by `QueryCache.vector_key`.
-_Free = dict[bytes, Vector]
+Free = dict[bytes, Vector]
+
+
+def relevant(queries: Sequence[Query], settings: ThoughtSettings) -> Sequence[Query]:
+    """The queries without what was said before them where nothing is thought: it is for thoughts alone."""
+    return queries if settings.thinks else [Query(query.text) for query in queries]
+
+
+def pairs_of(
+    query: Query, written: Sequence[Thought], with_own: bool = False
+) -> list[tuple[str, Thought | None]]:
+    """What is embedded: the query with each usable thought; alone too `with_own`, or where there is none."""
+    usable: list[Thought | None] = [thought for thought in written if not thought.failed]
+    if written and not usable:
+        logger.warning("No thought could be had about %.60r: %s", query.text, written[0].error)
+    alone = [None] if with_own or not usable else []
+    return [(query.text, thought) for thought in [*usable, *alone]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooling:
+    """How the raw vectors of a query become one: see `pool`."""
+
+    truncate_dim: int | None = None
+    normalize: bool = True
+    weight: float = 0.0
+
+    def embedding(
+        self, query: Query, thoughts: Sequence[Thought], rows: Vector, timings: Timings
+    ) -> QueryEmbedding:
+        """A query with its thoughts, and the raw vectors of its `pairs_of`, `rows`, pooled."""
+        usable = sum(not thought.failed for thought in thoughts) or 1
+        vectors, vector = pool(
+            rows[:usable],
+            rows[usable] if len(rows) > usable else None,
+            truncate_dim=self.truncate_dim,
+            normalize=self.normalize,
+            weight=self.weight,
+        )
+        return QueryEmbedding(
+            query=query.text,
+            history=query.history,
+            thoughts=tuple(thoughts),
+            vectors=vectors,
+            vector=vector,
+            timings=timings,
+        )
 
 
 def pool(
@@ -274,7 +299,7 @@ def pool(
     return vectors, unit(mean[None])[0] if normalize else mean
 
 
-class PairBackend:
+class PairBackend(Sent):
     """Any thinker with any encoder: a thought is embedded as `query + " " + thought`.
 
     The encoder checks its vectors (see `encoders.as_encoder`).
@@ -305,22 +330,36 @@ class PairBackend:
         """The encoder's space and precision."""
         return f"pair:{self.space.to_dict()}:{self.precision.to_dict()}"
 
+    @property
+    def awaits(self) -> bool:
+        """Whether the thinker has a coroutine `athink`."""
+        return hasattr(type(self.thinker), "athink")
+
+    async def athink(self, query: Query, *, settings: ThoughtSettings, start: int) -> NewThoughts:
+        """The thoughts about one query, of a thinker that is awaited."""
+        rows = await self.thinker.athink([query], settings=settings, start=start)  # type: ignore[attr-defined]
+        self._check(rows, 1, settings.n_thoughts - start)
+        return NewThoughts(place=0, start=start, thoughts=rows[0])
+
     def think(
         self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int, batch_size: int | None
     ) -> Iterator[NewThoughts]:
         """Ask the thinker, batch by batch."""
         size = batch_size or _AT_ONCE
-        expected = settings.n_thoughts - start
         for first in range(0, len(queries), size):
             chunk = queries[first : first + size]
-            rows = self.thinker.think(chunk, settings=settings, start=start)
-            if len(rows) != len(chunk) or any(len(row) != expected for row in rows):
-                raise ThinkerError(
-                    f"{type(self.thinker).__name__}.think returned {[len(row) for row in rows]} thoughts; "
-                    f"expected {expected} for each of {counted(len(chunk), 'query', 'queries')}."
-                )
+            with among(range(first, first + len(chunk))):
+                rows = self.thinker.think(chunk, settings=settings, start=start)
+            self._check(rows, len(chunk), settings.n_thoughts - start)
             for place, row in enumerate(rows, first):
                 yield NewThoughts(place=place, start=start, thoughts=row)
+
+    def _check(self, rows: Sequence[Sequence[Thought]], queries: int, expected: int) -> None:
+        if len(rows) != queries or any(len(row) != expected for row in rows):
+            raise ThinkerError(
+                f"{type(self.thinker).__name__}.think returned {[len(row) for row in rows]} thoughts; "
+                f"expected {expected} for each of {counted(queries, 'query', 'queries')}."
+            )
 
     def embed_queries(
         self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int | None
@@ -362,26 +401,38 @@ class QueryCache:
 
     def __init__(self, backend: Backend, cache: bool | str | os.PathLike[str] | ThoughtCache) -> None:
         self._backend = backend
-        self._option = cache
+        # The folder that is meant now, whatever the working folder will be.
+        self.option = cache if isinstance(cache, bool | ThoughtCache) else absolute(cache)
         self._store: ThoughtCache | None = None
 
     @property
     def store(self) -> ThoughtCache | None:
         """The cache itself, None when it is off."""
-        if self._option is False:
+        if self.option is False:
             return None
         if self._store is None:
-            given = None if self._option is True else self._option
+            given = None if self.option is True else self.option
             self._store = given if isinstance(given, ThoughtCache) else ThoughtCache(given)
         return self._store
 
-    def thoughts(self, queries: Sequence[Query], settings: ThoughtSettings) -> list[dict[int, Thought]]:
-        """For each query the thoughts that are there, by index."""
+    def thoughts(self, queries: Sequence[Query], settings: ThoughtSettings) -> list[list[Thought]]:
+        """For each query the first of its thoughts, as many as are there one after the other."""
         who, store = self._backend.thinker_identity, self.store
-        if store is None or who is None:
-            return [{} for _ in queries]
+        if store is None or who is None or not settings.thinks:
+            return [[] for _ in queries]
         keys = [_thought_key(who, settings, query) for query in queries]
-        return store.get_thoughts(keys, settings.n_thoughts)
+        return [
+            [cached[i] for i in takewhile(cached.__contains__, range(settings.n_thoughts))]
+            for cached in store.get_thoughts(keys, settings.n_thoughts)
+        ]
+
+    def free(self, query: Query, new: NewThoughts) -> Free:
+        """The vectors that came with new thoughts."""
+        vectors = zip(new.thoughts, new.vectors or (), strict=False)
+        free = {self.vector_key(query.text, thought): vector for thought, vector in vectors}
+        if new.fast is not None:
+            free[self.vector_key(query.text, None)] = new.fast
+        return free
 
     def keep(self, query: Query, new: NewThoughts, settings: ThoughtSettings) -> None:
         """Store new thoughts and the vectors that came with them."""
@@ -393,11 +444,7 @@ class QueryCache:
             key = _thought_key(who, settings, query)
             store.put_thoughts((key, new.start + i, thought) for i, thought in enumerate(new.thoughts))
         if encoder is not None:
-            vectors = list(zip(new.thoughts, new.vectors or (), strict=False))
-            items = [(self.vector_key(query.text, thought), vector) for thought, vector in vectors]
-            if new.fast is not None:
-                items.append((self.vector_key(query.text, None), new.fast))
-            store.put_vectors(items)
+            store.put_vectors(self.free(query, new).items())
 
     def vector_key(self, query: str, thought: Thought | None) -> bytes:
         """What the vector of a query with a thought, or without, is kept under."""
@@ -405,18 +452,23 @@ class QueryCache:
         encoder = self._backend.encoder_identity or ""
         return cache_key(kind="vector", encoder=encoder, query=query, thought=text, token_ids=ids)
 
+    def stored(self, keys: Sequence[bytes]) -> Free:
+        """The vectors under these keys that are there."""
+        store, wanted = self.store, list(dict.fromkeys(keys))
+        if store is None or self._backend.encoder_identity is None or not wanted:
+            return {}
+        cached = zip(wanted, store.get_vectors(wanted), strict=True)
+        return {key: row for key, row in cached if row is not None}
+
     def filled(
-        self, pairs: Sequence[tuple[str, Thought | None]], free: _Free, *, batch_size: int | None
+        self, pairs: Sequence[tuple[str, Thought | None]], free: Free, *, batch_size: int | None
     ) -> list[Vector]:
         """Raw vectors of all pairs: free ones, those in the cache, and the rest embedded once each."""
         encoder, store = self._backend.encoder_identity, self.store
         keys = [self.vector_key(*pair) for pair in pairs]
         rows = {key: free[key] for key in keys if key in free}
+        rows |= self.stored([key for key in keys if key not in rows])
         missing = [key for key in dict.fromkeys(keys) if key not in rows]
-        if store is not None and encoder is not None and missing:
-            cached = zip(missing, store.get_vectors(missing), strict=True)
-            rows.update((key, row) for key, row in cached if row is not None)
-            missing = [key for key in missing if key not in rows]
         by_key = dict(zip(keys, pairs, strict=True))
         for start in range(0, len(missing), _KEEP_EVERY):
             part = missing[start : start + _KEEP_EVERY]
@@ -433,49 +485,3 @@ def _thought_key(who: str, settings: ThoughtSettings, query: Query) -> bytes:
     if len(query.history):  # without one the key is what it was before there were any
         parts["history"] = [_HISTORY_FORM, [[each.role, each.content] for each in query.history]]
     return cache_key(kind="thought", **parts)
-
-
-Key = TypeVar("Key", bound=Hashable)
-Result = TypeVar("Result")
-
-
-@dataclass(slots=True)
-class SharedWork(Generic[Key, Result]):
-    """Work that several callers want at the same time, done by the first of them.
-
-    A caller claims keys, settles its own ones and then waits for the others: because it settles all that is
-    its own before it waits, two never wait for each other.
-    """
-
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _futures: dict[Key, Future[Result]] = field(default_factory=dict)
-
-    @contextmanager
-    def claim(self, keys: Iterable[Key]) -> Iterator[tuple[set[Key], dict[Key, Future[Result]]]]:
-        """The keys that are the caller's to settle, and the futures of those that another caller computes.
-
-        What is not settled when the context ends is given up: those who wait for it get a `LookupError`.
-        """
-        mine: dict[Key, Future[Result]] = {}
-        theirs: dict[Key, Future[Result]] = {}
-        with self._lock:
-            for key in dict.fromkeys(keys):
-                if key in self._futures:
-                    theirs[key] = self._futures[key]
-                else:
-                    mine[key] = self._futures[key] = Future()
-        try:
-            yield set(mine), theirs
-        finally:
-            with self._lock:
-                for key, future in mine.items():
-                    if not future.done():  # what was settled may be another caller's by now
-                        del self._futures[key]
-                        future.set_exception(LookupError("the caller that computed it gave up"))
-
-    def settle(self, key: Key, result: Result) -> None:
-        """Hand a result to all that wait for it."""
-        with self._lock:
-            future = self._futures.pop(key, None)
-            if future is not None:
-                future.set_result(result)

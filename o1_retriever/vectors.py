@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,11 @@ def _vector(row: Any, returned: str) -> Vector:
         bad = int(np.argmin(np.isfinite(vector)))
         raise EncoderError(f"{returned} {vector[bad]} at place {bad}; expected finite numbers.")
     return vector
+
+
+def stacked(vectors: Sequence[Vector], dimension: int) -> Vector:
+    """Vectors as one array (n, dimension), also where there are none."""
+    return np.stack(vectors) if len(vectors) else np.zeros((0, dimension), np.float32)
 
 
 def delivered(rows: Vector, *, single: bool, convert_to_tensor: bool) -> Vector | torch.Tensor:

@@ -15,6 +15,7 @@ from langchain_o1_retriever.embeddings import O1Embeddings
 from langchain_o1_retriever.metadata import FoundMetadata
 from langchain_o1_retriever.searches import IndexSearch, Request, SearchType, store_search
 from langchain_o1_retriever.tracing import record, think_run
+from o1_retriever.concurrency.blocking import finished
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
@@ -22,7 +23,7 @@ from o1_retriever.query import as_query
 from o1_retriever.ranking.relevance import of_cosine
 from o1_retriever.search.result import Pooling, split_options
 from o1_retriever.search.retriever import Retriever
-from o1_retriever.search.stores import StoreSearch, finished
+from o1_retriever.search.stores import StoreSearch
 from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, flat
 
 _PER_CALL = ("k", "score_threshold", "filter", "settings", "search_type")

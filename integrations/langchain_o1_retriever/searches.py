@@ -13,13 +13,14 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from langchain_o1_retriever.embeddings import O1Embeddings
 from langchain_o1_retriever.metadata import raw_scores
+from o1_retriever.concurrency.blocking import called
 from o1_retriever.errors import SettingsError
 from o1_retriever.index.hits import Hit, check_count
 from o1_retriever.query import Query
 from o1_retriever.ranking.relevance import cosine_of_distance
 from o1_retriever.search.result import SearchOptions
 from o1_retriever.search.retriever import Retriever
-from o1_retriever.search.stores import Embedded, Found, StoreSearch, called, store_settings
+from o1_retriever.search.stores import Embedded, Found, StoreSearch, store_settings
 from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, Vector
 
 # There is no method for it in VectorStore; these names are what the integrations have agreed on.

@@ -13,12 +13,12 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from llama_index_o1_retriever.embeddings import O1Embedding
 from llama_index_o1_retriever.searches import IndexSearch, VectorStoreSearch, with_thoughts
+from o1_retriever.concurrency.blocking import finished
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
 from o1_retriever.index.hits import check_count
 from o1_retriever.search.retriever import Retriever
-from o1_retriever.search.stores import finished
 from o1_retriever.thought import ThoughtSettings
 
 _BASE_OPTIONS = ("callback_manager", "object_map", "objects", "verbose")

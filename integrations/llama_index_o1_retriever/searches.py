@@ -21,6 +21,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from llama_index_o1_retriever.embeddings import O1Embedding, announce
+from o1_retriever.concurrency.blocking import called
 from o1_retriever.documents.structure import RESERVED
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
@@ -30,7 +31,7 @@ from o1_retriever.query import History, Query, as_queries, as_query
 from o1_retriever.ranking.relevance import cosine_of_distance, of_cosine
 from o1_retriever.search.result import split_options
 from o1_retriever.search.retriever import Retriever
-from o1_retriever.search.stores import StoreSearch, called, store_settings
+from o1_retriever.search.stores import StoreSearch, store_settings
 from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, Vector, flat
 
 

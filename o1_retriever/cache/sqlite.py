@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from o1_retriever.cache.folder import create_private_file, make_private_folder
+from o1_retriever.concurrency.forks import Renewed
 from o1_retriever.storage.lock import locked
 
 logger = logging.getLogger(__name__)
@@ -75,10 +76,10 @@ class _Handle:
 
 # Connections of a parent process: even closing one here could damage the file.
 _INHERITED: list[sqlite3.Connection] = []
-_DATABASES: weakref.WeakSet[Database] = weakref.WeakSet()
+_DATABASES: weakref.WeakSet[Database] = weakref.WeakSet()  # to be released before a fork
 
 
-class Database:
+class Database(Renewed):
     """A file with `schema`, opened when needed with one connection per thread.
 
     `patience` is how many seconds to wait for others. Only damage is dealt with here: anything else raises
@@ -89,7 +90,7 @@ class Database:
         self.file = file
         self.patience = patience
         self._schema = schema
-        self._forget()
+        super().__init__()
         _DATABASES.add(self)
 
     def run(self, work: Callable[[sqlite3.Connection], T], *, patience: float | None = None) -> T:
@@ -161,8 +162,8 @@ class Database:
         files = (Path(f"{self.file}{suffix}") for suffix in ("", *_SIDE_FILES))
         return sum(file.stat().st_size for file in files if file.exists())
 
-    def _forget(self) -> None:
-        # In a forked child other threads' locks would stay locked, and the connections are the parent's.
+    def renew(self) -> None:
+        """Begin without connections: those of a parent process must not even be closed here."""
         self._pid = os.getpid()
         self.lock = threading.Lock()
         self._local = threading.local()
@@ -170,7 +171,7 @@ class Database:
 
     def _handle(self) -> _Handle:
         if self._pid != os.getpid():
-            self._forget()
+            self.renew()
         handle: _Handle | None = getattr(self._local, "handle", None)
         if handle is not None and not handle.closed and handle.identity == _identity(self.file):
             return handle
@@ -285,10 +286,5 @@ def _before_fork() -> None:
         database.release()
 
 
-def _after_fork_in_child() -> None:
-    for database in list(_DATABASES):
-        database._forget()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork)

@@ -25,6 +25,7 @@ import numpy as np
 
 from o1_retriever.cache.folder import absolute, default_cache_path
 from o1_retriever.cache.sqlite import Damaged, Database, Schema
+from o1_retriever.concurrency.sent import Shared, made_again
 from o1_retriever.errors import CacheError, SettingsError
 from o1_retriever.storage.lock import is_busy
 from o1_retriever.thought import Finish, Thought, Vector
@@ -100,7 +101,7 @@ class CacheInfo:
         return {**asdict(self), "path": str(self.path)}
 
 
-class ThoughtCache:
+class ThoughtCache(Shared):
     """Thoughts and query vectors in a folder, shared by any number of threads and processes.
 
     `path` is the folder (None: `default_cache_path()`). A folder that is created gets mode 0700, and so
@@ -128,6 +129,10 @@ class ThoughtCache:
         self._warned = self._closed = False
         self._open()
         _CACHES.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        place = {"path": self._path, "max_bytes": self._max_bytes, "patience": self._patience}
+        return made_again, (type(self), place)
 
     @property
     def path(self) -> Path:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
+from o1_retriever.concurrency.sent import SentModel
 from o1_retriever.engine.decode import write_thoughts
 from o1_retriever.engine.follow import follower
-from o1_retriever.engine.load import LocalModel
+from o1_retriever.engine.load import LoadOptions, LocalModel, load_model
 from o1_retriever.engine.passes import embed_sequences
 from o1_retriever.engine.rows import Job
 from o1_retriever.engine.template import Template
@@ -19,10 +20,15 @@ from o1_retriever.vectors import VectorSpace
 logger = logging.getLogger(__name__)
 
 
-class LocalBackend:
-    """Thinker and encoder at once. Calls from several threads take turns on the model."""
+class LocalBackend(SentModel):
+    """Thinker and encoder at once. Calls from several threads take turns on the model.
 
-    def __init__(self, local: LocalModel) -> None:
+    `model` is a folder or Hub id, loaded with the `options`, or a model that is loaded already: that one
+    cannot be sent to another process.
+    """
+
+    def __init__(self, model: LocalModel | str, options: LoadOptions | None = None) -> None:
+        local = load_model(model, options or LoadOptions()) if isinstance(model, str) else model
         assert isinstance(local.template, Template)
         self.local, self.template = local, local.template
         self.space = VectorSpace(
@@ -38,6 +44,11 @@ class LocalBackend:
         decisive = self.space.to_dict(), self.precision.to_dict(), self.template.max_query
         self.thinker_identity = f"local:{(*decisive, self.template.instruction)}"
         self.encoder_identity = self.thinker_identity
+
+    @property
+    def weights_hash(self) -> str:
+        """The hash of the files."""
+        return self.local.weights
 
     def think(
         self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int, batch_size: int | None

@@ -50,6 +50,7 @@ def write_thoughts(
     each token as it is written, and can let go of a job, of which nothing comes then.
     """
     told = Told(follower or Follower())
+    local.check_process()
     if local.template.emb is None and jobs and not local.once(steps_work):
         yield from generate_thoughts(local, jobs, settings, told)
         return
@@ -209,7 +210,7 @@ class _Flight:
 
     def _tell(self) -> None:
         """Tell of what the rows hold that are still being written."""
-        if type(self.told.follower) is Follower:  # nobody listens
+        if type(self.told.follower).written is Follower.written:  # nobody listens
             return
         for row, (place, order) in enumerate(self.rows.owner[: self.slots.live].tolist()):
             self.told.tell(place, self.jobs[place].indices[order], self.rows.written(row))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any
 
 from o1_retriever.thought import Finish, Listener
@@ -32,10 +33,42 @@ class Follower:
         return True
 
 
-class Spoken(Follower):
-    """Hands on what is written as text, whole characters at a time; `start` is the first thought's number."""
+@dataclass(frozen=True, slots=True)
+class _Audience:
+    """Who follows the queries of a call; `places` are where they stand among all that are followed."""
 
-    def __init__(self, tokenizer: Any, listener: Listener) -> None:
+    listener: Listener | None = None
+    wanted: Callable[[int], bool] | None = None
+    places: Sequence[int] | None = None
+
+    def among(self, places: Sequence[int]) -> _Audience:
+        """The same for a call with some of the queries."""
+        if self.places is not None:
+            places = [self.places[place] for place in places]
+        return replace(self, places=places)
+
+    def place(self, place: int) -> int:
+        """Where a query of the call stands among all that are followed."""
+        return place if self.places is None else self.places[place]
+
+
+class Awaited(Follower):
+    """Lets go of the queries for which nobody waits."""
+
+    def __init__(self, audience: _Audience) -> None:
+        self._audience = audience
+
+    def wanted(self, place: int) -> bool:
+        """Whether somebody waits."""
+        wanted = self._audience.wanted
+        return wanted is None or wanted(self._audience.place(place))
+
+
+class Spoken(Awaited):
+    """Hands on what is written as text, whole characters at a time."""
+
+    def __init__(self, tokenizer: Any, listener: Listener, audience: _Audience = _Audience()) -> None:
+        super().__init__(audience)
         self._tokenizer, self._listener = tokenizer, listener
         self._ids: dict[tuple[int, int], list[int]] = {}
         self._texts: dict[tuple[int, int], str] = {}
@@ -50,27 +83,48 @@ class Spoken(Follower):
             return  # the rest of the character is to come
         if len(text) > len(known) and text.startswith(known):
             self._texts[place, index] = text
-            self._listener(place, index, text[len(known) :])
+            self._listener(self._audience.place(place), index, text[len(known) :])
 
 
 # Goes along with the call, so that no layer between the listener and the engine has to know of it.
-_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+_audience: ContextVar[_Audience | None] = ContextVar("audience", default=None)
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Have what is written in this thread told to a listener."""
-    token = _listener.set(listener)
+def listening(
+    listener: Listener | None = None, *, wanted: Callable[[int], bool] | None = None
+) -> Iterator[None]:
+    """Have what is written in this thread told to a listener, and ask `wanted` who is still waited for."""
+    with _set(_Audience(listener, wanted)):
+        yield
+
+
+@contextmanager
+def among(places: Sequence[int]) -> Iterator[None]:
+    """Within it, what is called has those queries of all that are followed, in this order."""
+    audience = _audience.get()
+    with _set(None if audience is None else audience.among(places)):
+        yield
+
+
+@contextmanager
+def _set(audience: _Audience | None) -> Iterator[None]:
+    token = _audience.set(audience)
     try:
         yield
     finally:
-        _listener.reset(token)
+        _audience.reset(token)
 
 
-def follower(tokenizer: Any) -> Follower | None:
-    """Who follows what is written now; None where nobody listens."""
-    listener = _listener.get()
-    return None if listener is None else Spoken(tokenizer, listener)
+def follower(tokenizer: Any, places: Sequence[int] | None = None) -> Follower | None:
+    """Who follows what is written now; None where nobody does. `places` are those of the jobs' queries."""
+    audience = _audience.get()
+    if audience is None:
+        return None
+    audience = audience if places is None else audience.among(places)
+    if audience.listener is None:
+        return Awaited(audience)
+    return Spoken(tokenizer, audience.listener, audience)
 
 
 class Told:

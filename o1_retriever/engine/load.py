@@ -17,6 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from o1_retriever.concurrency.forks import (
+    Renewed,
+    check_device,
+    held_while_forking,
+    one_thread_in_children,
+)
+from o1_retriever.concurrency.sent import not_sendable
 from o1_retriever.engine.adapters import base_of, is_adapter, with_adapter
 from o1_retriever.engine.chat import ChatTemplate, Messages
 from o1_retriever.engine.checkpoint import find_checkpoint, first_line, hash_files, hash_signs
@@ -72,6 +79,7 @@ class LocalModel:
     weights: str
     stop_ids: tuple[int, ...]
     lock: threading.Lock = field(default_factory=threading.Lock)
+    process: int = field(default_factory=os.getpid, init=False)
     made: dict[Any, Any] = field(default_factory=dict, init=False)
 
     def once(self, make: Callable[[LocalModel], Made]) -> Made:
@@ -80,6 +88,13 @@ class LocalModel:
             self.made[make] = make(self)
         made: Made = self.made[make]
         return made
+
+    def check_process(self) -> None:
+        """Raise `ModelError` in a fork of the process that loaded it onto a GPU."""
+        check_device(self.device, self.process, self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise not_sendable(f"The model {self.name}", self.model, "its weights stay where they are")
 
     @cached_property
     def precision(self) -> Precision:
@@ -334,8 +349,8 @@ def _joined(name: str, model: Any, template: PlainText, weights: str | None) -> 
             hint="Call model.resize_token_embeddings(len(tokenizer)) before saving the checkpoint.",
         )
     model.eval()
-    with _locks_guard:
-        lock = _locks.setdefault(model, threading.Lock())
+    one_thread_in_children()
+    lock = _locks.of(model)
     return LocalModel(
         name=name,
         model=model,
@@ -350,9 +365,24 @@ def _positions(model: Any) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-# One for a model, not for each embedder made of it: a pass changes the model's hooks while it runs.
-_locks: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
-_locks_guard = threading.Lock()
+class _Locks(Renewed):
+    """One lock for a model, not for each embedder made of it: a pass changes the model while it runs."""
+
+    def __init__(self) -> None:
+        self._locks: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
+        super().__init__()
+
+    def renew(self) -> None:
+        """The locks of models stay: they are held while a process forks, and free in the child."""
+        self._guard = threading.Lock()
+
+    def of(self, model: Any) -> threading.Lock:
+        """The lock of a model."""
+        with self._guard:
+            return self._locks.setdefault(model, held_while_forking(threading.Lock()))
+
+
+_locks = _Locks()
 
 _ENCODERS = {"bert", "roberta", "xlm-roberta", "electra", "camembert", "roformer", "rembert"}
 

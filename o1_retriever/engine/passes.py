@@ -192,6 +192,7 @@ def embed_sequences(
     Only the base model runs: no language-model head. Batches hold rows of similar length, at most `most`
     (None: as many as make a full pass). When memory runs out all the same, batches are halved from there on.
     """
+    local.check_process()
     tokens = forward_tokens(local.device)
     waiting = deque(by_tokens([len(row) for row in sequences], tokens, most))
     many = len(waiting) >= _MANY

@@ -27,6 +27,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
+from o1_retriever.concurrency.forks import Renewed
 from o1_retriever.errors import CheckpointError
 
 # The size of a huge page on most systems; smaller blocks are left to torch.
@@ -35,10 +36,11 @@ _PAGE = 2 << 20
 _KEPT = 1 << 30
 
 
-class Memory:
+class Memory(Renewed):
     """Blocks of memory for tensors on a CPU; those given back are used again. Threads may share one."""
 
-    def __init__(self) -> None:
+    def renew(self) -> None:
+        """Begin without idle blocks."""
         self._lock = threading.Lock()
         self._idle: dict[int, list[mmap.mmap]] = {}
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from o1_retriever.concurrency.forks import Renewed
 from o1_retriever.engine.attention import sharing
 from o1_retriever.engine.batching import is_out_of_memory
 from o1_retriever.engine.load import LocalModel
@@ -137,14 +138,18 @@ class FallbackSteps:
         return self.eager(fed, positions)
 
 
-class Shared:
+class Shared(Renewed):
     """What flights of one model hand on to the next: memory for keys and values, on a GPU with its graphs."""
 
     def __init__(self, _local: LocalModel | None = None) -> None:
         self.graphs_fail = False
+        self._memory = Memory()
+        super().__init__()
+
+    def renew(self) -> None:
+        """Begin without idle slots."""
         self._lock = threading.Lock()
         self._idle: dict[tuple[int, int], tuple[Slots, Step]] = {}
-        self._memory = Memory()
 
     def borrow(
         self, local: LocalModel, rows: int, window: int, *, spare: int, prefix: Prefix

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from o1_retriever.concurrency.forks import Renewed
+
 try:
     import resource
 except ImportError:  # not on Windows
@@ -30,10 +32,11 @@ _REMEMBER_S = 5.0
 _crowded_until = 0.0
 
 
-class _Overlap:
+class _Overlap(Renewed):
     """What calls know of each other that are at work at once: a thread may begin with another's half."""
 
-    def __init__(self) -> None:
+    def renew(self) -> None:
+        """Begin with nobody at work."""
         self._lock = threading.Lock()
         self._inside = 0
         self._all = 1
@@ -56,7 +59,7 @@ class _Overlap:
     def leave(self) -> None:
         """The caller has its threads back."""
         with self._lock:
-            self._inside -= 1
+            self._inside = max(0, self._inside - 1)  # in a forked child, those of its parent do not count
             if not self._inside:
                 self._reduced.clear()
 

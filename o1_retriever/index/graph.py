@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
+from o1_retriever.concurrency.forks import Renewed
 from o1_retriever.errors import StoreError
 from o1_retriever.extras import require
 from o1_retriever.index.ledger import EmbeddedDocument, State, Version
@@ -43,7 +45,7 @@ class DamagedGraphError(Exception):
     """Chroma cannot open or use its files, it seems; `Graph.damage` finds out whether they are to blame."""
 
 
-class Graph:
+class Graph(Renewed):
     """The collection as this process sees it, for one index; reopened when another process has changed it.
 
     Chroma keeps what it has read, one system per folder and process, and never looks again. So all indexes
@@ -57,8 +59,15 @@ class Graph:
         self.folder = folder
         self.name = name
         self._users = 0
-        self._lock = threading.RLock()
         self._client: Client | None = None
+        super().__init__()
+
+    def renew(self) -> None:
+        """Begin without a client. That of a parent process is not used, nor closed: its threads are gone."""
+        self._lock = threading.RLock()
+        Graph._shared_lock = threading.Lock()
+        _INHERITED.append(self._client)
+        self._client = None
         self._collection: Collection | None = None
         self._opened: Version | None = None
 
@@ -88,8 +97,18 @@ class Graph:
         folder = self.path(number)
         return {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.glob("*/*")}
 
-    def open(self, state: State) -> None:
-        """Make sure that what this process sees is that generation. Raises `DamagedGraphError`."""
+    @property
+    def lost(self) -> bool:
+        """Whether this is a fork of a process that has used Chroma: its threads are not here."""
+        return _used_in not in (None, os.getpid())
+
+    def open(self, state: State, *, reading: bool = False) -> None:
+        """Make sure that what this process sees is that generation. Raises `DamagedGraphError`.
+
+        For `reading`, nothing is opened where the graph is lost: the ledger has all that is read.
+        """
+        if reading and self.lost:
+            return
         number = state.graph
         with self._lock:
             # A writer that died may have changed the ledger of a generation that is open here.
@@ -183,9 +202,23 @@ class Graph:
         ]
 
 
+_INHERITED: list[Client | None] = []
+_used_in: int | None = None  # the process in which Chroma was first used
+
+
 def _client(folder: Path) -> Client:
+    """Chroma, opened. Raises `StoreError` in a fork of a process that has used it: it would wait for ever."""
+    global _used_in
     import chromadb
     from chromadb.config import Settings
+
+    if _used_in not in (None, os.getpid()):
+        raise StoreError(
+            "Chroma was used before this process was forked, and its threads are not in the fork: an "
+            "index can be searched here, and not be written.",
+            hint="Write it in the parent, or start processes with multiprocessing.get_context('spawn').",
+        )
+    _used_in = os.getpid()
 
     client = chromadb.PersistentClient(str(folder), settings=Settings(anonymized_telemetry=False))
     return cast("Client", client)

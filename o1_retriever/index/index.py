@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from o1_retriever.concurrency.sent import SentUnmade
 from o1_retriever.documents import Document
 from o1_retriever.documents.document import name_of
 from o1_retriever.errors import (
@@ -70,7 +71,7 @@ class DocumentEmbedder(Protocol):
         """A float array of shape (documents, dimension)."""
 
 
-class Index:
+class Index(SentUnmade):
     """Keeps documents with their vectors in a folder and finds those nearest to a query vector.
 
     `path` is the folder, made when missing unless `create=False` (then `IndexNotFoundError`); each
@@ -79,7 +80,8 @@ class Index:
     document space raises `FingerprintError`; another dtype, quantisation or device is only logged.
 
     Threads and processes may share an index: many read at a time, one writes at a time. A process that is
-    killed while it writes leaves a whole index. `StoreError` when the files cannot be used.
+    killed while it writes leaves a whole index. Sent to another process, it is opened there when it is first
+    used. `StoreError` when the files cannot be used.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Index:
                 "'_' or '-', with a letter or digit at both ends."
             )
         self.path = Path(path).expanduser().resolve()
+        self._arguments |= {"path": self.path, "create": False}  # as it is sent
         self.collection = collection
         self._embedder = embedder
         self._store = Store(self.path / collection, collection)

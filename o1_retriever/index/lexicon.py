@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from o1_retriever.concurrency.forks import Renewed
 from o1_retriever.index.fields import Numbers
 from o1_retriever.index.ledger import Session, Version
 from o1_retriever.ranking.bm25 import Bm25
@@ -53,13 +54,17 @@ class Lexicon:
         return self.bm25.best(text, depth, among=among).by_id(self.ids)
 
 
-class LexiconKeeper:
+class LexiconKeeper(Renewed):
     """Hands out the lexicon of the generation that is current; safe for several threads and processes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._lock = threading.Lock()
+        super().__init__()
         self._known: tuple[Version, Lexicon] | None = None
+
+    def renew(self) -> None:
+        """A free lock; what is known stays."""
+        self._lock = threading.Lock()
 
     def current(self, session: Session) -> Lexicon:
         """The lexicon of what is in the ledger now. The lock must be held, and the state must be clean."""

@@ -43,7 +43,7 @@ def nearest(
 
 def _nearest(session: Session, graph: Graph, vectors: Vector, k: int, among: Numbers | None) -> list[Ranking]:
     count = session.count(at_most=max(k, _EXACT + 1)) if among is None else len(among)
-    if count <= _EXACT or (among is not None and _is_cheap(count, k, session.count())):
+    if graph.lost or count <= _EXACT or (among is not None and _is_cheap(count, k, session.count())):
         return _exact(session.vector_pages(among), vectors, k)
     wanted, every = min(k, count), session.count() if among is not None else count
     # The graph knows nothing of filters: it is asked for so many that those that count are among them.

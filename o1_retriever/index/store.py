@@ -100,7 +100,7 @@ class Store:
             with self.ledger.session() as session:
                 state = session.state()
                 try:
-                    self._graph.open(state)
+                    self._graph.open(state, reading=True)
                     return work(session, self._graph)
                 except DamagedGraphError as error:
                     failure = error

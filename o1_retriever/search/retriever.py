@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Unpack
+from functools import cached_property
+from typing import Any, Unpack
 
-import numpy as np
-
+from o1_retriever.concurrency.batches import Batches, Ticket
+from o1_retriever.concurrency.blocking import finished
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import FingerprintError
 from o1_retriever.explain.explanation import RANKED, Explanation, ExplanationTimings, moves
@@ -59,6 +60,24 @@ class Retriever:
         """
         return self.search_many([as_query(query, history)], k=k, where=where, settings=settings, **options)[0]
 
+    async def asearch(
+        self,
+        query: str | Query,
+        *,
+        k: int = 10,
+        where: dict[str, Any] | None = None,
+        settings: ThoughtSettings | None = None,
+        history: History = None,
+        **options: Unpack[SearchOptions],
+    ) -> SearchResult:
+        """`search` for coroutines: the event loop goes on meanwhile.
+
+        Queries that are awaited at the same time are thought about together (see
+        `ThinkingEmbedder.aembed_queries`) and, with the same parameters, looked up together.
+        """
+        checked = [as_query(query, history)]
+        return (await self._prepared(k, where, settings, False, options, blocking=False).results(checked))[0]
+
     def search_many(
         self,
         queries: Sequence[str | Query],
@@ -82,7 +101,22 @@ class Retriever:
         """
         checked = as_queries(queries, histories)
         search = self._prepared(k, where, settings, show_progress_bar, options)
-        return search.results(checked) if checked else []
+        return finished(search.results(checked)) if checked else []
+
+    async def asearch_many(
+        self,
+        queries: Sequence[str | Query],
+        *,
+        k: int = 10,
+        where: dict[str, Any] | None = None,
+        settings: ThoughtSettings | None = None,
+        histories: Sequence[History] | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> list[SearchResult]:
+        """`search_many` for coroutines. See `asearch`."""
+        checked = as_queries(queries, histories)
+        search = self._prepared(k, where, settings, False, options, blocking=False)
+        return await search.results(checked) if checked else []
 
     def explain(
         self,
@@ -100,7 +134,28 @@ class Retriever:
         go in one batch. All parameters are as in `search`.
         """
         checked = as_query(query, history)
-        return self._prepared(k, where, settings, None, options).explanation(checked)
+        return finished(self._prepared(k, where, settings, None, options).explanation(checked))
+
+    async def aexplain(
+        self,
+        query: str | Query,
+        *,
+        k: int = 10,
+        where: dict[str, Any] | None = None,
+        settings: ThoughtSettings | None = None,
+        history: History = None,
+        **options: Unpack[SearchOptions],
+    ) -> Explanation:
+        """`explain` for coroutines. See `asearch`."""
+        checked = as_query(query, history)
+        return await self._prepared(k, where, settings, False, options, blocking=False).explanation(checked)
+
+    @cached_property
+    def _searching(self) -> Batches:
+        return Batches("o1-retriever-search")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_searching"}
 
     def _prepared(
         self,
@@ -109,6 +164,8 @@ class Retriever:
         settings: ThoughtSettings | None,
         show: bool | None,
         options: SearchOptions,
+        *,
+        blocking: bool = True,
     ) -> _Search:
         """The search, when all but its queries has been checked."""
         check_count("k", k)
@@ -118,7 +175,7 @@ class Retriever:
             how = how.with_changes(thinking=None)
         if how.hybrid:
             Bm25.identity()  # says which extra is missing
-        return _Search(self, how, k, chosen, settings or self.embedder.settings, show)
+        return _Search(self, how, k, chosen, settings or self.embedder.settings, show, blocking)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +195,7 @@ class _Embedded:
 
 @dataclass(frozen=True)
 class _Search:
-    """One call of a retriever: `results` for its hits, `explanation` for why."""
+    """One call of a retriever: `results` for its hits, `explanation` for why. Nothing waits if `blocking`."""
 
     retriever: Retriever
     how: SearchSettings
@@ -146,12 +203,13 @@ class _Search:
     where: Filter | None
     settings: ThoughtSettings
     show: bool | None
+    blocking: bool
 
-    def results(self, queries: Sequence[Query]) -> list[SearchResult]:
+    async def results(self, queries: Sequence[Query]) -> list[SearchResult]:
         """Think about the queries, or about those that the gate chooses, and look all up together."""
-        embedded = self._embedded(queries)
+        embedded = await self._embedded(queries)
         searched = [each for each in embedded if each.hits is None]
-        rankings, search_ms = self._ranked(
+        rankings, search_ms = await self._ranked(
             [self.how.pooled(each.embedding) for each in searched],
             [lexical_query(each.embedding.query, each.embedding.thoughts) for each in searched],
             self.k,
@@ -164,17 +222,17 @@ class _Search:
             for each in embedded
         ]
 
-    def explanation(self, query: Query) -> Explanation:
+    async def explanation(self, query: Query) -> Explanation:
         """Search without thinking, for each thought, and for all of them; nothing is thought about twice."""
         # Before the thoughts: writing them leaves the query's own vector in the cache, where it is free.
-        before = self._embed([query], "never") if self.how.thinking in ("always", None) else []
-        (chosen,) = self._embedded([query])
+        before = await self._embed([query], "never") if self.how.thinking in ("always", None) else []
+        (chosen,) = await self._embedded([query])
         embedding = chosen.embedding
         fast = chosen.fast or next(iter(before), embedding)
         usable = [thought for thought in embedding.thoughts if not thought.failed]
         own = [vector[None] for vector in embedding.vectors] if usable else []
         texts = [lexical_query(query.text, each) for each in ((), *([thought] for thought in usable), usable)]
-        (without, *alone, after), each_ms = self._ranked(
+        (without, *alone, after), each_ms = await self._ranked(
             [fast.vector[None], *own, self.how.pooled(embedding)],
             texts,
             max(self.k, min(RANKED, self.how.depth)),
@@ -197,22 +255,20 @@ class _Search:
             timings=timings,
         )
 
-    def _embedded(self, queries: Sequence[Query]) -> list[_Embedded]:
+    async def _embedded(self, queries: Sequence[Query]) -> list[_Embedded]:
         """Think about all queries, about none, or about those whose fast ranking the gate finds unclear."""
         if self.how.thinking != "auto":
-            embeddings = self._embed(queries, self.how.thinking)
+            embeddings = await self._embed(queries, self.how.thinking)
             thinking = self.how.thinking or self.settings.thinking
             whose = "thinking=" if self.how.thinking else "the thought settings say "
             decision = Decision(think=thinking == "always", reason=f"{whose}{thinking!r}")
             return [_Embedded(embedding=each, decision=decision) for each in embeddings]
-        fast = self._embed(queries, "never")
-        started = time.perf_counter()
-        vectors = np.stack([each.vector for each in fast])
-        rankings = self.retriever.index.search(vectors, k=max(self.k, LOOKED_AT), where=self.where)
-        decided_ms = (time.perf_counter() - started) * 1000 / len(queries)
+        fast = await self._embed(queries, "never")
+        groups = [each.vector[None] for each in fast]
+        rankings, decided_ms = await self._looked_up(groups, None, max(self.k, LOOKED_AT))
         decisions = [self.how.gate.decide([hit.score for hit in hits]) for hits in rankings]
         unclear = [query for query, decision in zip(queries, decisions, strict=True) if decision.think]
-        thought_about = iter(self._embed(unclear, "always") if unclear else ())
+        thought_about = iter(await self._embed(unclear, "always") if unclear else ())
         return [
             _Embedded(
                 embedding=next(thought_about) if decision.think else before,
@@ -224,25 +280,34 @@ class _Search:
             for before, hits, decision in zip(fast, rankings, decisions, strict=True)
         ]
 
-    def _embed(self, queries: Sequence[Query], thinking: Thinking | None) -> list[QueryEmbedding]:
+    async def _embed(self, queries: Sequence[Query], thinking: Thinking | None) -> list[QueryEmbedding]:
         settings = self.settings.with_changes(thinking=thinking)
+        if not self.blocking:
+            return await self.retriever.embedder.aembed_queries(queries, settings=settings)
         show = False if thinking == "never" and self.how.thinking == "auto" else self.show
         return self.retriever.embedder.embed_queries(queries, settings=settings, show_progress_bar=show)
 
-    def _ranked(
+    async def _ranked(
         self, groups: Sequence[Vector], texts: Sequence[str], k: int
     ) -> tuple[list[list[Hit]], float]:
         """The first `k` hits for each group of vectors, and the milliseconds for each."""
+        return await self._looked_up(groups, texts if self.how.hybrid else None, k)
+
+    async def _looked_up(
+        self, groups: Sequence[Vector], texts: Sequence[str] | None, k: int
+    ) -> tuple[list[list[Hit]], float]:
+        """Those of the index, by vectors alone or by the texts too."""
         if not groups:
             return [], 0.0
         started = time.perf_counter()
-        rankings = self.retriever.index.search_groups(
-            groups,
-            k=k,
-            where=self.where,
-            texts=texts if self.how.hybrid else None,
-            depth=self.how.depth,
-        )
+        where, depth, index = self.where, self.how.depth, self.retriever.index
+        if self.blocking:
+            rankings = index.search_groups(groups, k=k, where=where, texts=texts, depth=depth)
+        else:
+            shared = k, depth, texts is None, repr(where)
+            rankings = await self.retriever._searching.ask(
+                _look_up, index, *shared, item=(groups, texts, where)
+            )
         return rankings, (time.perf_counter() - started) * 1000 / len(groups)
 
     def _result(self, embedded: _Embedded, hits: Sequence[Hit], search_ms: float) -> SearchResult:
@@ -259,3 +324,15 @@ class _Search:
             how=self.how,
             decision=embedded.decision,
         )
+
+
+def _look_up(
+    tickets: Sequence[Ticket[Any, list[list[Hit]]]], index: Index, k: int, depth: int, *_same: object
+) -> None:
+    """Look up together what several coroutines want with the same parameters."""
+    groups = [group for ticket in tickets for group in ticket.item[0]]
+    _, by_words, where = tickets[0].item
+    texts = None if by_words is None else [text for ticket in tickets for text in ticket.item[1]]
+    rankings = iter(index.search_groups(groups, k=k, where=where, texts=texts, depth=depth))
+    for ticket in tickets:
+        ticket.settle([next(rankings) for _ in ticket.item[0]])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, TypeVar
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import LOOKED_AT, Decision
@@ -15,8 +14,6 @@ from o1_retriever.thought import QueryEmbedding, Thinking, Vector
 from o1_retriever.vectors import searching
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
-Given = ParamSpec("Given")
 
 # What a store finds, best first, with its scores: None where the store gives none.
 Found = Sequence[tuple[Item, float | None]]
@@ -98,26 +95,3 @@ def store_settings(options: SearchOptions, store: str, hint: str) -> SearchSetti
             f"hybrid=True was passed for a {store}, which has no ranking by words to fuse with.", hint=hint
         )
     return how
-
-
-async def called(
-    blocking: bool, function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
-) -> Result:
-    """Call a function: here where `blocking`, or else in a thread, so that the event loop goes on."""
-    if blocking:
-        return function(*args, **kwargs)
-    return await asyncio.to_thread(function, *args, **kwargs)
-
-
-def finished(steps: Coroutine[Any, Any, Result]) -> Result:
-    """The result of a coroutine in which nothing waits, because all that it calls is `blocking`.
-
-    So each search is written once, and its synchronous form needs no event loop.
-    """
-    try:
-        steps.send(None)
-    except StopIteration as end:
-        result: Result = end.value
-        return result
-    steps.close()
-    raise RuntimeError("A blocking search has waited for something.")

@@ -16,6 +16,8 @@ from threading import Lock, Thread
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from o1_retriever.concurrency.forks import Renewed
+from o1_retriever.concurrency.sent import Sent
 from o1_retriever.endpoint.client import ChatClient, in_thread, options_of
 from o1_retriever.endpoint.limits import Patience, RequestPolicy
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, ChatRequest, as_prompt
@@ -34,7 +36,7 @@ _LISTING_S = 10.0  # seconds for a server to list its models
 TICK = 0.1  # seconds that Ctrl-C may take on Windows, where nothing interrupts a wait
 
 
-class OpenAIThinker:
+class OpenAIThinker(Sent):
     """A chat model behind an OpenAI-compatible endpoint: vLLM, Ollama, llama.cpp, or a hosted one.
 
     `base_url` and `api_key` default to what the `openai` package takes (`OPENAI_BASE_URL`,
@@ -221,13 +223,14 @@ class _Loop(asyncio.SelectorEventLoop):
         return await in_thread(functools.partial(socket.getaddrinfo, *args, **options))
 
 
-class _Background:
+class _Background(Renewed):
     """The event loop of all thinkers of this process, on a daemon thread, started when it is needed.
 
     Synchronous callers wait for it, whether they are inside of an event loop of their own or not.
     """
 
-    def __init__(self) -> None:
+    def renew(self) -> None:
+        """Begin without a thread: a forked child starts its own."""
         self._lock = Lock()
         self._thread: Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -250,7 +253,6 @@ class _Background:
 
     def _started(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            # After a fork the thread is not alive in the child, which starts its own.
             if self._loop is None or self._thread is None or not self._thread.is_alive():
                 self._loop = _Loop()
                 self._thread = Thread(

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from o1_retriever.concurrency.sent import Sent
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.query import Conversation, Query
 from o1_retriever.reporting.text import counted
@@ -13,7 +14,7 @@ from o1_retriever.thinkers.recorded import written
 from o1_retriever.thought import Thought, ThoughtSettings
 
 
-class CallableThinker:
+class CallableThinker(Sent):
     """A function of yours: `function(queries, n_thoughts)` returns so many thoughts of each query, in order.
 
     None or an empty string stands for a thought that could not be had; a `Thought` is taken as it is.

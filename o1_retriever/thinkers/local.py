@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from o1_retriever.concurrency.sent import SentModel
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, as_prompt
 from o1_retriever.endpoint.written import Reasoning, check_reasoning, read_written, refused, whole_sentences
 from o1_retriever.query import Query
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 _LEAST_ROOM = 8  # tokens for a thought, below which a prompt counts as too long
 
 
-class LocalThinker:
+class LocalThinker(SentModel):
     """A causal language model on this machine: a folder or Hub id of transformers, or a `.gguf` file.
 
     The folder may be an adapter's (`adapter_config.json`), which is added to the base that it names. A
@@ -104,6 +105,11 @@ class LocalThinker:
         return f"LocalThinker({self.local.name!r})"
 
     @property
+    def weights_hash(self) -> str:
+        """The hash of the files."""
+        return self.local.weights
+
+    @property
     def identity(self) -> str | None:
         """A hash of the weights, how they are computed, and the prompt."""
         how = f"{self.local.precision.to_dict()} prompt {self.prompt.fingerprint} reasoning {self.reasoning}"
@@ -161,13 +167,14 @@ def write_thoughts_about(
         elif own:
             jobs.append(Job(prompt=prompt, indices=own, room=room))
             places.append(place)
-    for job, drafts in write_thoughts(local, jobs, settings, follower=follower(template.tokenizer)):
+    for job, drafts in write_thoughts(local, jobs, settings, follower=follower(template.tokenizer, places)):
         read = len(jobs[job].prompt)
         rows[places[job]] = [
             read_draft(draft, template.tokenizer, prompt_tokens=0 if number else read, reasoning=reasoning)
             for number, draft in enumerate(drafts.drafts)
         ]
-    return [rows.get(place, []) for place in range(len(prompts))]
+    gone = Thought.failure("Nobody waited for this thought any more.")
+    return [rows.get(place, [gone] * len(own)) for place, own in enumerate(indices)]
 
 
 def read_draft(draft: Draft, tokenizer: Any, *, prompt_tokens: int, reasoning: Reasoning = "off") -> Thought:

@@ -28,9 +28,10 @@ FRAMEWORKS = {
 # The rooms of the core, lowest first: a module imports from lower ones and from its own alone. A module that
 # stands in another place than its room has a line of its own.
 LAYERS = [
-    "errors", "extras", "storage", "reporting", "query", "thought", "vectors", "progress", "guard", "cache",
-    "endpoint", "engine", "thinkers", "encoders", "thinking", "engine.backend", "embedder", "documents",
-    "ranking", "index", "search.result", "explain", "search", "evaluation", "cli", "__main__",
+    "errors", "extras", "concurrency", "storage", "reporting", "query", "thought", "vectors", "progress",
+    "guard", "cache", "endpoint", "engine", "thinkers", "encoders", "thinking", "concurrency.awaiting",
+    "engine.backend", "embedder", "documents", "ranking", "index", "search.result", "explain", "search",
+    "evaluation", "cli", "__main__",
 ]  # fmt: skip
 LOOSE = 12  # modules at the top of the core
 HEAVY = {"torch", "transformers", "chromadb", "sentence_transformers", "bitsandbytes", "openai", "numpy"}

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o1_retriever import QueryEmbedding, ThinkingEmbedder, ThoughtSettings
+from o1_retriever.concurrency.shared import SharedWork
 from o1_retriever.engine.backend import LocalBackend
 from o1_retriever.engine.load import assemble
-from o1_retriever.thinking import SharedWork
 from tests.support.caches import EXAMPLES, FILE, execute, rows
 from tests.support.engine import TOLERANCE, before_passes, exact_model, gap, watched
 
