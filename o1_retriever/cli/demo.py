@@ -55,7 +55,7 @@ def demo(*, model: ModelOptions, thoughts: ThoughtOptions, when: ThinkingOptions
     embedder = load_embedder(model)
     settings = thoughts.settings(embedder.settings)
     console = output()
-    console.print(f"{len(documents)} short passages on everyday science, and {len(queries)} questions.")
+    console.print(f"{len(documents)} short passages of everyday knowledge, and {len(queries)} questions.")
     explained: list[tuple[DemoQuery, Explanation]] = []
     with _indexed(documents, embedder) as index:
         retriever = Retriever(embedder, index, thinking=thinking)
@@ -145,7 +145,8 @@ def conclusion(explained: Sequence[tuple[DemoQuery, Explanation]]) -> Text:
     )  # fmt: skip
     return Text(
         f"Thinking moved the right passage up for {up} of {len(ranks)} questions and down for {down}; "
-        f"{cost}. So few questions prove nothing: o1-retriever eval measures on a collection of yours."
+        f"{cost}. They were chosen as questions that a thought may help, and so few prove nothing: "
+        "o1-retriever eval measures on a collection of yours."
     )
 
 

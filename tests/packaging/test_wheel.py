@@ -31,7 +31,10 @@ def test_the_wheel_holds_the_packages_and_nothing_else(root: Path, wheel: Path) 
     assert {top for top in tops if not top.endswith(".dist-info")} == packages(root)
     assert {f"{package}/py.typed" for package in packages(root)} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert [name for name in names if name.endswith(".json")] == ["o1_retriever/cli/demo.json"]
+    assert [name for name in names if name.endswith(".json")] == [
+        "o1_retriever/cli/catalogue.json",
+        "o1_retriever/cli/demo.json",
+    ]
     assert wheel.stat().st_size < 1_000_000
 
 

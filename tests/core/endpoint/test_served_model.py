@@ -49,7 +49,7 @@ def test_thoughts_come_are_kept_and_find_the_passage(
         for thought in result.thoughts:
             assert not thought.failed, f"{thought.error}\n{served_model.said()}"
             assert thought.text.strip()
-            assert 0 < thought.completion_tokens <= 24
+            assert 0 < thought.completion_tokens <= 2 * 24  # one that repeats another is drawn again
             assert thought.prompt_tokens > 0
             assert not thought.cached
     assert [result.hits[0].id for result in first] == ["glass", "dough"]
