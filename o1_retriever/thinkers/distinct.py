@@ -21,6 +21,8 @@ def distinct(queries: int, settings: ThoughtSettings, start: int, write: Write) 
     where it repeats none. Whether it does hangs on the smaller numbers, so that they are written again where
     `start` leaves them out. Nothing is drawn again where a draw has no choice (temperature 0) or no time.
     """
+    if start >= settings.n_thoughts:
+        return [[] for _ in range(queries)]
     once = settings.temperature == 0 or settings.budget_ms is not None or settings.n_thoughts == 1
     first = start if once else 0
     rows = write([tuple(range(first, settings.n_thoughts))] * queries)
