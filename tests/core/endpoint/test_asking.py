@@ -110,7 +110,7 @@ def test_a_parameter_that_is_refused_is_left_out_from_then_on(server, thinker, c
     mine = thinker(concurrency=1)
     assert think_one(mine).text == "max_tokens messages model temperature"
     assert len(server.bodies) == 3
-    mine.think(as_queries("abcdef"), settings=SETTINGS.with_changes(n_thoughts=1))
+    mine.think(as_queries(list("abcdef")), settings=SETTINGS.with_changes(n_thoughts=1))
     assert len(server.bodies) == 9
     assert len([each for each in caplog.records if "takes no 'seed'" in each.getMessage()]) == 1
 
