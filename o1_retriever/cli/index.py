@@ -16,10 +16,13 @@ from o1_retriever.errors import DocumentError
 from o1_retriever.reporting.text import counted
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from o1_retriever.index.folder import FolderOptions
     from o1_retriever.index.report import FolderReport
 
 _SHOWN = 10  # names in one line before the rest is counted
+_LINES = 20  # warnings; --report has them all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,22 @@ class FileOptions:
         list[str] | None,
         typer.Option("--exclude", help="Leave out files or folders like drafts (repeatable)."),
     ] = None
+    ignore: Annotated[
+        bool,
+        typer.Option(
+            "--ignore/--no-ignore",
+            help="Leave out build, venv, node_modules and what .gitignore and .o1ignore name.",
+        ),
+    ] = True
+    boilerplate: Annotated[
+        bool, typer.Option("--boilerplate", help="Keep navigation, footers and banners of web pages.")
+    ] = False
+    text_field: Annotated[
+        str | None, typer.Option("--text-field", help="The field of JSON that holds the text.")
+    ] = None
+    max_megabytes: Annotated[
+        int, typer.Option("--max-megabytes", min=1, help="Skip files that are larger (not those of rows).")
+    ] = 64
     max_characters: Annotated[int, typer.Option("--max-characters", help="How long a passage may be.")] = 800
     overlap: Annotated[
         int, typer.Option("--overlap", help="How much of a passage the next one repeats, in characters.")
@@ -41,13 +60,19 @@ class FileOptions:
 
     def folder_options(self) -> FolderOptions:
         """The same for the library. Raises `SettingsError` for lengths that cannot be."""
-        from o1_retriever.documents import Chunking
+        from o1_retriever.documents import Chunking, ReadOptions
         from o1_retriever.index.folder import FolderOptions
 
         return FolderOptions(
             include=tuple(self.include or ["*"]),
             exclude=tuple(self.exclude or []),
+            ignore=self.ignore,
             chunking=Chunking(max_characters=self.max_characters, overlap=self.overlap),
+            reading=ReadOptions(
+                text_field=self.text_field,
+                boilerplate=self.boilerplate,
+                max_bytes=self.max_megabytes * 1_000_000,
+            ),
             batch_size=self.batch_size,
         )
 
@@ -62,11 +87,17 @@ def index(
     prune: Annotated[
         bool, typer.Option("--prune", help="Forget files that are no longer in the folder.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow the folder until you press Ctrl-C; forgets what is gone.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Keep what became of every file, as JSON.")
+    ] = None,
 ) -> None:
-    """Index a FOLDER of documents: txt, md, html, pdf, py and jsonl.
+    """Index a FOLDER of documents: texts, web pages, office files, PDF, rows, notebooks, mails and code.
 
-    Type it again when files have changed: only what is new is embedded. A run that was interrupted goes on
-    where it stopped.
+    Type it again when files have changed: only what is new is read and embedded. A run that was interrupted
+    goes on where it stopped. It fails only if nothing could be read.
     """
     options = files.folder_options()
     if not folder.is_dir():
@@ -77,22 +108,38 @@ def index(
     from o1_retriever.cli.models import load_embedder
     from o1_retriever.index.folder import sync_folder
     from o1_retriever.index.index import Index
+    from o1_retriever.index.watching import follow_folder
 
     embedder = load_embedder(model)
     with Index(target.index, embedder) as opened:
-        report = sync_folder(opened, folder, prune=prune, options=options)
-        count = opened.count()
-    _show(report, folder, target.index, count)
+        if watch:
+            runs = follow_folder(opened, folder, options=options)
+        else:
+            runs = iter([sync_folder(opened, folder, prune=prune, options=options)])
+        for done in runs:
+            _show(done, folder, target.index, opened.count())
+            if report is not None:
+                done.save(report)
+            if done.skipped and not done.files and not watch:
+                raise DocumentError(
+                    str(folder),
+                    f"none of its {counted(len(done.skipped), 'file')} could be read; see the reasons above.",
+                )
 
 
 def _show(report: FolderReport, folder: Path, index: Path, count: int) -> None:
-    for name, reason in report.skipped:
-        warn(f"Skipped {name}: {reason}")
+    for what, names in _by_value(report.skipped)[:_LINES]:
+        which = names[0] if len(names) == 1 else f"{len(names)} files ({_names(names, 3)})"
+        warn(f"Skipped {which}: {what}")
+    for what, names in _by_value(report.notes)[:_LINES]:
+        warn(f"{_names(names, 3)}: {what}")
     console = output()
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
+    if report.entries:
+        console.print(_table(report))
     say(
         f"{folder}: {counted(report.files, 'file')} read ({report.new} new, {report.changed} changed) "
         f"in {report.seconds:.1f} s"
@@ -104,10 +151,41 @@ def _show(report: FolderReport, folder: Path, index: Path, count: int) -> None:
     if report.vanished:
         fate = "removed" if report.pruned else "still found; --prune removes them"
         say(f"No longer in the folder ({fate}): {_names(report.vanished)}")
+    if report.moved:
+        say(f"Moved: {_names([f'{before} to {now}' for before, now in report.moved])}")
+    if report.copies:
+        say(
+            f"Kept once: {_names([f'{one} (also {_names(more, 3)})' for one, more in report.copies.items()])}"
+        )
+    left_out = [f"{number} {what}" for what, number in report.passed_over.items()]
+    if left_out:
+        say(f"Passed over: {_names(left_out)}")
     if report.ignored:
         kinds = [f"{number} {suffix}" for suffix, number in report.ignored.items()]
         say(f"Other kinds of files, not read: {_names(kinds)}")
     say(f'Now type: o1-retriever search "your question"{index_option(index)}')
+
+
+def _table(report: FolderReport) -> Table:
+    """For each kind of file how many were read, their passages, and how many were not."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("kind")
+    for name in (columns := ("read", "passages", "skipped", "copies")):
+        table.add_column(name, justify="right")
+    for kind, counts in report.kinds():
+        table.add_row(kind, *(f"{counts[name]:,}" if counts[name] else "" for name in columns))
+    return table
+
+
+def _by_value(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """The names that have one thing said of them, most of them first."""
+    found: dict[str, list[str]] = {}
+    for name, what in pairs:
+        found.setdefault(what, []).append(name)
+    return sorted(found.items(), key=lambda each: -len(each[1]))
 
 
 def index_option(index: Path) -> str:
@@ -115,6 +193,6 @@ def index_option(index: Path) -> str:
     return "" if index == IndexOptions.index else f" --index {shlex.quote(str(index))}"
 
 
-def _names(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _names(names: Sequence[str], shown: int = _SHOWN) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from o1_retriever.cli.index import index_option
 from o1_retriever.cli.options import IndexOptions, ModelOptions, SearchModes, ThoughtOptions, with_options
-from o1_retriever.cli.terminal import fail, messages, output, working, write_json
+from o1_retriever.cli.terminal import fail, messages, output, warn, working, write_json
 from o1_retriever.errors import IndexNotFoundError, InputError, O1RetrieverError
+from o1_retriever.reporting.text import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -183,7 +186,8 @@ def _thought_aloud(embedder: ThinkingEmbedder, query: Query, settings: ThoughtSe
 
 
 def _check_index(path: Path) -> None:
-    """Find out whether there is anything to search before a model is loaded."""
+    """Find out before a model is loaded whether there is anything to search, and whether it is up to date."""
+    from o1_retriever.index.folder import newer_folders
     from o1_retriever.index.index import Index
 
     with Index(path, create=False) as index:
@@ -191,6 +195,10 @@ def _check_index(path: Path) -> None:
             raise IndexNotFoundError(
                 f"The index in {index.path} is empty.", hint="Type: o1-retriever index FOLDER"
             )
+        for newer in newer_folders(index):
+            again = f"o1-retriever index {shlex.quote(str(newer.path))}{index_option(path)}"
+            changed = f"{counted(newer.changed, 'file')} new or changed, {newer.gone} gone"
+            warn(f"{newer.path} is newer than the index: {changed}. Type: {again}")
 
 
 class _Queries:

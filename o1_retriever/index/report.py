@@ -13,6 +13,7 @@ from typing import Any, Literal
 from o1_retriever.documents.readers import suffix_of
 from o1_retriever.storage.files import written_whole
 
+_COLUMNS = {"skipped": "skipped", "copy": "copies"}
 Status = Literal["new", "changed", "same", "copy", "skipped"]
 
 
@@ -105,7 +106,7 @@ class FolderReport:
         found: dict[str, Counter[str]] = {}
         for entry in self.entries:
             counts = found.setdefault(suffix_of(Path(entry.source)) or "without suffix", Counter())
-            counts["read" if entry.status in ("new", "changed", "same") else entry.status] += 1
+            counts[_COLUMNS.get(entry.status, "read")] += 1
             counts["passages"] += entry.passages
         return sorted(found.items())
 

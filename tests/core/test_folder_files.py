@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from o1_retriever.index import folder as folder_module
 from o1_retriever.index.filetable import FILE_TABLE
 from o1_retriever.index.folder import FolderOptions, newer_folders, sync_folder
 from o1_retriever.index.index import Index
+from o1_retriever.index.report import FolderReport
+from o1_retriever.index.watching import follow_folder
 from tests.support.index_worker import TinyEmbedder
 
 
@@ -201,7 +205,7 @@ def test_the_report_says_what_became_of_every_file(index, folder, tmp_path) -> N
         "rows.jsonl": "line 2 is not JSON; left out.",
         "latin.txt": "its encoding is a guess: CP1252.",
     }
-    assert dict(report.kinds())[".md"] == {"read": 1, "copy": 1, "passages": 1}
+    assert dict(report.kinds())[".md"] == {"read": 1, "copies": 1, "passages": 1}
     report.save(tmp_path / "report.json")
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved["passages"] == 3
@@ -300,6 +304,8 @@ STOPPED = """
 import sys
 from o1_retriever.index.folder import sync_folder
 from o1_retriever.index.index import Index
+from o1_retriever.index.report import FolderReport
+from o1_retriever.index.watching import follow_folder
 from tests.support.index_worker import TinyEmbedder
 with Index(sys.argv[1], TinyEmbedder(delay=0.05)) as index:
     print("open", flush=True)
@@ -335,3 +341,27 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(folder, tmp_path) -> None:
     assert last <= passages - added[1], "what was embedded is not embedded again"
     with Index(tmp_path / "index") as index:
         assert index.count() == passages == 600
+
+
+def test_a_folder_is_followed(index, folder) -> None:
+    write(folder, {"a.md": "one"})
+    stop = threading.Event()
+    reports: queue.Queue[FolderReport] = queue.Queue()
+
+    def follow() -> None:
+        for report in follow_folder(index, folder, stop=stop):
+            reports.put(report)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        assert reports.get(timeout=30).added == 1
+        write(folder, {"b.md": "two", ".hidden.md": "no"}, old=False)
+        assert reports.get(timeout=30).added == 1
+        (folder / "a.md").unlink()
+        assert reports.get(timeout=30).vanished == ["a.md"]
+        assert sources(index, folder) == {"b.md"}
+    finally:
+        stop.set()
+        thread.join(30)
+    assert not thread.is_alive()

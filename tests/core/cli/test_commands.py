@@ -45,6 +45,40 @@ def test_index_skips_what_cannot_be_read_and_says_so(here):
     assert any(line.startswith("Warning: Skipped empty.md:") for line in warnings)
 
 
+def test_index_fails_only_where_nothing_could_be_read(here):
+    (here / "bad").mkdir()
+    (here / "bad" / "empty.md").write_text(" ")
+    result = run("index", "bad")
+    assert result.exit_code == 1
+    assert "none of its 1 file could be read" in result.stderr
+    assert "empty.md: it has no text." in result.stderr
+
+
+def test_index_ends_with_a_table_and_keeps_a_report(here):
+    (here / "notes" / "copy.md").write_text((here / "notes" / "kitchen.md").read_text())
+    (here / "notes" / "rows.jsonl").write_text('{"question": "Why?"}\n{')
+    (here / "notes" / "build").mkdir()
+    said = run("index", "notes", "--report", "report.json", "--text-field", "question")
+    assert re.search(r"\.md +1 +2 +1\b", said.stdout)
+    assert "Kept once: copy.md (also kitchen.md)" in said.stdout
+    assert "Passed over: 1 folders called build" in said.stdout
+    assert "Warning: rows.jsonl: line 2 is not JSON; left out." in said.stderr
+    report = json.loads((here / "report.json").read_text())
+    assert {entry["source"]: entry["status"] for entry in report["entries"]} == {
+        **{"copy.md": "new", "kitchen.md": "copy", "rows.jsonl": "new", "storage.jsonl": "skipped"},
+        "sub/code.py": "new",
+    }
+
+
+def test_search_says_that_the_folder_is_newer_than_the_index(indexed):
+    assert "newer" not in run("search", "kettle", "--fast").stderr
+    (indexed / "notes" / "new.md").write_text("A new note.")
+    warned = run("search", "kettle", "--fast").stderr
+    assert "is newer than the index: 1 file new or changed, 0 gone. Type: o1-retriever index" in warned
+    ok("index", "notes")
+    assert "newer" not in run("search", "kettle", "--fast").stderr
+
+
 def test_index_takes_files_by_pattern_and_cuts_them_as_told(here):
     (here / "notes" / "long.txt").write_text("One sentence here. " * 20)
     said = ok("index", "notes", "--include", "*.txt", "--max-characters", "40", "--overlap", "0")
