@@ -23,16 +23,15 @@ from o1_retriever.thinkers import LocalThinker
 from o1_retriever.vectors import unit
 from o1_retriever_training.adapt import (
     AdaptPlan,
-    Verdict,
     Workplace,
     _fields,
     adapt,
-    judge,
     only_embeds,
     prepare,
 )
 from o1_retriever_training.errors import DataError, OtherRecipeError
 from o1_retriever_training.joint.recipe import as_train_recipe, read_train_recipe
+from o1_retriever_training.verdict import Verdict, judge
 from tests.support.tiny import CONFIGS, byte_tokenizer
 
 WORDS = [

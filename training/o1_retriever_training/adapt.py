@@ -10,7 +10,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -20,14 +20,10 @@ import yaml
 
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
-from o1_retriever.evaluation.collection import Collection, load_collection
-from o1_retriever.evaluation.comparison import Comparison, compare, evaluate
-from o1_retriever.evaluation.controls import PAIRS, thinking_systems
+from o1_retriever.evaluation.collection import load_collection
 from o1_retriever.evaluation.corpus import EncodedCorpus
-from o1_retriever.evaluation.metrics import aligned
 from o1_retriever.evaluation.sources import write_collection
 from o1_retriever.index.index import Index
-from o1_retriever.reporting.table import markdown_table
 from o1_retriever.reporting.text import counted
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.vectors import unit
@@ -39,6 +35,7 @@ from o1_retriever_training.reading import read_corpus, read_rows
 from o1_retriever_training.recipe import Recipe
 from o1_retriever_training.rows import TrainingRow, plain_text
 from o1_retriever_training.synthesize import Options
+from o1_retriever_training.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from o1_retriever.encoders import Encoder
@@ -46,13 +43,10 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-MEASURE = "nDCG@10"
 SPLIT = "dev"
 THINKER = "thinker"  # the folder with what is installed
-_DEPTH = 1000
 _LEAST_QUESTIONS = 20
 _LEAST_STEPS = 40
-_SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,63 +71,6 @@ class AdaptPlan:
         for name in ("passes", "asked", "held_out"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; expected at least 1.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What the thinker is worth on the questions that were kept apart.
-
-    `means` is the measure of every system; `own` compares each system of `PAIRS` with the same without
-    thoughts, and `control` with the one that has the thoughts about another question.
-    """
-
-    queries: int
-    means: dict[str, float]
-    own: dict[str, Comparison]
-    control: dict[str, Comparison]
-
-    @property
-    def helped(self) -> list[str]:
-        """The systems that gain by what the thoughts say, beyond chance."""
-        return [
-            name
-            for name, found in self.own.items()
-            if found.p_corrected < _SIGNIFICANT and found.difference > 0 and self.control[name].difference > 0
-        ]
-
-    @property
-    def harmed(self) -> list[str]:
-        """The systems that lose by thinking, beyond chance."""
-        own = self.own.items()
-        return [name for name, found in own if found.p_corrected < _SIGNIFICANT and found.difference < 0]
-
-    @property
-    def is_good(self) -> bool:
-        """Whether the thinker is to be installed."""
-        return bool(self.helped) and not self.harmed
-
-    def table(self) -> str:
-        """The verdict as a Markdown table."""
-        heads = ["system", f"{MEASURE} without", "with thoughts", "gain", "95 %", "p", "another's thoughts"]
-        rows = []
-        for name, found in self.own.items():
-            with_own, with_others = PAIRS[name]
-            interval = f"{found.low:+.3f} to {found.high:+.3f}"
-            figures = [f"{self.means[name]:.3f}", f"{self.means[with_own]:.3f}", f"{found.difference:+.3f}"]
-            rows.append(
-                [name, *figures, interval, f"{found.p_corrected:.3f}", f"{self.means[with_others]:.3f}"]
-            )
-        return markdown_table(heads, rows)
-
-    def sentence(self) -> str:
-        """What it comes to."""
-        on = f"on {counted(self.queries, 'question')} that it never saw"
-        if self.is_good:
-            gains = ", ".join(f"{name} {self.own[name].difference:+.3f}" for name in self.helped)
-            return f"It helped {on}: {MEASURE} of {gains}."
-        if self.harmed:
-            return f"It did harm {on}, to {', '.join(self.harmed)}: nothing is installed."
-        return f"It did not help {on}, beyond what chance explains: nothing is installed."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,34 +325,6 @@ def _judge(work: Workplace, model: Path) -> Verdict:
     verdict = judge(embedder, collection, EncodedCorpus(matrix=vectors, seconds=0.0))
     write_whole(work.folder / "verdict.json", json.dumps(asdict(verdict), indent=1) + "\n")
     return verdict
-
-
-def judge(embedder: ThinkingEmbedder, collection: Collection, encoded: EncodedCorpus) -> Verdict:
-    """What an embedder's thoughts gain on a collection, and what those about another question would."""
-    systems = thinking_systems(embedder, list(collection.queries.values()), collection.corpus, encoded)
-    found = evaluate(collection, systems, measures=[MEASURE], depth=_DEPTH)
-    queries = list(collection.qrels)
-    values = {each.name: aligned(each.values[MEASURE], queries) for each in found.results}
-    return Verdict(
-        queries=len(queries),
-        means={each.name: each.means[MEASURE] for each in found.results},
-        own=_compared(values, 0),
-        control=_compared(values, 1),
-    )
-
-
-def _compared(values: dict[str, Any], with_others: int) -> dict[str, Comparison]:
-    """Each system with thoughts against the one without (0), or against another question's thoughts (1)."""
-    from o1_retriever.evaluation.comparison import holm
-
-    raw = {}
-    for name, (own, others) in PAIRS.items():
-        before = values[others if with_others else name]
-        raw[name] = compare(before, {name: values[own]})[name]
-    corrected = holm([each.p for each in raw.values()])
-    return {
-        name: replace(each, p_corrected=p) for (name, each), p in zip(raw.items(), corrected, strict=True)
-    }
 
 
 def _install(work: Workplace, model: Path, verdict: Verdict) -> None:
