@@ -155,16 +155,18 @@ def load_causal_lm(
 ) -> Loaded:
     """Read a causal language model from a folder or the Hub (safetensors only).
 
-    An adapter is added to the base that it names, and brings its chat template. `tokenizer` is the folder of
-    another tokenizer than the model's own, `attention` transformers' name of a kernel, `purpose` what needs
-    the `4bit` extra, for the message where it is missing. Raises `ModelNotFoundError` when there is nothing
-    to load and `CheckpointError` when it is no causal language model, or not all of one.
+    An adapter is added to the base that it names, and brings its tokenizer or its chat template. `tokenizer`
+    is the folder of another tokenizer than the model's own, `attention` transformers' name of a kernel,
+    `purpose` what needs the `4bit` extra, for the message where it is missing. Raises `ModelNotFoundError`
+    when there is nothing to load and `CheckpointError` when it is no causal language model, or not all of
+    one.
     """
     folder, gguf = find_checkpoint(os.fspath(name), revision=options.revision)
     adapter = folder if is_adapter(folder) else None
     if adapter is not None:
         _check_adapter(adapter, options)
         read_stored(adapter)  # one that was cut is said
+        tokenizer = tokenizer or (adapter if (adapter / "tokenizer.json").is_file() else None)
         folder, gguf = find_checkpoint(base_of(adapter))
     stored = read_stored(folder) if gguf is None else None
     trust: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
@@ -201,6 +203,8 @@ def load_causal_lm(
     else:
         model = model.to(device)
     if adapter is not None:
+        if len(words) > len(model.get_input_embeddings().weight):
+            model.resize_token_embeddings(len(words), mean_resizing=False)
         model = with_adapter(model, adapter).to(dtype)
         _take_chat_template(words, adapter)
     return Loaded(
@@ -296,7 +300,7 @@ def load_model(name: str | Path, options: LoadOptions) -> LocalModel:
         str(name),
         loaded.model,
         loaded.tokenizer,
-        template_config=read_template(loaded.folder, loaded.tokenizer),
+        template_config=read_template(loaded.adapter or loaded.folder, loaded.tokenizer),
         instruction=options.instruction,
         weights=loaded.weights,
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever.engine.load import LoadOptions, load_causal_lm
 from o1_retriever.engine.weights import keep_float32
 from o1_retriever.errors import CheckpointError
 from o1_retriever_training.merging import merge_adapter
@@ -56,6 +57,9 @@ def test_lora(base: Path, tmp_path: Path) -> None:
     merged = tmp_path / "staging"
     assert torch.allclose(alone(merged), beside(base, adapter, quantised=False), atol=1e-4)
     assert not torch.allclose(alone(merged), alone(base), atol=1e-1)
+    loaded = load_causal_lm(adapter, LoadOptions(device="cpu", dtype="float32"))
+    with torch.no_grad():
+        assert torch.allclose(loaded.model(IDS).logits, alone(merged), atol=1e-4)
     left = {each.path: each.reason for each in staged.left_out}
     assert left["adapter_model.safetensors"] == left["adapter_config.json"] == "merged into the base model"
     sent = {file.path for file in staged.files}
