@@ -15,7 +15,7 @@ from o1_retriever.progress import progress
 from o1_retriever.query import History, Query, as_queries, as_query, check_texts, text_blocks
 from o1_retriever.thinking import Backend, PairBackend, Pooling, ThoughtPipeline, settings_of
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtPiece, ThoughtSettings, Vector
-from o1_retriever.vectors import Precision, VectorSpace, check_dim, delivered, stacked, unit
+from o1_retriever.vectors import Precision, TokenLimit, VectorSpace, check_dim, delivered, stacked, unit
 
 if TYPE_CHECKING:
     import torch
@@ -150,6 +150,11 @@ class ThinkingEmbedder:
     def precision(self) -> Precision:
         """dtype, quantisation and device of the encoder."""
         return self.backend.precision
+
+    @property
+    def token_limit(self) -> TokenLimit | None:
+        """How long a document may be before its end is not embedded; None where nobody knows."""
+        return getattr(self.backend, "token_limit", None)
 
     @property
     def dimension(self) -> int:

@@ -23,7 +23,7 @@ from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, Se
 from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
-from o1_retriever.vectors import Precision, VectorSpace, check_vectors
+from o1_retriever.vectors import Precision, TokenLimit, VectorSpace, check_vectors
 
 __all__ = ["CallableEncoder", "Encoder", "SentenceTransformerEncoder", "as_encoder"]
 
@@ -174,6 +174,11 @@ class _CheckedEncoder(Sent, _Checking):
         """The encoder's own."""
         return self.encoder.precision
 
+    @property
+    def token_limit(self) -> TokenLimit | None:
+        """The encoder's own, where it says so."""
+        return getattr(self.encoder, "token_limit", None)
+
     def _answers(self, what: What, texts: list[str], batch_size: int) -> Iterator[tuple[Any, int]]:
         embed = self.encoder.embed_queries if what == "query" else self.encoder.embed_documents
         yield embed(texts, batch_size=batch_size), len(texts)
@@ -323,6 +328,15 @@ class SentenceTransformerEncoder(SentModel, _Checking):
         limit = self.model.max_seq_length
         # Some tokenizers say 10**30 for "unlimited".
         return int(limit) if limit is not None and limit < 2**31 else None
+
+    @property
+    def token_limit(self) -> TokenLimit | None:
+        """How long a document may be, beside its prompt, before its end is not embedded."""
+        tokenizer: Any = getattr(self.model[0], "tokenizer", None)
+        if self._max_tokens is None or not hasattr(tokenizer, "backend_tokenizer"):
+            return None
+        prompt = len(tokenizer(self._prompt("document"), add_special_tokens=False)["input_ids"])
+        return TokenLimit.of(tokenizer, self._max_tokens - prompt - tokenizer.num_special_tokens_to_add())
 
     def _count_long(self, texts: list[str], prompt: str) -> int:
         """How many texts are cut. A token stands for one byte at least, so that short texts need no look."""

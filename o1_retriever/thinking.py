@@ -28,7 +28,7 @@ from o1_retriever.progress import progress
 from o1_retriever.query import Query
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings, Vector
-from o1_retriever.vectors import Precision, VectorSpace, unit
+from o1_retriever.vectors import Precision, TokenLimit, VectorSpace, unit
 
 if TYPE_CHECKING:
     from o1_retriever.encoders import Encoder
@@ -319,6 +319,11 @@ class PairBackend(Sent):
     def precision(self) -> Precision:
         """The encoder's precision."""
         return self.encoder.precision
+
+    @property
+    def token_limit(self) -> TokenLimit | None:
+        """How much of a document the encoder reads, where it says so."""
+        return getattr(self.encoder, "token_limit", None)
 
     @property
     def thinker_identity(self) -> str | None:

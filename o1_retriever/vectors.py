@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -130,6 +131,35 @@ class Precision:
     def to_dict(self) -> dict[str, str | None]:
         """The precision as plain JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLimit:
+    """How much of a text an encoder reads: so many `tokens` of a `tokenizer`, given as its JSON."""
+
+    tokens: int
+    tokenizer: str
+
+    @classmethod
+    def of(cls, tokenizer: Any, tokens: int | None) -> TokenLimit | None:
+        """That of a tokenizer of transformers; None for a slow one, or without a limit."""
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        return None if fast is None or tokens is None else cls(tokens=tokens, tokenizer=fast.to_str())
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has, without those that a model puts around it."""
+        found = _loaded(self.tokenizer).encode_batch_fast(list(texts), add_special_tokens=False)
+        return [len(each.ids) for each in found]
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(tokenizer: str) -> Any:
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_str(tokenizer)
+    loaded.no_truncation()
+    loaded.no_padding()
+    return loaded
 
 
 def unit(rows: Vector) -> Vector:

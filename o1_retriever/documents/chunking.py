@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from o1_retriever.errors import SettingsError
+from o1_retriever.vectors import TokenLimit
 
 Span = tuple[int, int]
+_FEWEST = 20  # characters of a passage
+_MARGIN = 0.9  # tokens are not spread evenly over a text
 
 # Places where a long piece of prose or code may be broken, best first. Each pattern matches the white space
 # between two parts and starts at a fixed kind of character, so that it is linear on any input.
@@ -28,20 +31,22 @@ _PARAGRAPH = re.compile(r"^([^\S\n]*+)\S.*(?:\n[^\S\n]*+\S.*)*+", re.MULTILINE)
 class Chunking:
     """How long passages may be, and how much of a passage's end the next one repeats, in characters.
 
-    The default of 800 characters is about 130 English words: what small encoders read whole. Raises
-    `SettingsError` unless `max_characters` is at least 20 and `overlap` at most half of it.
+    The default of 800 characters is about 130 English words: what small encoders read whole. With `tokens`,
+    a passage that an encoder would not read to its end is cut further. Raises `SettingsError` unless
+    `max_characters` is at least 20 and `overlap` at most half of it.
     """
 
     max_characters: int = 800
     overlap: int = 120
+    tokens: TokenLimit | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_characters", "overlap"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise SettingsError(f"{name} is {value!r}; expected a whole number of characters.")
-        if self.max_characters < 20:
-            raise SettingsError(f"max_characters is {self.max_characters}; expected at least 20.")
+        if self.max_characters < _FEWEST:
+            raise SettingsError(f"max_characters is {self.max_characters}; expected at least {_FEWEST}.")
         if not 0 <= self.overlap <= self.max_characters // 2:
             raise SettingsError(
                 f"overlap is {self.overlap}; expected at most half of max_characters, so 0 to "
@@ -72,7 +77,25 @@ def passage_spans(text: str, chunking: Chunking, *, code: bool = False) -> list[
             room = min(chunking.overlap, chunking.max_characters - (end - start))
             start = _repeat_from(text, spans[-1], start, max(start - room, spans[-1][0] + 1), code)
         spans.append((start, end))
-    return [_trim(text, span, code) for span in spans]
+    spans = [_trim(text, span, code) for span in spans]
+    if chunking.tokens is None:
+        return spans
+    return list(_within(text, spans, chunking.tokens, code))
+
+
+def _within(text: str, spans: list[Span], limit: TokenLimit, code: bool) -> Iterator[Span]:
+    """The spans, those cut further that have too many tokens. A token stands for one byte at least."""
+    doubtful = [span for span in spans if len(text[slice(*span)].encode()) > limit.tokens]
+    counts = dict(zip(doubtful, limit.count([text[slice(*span)] for span in doubtful]), strict=True))
+    for span in spans:
+        start, end = span
+        count = counts.get(span, 0)
+        fewer = max(_FEWEST, int((end - start) * limit.tokens / max(1, count) * _MARGIN))
+        if count <= limit.tokens or fewer >= end - start:
+            yield span
+        else:
+            inner = passage_spans(text[start:end], Chunking(max_characters=fewer, overlap=0), code=code)
+            yield from _within(text, [(start + first, start + last) for first, last in inner], limit, code)
 
 
 def _trim(text: str, span: Span, code: bool) -> Span:

@@ -15,7 +15,7 @@ from o1_retriever.engine.template import Template
 from o1_retriever.query import Query, rendered
 from o1_retriever.thinking import NewThoughts
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
-from o1_retriever.vectors import VectorSpace
+from o1_retriever.vectors import TokenLimit, VectorSpace
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,11 @@ class LocalBackend(SentModel):
         decisive = self.space.to_dict(), self.precision.to_dict(), self.template.max_query
         self.thinker_identity = f"local:{(*decisive, self.template.instruction)}"
         self.encoder_identity = self.thinker_identity
+
+    @property
+    def token_limit(self) -> TokenLimit | None:
+        """How much of a document is read."""
+        return TokenLimit.of(self.template.tokenizer, self.template.max_document)
 
     @property
     def weights_hash(self) -> str:

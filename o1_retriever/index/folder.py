@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ class FolderOptions:
 
     def how(self) -> str:
         """Stands for how files are read and cut."""
-        return json.dumps([_READERS, asdict(self.chunking), asdict(self.reading)], sort_keys=True)
+        how = json.dumps([_READERS, asdict(self.chunking), asdict(self.reading)], sort_keys=True)
+        return hashlib.blake2b(how.encode(), digest_size=16).hexdigest()
 
 
 def sync_folder(
@@ -90,7 +91,8 @@ def sync_folder(
 
     A file that has the size and the time of the last reading is not read again. New documents of all files
     are added before old ones are removed, so that a run that is cut short never leaves a file without
-    documents; the next run goes on where it stopped. Of files with the same content the first is kept, and
+    documents; the next run goes on where it stopped. Passages are cut so that the index's
+    embedder reads them whole. Of files with the same content the first is kept, and
     its documents name the others. Files that have vanished are reported, and removed from the index with
     `prune=True`; of one that is elsewhere in the folder now, the documents move. A file that cannot be read
     is reported and skipped. Raises `DocumentError` for a folder that cannot be read or holds no file of a
@@ -98,6 +100,8 @@ def sync_folder(
     """
     start = time.perf_counter()
     options = options or FolderOptions()
+    if options.chunking.tokens is None:
+        options = replace(options, chunking=replace(options.chunking, tokens=index.token_limit))
     path = _check_folder(folder)
     root = options.name if options.name is not None else str(path)
     check_text(root, what="name of the folder")

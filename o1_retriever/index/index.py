@@ -38,7 +38,7 @@ from o1_retriever.progress import progress
 from o1_retriever.query import check_text
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
-from o1_retriever.vectors import Precision, VectorSpace
+from o1_retriever.vectors import Precision, TokenLimit, VectorSpace
 
 __all__ = ["DocumentEmbedder", "Hit", "Index", "IndexInfo"]
 
@@ -308,6 +308,11 @@ class Index(SentUnmade):
             precision=Precision(**state.precision),
             bytes=sum(file.stat().st_size for file in files),
         )
+
+    @property
+    def token_limit(self) -> TokenLimit | None:
+        """How long a document may be before its end is not embedded; None where the embedder does not say."""
+        return getattr(self._embedder, "token_limit", None)
 
     @property
     def folder(self) -> Path:
