@@ -48,7 +48,8 @@ def address(file: Path) -> Iterator[str]:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(file)
     parameters.n_parallel, parameters.n_ctx = 3, 3 * 1024
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 2
+    # Its threads wait for each other without rest: beside other work, two are slower than one.
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(parameters)
     yield f"{server.listening_address}/v1"
     del server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -79,3 +80,23 @@ def test_a_conversation_until_it_is_interrupted(environment, here):
     assert err.count("Error: query 0 has a lone surrogate") == 1
     assert err.endswith("Interrupted. What was done is kept: type the same command to go on.\n")
     assert "Traceback" not in err
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_shows_thoughts_while_they_are_written(here, environment):
+    terminal, end = os.openpty()
+    command = [*COMMAND, "think", "Why?", "--no-cache", "--max-new-tokens", "40"]
+    shown_as = {**environment, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=shown_as):
+        os.close(end)
+        shown = b""
+        with contextlib.suppress(OSError):  # the end of a terminal is an error
+            while read := os.read(terminal, 4096):
+                shown += read
+    os.close(terminal)
+    text = shown.decode("utf-8", "replace")
+    assert "2 thoughts, " in text
+    # The lines are written over more than once before they stand.
+    assert text.count("\x1b[2K") > 4
+    assert text.index("\x1b[2K") < text.index("2 thoughts, ")
