@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from o1_retriever.errors import ModelNotFoundError, SettingsError
+from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.publishing.card import CardFacts
 from o1_retriever_training.publishing.contents import look_into
 from o1_retriever_training.publishing.secret_scan import SecretError, refuse_secrets
 from o1_retriever_training.publishing.staging import StageOptions, stage
-from tests.support.publishing import digests, litter, saved
+from tests.support.publishing import adapted, digests, litter, saved
 
 FACTS = CardFacts(repo="me/tiny")
 TOKENS = {
@@ -45,6 +47,35 @@ def test_only_the_model_is_sent(folder: Path, tmp_path: Path) -> None:
     assert all(same[path] == before[path] for path in sent & before.keys())
     sizes = {each.path: each.size for each in staged.left_out}
     assert sizes["checkpoint-500/"] == 20
+
+
+def test_a_thinker_is_sent_as_it_is_with_a_card_of_its_own(tmp_path: Path) -> None:
+    folder = adapted(tmp_path / "thinker", saved(tmp_path / "base"))
+    (folder / "README.md").unlink()  # of peft
+    litter(folder)
+    ThinkerConfig(settings={"temperature": 0.7}).save(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    before = digests(folder)
+    staged = stage(folder, tmp_path / "staging", facts=CardFacts(repo="me/thinker", base_model="a/base"))
+    sent = {file.path for file in staged.files}
+    model = {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "o1_thinker.json"}
+    assert sent >= model
+    assert not sent & {"config.json", "modules.json", "optimizer.pt", ".env"}
+    assert {name: digests(tmp_path / "staging")[name] for name in model} == {
+        name: before[name] for name in model
+    }
+    card = ModelCard((tmp_path / "staging" / "README.md").read_text())
+    said = card.data.to_dict()
+    assert (said["library_name"], said["pipeline_tag"], said["base_model"]) == (
+        "peft", "text-generation", "a/base"
+    )  # fmt: skip
+    assert "sentence-transformers" not in said["tags"]
+    assert 'from_parts("me/thinker"' in card.text
+    assert "It is an adapter of [a/base]" in card.text
+    assert "temperature 0.7" in card.text
+    stage(tmp_path / "staging", tmp_path / "again", facts=FACTS)
+    with pytest.raises(SettingsError, match="Found --nf4 for a thinker"):
+        stage(folder, tmp_path / "nf4", facts=FACTS, options=StageOptions(nf4=True))
 
 
 def test_the_same_folder_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:

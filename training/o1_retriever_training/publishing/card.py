@@ -16,9 +16,11 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from o1_retriever.engine.adapters import is_adapter
 from o1_retriever.engine.template import CONFIG_NAME, TemplateConfig
 from o1_retriever.errors import InputError, SettingsError
 from o1_retriever.reporting.table import markdown_table
+from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.publishing.contents import CARD, NF4, SUMMARY, Contents
 from o1_retriever_training.recipe import read_yaml
 
@@ -26,6 +28,7 @@ _PATHS = ("fast", "thinking")
 _SHOWN = ("nDCG@10", "Recall@100", "MRR@10", "Success@1")
 _NOT_OURS = ("BM25", "HyDE")
 _TAGS = ("o1-retriever", "sentence-transformers", "retrieval", "text-generation")
+_THINKER_TAGS = ("o1-retriever", "retrieval", "text-generation")
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _TUNING = {
     "full": "all weights",
@@ -129,6 +132,9 @@ def write_card(
     metadata, body = _split(path)
     figures = facts.figures or tuple(known.run.figures)
     hub_id = _hub_id(base or known.at("model", "base"), source)
+    thinker = ThinkerConfig.beside(folder)
+    if thinker is not None:
+        metadata = _of_thinker(folder) | metadata
     data = _metadata(metadata, facts, base=hub_id, known=known, figures=figures)
     opening, *sections = re.split(r"^## ", _text(folder, data, facts, figures, known), flags=re.MULTILINE)
     body = body or opening
@@ -172,7 +178,8 @@ def _metadata(
     values.setdefault("library_name", "sentence-transformers")
     values.setdefault("pipeline_tag", "feature-extraction")
     tags = values.get("tags") or []
-    values["tags"] = list(dict.fromkeys([*([tags] if isinstance(tags, str) else tags), *_TAGS]))
+    ours = _TAGS if values["pipeline_tag"] == "feature-extraction" else _THINKER_TAGS
+    values["tags"] = list(dict.fromkeys([*([tags] if isinstance(tags, str) else tags), *ours]))
     if figures:
         values["eval_results"] = as_eval_results(figures)
     if values.get("eval_results"):
@@ -181,6 +188,11 @@ def _metadata(
         values.pop("eval_results", None)
         values.pop("model_name", None)
     return ModelCardData(**values)
+
+
+def _of_thinker(folder: Path) -> dict[str, Any]:
+    library = "peft" if is_adapter(folder) else "transformers"
+    return {"library_name": library, "pipeline_tag": "text-generation"}
 
 
 def _hub_id(name: Any, source: Path) -> str | None:
@@ -201,8 +213,10 @@ def _text(folder: Path, data: Any, facts: CardFacts, figures: Sequence[Figure], 
     """The text of a card that is new, by the template beside this file."""
     from huggingface_hub import ModelCard
 
-    config = TemplateConfig.from_file(folder / CONFIG_NAME)
-    model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    thinker = ThinkerConfig.beside(folder)
+    config = thinker or TemplateConfig.from_file(folder / CONFIG_NAME)
+    path = folder / "config.json"
+    model = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     settings = [f"{word} {config.settings[key]}" for key, word in _SETTINGS.items() if key in config.settings]
     run = known.run
     card = ModelCard.from_template(
@@ -212,7 +226,9 @@ def _text(folder: Path, data: Any, facts: CardFacts, figures: Sequence[Figure], 
         repo=facts.repo,
         base_model=data.base_model if isinstance(data.base_model, str) else None,
         nf4=(folder / NF4).is_dir(),
-        released=config.layout == "released",
+        thinker=thinker is not None,
+        adapter=is_adapter(folder),
+        released=isinstance(config, TemplateConfig) and config.layout == "released",
         config=config,
         dimension=(model.get("text_config") or model).get("hidden_size"),
         settings=", ".join(settings),
@@ -220,7 +236,7 @@ def _text(folder: Path, data: Any, facts: CardFacts, figures: Sequence[Figure], 
         dev=not facts.figures,
         sha256=None if known.content is None else hashlib.sha256(known.content).hexdigest(),
         facts={
-            "tuning": _TUNING.get(str(known.at("model", "tuning"))),
+            "tuning": "LoRA" if is_adapter(folder) else _TUNING.get(str(known.at("model", "tuning"))),
             "steps": None if run.steps is None else f"{run.steps:,}",
             "data": run.data,
             "fingerprint of the run": run.fingerprint if known.recipe is run.recipe else None,

@@ -16,6 +16,7 @@ from o1_retriever.cli.models import quiet
 from o1_retriever.cli.options import Dtype, with_options
 from o1_retriever.cli.terminal import messages, output, warn
 from o1_retriever.reporting.text import counted
+from o1_retriever.thinkers.config import CONFIG_NAME as THINKER
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -139,7 +140,10 @@ def _done(sent: Published) -> None:
     removed = f", {len(sent.removed)} removed" if sent.removed else ""
     seen = "private" if sent.private else "public"
     _say(f"\n{sent.url} ({seen}): {counted(len(sent.sent), 'file')} sent{kept}{removed}.")
-    _say(f'Load it: ThinkingEmbedder.from_pretrained("{sent.repo}")')
+    how = f'from_pretrained("{sent.repo}")'
+    if THINKER in (*sent.sent, *sent.kept):
+        how = f'from_parts("{sent.repo}", ENCODER)'
+    _say(f"Load it: ThinkingEmbedder.{how}")
 
 
 def _show(staged: Staged) -> None:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from o1_retriever.engine.adapters import is_adapter
 from o1_retriever.errors import ModelNotFoundError
+from o1_retriever.thinkers.config import CONFIG_NAME as THINKER
 
 NF4 = "nf4"
 CARD = "README.md"
@@ -32,6 +34,7 @@ _MODEL = (
     "merges.txt",
     "chat_template.jinja",
     "o1_embedder.json",
+    THINKER,
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
@@ -45,6 +48,7 @@ _CHECKPOINT = "checkpoint of the training"
 _CACHE = "cache or log"
 _PICKLED = "weights that are not safetensors"
 _ADAPTER = "merged into the base model"
+_WEIGHTS_OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _TOLD = "its recipe and figures are in the card"
 _OTHER = "not part of the model"
 # The first that fits decides.
@@ -84,7 +88,8 @@ class File:
 class Contents:
     """What a folder holds: the model's own files, a recipe and a card if it has them, and what is left out.
 
-    `adapter` says that the folder is an adapter, to be merged into its base.
+    `adapter` says that the folder is an adapter, to be merged into its base unless it is a `thinker`, which
+    only writes and is sent as it is.
     """
 
     folder: Path
@@ -92,6 +97,7 @@ class Contents:
     recipe: str | None
     left_out: tuple[File, ...]
     adapter: bool
+    thinker: bool
 
 
 def look_into(folder: str | Path) -> Contents:
@@ -105,24 +111,27 @@ def look_into(folder: str | Path) -> Contents:
             f"There is no folder {folder}; expected what a training has made.",
             hint="Type the folder that your recipe names as its output.",
         )
-    adapter = (root / "adapter_config.json").is_file() and not (root / "config.json").is_file()
-    files = list(_sorted_files(root))
+    thinker = (root / THINKER).is_file()
+    files = list(_sorted_files(root, keep=_WEIGHTS_OF_ADAPTER if thinker else ()))
     kept = [path for path, reason in files if not reason]
     found = Contents(
         folder=root,
         model=tuple(path for path in kept if path not in _RECIPES),
         recipe=next((path for path in _RECIPES if path in kept), None),
         left_out=tuple(File(path, _size(root / path), reason) for path, reason in files if reason),
-        adapter=adapter,
+        adapter=is_adapter(root),
+        thinker=thinker,
     )
     _check(found)
     return found
 
 
-def _sorted_files(root: Path) -> Iterator[tuple[str, str]]:
+def _sorted_files(root: Path, *, keep: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     """Each file and each folder that is left out, with the reason; an empty one for what is sent."""
     for entry in sorted(root.iterdir()):
-        if not entry.is_dir():
+        if entry.name in keep:
+            yield entry.name, ""
+        elif not entry.is_dir():
             yield entry.name, _refused(_FILES, entry.name) or ("" if _fits(entry.name, _WANTED) else _OTHER)
         elif entry.name in _PARTS:
             for each in sorted(entry.iterdir()):

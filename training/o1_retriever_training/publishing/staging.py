@@ -65,7 +65,8 @@ def stage(
 ) -> Staged:
     """Write everything that is to be published into `target`, an empty or missing folder.
 
-    A merged model's files are taken as they are; an adapter is merged into its base. Raises `SecretError`
+    A merged model's files and a thinker's are taken as they are; another adapter is merged into its base.
+    Raises `SecretError`
     for a file with what looks like a token or a key in it, and the errors of loading a model.
     """
     options = options or StageOptions()
@@ -73,7 +74,12 @@ def stage(
     known = provenance(found, options.recipe)
     # What is a user's own is looked at before the long work.
     refuse_secrets(found.folder, found.model)
-    if found.adapter:
+    if found.thinker:
+        if options.nf4:
+            raise SettingsError("Found --nf4 for a thinker, which is sent as it is.", hint="Leave out --nf4.")
+        for name in found.model:
+            _place(found.folder / name, folder / name)
+    elif found.adapter:
         say("Merging the adapter into its base")
         _merge(found, folder, options, known)
     else:
