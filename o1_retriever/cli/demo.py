@@ -161,7 +161,9 @@ def _next_steps(index: Path) -> Group:
     return Group(
         Text("Ask these passages yourself", style="bold"),
         command(f'o1-retriever search "your question" --index {shlex.quote(str(index))}'),
-        Text("Index a folder of your own (txt, md, html, pdf, py, jsonl), and ask it", style="bold"),
+        Text(
+            "Index a folder of your own (office files, PDF, web pages, rows, code), and ask it", style="bold"
+        ),
         command("o1-retriever index FOLDER"),
         command('o1-retriever search "your question"'),
     )

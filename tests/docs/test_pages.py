@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from o1_retriever import Index, Retriever
+from o1_retriever.documents import SUFFIXES
 from o1_retriever.documents.document import Document
 from o1_retriever.index.filters import OPERATORS
 from tests.support.adapters import QUERY, TEXTS, small_embedder
@@ -78,6 +79,14 @@ def test_the_page_of_filters_runs_and_knows_every_operator(root: Path, tmp_path:
         run(page, index=index, retriever=Retriever(embedder, index))
     named = set(re.findall(r"\$[a-z_]+", page.read_text(encoding="utf-8")))
     assert named == {*OPERATORS, "$and", "$or", "$not"}
+
+
+def test_the_page_of_documents_runs_and_names_the_formats(root: Path) -> None:
+    page = root / "docs" / "documents.md"
+    assert run(page).splitlines() == ["Why? 2020", "['line 2 is not JSON; left out.']"]
+    for suffix in (".docx", ".epub", ".ipynb", ".eml", ".rst", ".csv", ".xlsx", ".pptx", ".odt", ".xml"):
+        assert re.search(rf"\b{suffix[1:]}\b", page.read_text(encoding="utf-8")), suffix
+        assert suffix in SUFFIXES
 
 
 def test_the_page_of_conversations_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
