@@ -256,8 +256,8 @@ class Index(SentUnmade):
     def documents(self, where: Where = None) -> Iterator[Document]:
         """Go through all documents, or those that match, in the order of their addition, page by page."""
         names = self.ids(where)
-        for start in range(0, len(names), _PAGE):
-            yield from self.get(names[start : start + _PAGE])
+        pages = (names[start : start + _PAGE] for start in range(0, len(names), _PAGE))
+        return (document for page in pages for document in self.get(page))
 
     def ids_by_source(self, root: str = "") -> dict[str, list[str]]:
         """The ids of the documents of one indexed folder, by the file they come from."""

@@ -393,6 +393,10 @@ class Session:
             query = f"SELECT count(*) FROM (SELECT 1 FROM documents LIMIT {int(at_most)})"
         return int(self._connection.execute(query).fetchone()[0])
 
+    def highest(self) -> int:
+        """The highest number of a document: at least as many as there are, and known at once."""
+        return int(self._connection.execute("SELECT max(number) FROM documents").fetchone()[0] or 0)
+
     def sources(self) -> dict[str, int]:
         """Number of files by folder that was indexed."""
         query = "SELECT root, count(DISTINCT source) FROM documents GROUP BY root ORDER BY root"

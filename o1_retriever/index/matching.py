@@ -8,6 +8,7 @@ from functools import reduce
 
 import numpy as np
 
+from o1_retriever.concurrency.forks import Renewed
 from o1_retriever.index.fields import Fields, Numbers, union
 from o1_retriever.index.filters import Condition, Every, Filter, Not, Part
 from o1_retriever.index.ledger import Session, Version
@@ -16,13 +17,17 @@ from o1_retriever.index.ledger import Session, Version
 _REMEMBERED = 2_000_000
 
 
-class MatchKeeper:
-    """Hands out the documents that match a filter now; safe for several threads."""
+class MatchKeeper(Renewed):
+    """Hands out the documents that match a filter now; safe for several threads, and after a fork."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        super().__init__()
         self._version: Version | None = None
         self._known: OrderedDict[Filter, Numbers] = OrderedDict()
+
+    def renew(self) -> None:
+        """A free lock; what is known stays."""
+        self._lock = threading.Lock()
 
     def current(self, session: Session, filter: Filter) -> Numbers:
         """The numbers of the documents that match, in ascending order. The ledger's lock must be held."""

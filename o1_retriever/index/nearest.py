@@ -43,9 +43,10 @@ def nearest(
 
 def _nearest(session: Session, graph: Graph, vectors: Vector, k: int, among: Numbers | None) -> list[Ranking]:
     count = session.count(at_most=max(k, _EXACT + 1)) if among is None else len(among)
-    if graph.lost or count <= _EXACT or (among is not None and _is_cheap(count, k, session.count())):
+    every = count if among is None else session.highest()
+    if graph.lost or count <= _EXACT or (among is not None and _is_cheap(count, k, every)):
         return _exact(session.vector_pages(among), vectors, k)
-    wanted, every = min(k, count), session.count() if among is not None else count
+    wanted = min(k, count)
     # The graph knows nothing of filters: it is asked for so many that those that count are among them.
     asked = min(every, wanted * every // count * (_MARGIN if every > count else 1))
     rankings = _reached(session, graph, vectors, asked, k, among)
