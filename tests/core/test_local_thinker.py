@@ -32,7 +32,10 @@ QUERIES = ["why?", "how does a mirror fog up?", "x" * 30]
 GREEDY = ThoughtSettings(n_thoughts=1, temperature=0.0, max_new_tokens=12)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "mistral-window", "gemma2"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["llama", "qwen2", "qwen3", "mistral", "mistral-window", "gemma", "gemma2", "phi", "phi3"],
+)
 def test_greedy_thoughts_are_those_of_generate(architecture: str) -> None:
     thinker = writer(architecture)
     local, template = thinker.local, thinker.local.template
@@ -74,9 +77,11 @@ def test_the_shared_prompt_is_read_once_and_changes_no_thought(
     ]
     assert second == len(own) * max(own)
     fed.clear()
-    thinker.think(as_queries(["again?"]), settings=warm)
+    [again] = as_queries(["again?"])
+    thinker.think([again], settings=warm)
     handle.remove()
-    assert fed[0] < first, "a second call reads the shared prompt again"
+    assert fed[0] == len(thinker.local.template.prompt(PROMPT.messages(again))) - first
+    assert max(fed[1:]) <= warm.n_thoughts, "a second question reads its own tokens, and then steps"
 
     alone = writer(architecture)
     monkeypatch.setattr(alone.local.template, "_opening", [])
