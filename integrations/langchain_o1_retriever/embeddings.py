@@ -6,7 +6,6 @@ import os
 from functools import cached_property
 
 from langchain_core.embeddings import Embeddings
-from langchain_core.runnables import run_in_executor
 
 from o1_retriever.embedder import ThinkingEmbedder, as_embedder
 from o1_retriever.query import History, Query, as_query
@@ -19,8 +18,8 @@ class O1Embeddings(Embeddings):
     `embedder` is a `ThinkingEmbedder`, or the folder or Hub id of a checkpoint. `settings` None takes the
     embedder's own. `truncate_dim` shortens all vectors, those of queries and of documents alike.
 
-    The async methods work in a thread, so that the event loop goes on meanwhile. Texts that cannot be
-    embedded raise `InputError`, a `ValueError`.
+    The async methods are those of the embedder: what is awaited at the same time shares batches, and no
+    event loop waits. Texts that cannot be embedded raise `InputError`, a `ValueError`.
     """
 
     def __init__(
@@ -62,12 +61,13 @@ class O1Embeddings(Embeddings):
         return self.think(text).vector.tolist()  # type: ignore[no-any-return]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed documents in a thread."""
-        return await run_in_executor(None, self.embed_documents, texts)
+        """Embed documents; those that are awaited at the same time share batches."""
+        vectors = await self.embedder.aencode_documents(texts, truncate_dim=self.truncate_dim)
+        return vectors.tolist()
 
     async def aembed_query(self, text: str) -> list[float]:
-        """Think about a query and embed it, in a thread."""
-        return await run_in_executor(None, self.embed_query, text)
+        """Think about a query and embed it, together with others that are awaited at the same time."""
+        return (await self.athink(text)).vector.tolist()  # type: ignore[no-any-return]
 
     def think(
         self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
@@ -87,5 +87,8 @@ class O1Embeddings(Embeddings):
     async def athink(
         self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
     ) -> QueryEmbedding:
-        """`think`, in a thread."""
-        return await run_in_executor(None, lambda: self.think(query, settings=settings, history=history))
+        """`think`, together with other queries that are awaited at the same time."""
+        embedded = await self.embedder.aembed_queries(
+            [as_query(query, history)], settings=settings or self.settings, truncate_dim=self.truncate_dim
+        )
+        return embedded[0]

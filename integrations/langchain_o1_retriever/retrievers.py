@@ -16,6 +16,7 @@ from langchain_o1_retriever.metadata import FoundMetadata
 from langchain_o1_retriever.searches import IndexSearch, Request, SearchType, store_search
 from langchain_o1_retriever.tracing import record, think_run
 from o1_retriever.concurrency.blocking import finished
+from o1_retriever.concurrency.sent import check_sendable
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
@@ -112,6 +113,11 @@ class O1Retriever(BaseRetriever):
         if self.vectorstore is not None:
             self._thinking_embeddings(self.vectorstore)
         return self
+
+    def __getstate__(self) -> dict[Any, Any]:
+        for name, value in vars(self).items():
+            check_sendable(value, f"The {name} of O1Retriever")
+        return super().__getstate__()
 
     def _thinking_embeddings(self, store: VectorStore) -> O1Embeddings:
         embeddings = self.embeddings or store.embeddings

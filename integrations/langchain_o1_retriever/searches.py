@@ -96,9 +96,13 @@ class IndexSearch:
         varied = self.request.search_type == "mmr"
         fetch_k, variety = (options.pop("fetch_k", 20), options.pop("lambda_mult", 0.5)) if varied else (0, 0)
         options["k"] = max(self.request.k, fetch_k)
-        result = await called(self.blocking, self.retriever.search, self.request.query, **options)
+        if self.blocking:
+            result = self.retriever.search(self.request.query, **options)
+        else:
+            result = await self.retriever.asearch(self.request.query, **options)
         if varied:
-            vectors = self.retriever.index.vectors([hit.id for hit in result])
+            found = [hit.id for hit in result]
+            vectors = await called(self.blocking, self.retriever.index.vectors, found)
             chosen = maximal_marginal_relevance(
                 result.embedding.vector, list(vectors), lambda_mult=variety, k=self.request.k
             )
@@ -149,7 +153,9 @@ def store_search(
 
     async def embed(thinking: Thinking | None) -> list[QueryEmbedding]:
         settings = base.with_changes(thinking=thinking)
-        return [await called(blocking, embeddings.think, request.query, settings=settings)]
+        if blocking:
+            return [embeddings.think(request.query, settings=settings)]
+        return [await embeddings.athink(request.query, settings=settings)]
 
     async def nearest(vectors: Vector, k: int) -> list[Found[Document]]:
         options = {"k": k, **filters, **request.extra}

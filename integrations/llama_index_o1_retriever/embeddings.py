@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.base import BaseEvent  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 
+from o1_retriever.concurrency.blocking import finished
+from o1_retriever.concurrency.sent import check_sendable
 from o1_retriever.embedder import ThinkingEmbedder, as_embedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import Decision
@@ -72,9 +73,10 @@ class O1Embedding(BaseEmbedding):
     embedder's own. `truncate_dim` shortens all vectors. `options` are the fields of `BaseEmbedding`
     (`callback_manager`, `num_workers`, `rate_limiter`, `model_name`).
 
-    The async methods work in a thread, so that the event loop goes on meanwhile. Texts that cannot be
-    embedded raise `InputError`. `embeddings_cache` raises `SettingsError`: LlamaIndex keeps queries and
-    texts under one key there, and a query would be answered with the vector of a text.
+    The async methods are those of the embedder: what is awaited at the same time shares batches, and no event
+    loop waits. It may be pickled, for `IngestionPipeline(num_workers=2)`: see `ThinkingEmbedder`. Texts that
+    cannot be embedded raise `InputError`. `embeddings_cache` raises `SettingsError`: LlamaIndex keeps queries
+    and texts under one key there, and a query would be answered with the vector of a text.
     """
 
     fingerprint: str = Field(description="The document space: vectors of another one cannot be compared.")
@@ -111,6 +113,15 @@ class O1Embedding(BaseEmbedding):
         """Class name."""
         return "O1Embedding"
 
+    def __getstate__(self) -> dict[str, Any]:
+        # LlamaIndex leaves out what cannot be pickled, and what arrives would have no embedder.
+        check_sendable(self._embedder, "The embedder of O1Embedding")
+        return super().__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # LlamaIndex would call `__init__` with the fields.
+        BaseModel.__setstate__(self, state)
+
     @property
     def embedder(self) -> ThinkingEmbedder:
         """The embedder behind it."""
@@ -138,14 +149,18 @@ class O1Embedding(BaseEmbedding):
         `events=False` leaves the events of thoughts to the caller. `histories` are the conversations before
         each query, such as chat messages of LlamaIndex.
         """
-        checked = as_queries(queries, histories)
-        texts = [query.text for query in checked]
+        return finished(self._announced(as_queries(queries, histories), settings, events, blocking=True))
+
+    async def _announced(
+        self, queries: list[Query], settings: ThoughtSettings | None, events: bool, *, blocking: bool
+    ) -> list[QueryEmbedding]:
+        texts = [query.text for query in queries]
         payload = self.to_payload()
         _dispatcher.event(EmbeddingStartEvent(model_dict=payload))
         with self.callback_manager.event(
             CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
         ) as event:
-            embedded = self._think(checked, settings, events=events)
+            embedded = await self._think(queries, settings, events=events, blocking=blocking)
             vectors = [item.vector.tolist() for item in embedded]
             event.on_end(payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: vectors})
         _dispatcher.event(EmbeddingEndEvent(chunks=texts, embeddings=vectors))
@@ -159,10 +174,8 @@ class O1Embedding(BaseEmbedding):
         events: bool = True,
         histories: Sequence[History] | None = None,
     ) -> list[QueryEmbedding]:
-        """`think`, in a thread."""
-        return await asyncio.to_thread(
-            self.think, queries, settings=settings, events=events, histories=histories
-        )
+        """`think`, together with other queries that are awaited at the same time."""
+        return await self._announced(as_queries(queries, histories), settings, events, blocking=False)
 
     def get_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
@@ -173,38 +186,38 @@ class O1Embedding(BaseEmbedding):
     async def aget_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
     ) -> Embedding:
-        """The same, in a thread."""
+        """The same for coroutines."""
         return (agg_fn or mean_agg)([item.vector.tolist() for item in await self.athink(queries)])
 
-    def _think(
+    async def _think(
         self,
         queries: Sequence[str | Query],
         settings: ThoughtSettings | None = None,
         *,
         events: bool = True,
+        blocking: bool,
     ) -> list[QueryEmbedding]:
-        embedded = self._embedder.embed_queries(
-            queries,
-            settings=settings or self._settings,
-            batch_size=self.embed_batch_size,
-            show_progress_bar=False,
-            truncate_dim=self.truncate_dim,
-        )
+        how: Any = {"settings": settings or self._settings, "truncate_dim": self.truncate_dim}
+        if blocking:
+            how |= {"batch_size": self.embed_batch_size, "show_progress_bar": False}
+            embedded = self._embedder.embed_queries(queries, **how)
+        else:
+            embedded = await self._embedder.aembed_queries(queries, **how)
         for embedding in embedded if events else ():
             announce(embedding)
         return embedded
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return self._think([query])[0].vector.tolist()  # type: ignore[no-any-return]
+        return finished(self._think([query], blocking=True))[0].vector.tolist()  # type: ignore[no-any-return]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await asyncio.to_thread(self._get_query_embedding, query)
+        return (await self._think([query], blocking=False))[0].vector.tolist()  # type: ignore[no-any-return]
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await asyncio.to_thread(self._get_text_embedding, text)
+        return (await self._aget_text_embeddings([text]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         vectors = self._embedder.encode_documents(
@@ -216,4 +229,5 @@ class O1Embedding(BaseEmbedding):
         return np.asarray(vectors).tolist()  # type: ignore[no-any-return]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await asyncio.to_thread(self._get_text_embeddings, texts)
+        vectors = await self._embedder.aencode_documents(texts, truncate_dim=self.truncate_dim)
+        return np.asarray(vectors).tolist()  # type: ignore[no-any-return]

@@ -82,29 +82,35 @@ class IndexSearch:
 
     async def retrieve(self, bundle: QueryBundle, *, blocking: bool) -> Retrieved:
         """The nodes nearest to a query, and what was thought."""
-        hits, embeddings = await called(blocking, self._hits, bundle)
+        hits, embeddings = await self._hits(bundle, blocking)
         return [_node(hit) for hit in hits], embeddings
 
     def explain(self, bundle: QueryBundle) -> Explanation:
         """What is found for the bundle's query, and what thinking does to it."""
         return self._retriever.explain(as_query(bundle.query_str, _history(bundle)), **self._options)
 
-    def _hits(self, bundle: QueryBundle) -> tuple[Sequence[Hit], Sequence[QueryEmbedding]]:
+    async def _hits(
+        self, bundle: QueryBundle, blocking: bool
+    ) -> tuple[Sequence[Hit], Sequence[QueryEmbedding]]:
         embedded: Sequence[QueryEmbedding] = ()
         if bundle.embedding is None:
             queries = queries_of(bundle)
             if [query.text for query in queries] == [bundle.query_str]:
-                result = self._retriever.search(queries[0], **self._options)
+                if blocking:
+                    result = self._retriever.search(queries[0], **self._options)
+                else:
+                    result = await self._retriever.asearch(queries[0], **self._options)
                 announce(result.embedding, result.decision, result.hits)
                 return result.hits, [result.embedding]
-            embedded = self._embedded(queries)
+            embedded = await self._embedded(queries, blocking)
             vectors = self._how.pooled(*embedded)
         else:
             vectors = _given(bundle.embedding)
         k, where = self._options["k"], self._options["where"]
-        return self._retriever.index.search_groups([vectors], k=k, where=where)[0], embedded
+        index = self._retriever.index
+        return (await called(blocking, index.search_groups, [vectors], k=k, where=where))[0], embedded
 
-    def _embedded(self, queries: list[Query]) -> list[QueryEmbedding]:
+    async def _embedded(self, queries: list[Query], blocking: bool) -> list[QueryEmbedding]:
         """Several strings that are searched with together."""
         if self._how.hybrid or self._how.thinking == "auto":
             raise SettingsError(
@@ -113,7 +119,10 @@ class IndexSearch:
             )
         embedder = self._retriever.embedder
         settings = (self._settings or embedder.settings).with_changes(thinking=self._how.thinking)
-        embedded = embedder.embed_queries(queries, settings=settings)
+        if blocking:
+            embedded = embedder.embed_queries(queries, settings=settings)
+        else:
+            embedded = await embedder.aembed_queries(queries, settings=settings)
         for embedding in embedded:
             announce(embedding)
         return embedded
@@ -184,7 +193,9 @@ class VectorStoreSearch:
         async def embed(thinking: Thinking | None) -> list[QueryEmbedding]:
             settings = self._settings.with_changes(thinking=thinking)
             queries = queries_of(bundle)
-            return await called(blocking, self._model.think, queries, settings=settings, events=False)
+            if blocking:
+                return self._model.think(queries, settings=settings, events=False)
+            return await self._model.athink(queries, settings=settings, events=False)
 
         async def nearest(vectors: Vector, k: int) -> list[list[tuple[BaseNode, float | None]]]:
             # Copies, because the caller's bundle may be used with another retriever.

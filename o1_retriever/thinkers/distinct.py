@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from o1_retriever.thought import Thought, ThoughtSettings, repeats
@@ -11,10 +11,10 @@ from o1_retriever.thought import Thought, ThoughtSettings, repeats
 AGAIN = 1 << 20
 
 # From the numbers of the thoughts that are wanted about each query to these thoughts.
-Write = Callable[[Sequence[tuple[int, ...]]], list[list[Thought]]]
+Write = Callable[[Sequence[tuple[int, ...]]], Awaitable[list[list[Thought]]]]
 
 
-def distinct(queries: int, settings: ThoughtSettings, start: int, write: Write) -> list[list[Thought]]:
+async def distinct(queries: int, settings: ThoughtSettings, start: int, write: Write) -> list[list[Thought]]:
     """Thoughts `start` to `settings.n_thoughts - 1` about each of so many queries.
 
     A thought that nearly repeats one with a smaller number is drawn again, once, and the second draw counts
@@ -25,10 +25,10 @@ def distinct(queries: int, settings: ThoughtSettings, start: int, write: Write) 
         return [[] for _ in range(queries)]
     once = settings.temperature == 0 or settings.budget_ms is not None or settings.n_thoughts == 1
     first = start if once else 0
-    rows = write([tuple(range(first, settings.n_thoughts))] * queries)
+    rows = await write([tuple(range(first, settings.n_thoughts))] * queries)
     again = [() if once else repeats(row) for row in rows]
     if any(again):
-        draws = write([tuple(AGAIN + number for number in numbers) for numbers in again])
+        draws = await write([tuple(AGAIN + number for number in numbers) for numbers in again])
         for row, numbers, second in zip(rows, again, draws, strict=True):
             for number, thought in zip(numbers, second, strict=True):
                 row[number] = _better(row[number], thought, row[:number])

@@ -16,6 +16,7 @@ from threading import Lock, Thread
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from o1_retriever.concurrency.blocking import finished
 from o1_retriever.concurrency.forks import Renewed
 from o1_retriever.concurrency.sent import Sent
 from o1_retriever.endpoint.client import ChatClient, in_thread, options_of
@@ -108,19 +109,32 @@ class OpenAIThinker(Sent):
         them. Raises `ThinkerError` when nothing can succeed before the caller changes something (wrong
         key, model or address), and none of this call's thoughts had been written.
         """
+        return finished(self._think(queries, settings, start, blocking=True))
 
-        def write(numbers: Sequence[tuple[int, ...]]) -> list[list[Thought]]:
+    async def athink(
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0
+    ) -> list[list[Thought]]:
+        """`think` for coroutines: no thread waits. A coroutine that is cancelled takes its requests back."""
+        return await self._think(queries, settings, start, blocking=False)
+
+    async def _think(
+        self, queries: Sequence[Query], settings: ThoughtSettings, start: int, *, blocking: bool
+    ) -> list[list[Thought]]:
+        async def write(numbers: Sequence[tuple[int, ...]]) -> list[list[Thought]]:
             requests = [
                 ChatRequest(query=query, prompt=self.prompt, index=index, settings=settings)
                 for query, own in zip(queries, numbers, strict=True)
                 for index in own
             ]
-            answers = _background.run(self._ask(requests)) if requests else []
+            answers: list[Answer] = []
+            if requests:
+                work = self._ask(requests)
+                answers = _background.run(work) if blocking else await _background.awaited(work)
             self._report(answers)
             thoughts = iter([_recorded(answer) for answer in answers])
             return [list(islice(thoughts, len(own))) for own in numbers]
 
-        return distinct(len(queries), settings, start, write)
+        return await distinct(len(queries), settings, start, write)
 
     async def _ask(self, requests: Sequence[ChatRequest]) -> list[Answer]:
         """Ask for all; when the last call was given up, find out first with one request, sent once."""
@@ -245,6 +259,10 @@ class _Background(Renewed):
             future.cancel()
             raise
         return future.result()
+
+    async def awaited(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Wait for the result in another event loop; whoever is cancelled cancels the work."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._started()))
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have some work done without waiting for it, if the loop runs at all."""

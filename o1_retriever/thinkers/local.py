@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from o1_retriever.concurrency.blocking import finished
 from o1_retriever.concurrency.sent import SentModel
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, as_prompt
 from o1_retriever.endpoint.written import Reasoning, check_reasoning, read_written, refused, whole_sentences
@@ -127,10 +128,10 @@ class LocalThinker(SentModel):
         template: Any = self.local.template
         prompts = [tuple(template.prompt(self.prompt.messages(query))) for query in queries]
 
-        def write(numbers: Sequence[tuple[int, ...]]) -> list[list[Thought]]:
+        async def write(numbers: Sequence[tuple[int, ...]]) -> list[list[Thought]]:
             return write_thoughts_about(self.local, prompts, numbers, settings, reasoning=self.reasoning)
 
-        return distinct(len(prompts), settings, start, write)
+        return finished(distinct(len(prompts), settings, start, write))
 
 
 def settings_of_folder(folder: Path) -> Mapping[str, Any]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever.concurrency.blocking import finished
 from o1_retriever.explain.render import costs_view
 from o1_retriever.query import as_queries
-from o1_retriever.thinkers.distinct import AGAIN, distinct
+from o1_retriever.thinkers import distinct as drawing
+from o1_retriever.thinkers.distinct import AGAIN
 from o1_retriever.thought import Thought, Timings, repeats
 from tests.support.adapters import bag_of_words
 from tests.support.writers import writer
@@ -37,8 +40,12 @@ def test_a_thought_alone_and_the_first_of_several_repeat_nothing(texts: list[str
     assert any(text.strip() for text in texts) or not found
 
 
+def distinct(*given: Any) -> list[list[Thought]]:
+    return finished(drawing.distinct(*given))
+
+
 def scripted(table: dict[int, str], asked: list[Sequence[tuple[int, ...]]]):
-    def write(numbers: Sequence[tuple[int, ...]]) -> list[list[Thought]]:
+    async def write(numbers: Sequence[tuple[int, ...]]) -> list[list[Thought]]:
         asked.append(numbers)
         return [[thoughts(table[number])[0] for number in own] for own in numbers]
 
