@@ -20,7 +20,8 @@ from benchmarks.record import RESULTS, ROOT, read, record
 from benchmarks.speed.data import VARIABLE, data_folder
 
 NAMES = (
-    "queries", "roofline", "documents", "cached", "search", "importing", "threads", "local_thinker", "gpu",
+    "queries", "awaited", "roofline", "documents", "cached", "search", "importing", "threads",
+    "local_thinker", "gpu",
 )  # fmt: skip
 
 

@@ -27,6 +27,9 @@ _TITLES = {
     r"local_thinker/(\w+)/q(\d+)/ms": "three thoughts of SmolLM2-135M about each of {1} queries",
     r"local_thinker/(\w+)/q(\d+)/ratio_to_generate": "the same, {1} queries, against transformers' generate",
     r"local_thinker/(\w+)/q(\d+)/ratio_to_llamacpp": "the same, {1} queries, against llama.cpp",
+    r"awaited/(\w+)/q(\d+)/ratio": "{1} queries awaited together, {0} model, against one after the other",
+    r"awaited/(\w+)/q(\d+)/loop_gap_p99_ms": "longest turn of an event loop (of 99 %), {1} queries in flight",
+    r"awaited/(\w+)/q(\d+)/idle_gap_p99_ms": "the same with nothing in flight",
     r"import_time/package_s": "import o1_retriever",
     r"import_time/cli_help_s": "o1-retriever --help",
 }

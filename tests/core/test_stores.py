@@ -7,9 +7,10 @@ import asyncio
 import numpy as np
 import pytest
 
+from o1_retriever.concurrency.blocking import called, finished
 from o1_retriever.errors import SettingsError
 from o1_retriever.search.result import SearchSettings
-from o1_retriever.search.stores import StoreSearch, called, finished, store_settings
+from o1_retriever.search.stores import StoreSearch, store_settings
 from o1_retriever.thought import QueryEmbedding, Thought, Timings
 from tests.support.adapters import ALWAYS_WORTH_IT, NEVER_WORTH_IT
 

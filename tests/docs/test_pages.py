@@ -96,6 +96,14 @@ def test_the_page_of_conversations_runs(root: Path, monkeypatch: pytest.MonkeyPa
     assert len(run(root / "docs" / "conversation.md").splitlines()) == 2
 
 
+@pytest.mark.long
+def test_the_page_of_processes_runs(root: Path) -> None:
+    Path("models").symlink_to(root / "models")
+    lines = run(root / "docs" / "processes.md", __name__="__main__").splitlines()
+    assert lines[:2] == ["[(1, 384), (1, 384)]", "20 queries, thought about in one batch"]
+    assert lines[2].strip()
+
+
 def test_the_readme_is_short(root: Path) -> None:
     assert len((root / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
