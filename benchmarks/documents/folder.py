@@ -24,7 +24,27 @@ from o1_retriever.index.folder import sync_folder
 from o1_retriever.index.index import Index
 from o1_retriever.vectors import Precision, TokenLimit, VectorSpace
 
-WORDS = ["valve", "pump", "seal", "pressure", "grease", "bolt", "drain", "motor", "filter", "water", "May", "every", "the", "of", "is", "must", "be", "closed", "before"]
+WORDS = [
+    "valve",
+    "pump",
+    "seal",
+    "pressure",
+    "grease",
+    "bolt",
+    "drain",
+    "motor",
+    "filter",
+    "water",
+    "May",
+    "every",
+    "the",
+    "of",
+    "is",
+    "must",
+    "be",
+    "closed",
+    "before",
+]
 
 
 class Encoder:

@@ -160,6 +160,7 @@ def test_datasets_map_in_two_processes(embedder: ThinkingEmbedder, tmp_path: Pat
 @pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_gunicorn_with_a_model_that_was_loaded_before_the_fork(root: Path) -> None:
+    pytest.importorskip("gunicorn")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
