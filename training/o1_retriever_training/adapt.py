@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.endpoint.prompt import ChatPrompt
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import load_collection
 from o1_retriever.evaluation.corpus import EncodedCorpus
@@ -47,6 +48,30 @@ SPLIT = "dev"
 THINKER = "thinker"  # the folder with what is installed
 _LEAST_QUESTIONS = 20
 _LEAST_STEPS = 40
+# A small model writes questions when it is shown some, and does not when it is told to.
+_ASKING = ChatPrompt(
+    user="Passage: {query}\nQuestion:",
+    system="You write questions. Write one short question that the passage answers.",
+    examples=(
+        (
+            "Yeast is a living fungus that feeds on the sugar in dough and gives off carbon dioxide gas.",
+            "Why does bread dough rise before it is baked?",
+        ),
+        (
+            "Alexander Fleming was a Scottish physician who discovered penicillin in 1928.",
+            "Who discovered penicillin?",
+        ),
+        ("A balance is a kind of tool for measuring mass.", "Which tool tells how heavy a stone is?"),
+        (
+            "Madrid is the capital of Spain and lies in the northern hemisphere.",
+            "In which hemisphere is the capital of Spain?",
+        ),
+        (
+            "Frost is formed when water vapour freezes on cold surfaces.",
+            "What happens to water vapour on a cold window at night?",
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +221,7 @@ def _asked_by_people(work: Workplace, questions: str | Path) -> Iterator[Trainin
 
 def _asked_by_the_base(work: Workplace) -> Iterator[TrainingRow]:
     """Questions that the base model writes about some passages, and that find them again."""
-    from o1_retriever_training.experts import LocalExpert, as_expert
+    from o1_retriever_training.experts import as_expert
 
     draw, texts = Random(work.plan.seed), work.passages
     chosen = draw.sample(texts, min(work.plan.asked, len(texts)))
@@ -204,9 +229,9 @@ def _asked_by_the_base(work: Workplace) -> Iterator[TrainingRow]:
     write_whole(passages, "".join(json.dumps({"query": text}, ensure_ascii=False) + "\n" for text in chosen))
     question_pairs(
         work.folder,
-        as_expert(work.writer or LocalExpert.from_pretrained(work.plan.base, dtype="fastest")),
+        as_expert(work.writer or LocalThinker(work.plan.base, prompt=_ASKING)),
         Recipe(seed=work.plan.seed),
-        DataPlan(queries_per_passage=1, within=3),
+        DataPlan(queries_per_passage=1, within=3, temperature=0.7),
         work.options,
         work.say,
         passages=passages,

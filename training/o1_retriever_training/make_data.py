@@ -42,9 +42,9 @@ _LONGEST = 300  # characters: what is longer is no query, but talk
 class DataPlan:
     """What a folder becomes: queries per passage, who searches, who votes, and which negatives.
 
-    `within` is how high a query must find its passage again. `most` bounds the passages (None: all).
-    `examples` are pairs of query and document in a file, three of which show the expert at a time what kind
-    of questions is wanted (None: it is told in words alone).
+    `within` is how high a query must find its passage again; queries are sampled with `temperature`. `most`
+    bounds the passages (None: all). `examples` are pairs of query and document in a file, three of which show
+    the expert at a time what kind of questions is wanted (None: it is told in words alone).
     """
 
     queries_per_passage: int = 2
@@ -54,6 +54,7 @@ class DataPlan:
     rules: VoteRules = field(default_factory=VoteRules)
     mining: MiningRules = field(default_factory=lambda: MiningRules(count=7))
     most: int | None = None
+    temperature: float = 0.9
     examples: str | Path | None = None
 
 
@@ -140,7 +141,7 @@ def question_pairs(
         examples=min(len(shown), EXAMPLE_QUESTIONS),
         labels=("Passage", "Question"),
         max_tokens=64,
-        temperature=0.9,
+        temperature=plan.temperature,
     )
     queries = work / "queries.jsonl"
     tally, _ = synthesize(passages, queries, experts=writer, recipe=asking, options=options, examples=shown)
