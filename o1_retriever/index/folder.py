@@ -165,7 +165,9 @@ class _Sync:
             )
             for piece in pieces:
                 ids.update(document.id for document in piece.documents)
-                new = self._index.missing(piece.documents) if piece.documents else []
+                new = piece.documents
+                if new and piece.job.source in self.known:
+                    new = self._index.missing(new)
                 missing += len(new)
                 self._add(new)
                 if piece.done:
