@@ -114,7 +114,7 @@ def _repeat_from(text: str, previous: Span, following: int, earliest: int, code:
     if earliest >= end:
         return following
     window = max(earliest - 1, previous[0])
-    for pattern in (_LINE,) if code else (_SENTENCE, _WORD):
+    for pattern in (_LINE,) if code else (_SENTENCE, _PROSE_LINE, _WORD):
         for match in pattern.finditer(text, window, end):
             if earliest <= match.end() < end:
                 return match.end()

@@ -91,8 +91,8 @@ def suffix_of(path: Path) -> str:
 
 
 def is_known(path: Path) -> bool:
-    """Whether a file is read. One without a suffix is, if it proves to be text."""
-    return suffix_of(path) in _READERS or not path.suffix
+    """Whether a file is read, or is refused by name. One without a suffix is read if it proves to be text."""
+    return suffix_of(path) in _READERS or not path.suffix or path.suffix.lower() in _OLD
 
 
 def read_sections(

@@ -90,7 +90,7 @@ def read_file(job: Job, chunking: Chunking, options: ReadOptions) -> Iterator[Re
         while page := list(_page(documents)):
             yield Read(job=job, documents=page)
     except DocumentError as problem:
-        error = problem.reason
+        error = f"{problem.reason} {problem.hint}" if problem.hint else problem.reason
     except MissingExtraError as problem:
         error, lasting = str(problem), False
     except MemoryError:

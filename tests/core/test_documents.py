@@ -65,6 +65,13 @@ def test_a_long_paragraph_breaks_at_sentence_ends_and_repeats_whole_sentences():
     ]
 
 
+def test_what_is_repeated_of_a_table_begins_with_a_row():
+    rows = [f"| row {number} | {'x' * 10} |" for number in range(12)]
+    first, second = split_passages("\n".join(rows), max_characters=120, overlap=50)[:2]
+    assert first.split("\n") == rows[:5]
+    assert second.split("\n") == rows[3:8]
+
+
 def test_a_sentence_does_not_end_before_a_small_letter():
     text = "See e.g. the chapter on heat. " + "Heat flows from hot to cold bodies."
     assert split_passages(text, max_characters=40, overlap=0)[0] == "See e.g. the chapter on heat."

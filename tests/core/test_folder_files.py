@@ -194,13 +194,15 @@ def test_the_report_says_what_became_of_every_file(index, folder, tmp_path) -> N
             "broken.pdf": b"%PDF-1.4",
             "c.xyz": "x",
             "build/d.md": "x",
+            "old.doc": "x",
         },
     )
     report = sync_folder(index, folder)
     assert [(entry.source, entry.status) for entry in report.entries] == [
         *(("a.md", "new"), ("b.md", "copy"), ("broken.pdf", "skipped"), ("invisible.txt", "skipped")),
-        *(("latin.txt", "new"), ("rows.jsonl", "new")),
+        *(("latin.txt", "new"), ("old.doc", "skipped"), ("rows.jsonl", "new")),
     ]
+    assert "soffice --convert-to docx" in dict(report.skipped)["old.doc"]
     assert dict(report.notes) == {
         "rows.jsonl": "line 2 is not JSON; left out.",
         "latin.txt": "its encoding is a guess: CP1252.",
