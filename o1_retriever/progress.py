@@ -38,7 +38,7 @@ def is_shown(show: bool | None) -> bool:
 def progress(description: str, total: int | None, *, show: bool | None) -> Iterator[Advance]:
     """Yield a function that advances the bar. `show` None: only where standard error is a terminal."""
     if not is_shown(show):
-        yield _nowhere
+        yield lambda count, note="": None
         return
     columns = (
         TextColumn("{task.description}"),
@@ -75,7 +75,3 @@ class _Bar(Progress):
         for task in self.tasks:
             if task.fields["below"]:
                 yield Text(f"  {task.fields['below']}", style="dim")
-
-
-def _nowhere(count: int, note: str = "") -> None:
-    """Where there is no bar."""

@@ -14,7 +14,7 @@ from benchmarks.fictional_world.page import ablation_table, two_hop_table
 from benchmarks.quality.card import with_results
 from benchmarks.record import RESULTS, ROOT, read
 from benchmarks.speed.page import full_table, speed_table
-from o1_retriever.reporting.table import markdown_table
+from o1_retriever.reporting.text import markdown_table
 
 Rows = Sequence[Mapping[str, object]]
 

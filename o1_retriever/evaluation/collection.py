@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -129,7 +129,11 @@ def load_collection(
     """
     root = Path(folder)
     paths = [root / "corpus.jsonl", root / "queries.jsonl", root / "qrels" / f"{split}.tsv"]
-    _check_files(root, paths)
+    if missing := [path for path in paths if not path.is_file()]:
+        hint = "A folder in BEIR format has corpus.jsonl, queries.jsonl and qrels/<split>.tsv."
+        if missing == paths[-1:] and splits_of(root):
+            hint = f"Splits of this collection: {', '.join(splits_of(root))}."
+        raise CollectionError(f"There is no file {missing[0]}.", hint=hint)
     report = CollectionReport(str(root))
     corpus = Corpus(paths[0], report)
     texts = _texts(paths[1], report, "query", lambda row: row.get("text") or "")
@@ -156,17 +160,6 @@ def splits_of(folder: str | os.PathLike[str]) -> list[str]:
 def joined(row: Mapping[str, Any]) -> str:
     """A document as title, space, text; just the text where there is no title."""
     return f"{row.get('title') or ''} {row.get('text') or ''}".strip()
-
-
-def _check_files(root: Path, paths: Sequence[Path]) -> None:
-    missing = [path for path in paths if not path.is_file()]
-    if not missing:
-        return
-    known = splits_of(root)
-    hint = "A folder in BEIR format has corpus.jsonl, queries.jsonl and qrels/<split>.tsv."
-    if missing == paths[-1:] and known:
-        hint = f"Splits of this collection: {', '.join(known)}."
-    raise CollectionError(f"There is no file {missing[0]}.", hint=hint)
 
 
 def _texts(

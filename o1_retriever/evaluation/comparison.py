@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Collection
 from o1_retriever.evaluation.metrics import DEPTH, MEASURES, Run, aligned, means, per_query
-from o1_retriever.evaluation.systems import Answer, RecallLost, System
+from o1_retriever.evaluation.systems import RecallLost, System
 from o1_retriever.thought import Thought, repeats
 
 logger = logging.getLogger(__name__)
@@ -138,27 +138,22 @@ def _measured(collection: Collection, system: System, *, measures: Sequence[str]
         found.pop(query, None)
         run[query] = dict(list(found.items())[:depth])
     logger.info("%s on %s: %.1f s", system.name, collection.name, seconds)
+    count, thoughts = len(run), [thought for row in answer.thoughts for thought in row]
     return SystemResult(
         name=system.name,
         run=run,
         thoughts=dict(zip(collection.queries, answer.thoughts, strict=True)),
         values=per_query(collection.qrels, run, measures=measures),
-        cost=_cost(answer, seconds),
+        cost=Cost(
+            thought_tokens=sum(thought.completion_tokens for thought in thoughts) / count,
+            prompt_tokens=sum(thought.prompt_tokens for thought in thoughts) / count,
+            repeats=sum(len(repeats(row)) for row in answer.thoughts) / count,
+            ms_per_query=1000 * seconds / count,
+            cached=any(thought.cached for thought in thoughts),
+            documents_per_second=answer.documents_per_second,
+            peak_mb=peak_megabytes(),
+        ),
         recall_lost=answer.recall_lost,
-    )
-
-
-def _cost(answer: Answer, seconds: float) -> Cost:
-    count = len(answer.rankings)
-    thoughts = [thought for row in answer.thoughts for thought in row]
-    return Cost(
-        thought_tokens=sum(thought.completion_tokens for thought in thoughts) / count,
-        prompt_tokens=sum(thought.prompt_tokens for thought in thoughts) / count,
-        repeats=sum(len(repeats(row)) for row in answer.thoughts) / count,
-        ms_per_query=1000 * seconds / count,
-        cached=any(thought.cached for thought in thoughts),
-        documents_per_second=answer.documents_per_second,
-        peak_mb=peak_megabytes(),
     )
 
 

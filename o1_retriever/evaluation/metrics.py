@@ -123,9 +123,17 @@ def write_run(
         file.writelines(lines)
     if thoughts is not None:
         texts = queries or {}
-        rows = (_thoughts_row(key, texts.get(key, ""), written) for key, written in thoughts.items())
         with written_whole(thoughts_path(target)) as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            for key, written in thoughts.items():
+                row = {
+                    "_id": key,
+                    "text": texts.get(key, ""),
+                    "thoughts": [None if thought.failed else thought.text for thought in written],
+                    "finish": [thought.finish for thought in written],
+                    "errors": [thought.error for thought in written],
+                    "tokens": [thought.completion_tokens for thought in written],
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
@@ -171,14 +179,3 @@ def _score(text: str, where: str) -> float:
     if not math.isfinite(value):
         raise CollectionError(f"{where} has the score {text!r}; expected a number.")
     return value
-
-
-def _thoughts_row(key: str, text: str, thoughts: Sequence[Thought]) -> dict[str, object]:
-    return {
-        "_id": key,
-        "text": text,
-        "thoughts": [None if thought.failed else thought.text for thought in thoughts],
-        "finish": [thought.finish for thought in thoughts],
-        "errors": [thought.error for thought in thoughts],
-        "tokens": [thought.completion_tokens for thought in thoughts],
-    }

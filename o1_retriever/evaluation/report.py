@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -15,10 +14,8 @@ import numpy as np
 from o1_retriever.evaluation.comparison import Comparison, Evaluation, SystemResult
 from o1_retriever.evaluation.metrics import write_run
 from o1_retriever.evaluation.systems import family_of
-from o1_retriever.extras import require
 from o1_retriever.reporting import html
-from o1_retriever.reporting.table import markdown_table
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting.text import counted, markdown_table
 
 SHOWN = 10  # queries that gain most, and that lose most
 Draw: TypeAlias = Callable[[Any, Evaluation], None]
@@ -56,8 +53,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     They go into a folder named after the collection and split below `folder`, which is returned. Needs the
     extra `eval` for the plots.
     """
-    name = _file_name(f"{evaluation.collection.name}-{evaluation.collection.split}")
-    target = folder / name
+    target = folder / _file_name(f"{evaluation.collection.name}-{evaluation.collection.split}")
     (target / "runs").mkdir(parents=True, exist_ok=True)
     for result in evaluation.results:
         write_run(
@@ -67,8 +63,20 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
             queries=evaluation.collection.queries,
             thoughts=result.thoughts if any(result.thoughts.values()) else None,
         )
-    _write_lines(target / "results.jsonl", records(evaluation))
-    _write_lines(target / "per_query.jsonl", _per_query(evaluation))
+    per_query = [
+        {
+            "_id": key,
+            "text": text,
+            "systems": {
+                result.name: {name: values[key] for name, values in result.values.items()}
+                for result in evaluation.results
+            },
+        }
+        for key, text in evaluation.collection.queries.items()
+    ]
+    for name, rows in (("results", records(evaluation)), ("per_query", per_query)):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (target / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     drawn = plots(evaluation)
     (target / "plots").mkdir(exist_ok=True)
     for plot in drawn:
@@ -202,16 +210,17 @@ def as_html(evaluation: Evaluation, drawn: Sequence[Plot]) -> str:
     parts += [html.element("h2", html.text(plot.title)) + plot.svg for plot in drawn]
     for heading, chosen in _chosen(evaluation):
         parts.append(html.element("h2", html.text(heading)))
-        parts.append(html.items(_as_item(change) for change in chosen))
+        parts.append(
+            html.items(
+                f"{html.element('b', html.text(each.text))} {each.before:.3f} → {each.after:.3f}"
+                f"{html.items(map(html.text, each.thoughts))}"
+                for each in chosen
+            )
+        )
     if evaluation.collection.report:
         parts.append(html.element("h2", "Problems of the collection"))
         parts.append(html.element("pre", html.text(evaluation.collection.report)))
     return html.page(title, parts, style=_STYLE)
-
-
-def _as_item(change: Change) -> str:
-    values = f" {change.before:.3f} → {change.after:.3f}"
-    return html.element("b", html.text(change.text)) + values + html.items(map(html.text, change.thoughts))
 
 
 # The table of systems is wide, and all its columns but the first are numbers.
@@ -231,24 +240,6 @@ def _chosen(evaluation: Evaluation) -> list[tuple[str, list[Change]]]:
     against = f"{pair[1].name} against {pair[0].name}, {evaluation.measure}"
     parts = [(f"Thinking helps most ({against})", helped), (f"Thinking hurts most ({against})", hurt)]
     return [part for part in parts if part[1]]
-
-
-def _per_query(evaluation: Evaluation) -> list[dict[str, object]]:
-    return [
-        {
-            "_id": key,
-            "text": text,
-            "systems": {
-                result.name: {name: values[key] for name, values in result.values.items()}
-                for result in evaluation.results
-            },
-        }
-        for key, text in evaluation.collection.queries.items()
-    ]
-
-
-def _write_lines(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _file_name(text: str) -> str:
@@ -330,20 +321,10 @@ def _thoughts_per_query(result: SystemResult) -> float:
 
 
 def _drawn(draw: Draw, evaluation: Evaluation) -> str:
-    require("matplotlib", extra="eval", purpose="Drawing the plots of a report")
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    # A fixed salt and no date: the same evaluation gives the same file.
-    with mpl.rc_context({"svg.hashsalt": "o1-retriever", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7.5, 4.4), layout="constrained")
-        FigureCanvasSVG(figure)
+    def all_of_it(figure: Any) -> None:
         axes = figure.subplots()
         draw(axes, evaluation)
         axes.grid(alpha=0.3)
         figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
-        target = io.StringIO()
-        figure.savefig(target, format="svg", metadata={"Date": None})
-    text = target.getvalue()
-    return text[text.index("<svg") :]
+
+    return html.svg(all_of_it, 7.5, 4.4, extra="eval")

@@ -95,6 +95,8 @@ def follow_wording(embedder: ThinkingEmbedder, original: Collection, variant: Co
     backend = embedder.backend
     if not isinstance(backend, PairBackend) or not isinstance(backend.thinker, RecordedThinker):
         return embedder
+    if variant is original:
+        return embedder
     originals = {variant.queries[key]: text for key, text in original.queries.items()}
     thinker = _Reworded(backend.thinker, originals)
     cache = embedder.cache if embedder.cache is not None else False

@@ -30,9 +30,13 @@ def open_collection(
     A prefix `ir_datasets:` is accepted too. Raises `CollectionError` for what cannot be found or read.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir() or not _looks_like_a_name(name):
+    named = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)*", name) or name.startswith((HUB, IR_DATASETS))
+    if folder.is_dir() or not named:
         return load_collection(folder, split=split, strict=strict)
-    root = (work or default_cache_path() / "collections") / _folder_name(f"{name}@{split}")
+    own = f"{name}@{split}"
+    digest = hashlib.blake2b(own.encode(), digest_size=4).hexdigest()
+    root = work or default_cache_path() / "collections"
+    root /= f"{re.sub(r'[^A-Za-z0-9.]+', '-', own)}-{digest}"
     if not root.is_dir():
         fetch = _from_hub if name.startswith(HUB) else _from_ir_datasets
         fresh = root.with_name(f"{root.name}.new")
@@ -69,17 +73,6 @@ def write_collection(
         file.writelines(f"{query}\t{document}\t{grade}\n" for query, document, grade in judgments)
 
 
-def _looks_like_a_name(name: str) -> bool:
-    return name.startswith((HUB, IR_DATASETS)) or (
-        not name.startswith((".", "/", "~")) and re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) is not None
-    )
-
-
-def _folder_name(name: str) -> str:
-    digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}-{digest}"
-
-
 def _from_ir_datasets(name: str, split: str, folder: Path) -> None:
     package = require(
         "ir_datasets", extra=_EXTRA, purpose=f"The collection {name!r}, which is no folder here,"
@@ -91,10 +84,15 @@ def _from_ir_datasets(name: str, split: str, folder: Path) -> None:
             f"There is no folder {name!r}, and ir_datasets knows no data set of that name.",
             hint="Its names are such as beir/scifact/test; a data set of the Hub is hub:OWNER/NAME.",
         ) from None
+
+    def text_of(document: Any) -> str:
+        text = getattr(document, "text", None)
+        return str(document.default_text() if text is None else text)
+
     write_collection(
         folder,
         documents=(
-            {"_id": doc.doc_id, "title": getattr(doc, "title", "") or "", "text": _text_of(doc)}
+            {"_id": doc.doc_id, "title": getattr(doc, "title", "") or "", "text": text_of(doc)}
             for doc in dataset.docs_iter()
         ),
         queries=(
@@ -106,11 +104,6 @@ def _from_ir_datasets(name: str, split: str, folder: Path) -> None:
     )
 
 
-def _text_of(document: Any) -> str:
-    text = getattr(document, "text", None)
-    return str(document.default_text() if text is None else text)
-
-
 def _from_hub(name: str, split: str, folder: Path) -> None:
     package = require("datasets", extra=_EXTRA, purpose=f"The data set {name!r} of the Hub")
     load: Callable[..., Any] = package.load_dataset
@@ -118,24 +111,21 @@ def _from_hub(name: str, split: str, folder: Path) -> None:
     judged = next((config for config in ("default", "qrels") if config in configs), None)
     # BeIR's own data sets keep the judgments in a second one.
     judgments = load(name, judged, split=split) if judged else load(f"{name}-qrels", split=split)
+    # Of a part that has one split, whatever it is called, the rows.
+    parts = (load(name, part) for part in ("corpus", "queries"))
+    corpus, queries = (next(iter(part.values())) if isinstance(part, dict) else part for part in parts)
+
+    def row_of(row: Mapping[str, Any], *names: str) -> dict[str, str]:
+        return {"_id": str(row["_id"] if "_id" in row else row["id"])} | {
+            key: row.get(key) or "" for key in names
+        }
+
     write_collection(
         folder,
-        documents=(
-            {"_id": str(_id(row)), "title": row.get("title") or "", "text": row.get("text") or ""}
-            for row in _only(load(name, "corpus"))
-        ),
-        queries=({"_id": str(_id(row)), "text": row["text"]} for row in _only(load(name, "queries"))),
+        documents=(row_of(row, "title", "text") for row in corpus),
+        queries=(row_of(row, "text") for row in queries),
         judgments=(
             (str(row["query-id"]), str(row["corpus-id"]), int(row.get("score", 1))) for row in judgments
         ),
         split=split,
     )
-
-
-def _only(splits: Any) -> Any:
-    """The rows of a data set that has one split, whatever it is called."""
-    return next(iter(splits.values())) if isinstance(splits, dict) else splits
-
-
-def _id(row: Mapping[str, Any]) -> Any:
-    return row["_id"] if "_id" in row else row["id"]

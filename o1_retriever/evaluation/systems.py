@@ -217,7 +217,7 @@ class VectorGraph:
         self._count = len(matrix)
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._graph = Graph.shared(Path(folder.name), "corpus")
-        weakref.finalize(self, _let_go, self._graph, folder)
+        weakref.finalize(self, lambda graph: (graph.release(), folder.cleanup()), self._graph)
         self._graph.begin(0, {"made_by": "o1-retriever eval"})
         for first in range(0, self._count, _PAGE):
             vectors = np.asarray(matrix[first : first + _PAGE], dtype=np.float32)
@@ -234,11 +234,6 @@ class VectorGraph:
             best(ranking.keys.astype(np.int64), ranking.scores.astype(np.float32), depth, ties=ties)
             for ranking in found
         ]
-
-
-def _let_go(graph: Graph, folder: tempfile.TemporaryDirectory[str]) -> None:
-    graph.release()
-    folder.cleanup()
 
 
 def recall_lost(exact: Sequence[Ranking], approximate: Sequence[Ranking], depth: int) -> RecallLost:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from typing import Any
+
+from o1_retriever.extras import require
 
 # Base of every page; what a page adds comes after it.
 _STYLE = (
@@ -45,6 +49,24 @@ def page(title: str, parts: Iterable[str], *, style: str = "") -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
         f"<style>{_STYLE}{style}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
+
+
+def svg(draw: Callable[[Any], None], width: float, height: float, *, extra: str) -> str:
+    """The SVG element of what `draw` draws in a figure of matplotlib, which `extra` installs; in inches."""
+    require("matplotlib", extra=extra, purpose="Drawing the plots of a report")
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # A fixed salt and no date: the same data give the same file.
+    with mpl.rc_context({"svg.hashsalt": "o1-retriever", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        target = io.StringIO()
+        figure.savefig(target, format="svg", metadata={"Date": None})
+    drawn = target.getvalue()
+    return drawn[drawn.index("<svg") :]
 
 
 def _row(name: str, cells: Iterable[str]) -> str:

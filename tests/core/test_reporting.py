@@ -10,8 +10,7 @@ import pytest
 from o1_retriever.errors import CollectionError
 from o1_retriever.reporting import html
 from o1_retriever.reporting.problems import SHOWN, Problems
-from o1_retriever.reporting.table import markdown_table
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting.text import counted, markdown_table
 
 
 class Doubts(Problems):
