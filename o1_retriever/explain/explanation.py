@@ -1,12 +1,12 @@
 """Why a query finds what it finds: what each thought leads to, and what thinking moves.
 
-Shown in a terminal, and in a notebook as HTML.
+Drawn by rich: in a terminal, and in a notebook as HTML.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,19 +17,16 @@ from rich.text import Text
 from o1_retriever.explain.render import (
     Clipped,
     costs_view,
-    cut_note,
     decision_line,
     grid,
     heading,
     hits_view,
     milliseconds,
     name_of,
-    place,
     printable,
     thought_line,
 )
 from o1_retriever.index.hits import Hit
-from o1_retriever.reporting.html import element, text
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import Thought, Timings
 
@@ -43,23 +40,10 @@ PerThought = tuple[tuple[Thought, tuple[Hit, ...]], ...]
 
 # Of what each thought finds by itself, so much is shown.
 _SHOWN_PER_THOUGHT = 3
-_THOUGHTS, _HITS, _MOVES = "Thoughts, and what each finds by itself", "Hits", "What thinking moved"
 _COLOURS: dict[Change, str] = {"new": "green", "gone": "red", "up": "green", "down": "red", "same": "dim"}
 
-# Half-transparent, so that they go with the page's own text on light and on dark grounds. Notebooks that are
-# not trusted drop style sheets, and some viewers all styles: the tables say everything without them.
-_TINTS: dict[Change, str] = {
-    "new": "rgba(46,160,67,.28)",
-    "gone": "rgba(218,54,51,.28)",
-    "up": "rgba(46,160,67,.14)",
-    "down": "rgba(218,54,51,.14)",
-    "same": "rgba(128,128,128,.14)",
-}
-_LEFT = "text-align:left;vertical-align:top;padding:.15em .6em .15em 0"
-_RIGHT = "text-align:right;vertical-align:top;padding:.15em .6em .15em 0;white-space:nowrap"
-_TABLE = "border-collapse:collapse;margin:.2em 0 .6em;color:inherit;background:transparent"
-_DIM = "opacity:.7"
-_TITLE = "margin:.9em 0 .1em;font-weight:bold"
+# Characters in a line of a notebook, and what stands around them.
+_WIDTH, _PAGE = 110, '<pre style="white-space:pre-wrap;line-height:1.3;background:transparent">{code}</pre>'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +60,6 @@ class Move:
     after: int | None
     change: Change
     thoughts: tuple[int, ...] = ()
-
-    def cells(self) -> tuple[str, ...]:
-        """Both ranks, a dash where one is too low to be known; the change, the passage and the thoughts."""
-        before, after = ("–" if rank is None else str(rank) for rank in (self.before, self.after))
-        return before, after, self.change, name_of(self.hit), ", ".join(map(str, self.thoughts))
 
     def to_dict(self) -> dict[str, Any]:
         """The move as plain JSON values."""
@@ -221,40 +200,26 @@ class Explanation:
         parts: list[RenderableType] = [Text(printable(self.query), style="bold")]
         parts += [Text(decision_line(self.result.decision), style="dim")]
         if self.per_thought:
-            parts += [Text(), Text(_THOUGHTS, style="bold"), _thoughts_view(self.per_thought)]
-        parts += [Text(), Text(_HITS, style="bold"), hits_view(self.result.hits, full=full)]
-        parts += [Text(), Text(_MOVES, style="bold"), Text(f" {self.verdict}")]
+            title = Text("Thoughts, and what each finds by itself", style="bold")
+            parts += [Text(), title, _thoughts_view(self.per_thought)]
+        parts += [Text(), Text("Hits", style="bold"), hits_view(self.result.hits, full=full)]
+        parts += [Text(), Text("What thinking moved", style="bold"), Text(f" {self.verdict}")]
         if self.moved:
             parts += [_moves_view(self.moves)]
-        return Group(*parts, Text(), *(Text(line, style="dim") for line in self._costs))
+        took = self.timings
+        thinking = Timings(think_ms=took.think_ms, embed_ms=took.embed_ms)
+        parts += [Text(), costs_view(self.result.thoughts, thinking, search_ms=took.search_ms)]
+        without, whole = milliseconds(took.without_ms), milliseconds(took.total_ms)
+        return Group(*parts, Text(f"without thinking: embed {without} · in all {whole}", style="dim"))
 
     def __rich__(self) -> Group:
         return self.view()
 
     def _repr_html_(self) -> str:
-        """One element without scripts, in the page's own colours; every text in it is escaped."""
-        parts = [
-            element("div", element("strong", _text(self.query)), style="font-size:1.1em"),
-            element("div", _text(decision_line(self.result.decision)), style=_DIM),
-        ]
-        if self.per_thought:
-            parts += [element("div", _THOUGHTS, style=_TITLE), _thoughts_html(self.per_thought)]
-        parts += [element("div", _HITS, style=_TITLE), _hits_html(self.result.hits)]
-        parts += [element("div", _MOVES, style=_TITLE), element("div", _text(self.verdict))]
-        if self.moved:
-            parts += [_moves_html(self.moves)]
-        parts += [element("div", _text(line), style=_DIM) for line in self._costs]
-        return element("div", "".join(parts), style="max-width:60em;line-height:1.4;color:inherit")
-
-    @property
-    def _costs(self) -> tuple[str, str]:
-        """What thinking and all searches cost; and what the query alone cost, and the whole explanation."""
-        took = self.timings
-        timings = Timings(think_ms=took.think_ms, embed_ms=took.embed_ms)
-        return (
-            costs_view(self.result.thoughts, timings, search_ms=took.search_ms).plain,
-            f"without thinking: embed {milliseconds(took.without_ms)} · in all {milliseconds(took.total_ms)}",
-        )
+        """The same as in a terminal, in one element without scripts; every text in it is escaped."""
+        console = Console(file=io.StringIO(), record=True, width=_WIDTH, highlight=False)
+        console.print(self)
+        return console.export_html(inline_styles=True, code_format=_PAGE)
 
 
 def _thoughts_view(per_thought: PerThought) -> RenderableType:
@@ -275,66 +240,7 @@ def _moves_view(moves: Sequence[Move]) -> RenderableType:
     table.add_column("passage", overflow="fold")
     table.add_column("thoughts", no_wrap=True, style="dim")
     for move in moves:
-        before, after, change, name, thoughts = move.cells()
-        table.add_row(before, after, Text(change, style=_COLOURS[move.change]), Text(name), thoughts)
+        before, after = ("–" if rank is None else str(rank) for rank in (move.before, move.after))
+        change, name = Text(move.change, style=_COLOURS[move.change]), Text(name_of(move.hit))
+        table.add_row(before, after, change, name, ", ".join(map(str, move.thoughts)))
     return table
-
-
-def _thoughts_html(per_thought: PerThought) -> str:
-    rows = []
-    for number, (thought, hits) in enumerate(per_thought, start=1):
-        own = (
-            element("li", f"{_text(name_of(hit))} {_dim(f'{hit.score:.3f}')}")
-            for hit in hits[:_SHOWN_PER_THOUGHT]
-        )
-        listed = element("ol", "".join(own), style="margin:.2em 0 .2em 1.5em;padding:0") if hits else ""
-        rows.append(_row([(str(number), _RIGHT), (f"{_thought(thought)}{listed}", _LEFT)]))
-    return _table([], rows)
-
-
-def _thought(thought: Thought) -> str:
-    if thought.failed:
-        reason = _text(thought.error or "no reason was given")
-        return element("span", f"failed: {reason}", style=f"background:{_TINTS['gone']}")
-    return f"{_text(thought.text)}{_dim(cut_note(thought))}"
-
-
-def _hits_html(hits: Sequence[Hit]) -> str:
-    if not hits:
-        return element("div", "none: no passage matches", style=_DIM)
-    rows = []
-    for hit in hits:
-        source = f" {_dim(_text(place(hit)))}" if place(hit) else ""
-        summary = element("summary", f"{_text(name_of(hit))}{source}")
-        passage = "<br>".join(_text(line) for line in hit.text.splitlines())
-        details = element("details", f"{summary}{passage}")
-        rows.append(_row([(str(hit.rank), _RIGHT), (f"{hit.score:.3f}", _RIGHT), (details, _LEFT)]))
-    return _table(["rank", "score", "passage"], rows)
-
-
-def _moves_html(moves: Sequence[Move]) -> str:
-    rows = []
-    for move in moves:
-        tint = f"background:{_TINTS[move.change]};padding-left:.4em"
-        styles = (_RIGHT, _RIGHT, f"{_LEFT};{tint}", f"{_LEFT};padding-left:.6em", _LEFT)
-        rows.append(_row(zip(map(_text, move.cells()), styles, strict=True)))
-    return _table(["without", "with", "", "passage", "found by thought"], rows)
-
-
-def _table(heads: Sequence[str], rows: Iterable[str]) -> str:
-    cells = "".join(element("th", head, style=f"{_LEFT};{_DIM};font-weight:normal") for head in heads)
-    head = element("thead", element("tr", cells)) if heads else ""
-    return element("table", head + element("tbody", "".join(rows)), style=_TABLE)
-
-
-def _row(cells: Iterable[tuple[str, str]]) -> str:
-    inner = "".join(element("td", content, style=style) for content, style in cells)
-    return element("tr", inner, style="background:transparent")
-
-
-def _dim(content: str) -> str:
-    return element("span", content, style=_DIM)
-
-
-def _text(value: str) -> str:
-    return text(printable(value))
