@@ -23,7 +23,7 @@ from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, Se
 from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
-from o1_retriever.vectors import Precision, TokenLimit, VectorSpace, check_vectors
+from o1_retriever.vectors import InSpace, Precision, TokenLimit, VectorSpace, check_vectors
 
 __all__ = ["CallableEncoder", "Encoder", "SentenceTransformerEncoder", "as_encoder"]
 
@@ -41,18 +41,8 @@ _PROMPTS: dict[What, tuple[str, ...]] = {"query": ("query",), "document": ("docu
 
 
 @runtime_checkable
-class Encoder(Protocol):
+class Encoder(InSpace, Protocol):
     """Anything that turns texts into vectors, float32 of shape (texts, dimension), normalised or not."""
-
-    @property
-    def space(self) -> VectorSpace:
-        """Identity of the document space."""
-        ...
-
-    @property
-    def precision(self) -> Precision:
-        """How the vectors are computed."""
-        ...
 
     def embed_queries(self, texts: Sequence[str], *, batch_size: int = 32) -> Vector:
         """One vector per query."""
@@ -358,10 +348,9 @@ def _load(name: str, *, device: str | None, trust_remote_code: bool) -> Any:
     path = Path(name).expanduser()
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
         raise ModelNotFoundError(f"There is no folder {name}; expected a sentence-transformers model.")
-    here = path if path.is_dir() else wheel_of(name)  # a wheel before the Hub, as for a thinker
     try:
         return package.SentenceTransformer(
-            name if here is None else str(here),
+            str(path if path.is_dir() else wheel_of(name) or name),
             device=device,
             trust_remote_code=trust_remote_code,
             model_kwargs={"use_safetensors": True},

@@ -28,7 +28,7 @@ from o1_retriever.progress import progress
 from o1_retriever.query import Query
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings, Vector
-from o1_retriever.vectors import Precision, TokenLimit, VectorSpace, unit
+from o1_retriever.vectors import InSpace, Precision, TokenLimit, VectorSpace, unit
 
 if TYPE_CHECKING:
     from o1_retriever.encoders import Encoder
@@ -52,18 +52,8 @@ class NewThoughts:
     fast: Vector | None = None
 
 
-class Backend(Protocol):
+class Backend(InSpace, Protocol):
     """What a pipeline needs: thoughts, vectors, and names for both that a cache can key by."""
-
-    @property
-    def space(self) -> VectorSpace:
-        """Identity of the document space."""
-        ...
-
-    @property
-    def precision(self) -> Precision:
-        """How vectors are computed."""
-        ...
 
     @property
     def default_settings(self) -> Mapping[str, Any]:

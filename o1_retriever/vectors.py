@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -131,6 +131,20 @@ class Precision:
     def to_dict(self) -> dict[str, str | None]:
         """The precision as plain JSON values."""
         return asdict(self)
+
+
+class InSpace(Protocol):
+    """What makes vectors: it says of which space they are, and how it computes them."""
+
+    @property
+    def space(self) -> VectorSpace:
+        """Identity of the document space."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """How the vectors are computed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from langchain_core.runnables import Runnable
 
 from o1_retriever.endpoint.limits import RequestPolicy
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt
+from o1_retriever.endpoint.reply import completion
 from o1_retriever.errors import SettingsError
 from o1_retriever.thinkers.endpoint import ModelThinker
 
@@ -45,26 +46,11 @@ class ChatModelThinker(ModelThinker):
 
 def _completion(reply: Any) -> dict[str, Any]:
     if not isinstance(reply, BaseMessage):
-        return {"choices": [{"message": {"content": reply}}]}
-    facts = reply.response_metadata
+        return completion({"content": reply}, None, None, None)
+    facts, content = reply.response_metadata, reply.content
     finish = facts.get("finish_reason") or facts.get("stop_reason") or facts.get("done_reason")
     usage = getattr(reply, "usage_metadata", None) or {}
-    return {
-        "choices": [
-            {
-                "message": {**reply.additional_kwargs, "content": _parts(reply.content)},
-                "finish_reason": "length" if finish in ("length", "max_tokens", "MAX_TOKENS") else finish,
-            }
-        ],
-        "usage": {
-            "prompt_tokens": usage.get("input_tokens"),
-            "completion_tokens": usage.get("output_tokens"),
-        },
-    }
-
-
-def _parts(content: str | list[Any]) -> str | list[Any]:
-    """The content with plain strings of a list as text parts."""
-    if isinstance(content, str):
-        return content
-    return [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    if not isinstance(content, str):  # plain strings of a list are text parts
+        content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    message = {**reply.additional_kwargs, "content": content}
+    return completion(message, finish, usage.get("input_tokens"), usage.get("output_tokens"))

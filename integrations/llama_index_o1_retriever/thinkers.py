@@ -9,6 +9,7 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 
 from o1_retriever.endpoint.limits import RequestPolicy
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt
+from o1_retriever.endpoint.reply import completion
 from o1_retriever.errors import SettingsError
 from o1_retriever.thinkers.endpoint import ModelThinker
 
@@ -51,18 +52,7 @@ def _completion(reply: ChatResponse) -> dict[str, Any]:
         "reasoning_content": facts.get("reasoning_content"),
         "refusal": facts.get("refusal"),
     }
-    return {
-        "choices": [
-            {
-                "message": message,
-                "finish_reason": "length" if finish in ("length", "max_tokens", "MAX_TOKENS") else finish,
-            }
-        ],
-        "usage": {
-            "prompt_tokens": facts.get("prompt_tokens"),
-            "completion_tokens": facts.get("completion_tokens"),
-        },
-    }
+    return completion(message, finish, facts.get("prompt_tokens"), facts.get("completion_tokens"))
 
 
 def _raw_finish(raw: Any) -> Any:

@@ -29,13 +29,9 @@ def main() -> None:
         # While the program was still starting.
         sys.exit(stop())
     finally:
-        _flush()
-
-
-def _flush() -> None:
-    """Write what is left, so that a pipe that was closed (by `head`) is not noticed at exit, too late."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # What is left, so that a pipe that was closed (by `head`) is not noticed at exit, too late.
+        try:
+            sys.stdout.flush()
+        except OSError:
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -102,9 +102,11 @@ def load(point: EntryPoint) -> Any:
         raise
     except ImportError as error:
         missing = f" ({error.name} is missing)" if error.name else ""
+        extras = f"[{','.join(point.extras)}]" if point.extras else ""
+        hint = f"Type: pip install '{_package(point)}{extras}'"
         raise SettingsError(
             f"{whose} cannot be imported{missing}: {error}.",
-            hint=_install(point) if isinstance(error, ModuleNotFoundError) else None,
+            hint=hint if isinstance(error, ModuleNotFoundError) else None,
         ) from error
     except Exception as error:
         raise SettingsError(f"{whose} cannot be loaded: {type(error).__name__}: {error}.") from error
@@ -130,11 +132,6 @@ def _package(point: EntryPoint) -> str:
     if point.dist is not None:
         return point.dist.name
     return "o1-retriever" if point.name in OWN else point.module
-
-
-def _install(point: EntryPoint) -> str:
-    extras = f"[{','.join(point.extras)}]" if point.extras else ""
-    return f"Type: pip install '{_package(point)}{extras}'"
 
 
 class Commands(TyperGroup):
@@ -180,15 +177,12 @@ class Commands(TyperGroup):
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
-            if _is_usage_error(error) or ctx.meta.get(DEBUG):
+            # A usage error of click, or of the copy of it that newer versions of typer bring.
+            usage = any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
+            if usage or ctx.meta.get(DEBUG):
                 raise
             fail(*_explained(error))
             raise typer.Exit(1) from None
-
-
-def _is_usage_error(error: Exception) -> bool:
-    # click's own, or the copy of it that newer versions of typer bring.
-    return any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
 
 
 def _explained(error: Exception) -> tuple[str, str | None]:

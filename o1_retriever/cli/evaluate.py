@@ -13,12 +13,10 @@ from o1_retriever.cli.options import ModelOptions, SamplingOptions, with_options
 from o1_retriever.cli.terminal import messages, output, warn, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
 
     from o1_retriever.embedder import ThinkingEmbedder
-    from o1_retriever.evaluation.collection import Collection
     from o1_retriever.evaluation.comparison import Evaluation
-    from o1_retriever.evaluation.systems import Plan
 
 _FORMATS = ("none", "nf4")
 # Columns that a narrow terminal does without, the first ones first, once the other measures are left out.
@@ -87,27 +85,14 @@ def evaluate(
 ) -> None:
     """Measure retrieval with and without thoughts: one table per collection, with statistics and costs."""
     from o1_retriever.evaluation.comparison import evaluate as measure
+    from o1_retriever.evaluation.robustness import follow_wording, variants
     from o1_retriever.evaluation.sources import open_collection
+    from o1_retriever.evaluation.systems import Plan, parse_dimensions, parse_pooling, parse_thoughts
     from o1_retriever.thought import ThoughtSettings
 
     thoughts.settings(ThoughtSettings())  # refuses a bad value before anything is loaded
     formats = _formats(systems.quantize)
-    plan = _plan(systems, results)
-    collections = [open_collection(name, split=data.split, strict=data.strict) for name in data.data]
-    for collection in collections:
-        if collection.report:
-            warn(str(collection.report))
-    embedders = _embedders(model, formats)
-    settings = thoughts.settings(next(iter(embedders.values())).settings)
-    for collection in collections:
-        for variant, own in _variants(collection, embedders, robustness=systems.robustness):
-            _show(measure(variant, plan.systems(variant.corpus, own, settings)), results)
-
-
-def _plan(systems: SystemOptions, results: ResultOptions) -> Plan:
-    from o1_retriever.evaluation.systems import Plan, parse_dimensions, parse_pooling, parse_thoughts
-
-    return Plan(
+    plan = Plan(
         thoughts=parse_thoughts(systems.n_thoughts),
         dimensions=parse_dimensions(systems.dim),
         pooling=parse_pooling(systems.pooling),
@@ -117,6 +102,16 @@ def _plan(systems: SystemOptions, results: ResultOptions) -> Plan:
         hnsw=systems.hnsw,
         work=results.work,
     )
+    collections = [open_collection(name, split=data.split, strict=data.strict) for name in data.data]
+    for collection in collections:
+        if collection.report:
+            warn(str(collection.report))
+    embedders = _embedders(model, formats)
+    settings = thoughts.settings(next(iter(embedders.values())).settings)
+    for collection in collections:
+        for variant in variants(collection) if systems.robustness else [collection]:
+            own = {name: follow_wording(each, collection, variant) for name, each in embedders.items()}
+            _show(measure(variant, plan.systems(variant.corpus, own, settings)), results)
 
 
 def _formats(text: str) -> list[str]:
@@ -139,20 +134,6 @@ def _embedders(options: ModelOptions, formats: list[str]) -> dict[str, ThinkingE
         name if kind == "none" else f"{name} {kind}": load_embedder(replace(options, four_bit=kind == "nf4"))
         for kind in formats
     }
-
-
-def _variants(
-    collection: Collection, embedders: Mapping[str, ThinkingEmbedder], *, robustness: bool
-) -> Iterator[tuple[Collection, Mapping[str, ThinkingEmbedder]]]:
-    yield collection, embedders
-    if robustness:
-        from o1_retriever.evaluation.robustness import follow_wording, variants
-
-        for variant in variants(collection)[1:]:
-            yield (
-                variant,
-                {name: follow_wording(embedder, collection, variant) for name, embedder in embedders.items()},
-            )
 
 
 def _show(evaluation: Evaluation, results: ResultOptions) -> None:

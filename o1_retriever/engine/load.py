@@ -232,7 +232,7 @@ def _take_chat_template(tokenizer: Any, adapter: Path) -> None:
         tokenizer.chat_template = path.read_text(encoding="utf-8")
 
 
-def read_config(folder: Path, *, tokenizer: Path | None = None, **trust: Any) -> tuple[Any, Any]:
+def read_config(folder: str | Path, *, tokenizer: Path | None = None, **trust: Any) -> tuple[Any, Any]:
     """The config and the tokenizer of a checkpoint, without its weights. Raises `CheckpointError`."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -319,7 +319,7 @@ def assemble(
 ) -> LocalModel:
     """A thinking embedder of a loaded model and its tokenizer, whose layout its special tokens tell."""
     config = template_config or TemplateConfig(layout=detect_layout(tokenizer))
-    template = Template(tokenizer, config, positions=_positions(model), instruction=instruction)
+    template = Template(tokenizer, config, positions=positions_of(model), instruction=instruction)
     return _joined(name, model, template, weights)
 
 
@@ -336,7 +336,7 @@ def assemble_writer(
 
     `shared` are the messages that all prompts begin with; `reasons` lets it reason before it answers.
     """
-    chat = ChatTemplate(tokenizer, shared=shared, reasons=reasons, positions=_positions(model))
+    chat = ChatTemplate(tokenizer, shared=shared, reasons=reasons, positions=positions_of(model))
     return _joined(name, model, chat, weights)
 
 
@@ -365,7 +365,8 @@ def _joined(name: str, model: Any, template: PlainText, weights: str | None) -> 
     )
 
 
-def _positions(model: Any) -> int | None:
+def positions_of(model: Any) -> int | None:
+    """How many positions a model has, None where it does not say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 

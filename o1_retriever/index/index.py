@@ -38,7 +38,7 @@ from o1_retriever.progress import progress
 from o1_retriever.query import check_text
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
-from o1_retriever.vectors import Precision, TokenLimit, VectorSpace
+from o1_retriever.vectors import InSpace, Precision, TokenLimit, VectorSpace
 
 __all__ = ["DocumentEmbedder", "Hit", "Index", "IndexInfo"]
 
@@ -54,16 +54,8 @@ _WRITE_EVERY = 2
 FUSION_DEPTH = 1000
 
 
-class DocumentEmbedder(Protocol):
+class DocumentEmbedder(InSpace, Protocol):
     """What turns documents into vectors; a `ThinkingEmbedder` does."""
-
-    @property
-    def space(self) -> VectorSpace:
-        """Identity of the document space."""
-
-    @property
-    def precision(self) -> Precision:
-        """How the encoder computes."""
 
     def encode_documents(
         self, documents: list[str], *, batch_size: int = ..., show_progress_bar: bool | None = ...
