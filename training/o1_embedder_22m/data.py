@@ -86,37 +86,23 @@ def tokenised(tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> tuple[list
 
 
 def chosen(rows: list[Row], lengths: list[int], args: argparse.Namespace) -> Iterator[dict[str, str]]:
-    """The rows as the trainer reads them: short ones several times, of the long ones a share.
+    """The rows in the trainer's words: short ones several times, of the long ones a share.
 
     Short rows teach more vectors a token, so that they are used more.
     """
     draw = random.Random(args.seed)
     for row, length in zip(rows, lengths, strict=True):
         kept = length <= LONG or draw.random() < args.long_share
-        yield from [as_line(row)] * (args.short_repeat if length <= SHORT else int(kept))
-
-
-def as_line(row: Row) -> dict[str, str]:
-    """A document, a query, or a query with its thought, in the trainer's words."""
-    if row.kind == "document":
-        return {"kind": "document", "text": row.text}
-    return {"query": row.text} | ({"thought": row.thought} if row.thought else {})
-
-
-def stage_rows(args: argparse.Namespace) -> list[Row]:
-    """The rows of the stage that was asked for."""
-    if args.stage == "english":
-        return english_rows(args.data, args.seed, args.textbook_words, args.dictionary_share)
-    kept_out = frozenset(row["text"] for row in read_jsonl(args.held_out)) if args.held_out else frozenset()
-    return all_rows(args.data, args.seed, kept_out)
-
-
-RAW = argparse.RawDescriptionHelpFormatter
+        line = {"query": row.text} | ({"thought": row.thought} if row.thought else {})
+        if row.kind == "document":
+            line = {"kind": "document", "text": row.text}
+        yield from [line] * (args.short_repeat if length <= SHORT else int(kept))
 
 
 def main() -> None:
     """Write the tokenizer, the rows and the token counts to the work folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="folder with text/ and train/"
     )
@@ -124,8 +110,6 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=12_288, help="entries, special tokens included")
     parser.add_argument("--stage", choices=("english", "collections"), default="english")
     parser.add_argument("--held-out", type=Path, help="queries.jsonl whose texts are kept out")
-    parser.add_argument("--textbook-words", type=int, default=3_600_000)
-    parser.add_argument("--dictionary-share", type=float, default=0.6)
     parser.add_argument("--limit", type=int, help="take so many rows alone (to try the way)")
     parser.add_argument("--long-share", type=float, default=0.35, help="share of rows over 64 tokens")
     parser.add_argument("--short-repeat", type=int, default=2, help="uses of rows up to 40 tokens")
@@ -133,7 +117,10 @@ def main() -> None:
     args = parser.parse_args()
     start = time.time()
     require_data(args.data)
-    rows = stage_rows(args)[: args.limit]
+    kept_out = frozenset(row["text"] for row in read_jsonl(args.held_out)) if args.held_out else frozenset()
+    english = args.stage == "english"
+    rows = english_rows(args.data, args.seed) if english else all_rows(args.data, args.seed, kept_out)
+    rows = rows[: args.limit]
     print(f"{len(rows)} rows {dict(Counter(r.kind for r in rows))}, {time.time() - start:.0f} s", flush=True)
     tokenizer = make_vocabulary(args.data, args.vocabulary, args.work / "tokenizer")
     print(f"vocabulary of {len(tokenizer)}, {time.time() - start:.0f} s", flush=True)

@@ -29,8 +29,11 @@ MAX_BYTES = 32_000_000
 WORDS = "bert.embeddings.word_embeddings.weight"
 
 
-def pack_weights(folder: Path) -> None:
-    """Store the weights of a model's folder in float16, the word embeddings in float8."""
+def pack(folder: Path) -> None:
+    """Store the weights of a model's folder in float16, its words in float8, its tokenizer without indents.
+
+    The indented vocabulary would be twice the size.
+    """
     path = folder / "model.safetensors"
     weights = {name: value.half() for name, value in load_file(path).items()}
     weights[WORDS] = weights[WORDS].to(torch.float8_e4m3fn)
@@ -38,10 +41,6 @@ def pack_weights(folder: Path) -> None:
     path.chmod(0o644)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
-
-
-def pack_tokenizer(folder: Path) -> None:
-    """Make the tokenizer's file compact: the indented vocabulary is twice the size."""
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")), ensure_ascii=False), encoding="utf-8")
 
@@ -53,8 +52,7 @@ def export(model: Path, out: Path, settings: dict[str, Any]) -> int:
     config = replace(TemplateConfig.from_file(model / CONFIG_NAME), settings=settings)
     loaded = BertLMHeadModel.from_pretrained(model, dtype=torch.float32)
     save_embedder(out, loaded, load_tokenizer(model), config)
-    pack_weights(out)
-    pack_tokenizer(out)
+    pack(out)
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 

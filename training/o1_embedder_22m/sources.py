@@ -24,6 +24,7 @@ EXPERT_REPEATS = 4  # the only thoughts written without their passage, and a few
 
 # Share of a file's thoughts that is used; worked sums and shell commands are far from retrieval thoughts.
 THOUGHT_SHARE = {"gsm8k_train": 0.25, "tldr": 0.3, "openstax_glossary": 0.7}
+TEXTBOOK_WORDS, DICTIONARY_SHARE = 3_600_000, 0.6
 # Share of a file's passages that is used: glossary passages repeat `text/`, tldr pages repeat each other.
 PASSAGE_SHARE = {"openstax_glossary": 0.15, "openstax_qa": 0.15, "tldr": 0.15}
 
@@ -76,22 +77,20 @@ def cut_to_sentences(text: str, max_words: int) -> str:
     return " ".join(kept)
 
 
-def chunk_length(rng: random.Random) -> int:
-    """Words of the next chunk: mostly one or two sentences, sometimes a paragraph, a few long ones."""
-    low, high = rng.choices(((8, 36), (36, 100), (100, 185)), weights=(0.62, 0.26, 0.12))[0]
-    return rng.randint(low, high)
-
-
 def chunks(text: str, rng: random.Random) -> Iterator[str]:
-    """Consecutive pieces of whole sentences, of random lengths."""
+    """Consecutive pieces of whole sentences: mostly one or two, sometimes a paragraph, a few long ones."""
+
+    def length() -> int:
+        return rng.randint(*rng.choices(((8, 36), (36, 100), (100, 185)), weights=(0.62, 0.26, 0.12))[0])
+
     piece: list[str] = []
-    words, wanted = 0, chunk_length(rng)
+    words, wanted = 0, length()
     for sentence in SENTENCE_END.split(" ".join(text.split())):
         piece.append(sentence)
         words += len(sentence.split())
         if words >= wanted:
             yield " ".join(piece)
-            piece, words, wanted = [], 0, chunk_length(rng)
+            piece, words, wanted = [], 0, length()
     if words >= 5:
         yield " ".join(piece)
 
@@ -116,10 +115,10 @@ def textbook_rows(data: Path, rng: random.Random, max_words: int) -> Iterator[Ro
             return
 
 
-def dictionary_rows(data: Path, rng: random.Random, share: float) -> Iterator[Row]:
+def dictionary_rows(data: Path, rng: random.Random) -> Iterator[Row]:
     """Dictionary entries as documents, and nouns as "What is ...?" with the gloss as the thought."""
     for entry in read_jsonl(data / "text" / "wordnet_glosses.jsonl.gz"):
-        if rng.random() > share:
+        if rng.random() > DICTIONARY_SHARE:
             continue
         word, gloss = entry["words"][0], entry["gloss"]
         noun = entry["pos"] == "n" and len(gloss.split()) >= 5
@@ -163,12 +162,11 @@ def expert_rows(data: Path, held_out: frozenset[str] = frozenset()) -> Iterator[
                     yield Row("thinking", entry["text"], thought)
 
 
-def english_rows(data: Path, seed: int, textbook_words: int, dictionary_share: float) -> list[Row]:
+def english_rows(data: Path, seed: int) -> list[Row]:
     """Every row of the first stage, plain English and pairs, shuffled."""
-    require_data(data)
     rng = random.Random(seed)
-    rows = list(textbook_rows(data, rng, textbook_words))
-    rows += dictionary_rows(data, rng, dictionary_share)
+    rows = list(textbook_rows(data, rng, TEXTBOOK_WORDS))
+    rows += dictionary_rows(data, rng)
     for path in sorted((data / "train").glob("*.jsonl.gz")):
         rows += pair_rows(path, rng)
     rows += expert_rows(data)
@@ -181,9 +179,8 @@ def question_rows(path: Path, rng: random.Random, held_out: frozenset[str]) -> I
     for row in read_jsonl(path):
         if row["query"] in held_out or not row["pos"]:
             continue
-        written = cut_to_sentences(str(row.get("thought") or ""), MAX_THOUGHT_WORDS)
-        for thought in [written] if written else []:
-            yield Row("thinking", row["query"], thought)
+        if written := cut_to_sentences(str(row.get("thought") or ""), MAX_THOUGHT_WORDS):
+            yield Row("thinking", row["query"], written)
         for _ in range(ANSWERS_A_QUESTION):
             said = cut_to_sentences(rng.choice(row["pos"]), MAX_THOUGHT_WORDS)
             if said:

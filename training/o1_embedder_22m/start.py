@@ -2,12 +2,7 @@
 
 ```
 python training/o1_embedder_22m/start.py --work WORK --out WORK/start
-python training/o1_embedder_22m/start.py --work WIDE --out WIDE/start --trained NARROW/model
 ```
-
-With `--trained` a model that was trained in a smaller vocabulary goes on in a larger one: pieces that both
-have keep their trained embedding; the others return with MiniLM's own, in whose space the trained ones still
-are.
 """
 
 from __future__ import annotations
@@ -34,7 +29,6 @@ SETTINGS = {
     "max_new_tokens": 32,
     "repetition_penalty": 1.0,
 }
-ROWS = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")  # one a piece
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -102,34 +96,14 @@ def build_model(work: Path) -> BertLMHeadModel:
     return model
 
 
-def widened(trained: Path, work: Path) -> BertLMHeadModel:
-    """A model over the vocabulary of `work` with all that the one in `trained` has learned."""
-    model = build_model(work)
-    state = model.state_dict()
-    old = BertLMHeadModel.from_pretrained(trained, dtype=torch.float32).state_dict()
-    narrow, wide = (load_tokenizer(folder).get_vocab() for folder in (trained, work / "tokenizer"))
-    shared = sorted(set(narrow) & set(wide))
-    there = torch.tensor([wide[piece] for piece in shared])
-    here = torch.tensor([narrow[piece] for piece in shared])
-    for name, value in old.items():
-        if state[name].shape == value.shape:
-            state[name] = value
-    for name in ROWS:
-        state[name][there] = old[name][here]
-    model.load_state_dict(state)
-    model.tie_weights()
-    return model
-
-
 def main() -> None:
     """Write the checkpoint."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--work", type=Path, required=True, help="folder that data.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--trained", type=Path, help="model to go on from in a larger vocabulary")
     args = parser.parse_args()
-    model = widened(args.trained, args.work) if args.trained else build_model(args.work)
+    model = build_model(args.work)
     config = TemplateConfig(max_length=MAX_POSITIONS, settings=SETTINGS)
     save_embedder(args.out, model, load_tokenizer(args.work / "tokenizer"), config)
     print(f"{args.out}: {model.config.vocab_size} tokens")

@@ -25,11 +25,11 @@ def base_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def count_pieces(tokenizer: Tokenizer, texts: list[str], batch: int = 4096) -> Counter[int]:
+def count_pieces(tokenizer: Tokenizer, texts: list[str]) -> Counter[int]:
     """How often each piece of the full vocabulary occurs in `texts`."""
     counts: Counter[int] = Counter()
-    for start in range(0, len(texts), batch):
-        for encoding in tokenizer.encode_batch(texts[start : start + batch], add_special_tokens=False):
+    for start in range(0, len(texts), 4096):
+        for encoding in tokenizer.encode_batch(texts[start : start + 4096], add_special_tokens=False):
             counts.update(encoding.ids)
     return counts
 
@@ -44,15 +44,11 @@ def rank_pieces(groups: dict[str, Counter[int]]) -> dict[int, float]:
     return scores
 
 
-def is_letter_piece(piece: str) -> bool:
-    """Whether a piece is one character of a European script, a digit or a sign: always kept."""
-    character = piece.removeprefix("##") if piece != "##" else piece
-    return len(character) == 1 and (ord(character) < 0x0500 or 0x2000 <= ord(character) < 0x2300)
-
-
 def choose_pieces(full: dict[str, int], scores: dict[int, float], size: int) -> list[str]:
     """The `size` entries of the new vocabulary, in the order of their new ids."""
-    letters = [p for p in full if is_letter_piece(p)]
+    # A character of a European script, a digit or a sign is always kept.
+    bare = {piece: piece.removeprefix("##") or piece for piece in full}
+    letters = [p for p, c in bare.items() if len(c) == 1 and (c < "\u0500" or "\u2000" <= c < "\u2300")]
     fixed = set(letters) | set(BASE_SPECIAL)
     ranked = sorted((p for p in full if p not in fixed), key=lambda p: -scores.get(full[p], 0.0))
     room = size - len(BASE_SPECIAL) - len(NEW_SPECIAL) - len(letters)
