@@ -74,8 +74,11 @@ def configure(*, debug: bool) -> None:
         warnings.simplefilter("ignore")
 
 
-def show_log(name: str, level: int) -> None:
-    """Show what a logger says from `level` on, as one line each."""
+def show_log(name: str, level: int | None = None) -> None:
+    """Show what a logger says from `level` on, as one line each; None: figures too where no bar is shown."""
+    from o1_retriever.progress import is_shown
+
+    level = level or (logging.WARNING if is_shown(None) else logging.INFO)
     logger = logging.getLogger(name)
     logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _Lines)]
     logger.addHandler(_Lines(level))

@@ -20,7 +20,7 @@ from o1_retriever.evaluation.sources import write_collection
 from o1_retriever_training.joint.backbone import Backbone, open_backbone
 from o1_retriever_training.joint.batches import Batch, Collator, DrawnRows
 from o1_retriever_training.joint.model import JointModel
-from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe
+from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from tests.support.forks import leave_together
 from tests.support.tiny import CONFIGS, byte_tokenizer
@@ -91,7 +91,7 @@ def recipe_of(base: Path, rows: Path | list[Path], output: Path, **sections: dic
     }  # fmt: skip
     for name, fields in sections.items():
         value[name] = {**value.get(name, {}), **fields}
-    return as_train_recipe(value)
+    return TrainRecipe.of(value)
 
 
 def opened(recipe: TrainRecipe) -> tuple[Backbone, JointModel]:
@@ -129,7 +129,7 @@ def run(
         sys.setprofile(_killer(**kill))
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-    found = train(as_train_recipe(recipe), show_progress_bar=False, restart=restart)
+    found = train(TrainRecipe.of(recipe), show_progress_bar=False, restart=restart)
     sys.setprofile(None)
     if result:
         said = {
@@ -197,7 +197,7 @@ def step(recipe: dict[str, Any], out: str, steps: int, share: tuple[int, int] | 
     from o1_retriever_training.joint.steps import How, joint_step
 
     torch.set_num_threads(1)
-    job, world = as_train_recipe(recipe), int(os.environ.get("WORLD_SIZE", "1"))
+    job, world = TrainRecipe.of(recipe), int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     backbone, model = opened(job)
     rows, work = job.optimisation.queries, Path(out).parent / f"data{rank}"

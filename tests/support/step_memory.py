@@ -13,7 +13,7 @@ from o1_retriever_training.joint.backbone import open_backbone
 from o1_retriever_training.joint.batches import Collator, DrawnRows
 from o1_retriever_training.joint.dry_run import Hardware, memory_of
 from o1_retriever_training.joint.model import JointModel
-from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe
+from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.rows import open_rows
 from o1_retriever_training.joint.sizes import sample, shape_of
 from o1_retriever_training.joint.steps import How, joint_step
@@ -29,7 +29,7 @@ def recipe_of(folder: Path, tuning: str, chunk: str, again: str) -> TrainRecipe:
     config = LlamaConfig(vocab_size=len(tokenizer), intermediate_size=688, **_SIZES)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    return as_train_recipe(
+    return TrainRecipe.of(
         {
             "model": {
                 "base": str(folder / "base"),

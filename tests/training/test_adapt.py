@@ -30,7 +30,7 @@ from o1_retriever_training.adapt import (
     prepare,
 )
 from o1_retriever_training.errors import DataError, OtherRecipeError
-from o1_retriever_training.joint.recipe import as_train_recipe, read_train_recipe
+from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 from o1_retriever_training.verdict import Verdict, judge
 from tests.support.tiny import CONFIGS, byte_tokenizer
 
@@ -162,7 +162,7 @@ def test_the_recipe_of_the_repository_is_the_one_that_is_run(
     root: Path, base: Path, index: Index, tmp_path: Path
 ) -> None:
     told = read_train_recipe(root / "training/recipes/index-thinker/words.yaml", check_files=False).to_dict()
-    run = as_train_recipe(_fields(workplace(tmp_path, index, base))).to_dict()
+    run = TrainRecipe.of(_fields(workplace(tmp_path, index, base))).to_dict()
     for fields in (told, run):
         del fields["output"], fields["model"]["base"], fields["data"]["train"][0]["path"]
     assert run == told

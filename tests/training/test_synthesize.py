@@ -12,7 +12,7 @@ from o1_retriever.endpoint.limits import RateLimit, RequestPolicy
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever_training.errors import DataError, LedgerError
 from o1_retriever_training.experts import EndpointExpert, LocalExpert, as_expert
-from o1_retriever_training.recipe import Contributor, Recipe, as_recipe
+from o1_retriever_training.recipe import Contributor, Recipe
 from o1_retriever_training.synthesize import Options, synthesize
 from tests.support.chat_server import Answer, ChatServer, chat_server, refusal
 from tests.support.faults import answers_with_faults, honest
@@ -231,7 +231,7 @@ def test_bad_lines_are_named_counted_and_left_out(server: ChatServer, tmp_path: 
 )
 def test_a_wrong_recipe_names_the_field(value, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        as_recipe(value)
+        Recipe.of(value)
 
 
 def test_an_endpoint_without_a_model_says_what_to_type() -> None:

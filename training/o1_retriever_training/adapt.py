@@ -17,6 +17,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from o1_retriever.reporting.table import markdown_table
 
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.endpoint.prompt import ChatPrompt
@@ -277,18 +278,18 @@ def _named(work: Workplace) -> Iterable[tuple[str, str]]:
 def schedule(work: Workplace) -> TrainRecipe:
     """Write the rows and the recipe of a training as long as the time allows; the first call's are kept."""
     from o1_retriever_training.joint.pace import pace
-    from o1_retriever_training.joint.recipe import as_train_recipe, read_train_recipe
+    from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 
     path = work.folder / "recipe.yaml"
     if path.is_file():
         return read_train_recipe(path)
     _write_rows(work, 1)
-    steps, seconds = pace(as_train_recipe(_fields(work)))
+    steps, seconds = pace(TrainRecipe.of(_fields(work)))
     most = max(_LEAST_STEPS, int(work.plan.hours * 3600 / seconds))
     passes = min(work.plan.passes, most // steps)
     if passes:
         _write_rows(work, passes)
-    recipe = as_train_recipe(_fields(work, **({} if passes else {"steps": most, "epochs": None})))
+    recipe = TrainRecipe.of(_fields(work, **({} if passes else {"steps": most, "epochs": None})))
     write_whole(path, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     read = counted(passes, "pass", "passes") if passes else f"{most / steps:.0%} of a pass"
     hours = (passes * steps or most) * seconds / 3600

@@ -9,7 +9,7 @@ import typer
 
 from o1_retriever.cli.models import quiet
 from o1_retriever.cli.options import with_options
-from o1_retriever.cli.terminal import messages, output, warn
+from o1_retriever.cli.terminal import messages, output, show_log, warn
 from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
 from o1_retriever_training.expert_options import ExpertOptions
@@ -213,10 +213,9 @@ def adapt(
     from o1_retriever.encoders import SentenceTransformerEncoder
     from o1_retriever.index.index import Index
     from o1_retriever_training import adapt as stages
-    from o1_retriever_training.joint.command import show_log
 
     quiet()
-    show_log()
+    show_log("o1_retriever_training")
     named = encoder_name(ModelOptions(encoder=encoder))
     plan = stages.AdaptPlan(base=base or THINKER, hours=hours, asked=passages, seed=seed)
     embeds = SentenceTransformerEncoder(named)

@@ -97,9 +97,10 @@ class ExpertOptions:
     def as_recipe(self) -> Recipe:
         """The recipe of the file, with what was typed instead of its fields."""
         from o1_retriever.errors import SettingsError
-        from o1_retriever_training.recipe import Recipe, as_recipe, read_recipe
+        from o1_retriever_training.recipe import Recipe, read_yaml
 
-        recipe = Recipe() if self.recipe is None else read_recipe(self.recipe)
+        read = {} if self.recipe is None else read_yaml(self.recipe)
+        recipe = Recipe.of(read, where=str(self.recipe))
         fields = recipe.model_dump(mode="json")
         named = {"seed": self.seed, "temperature": self.temperature, "max_tokens": self.max_tokens}
         fields |= {name: value for name, value in named.items() if value is not None}
@@ -107,22 +108,21 @@ class ExpertOptions:
             if len(recipe.contributors) > 1:
                 raise SettingsError("Found -n beside a recipe of several contributors, each with its own n.")
             fields["contributors"][0]["n"] = self.thoughts
-        return as_recipe(fields, where="The options")
+        return Recipe.of(fields, where="The options")
 
     def options(self) -> Options:
         """How the stages run."""
         from o1_retriever_training.synthesize import Options
 
-        return Options(retry_failed=self.retry_failed, strict=self.strict, prices=self._prices())
-
-    def _prices(self) -> tuple[float, float] | None:
-        if self.prices is None:
-            return None
-        try:
-            prompt, completion = (float(part) for part in self.prices.split(","))
-        except ValueError:
-            raise typer.BadParameter(f"--prices is {self.prices!r}; expected two numbers: 0.5,1.5") from None
-        return prompt, completion
+        prices = None
+        if self.prices is not None:
+            try:
+                prompt, completion = (float(part) for part in self.prices.split(","))
+            except ValueError:
+                said = f"--prices is {self.prices!r}; expected two numbers: 0.5,1.5"
+                raise typer.BadParameter(said) from None
+            prices = prompt, completion
+        return Options(retry_failed=self.retry_failed, strict=self.strict, prices=prices)
 
 
 def _by_name(values: list[str]) -> dict[str, str]:

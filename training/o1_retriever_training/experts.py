@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from o1_retriever.endpoint.client import ChatClient
 from o1_retriever.endpoint.limits import Patience, RateLimit, RequestPolicy
 from o1_retriever.endpoint.prompt import ChatRequest
-from o1_retriever.endpoint.reply import Answer, Problem
+from o1_retriever.endpoint.reply import Answer, Problem, cost_of
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.thinkers import Thinker, as_thinker
 from o1_retriever.thinkers.local import write_thoughts_about
@@ -73,21 +73,18 @@ class _HereExpert(ABC):
 
     async def write(self, requests: Sequence[ChatRequest]) -> list[Answer]:
         """Write about all requests together."""
-        return await asyncio.to_thread(self._write, list(requests))
+        return await asyncio.to_thread(self._write, requests)
 
-    def _write(self, requests: list[ChatRequest]) -> list[Answer]:
+    def _write(self, requests: Sequence[ChatRequest]) -> list[Answer]:
         with self._turn:
-            return [_as_answer(thought) for thought in self.thoughts(requests)]
+            thoughts = self.thoughts(requests)
+        return [
+            Problem(reason=each.error or "it could not be had", cost=cost_of(each)) if each.failed else each
+            for each in thoughts
+        ]
 
     async def close(self) -> None:
         """Nothing was opened."""
-
-
-def _as_answer(thought: Thought) -> Answer:
-    if not thought.failed:
-        return thought
-    cost = thought.prompt_tokens, thought.completion_tokens
-    return Problem(reason=thought.error or "it could not be had", cost=cost)
 
 
 class ThinkerExpert(_HereExpert):

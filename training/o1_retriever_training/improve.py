@@ -112,7 +112,7 @@ def _round(
     options: Options,
 ) -> Round:
     from o1_retriever_training.experts import LocalExpert
-    from o1_retriever_training.joint.recipe import as_train_recipe
+    from o1_retriever_training.joint.recipe import TrainRecipe
     from o1_retriever_training.joint.run import train
 
     number = before.number + 1
@@ -134,18 +134,17 @@ def _round(
     fields["model"]["base"] = before.model
     fields["data"]["train"].insert(0, {"path": str(folder / "train.jsonl"), "name": OWN})
     fields["output"] = str(folder / "model")
-    result = train(as_train_recipe(fields), show_progress_bar=options.show)
+    result = train(TrainRecipe.of(fields), show_progress_bar=options.show)
     return Round(number=number, model=str(result.output), figures=result.best or {}, copies=counts["copies"])
 
 
 def _figures(recipe: TrainRecipe) -> dict[str, float]:
     """The dev figures of the model that a recipe begins with."""
-    from o1_retriever.engine.backend import LocalBackend
     from o1_retriever.engine.load import LoadOptions, load_model
     from o1_retriever_training.joint.run import DevEvaluation
 
     assert recipe.evaluation is not None
     local = load_model(recipe.model.base, LoadOptions())
-    template = LocalBackend(local).template
+    template: Any = local.template
     found = DevEvaluation(recipe.evaluation)(local.model, template.tokenizer, template.config)
     return {name: value for name, value in found.items() if name != "seconds"}

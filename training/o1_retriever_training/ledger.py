@@ -53,8 +53,8 @@ class KeyIndex:
 
     def add(self, key: str, offset: int, length: int) -> bool:
         """Note the line of a finished row; False when there was one already."""
-        values = (_number(key), offset, length)
-        return self._changed("INSERT OR IGNORE INTO done VALUES (?, ?, ?, NULL)", values)
+        insert = "INSERT OR IGNORE INTO done VALUES (?, ?, ?, NULL)"
+        return self._data.execute(insert, (_number(key), offset, length)).rowcount == 1
 
     def __contains__(self, key: str) -> bool:
         found = self._data.execute("SELECT 1 FROM done WHERE key = ?", (_number(key),))
@@ -65,7 +65,7 @@ class KeyIndex:
 
     def see(self, key: str) -> bool:
         """Whether a key of the input is met for the first time."""
-        return self._changed("INSERT OR IGNORE INTO seen VALUES (?)", (_number(key),))
+        return self._data.execute("INSERT OR IGNORE INTO seen VALUES (?)", (_number(key),)).rowcount == 1
 
     def place(self, key: str, number: int) -> None:
         """Note which row of the input a finished row belongs to."""
@@ -79,17 +79,9 @@ class KeyIndex:
         order = "place IS NULL, place, offset" if ordered else "offset"
         yield from self._data.execute(f"SELECT offset, length FROM done ORDER BY {order}")
 
-    def in_order(self) -> bool:
-        """Whether the lines already stand in the order of the input."""
-        pairs = zip(self.spans(ordered=True), self.spans(ordered=False), strict=True)
-        return all(one == other for one, other in pairs)
-
     def strangers(self) -> int:
         """How many lines belong to no row of the input."""
         return int(self._data.execute("SELECT count(*) FROM done WHERE place IS NULL").fetchone()[0])
-
-    def _changed(self, statement: str, values: tuple[int, ...]) -> bool:
-        return self._data.execute(statement, values).rowcount == 1
 
 
 def _number(key: str) -> int:
@@ -107,6 +99,7 @@ class Ledger:
 
     def __init__(self, path: str | Path, *, stage: str, recipe: Mapping[str, Any]) -> None:
         self.path = Path(path)
+        self.manifest_path = self.path.with_name(f"{self.path.name}.manifest.json")
         self.manifest: dict[str, Any] = {"stage": stage, "recipe": json.loads(json.dumps(recipe))}
         self.index = KeyIndex()
         self.known: dict[str, Any] = {}  # the manifest as it was found
@@ -115,15 +108,10 @@ class Ledger:
         self._end = 0
         self._flushed = time.monotonic()
 
-    @property
-    def manifest_path(self) -> Path:
-        """The file that says what made the output."""
-        return self.path.with_name(f"{self.path.name}.manifest.json")
-
     def __enter__(self) -> Ledger:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.path)
+            self._lock = self._acquired()
             self._check_manifest()
             self._file = self.path.open("ab", buffering=0)
             self._end = self._read_index()
@@ -163,7 +151,13 @@ class Ledger:
         try:
             self.flush()
             if finished:
-                self._put_in_order()
+                strangers = self.index.strangers()
+                if strangers:
+                    said = "%d rows of %s are not in the input any more; they stay at the end."
+                    logger.warning(said, strangers, self.path)
+                spans = zip(self.index.spans(ordered=True), self.index.spans(ordered=False), strict=True)
+                if any(one != other for one, other in spans):
+                    self._replace(self._lines(ordered=True))
             self.manifest |= {"finished": finished, "rows": len(self), "counts": dict(counts)}
             write_whole(self.manifest_path, json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n")
         except OSError as error:
@@ -203,6 +197,18 @@ class Ledger:
             self._lock.close()
             self._lock = None
 
+    def _acquired(self) -> sqlite3.Connection:
+        try:
+            return acquire(self.path.with_name(f"{self.path.name}.lock"))
+        except sqlite3.OperationalError as error:
+            if is_busy(error):
+                said, hint = (
+                    f"Another process is writing {self.path}.",
+                    "Wait for it, or choose another --out.",
+                )
+                raise LedgerError(said, hint=hint) from None
+            raise LedgerError(f"{self.path} cannot be written ({error}).", hint=_FULL) from error
+
     def _check_manifest(self) -> None:
         if not self.manifest_path.is_file():
             if self.path.is_file() and self.path.stat().st_size:
@@ -213,14 +219,12 @@ class Ledger:
             write_whole(self.manifest_path, json.dumps({**self.manifest, "finished": False}) + "\n")
             return
         try:
-            found = json.loads(self.manifest_path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            self.known = dict(json.loads(self.manifest_path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
             raise LedgerError(
                 f"{self.manifest_path} is damaged ({error}).", hint="Choose another --out."
             ) from None
-        other = _differences(found, self.manifest)
-        self.known = found if isinstance(found, dict) else {}
-        if other:
+        if other := _differences(self.known, self.manifest):
             raise OtherRecipeError(
                 f"{self.path} was begun with another recipe: {'; '.join(other)}.",
                 hint="Type the old options to go on with it, or another --out to begin anew.",
@@ -262,15 +266,6 @@ class Ledger:
             for offset, length in self.index.spans(ordered=ordered):
                 file.seek(offset)
                 yield file.read(length)
-
-    def _put_in_order(self) -> None:
-        strangers = self.index.strangers()
-        if strangers:
-            logger.warning(
-                "%d rows of %s are not in the input any more; they stay at the end.", strangers, self.path
-            )
-        if not self.index.in_order():
-            self._replace(self._lines(ordered=True))
 
     def _replace(self, lines: Iterator[bytes]) -> None:
         """Exchange the file for one with these lines, in one step, and index it again."""
@@ -342,18 +337,6 @@ def writing_whole(path: Path) -> Iterator[IO[str]]:
         raise _refused(path, error) from error
 
 
-def _locked(path: Path) -> sqlite3.Connection:
-    """A lock that ends with the process, on every system."""
-    try:
-        return acquire(path.with_name(f"{path.name}.lock"))
-    except sqlite3.OperationalError as error:
-        if is_busy(error):
-            raise LedgerError(
-                f"Another process is writing {path}.", hint="Wait for it, or choose another --out."
-            ) from None
-        raise LedgerError(f"{path} cannot be written ({error}).", hint=_FULL) from error
-
-
 def _key_of(line: bytes) -> str | None:
     """The key at the beginning of a line that ends with a newline; None for anything else."""
     start = len(_KEY)
@@ -363,10 +346,9 @@ def _key_of(line: bytes) -> str | None:
     return key if all(letter in "0123456789abcdef" for letter in key) and len(key) == 16 else None
 
 
-def _differences(found: Any, wanted: dict[str, Any]) -> list[str]:
-    if not isinstance(found, dict) or found.get("stage") != wanted["stage"]:
-        stage = found.get("stage") if isinstance(found, dict) else found
-        return [f"it is of the stage {stage!r}, not {wanted['stage']!r}"]
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    if found.get("stage") != wanted["stage"]:
+        return [f"it is of the stage {found.get('stage')!r}, not {wanted['stage']!r}"]
     old, new = found.get("recipe") or {}, wanted["recipe"]
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return [f"{name} was {old.get(name)!r:.120}, is {new.get(name)!r:.120}" for name in names]

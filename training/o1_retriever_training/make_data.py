@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -92,25 +93,17 @@ def make_data(
         work / "pairs.jsonl", work / "thoughts.jsonl", experts=experts, recipe=recipe, options=options
     )
     say(f"thoughts: {tally.note(options.prices)}")
-    counts["vote"] = _afresh(
-        work / "voted.jsonl",
-        lambda out: vote(
-            work / "thoughts.jsonl", out, committee=plan.committee, rules=plan.rules, show=options.show
-        ),
-    )
+    thoughts, voted, train = (work / f"{name}.jsonl" for name in ("thoughts", "voted", "train"))
+    rules, show = plan.rules, options.show
+    voting = partial(vote, thoughts, voted, committee=plan.committee, rules=rules, show=show)
+    counts["vote"] = _afresh(voted, voting)
     say(f"{counted(counts['vote']['voted'], 'row')} voted, {counts['vote']['unanimous']:.0%} unanimous")
-    counts["negatives"] = _afresh(
-        work / "train.jsonl",
-        lambda out: mine_negatives(
-            work / "voted.jsonl",
-            out,
-            corpus=work / "passages.jsonl",
-            by=plan.by,
-            rules=plan.mining,
-            options=options,
-        ),
+    passages = work / "passages.jsonl"
+    mining = partial(
+        mine_negatives, voted, train, corpus=passages, by=plan.by, rules=plan.mining, options=options
     )
-    write_page(work / "train.jsonl", work / "report.html")
+    counts["negatives"] = _afresh(train, mining)
+    write_page(train, work / "report.html")
     return counts
 
 
@@ -166,14 +159,14 @@ def question_pairs(
     return trip
 
 
-def _afresh(out: Path, stage: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def _afresh(out: Path, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Run a stage, after deleting what it has made under another recipe."""
     try:
-        return stage(out)
+        return stage()
     except OtherRecipeError:
         for stale in out.parent.glob(f"{out.name}*"):
             stale.unlink()
-        return stage(out)
+        return stage()
 
 
 def _passages(folder: Path, work: Path, most: int | None, say: Callable[[str], None]) -> int:

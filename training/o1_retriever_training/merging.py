@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from o1_retriever.engine.adapters import base_of, with_adapter
 from o1_retriever.engine.checkpoint import find_folder
-from o1_retriever.engine.load import LoadOptions, load_causal_lm
-from o1_retriever.engine.template import CONFIG_NAME, TemplateConfig, detect_layout
+from o1_retriever.engine.load import LoadOptions, load_causal_lm, read_template
+from o1_retriever.engine.template import CONFIG_NAME, TemplateConfig
 from o1_retriever.engine.weights import quieten_bitsandbytes
 
 QUANTISING = "Quantising to NF4"
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def merge_adapter(
-    folder: Path, *, base: str | None = None, quantised: bool = False, dtype: Dtype = "auto"
+    folder: Path, *, base: str | None = None, quantised: bool = False, dtype: str = "auto"
 ) -> tuple[Any, Any, TemplateConfig]:
     """The base with the adapter's changes added to its weights: what `save_embedder` takes.
 
@@ -45,10 +44,7 @@ def merge_adapter(
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     plain = with_adapter(model, folder).cpu().to(getattr(torch, stored)).eval()
     plain.config.dtype = getattr(torch, stored)
-    configs = [place / CONFIG_NAME for place in (folder, found) if (place / CONFIG_NAME).is_file()]
-    config = (
-        TemplateConfig.from_file(configs[0]) if configs else TemplateConfig(layout=detect_layout(tokenizer))
-    )
+    config = read_template(folder if (folder / CONFIG_NAME).is_file() else found, tokenizer)
     return plain, tokenizer, config
 
 

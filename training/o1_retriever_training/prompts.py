@@ -41,7 +41,8 @@ class Examples:
         for _ in range(_TRIES * recipe.examples):
             place = generator.randrange(len(self._pool))
             plain_query, plain_passage = self._plain[place]
-            if plain_query in queries or _overlaps(plain_passage, forbidden):
+            overlaps = any(own in plain_passage or plain_passage in own for own in forbidden)
+            if plain_query in queries or overlaps:
                 continue
             queries.add(plain_query)
             query, passage = self._pool[place]
@@ -66,10 +67,6 @@ def prompt_for(
     parts = [part.replace("{query}", "{ query }") for part in shown]
     last = f"{query}: {{query}}\n{response}:" if shown else "{query}"
     return ChatPrompt("\n\n".join([*parts, last]), system=system)
-
-
-def _overlaps(passage: str, documents: set[str]) -> bool:
-    return any(document in passage or passage in document for document in documents)
 
 
 def _cut(text: str, most: int) -> str:

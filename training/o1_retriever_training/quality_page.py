@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from o1_retriever.extras import require
 from o1_retriever.reporting import html
 from o1_retriever.reporting.html import element
 from o1_retriever.reporting.text import counted
@@ -38,10 +37,10 @@ class Quality:
     sample: list[TrainingRow] = field(default_factory=list)
 
 
-def examine(path: str | Path, *, seed: int = 0) -> Quality:
+def examine(path: str | Path) -> Quality:
     """Look at every row once, in constant memory. Raises `DataError` for an empty file."""
     found = Quality()
-    generator = random.Random(seed)
+    generator = random.Random(0)
     seen = KeyIndex()
     for row in read_rows(path):
         found.rows += 1
@@ -87,9 +86,9 @@ def _count_votes(found: Quality, row: TrainingRow, usable: list[str]) -> None:
             found.gains.setdefault(name, Counter())[math.floor(own - bare)] += 1
 
 
-def write_page(rows: str | Path, page: str | Path, *, seed: int = 0) -> Path:
+def write_page(rows: str | Path, page: str | Path) -> Path:
     """Write the report on a file of rows as one HTML file that needs nothing else; its path."""
-    found = examine(rows, seed=seed)
+    found = examine(rows)
     title = f"Training data: {Path(rows).name}"
     parts = [element("h1", html.text(title)), html.table(_figures(found))]
     parts += [element("h2", "Length in words"), _drawn(found.lengths, _STEP, "words")]
@@ -182,17 +181,5 @@ def _most(bars: Counter[int]) -> int:
 
 
 def _drawn(counts: dict[str, Counter[int]], step: int, label: str) -> str:
-    require("matplotlib", extra="train", purpose="Drawing the plots of a report")
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    # A fixed salt and no date: the same rows give the same page.
-    with mpl.rc_context({"svg.hashsalt": "o1-retriever", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(3.6 * max(2, len(counts)), 2.8), layout="constrained")
-        FigureCanvasSVG(figure)
-        _histograms(figure, counts, step, label)
-        target = io.StringIO()
-        figure.savefig(target, format="svg", metadata={"Date": None})
-    text = target.getvalue()
-    return text[text.index("<svg") :]
+    draw, width = partial(_histograms, counts=counts, step=step, label=label), 3.6 * max(2, len(counts))
+    return html.svg(draw, width, 2.8, extra="train")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -36,11 +37,21 @@ INSTRUCTIONS = {
 }
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Section(BaseModel):
+    """A recipe or a part of one: frozen, without unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, value: Any, *, where: str = "The recipe") -> Self:
+        """A recipe from its fields. Raises `SettingsError` naming the first one that is wrong."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise _refusal(error, cls, where) from None
 
 
-class Contributor(_Frozen):
+class Contributor(Section):
     """One voice of an ensemble: `n` candidates by `expert` (a name; None: the first one).
 
     `instruction` None takes the row's own `prompt`, else the one of its task type.
@@ -51,7 +62,7 @@ class Contributor(_Frozen):
     instruction: str | None = None
 
 
-class Recipe(_Frozen):
+class Recipe(Section):
     """How thoughts are asked for.
 
     Three candidates of at most 512 tokens are the paper's; the temperature is ours, chosen so that they
@@ -106,19 +117,6 @@ class Recipe(_Frozen):
         return key_of(json.dumps(self.to_dict(), sort_keys=True))
 
 
-def read_recipe(path: str | Path) -> Recipe:
-    """A recipe from a YAML or JSON file. Raises `SettingsError` naming the first field that is wrong."""
-    return as_recipe(read_yaml(path), where=str(path))
-
-
-def as_recipe(value: Any, *, where: str = "The recipe") -> Recipe:
-    """A recipe from its fields. Raises `SettingsError` naming the first one that is wrong."""
-    try:
-        return Recipe.model_validate(value)
-    except ValidationError as error:
-        raise refusal(error, Recipe, where) from None
-
-
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
@@ -161,7 +159,54 @@ def yaml_value(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def refusal(error: ValidationError, model: type[BaseModel], where: str) -> SettingsError:
+_EXPECTED = "expected SECTION.FIELD=VALUE, such as optimisation.seed=1"
+
+
+def changed(value: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """The same fields with each `a.b=value` set; a value is read as YAML. Raises `SettingsError`.
+
+    Of `optimisation.steps` and `optimisation.epochs`, which exclude each other, the changed one stays.
+    """
+    value = copy.deepcopy(value)
+    for change in changes:
+        name, found, text = change.partition("=")
+        path = name.strip().split(".")
+        if not found or not all(path):
+            raise SettingsError(f"A change of the recipe is {change!r}; {_EXPECTED}.")
+        try:
+            new = yaml_value(text)
+        except yaml.YAMLError:
+            raise SettingsError(f"The value of {change!r} is no YAML.", hint="Quote it.") from None
+        _set(value, path, new, change)
+    named = {change.partition("=")[0].strip() for change in changes}
+    for one, other in (("steps", "epochs"), ("epochs", "steps")):
+        alone = f"optimisation.{one}" in named and f"optimisation.{other}" not in named
+        if alone and value["optimisation"].get(one) is not None:
+            value["optimisation"].pop(other, None)
+    return value
+
+
+def _set(holder: Any, path: Sequence[str], new: Any, change: str) -> None:
+    name, *rest = path
+    key: Any = name
+    if isinstance(holder, list):
+        if not name.isdigit() or int(name) >= len(holder):
+            raise SettingsError(
+                f"The change {change!r} names {name!r} of a list of {len(holder)}; expected a number "
+                "below it, counted from 0."
+            )
+        key = int(name)
+    elif not isinstance(holder, dict):
+        raise SettingsError(f"The change {change!r} names a field of {holder!r:.40}; {_EXPECTED}.")
+    if not rest:
+        holder[key] = new
+        return
+    if isinstance(holder, dict) and holder.get(key) is None:
+        holder[key] = {}
+    _set(holder[key], rest, new, change)
+
+
+def _refusal(error: ValidationError, model: type[BaseModel], where: str) -> SettingsError:
     """What to raise for a value that is no `model`: its first wrong field, and what is known there."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]

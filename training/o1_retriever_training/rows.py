@@ -41,10 +41,6 @@ def _or_none(value: Any) -> Any:
     return None if isinstance(value, str) and not value.strip() else value
 
 
-def _as_id(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 Text = Annotated[str, BeforeValidator(_text)]
 Texts = Annotated[list[Text], BeforeValidator(_one_or_several)]
 
@@ -68,8 +64,8 @@ class TrainingRow(BaseModel):
     model_config = ConfigDict(extra="allow", validate_by_alias=True, validate_by_name=True)
 
     key: str | None = None
-    id: Annotated[str | None, BeforeValidator(_as_id)] = Field(
-        default=None, validation_alias=AliasChoices("id", "_id")
+    id: Annotated[str | None, BeforeValidator(lambda value: str(value) if type(value) is int else value)] = (
+        Field(default=None, validation_alias=AliasChoices("id", "_id"))
     )
     query: Text = Field(validation_alias=AliasChoices("query", "text"))
     pos: Texts = Field(default_factory=list)

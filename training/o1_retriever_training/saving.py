@@ -13,7 +13,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from o1_retriever.engine.load import stop_ids
+from o1_retriever.engine.load import positions_of, stop_ids
 from o1_retriever.engine.template import Layout, Template, TemplateConfig
 from o1_retriever.errors import CheckpointError, SettingsError
 from o1_retriever.thought import ThoughtSettings
@@ -77,8 +77,7 @@ def _checked(folder: Path, model: Any, tokenizer: Any, config: TemplateConfig) -
             f"The model for {folder} has {rows} token embeddings and its tokenizer {len(tokenizer)} tokens.",
             hint="Call model.resize_token_embeddings(len(tokenizer)) before training.",
         )
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Template(tokenizer, config, positions=positions)
+    return Template(tokenizer, config, positions=positions_of(model))
 
 
 def _save_weights(folder: Path, model: Any, template: Template) -> None:

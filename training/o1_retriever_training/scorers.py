@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from o1_retriever.engine.template import CONFIG_NAME
 from o1_retriever.errors import SettingsError
 from o1_retriever.extras import require
 from o1_retriever.ranking.bm25 import K1, B, Bm25, content_words
@@ -26,7 +27,7 @@ from o1_retriever_training.rows import key_of
 
 COSINE_SCALE = 100.0  # encoders score by cosine x 100, as the reference does
 CROSS = "cross-encoder:"
-_BATCH = 4096  # texts of a corpus whose words are counted at a time
+_BATCH, _AT_ONCE = 4096, 64  # texts of a corpus whose words are counted, and that are embedded, at a time
 
 Pair: TypeAlias = tuple[str, Sequence[str]]  # a target, and the texts that are scored for it
 Judge: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
@@ -139,13 +140,10 @@ class EncoderScorer(Scorer):
     target as a document too or as a query. A model that is named is loaded by `open`.
     """
 
-    def __init__(
-        self, model: Any, *, name: str | None = None, target: Target = "document", batch_size: int = 64
-    ) -> None:
+    def __init__(self, model: Any, *, name: str | None = None, target: Target = "document") -> None:
         self._given = model
         self._embed: dict[Target, Callable[[list[str]], Any]] = {}
         self._target = target
-        self._batch_size = batch_size
         self.name = name or _name_of(model)
         self.identity = os.fspath(model) if isinstance(model, str | os.PathLike) else self.name
 
@@ -157,19 +155,16 @@ class EncoderScorer(Scorer):
         if self._embed:
             return
         model = minilm() if isinstance(self._given, str) and self._given == "minilm" else self._given
-        if isinstance(model, str | os.PathLike) and _is_ours(Path(model)):
+        if isinstance(model, str | os.PathLike) and (Path(model) / CONFIG_NAME).is_file():
             model = ThinkingEmbedder.from_pretrained(model, cache=False)
-        batch = self._batch_size
         if isinstance(model, ThinkingEmbedder):
-            never = ThoughtSettings(thinking="never")
-            self._embed["query"] = partial(model.encode_queries, settings=never, show_progress_bar=False)
-            self._embed["document"] = partial(
-                model.encode_documents, batch_size=batch, show_progress_bar=False
-            )
+            never, quiet = ThoughtSettings(thinking="never"), {"show_progress_bar": False}
+            self._embed["query"] = partial(model.encode_queries, settings=never, **quiet)
+            self._embed["document"] = partial(model.encode_documents, batch_size=_AT_ONCE, **quiet)
         else:
             encoder = as_encoder(model)
             self._embed["query"] = encoder.embed_queries
-            self._embed["document"] = partial(encoder.embed_documents, batch_size=batch)
+            self._embed["document"] = partial(encoder.embed_documents, batch_size=_AT_ONCE)
 
     def close(self) -> None:
         """Forget what was loaded here, on a GPU too."""
@@ -296,9 +291,3 @@ def _name_of(model: Any) -> str:
     if not isinstance(model, str | os.PathLike):
         return type(model).__name__
     return Path(model).resolve().name if Path(model).is_dir() else os.fspath(model)
-
-
-def _is_ours(folder: Path) -> bool:
-    from o1_retriever.engine.template import CONFIG_NAME
-
-    return (folder / CONFIG_NAME).is_file()

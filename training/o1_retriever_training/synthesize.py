@@ -91,8 +91,17 @@ def synthesize(
     """
     recipe, options = recipe or Recipe(), options or Options()
     voices = _voices(recipe, as_experts(experts))
-    pool = Examples(list(_pool(pairs if examples is None else examples, recipe)) if recipe.examples else [])
-    with Ledger(out, stage="synthesize", recipe=_manifest(recipe, voices, pool)) as ledger:
+    source = pairs if examples is None else examples
+    # RowProblems are told when the rows themselves are read.
+    rows = read_rows(source) if isinstance(source, str | Path) else iter(source)
+    pool = Examples(list(islice(rows, recipe.example_pool)) if recipe.examples else [])
+    manifest = {
+        **recipe.to_dict(),
+        "experts": [voice.expert.identity for voice in voices],
+        "examples drawn from": key_of(json.dumps(pool.content)),
+        "hash": recipe.fingerprint,
+    }
+    with Ledger(out, stage="synthesize", recipe=manifest) as ledger:
         return asyncio.run(_Run(pairs, ledger, recipe, options, voices, pool).work())
 
 
@@ -129,7 +138,11 @@ class _Run:
         """Write all rows that are not there yet."""
         if self.options.retry_failed:
             self.ledger.forget(lambda row: not row.get("failures"))
-        self.known = {row.identity: row for row in _put_aside(self.aside)}
+        if self.aside.is_file():
+            # What `Ledger.forget` has put aside; a last line that was cut short is left out.
+            lines = self.aside.read_bytes().splitlines(keepends=True)
+            rows = (TrainingRow.model_validate_json(line) for line in lines if line.endswith(b"\n"))
+            self.known = {row.identity: row for row in rows}
         finished = False
         try:
             total = count_rows(self.input.source, show=self.options.show)
@@ -191,7 +204,9 @@ class _Run:
         for asked, answers in zip(wanted.values(), await asyncio.gather(*calls), strict=True):
             for (place, candidate, _), answer in zip(asked, answers, strict=True):
                 found[place][candidate] = answer
-                self._spend(answer)
+                prompt, completion = cost_of(answer)
+                self.tally.prompt_tokens += prompt
+                self.tally.completion_tokens += completion
         return found
 
     def _requests(self, row: TrainingRow) -> Iterator[tuple[int, ChatRequest]]:
@@ -202,20 +217,9 @@ class _Run:
                 continue
             if voice.instruction not in prompts:
                 prompts[voice.instruction] = prompt_for(row, self.recipe, self.examples, voice.instruction)
-            yield (
-                candidate,
-                ChatRequest(
-                    query=Query(row.query),
-                    prompt=prompts[voice.instruction],
-                    index=voice.index,
-                    settings=self.recipe.sampling,
-                ),
-            )
-
-    def _spend(self, answer: Answer) -> None:
-        prompt, completion = cost_of(answer)
-        self.tally.prompt_tokens += prompt
-        self.tally.completion_tokens += completion
+            prompt, sampling = prompts[voice.instruction], self.recipe.sampling
+            query = Query(row.query)
+            yield candidate, ChatRequest(query=query, prompt=prompt, index=voice.index, settings=sampling)
 
     def _with_thoughts(self, row: TrainingRow, answers: Mapping[int, Answer]) -> TrainingRow:
         """The row with its candidates; the tokens are those of the thoughts that it holds."""
@@ -251,31 +255,6 @@ def _voices(recipe: Recipe, experts: Mapping[str, Expert]) -> list[_Voice]:
         voice = _Voice(expert=experts[name], index=first, instruction=contributor.instruction)
         voices += [replace(voice, index=first + number) for number in range(contributor.n)]
     return voices
-
-
-def _pool(source: str | Path | Sequence[TrainingRow], recipe: Recipe) -> Iterator[TrainingRow]:
-    # RowProblems are told when the rows themselves are read.
-    rows = read_rows(source) if isinstance(source, str | Path) else iter(source)
-    return islice(rows, recipe.example_pool)
-
-
-def _manifest(recipe: Recipe, voices: Sequence[_Voice], examples: Examples) -> dict[str, Any]:
-    return {
-        **recipe.to_dict(),
-        "experts": [voice.expert.identity for voice in voices],
-        "examples drawn from": key_of(json.dumps(examples.content)),
-        "hash": recipe.fingerprint,
-    }
-
-
-def _put_aside(path: Path) -> Iterator[TrainingRow]:
-    """The rows that `Ledger.forget` has put aside; a last line that was cut short is left out."""
-    if not path.is_file():
-        return
-    with path.open("rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n"):
-                yield TrainingRow.model_validate(json.loads(line))
 
 
 def _summarise(path: Path) -> dict[str, int]:

@@ -186,9 +186,6 @@ class Agreement:
         }
 
 
-COUNTS = ("rows", "voted", "without_candidates", "without_positive", "several_positives", "dropped")
-
-
 def vote(
     thoughts: str | Path,
     out: str | Path,
@@ -292,7 +289,8 @@ def _verdicts(path: Path) -> Iterator[tuple[str, Verdict | None]]:
 
 def _count_all(source: Input, ledger: Ledger, files: Mapping[str, Path], rules: VoteRules) -> dict[str, Any]:
     """Read rows and verdicts side by side, and write each row with its winner; the counts."""
-    counts, agreement = dict.fromkeys(COUNTS, 0), Agreement()
+    names = ("rows", "voted", "without_candidates", "without_positive", "several_positives", "dropped")
+    counts, agreement = dict.fromkeys(names, 0), Agreement()
     scored = zip(*map(_verdicts, files.values()), strict=True)
     for number, row in source.all():
         entries = next(scored, (("", None),))

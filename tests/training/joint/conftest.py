@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe
+from o1_retriever_training.joint.recipe import TrainRecipe
 from tests.support.forks import Forks
 from tests.support.joint_runs import HEAVY
 from tests.support.tiny import tiny_model
@@ -94,6 +94,6 @@ def tiny_recipe(tmp_path: Path, bases: Callable[[str, str], Path]) -> Recipes:
         }
         for name, fields in sections.items():
             value[name] = {**value.get(name, {}), **fields} if isinstance(fields, dict) else fields
-        return as_train_recipe(value)
+        return TrainRecipe.of(value)
 
     return make

@@ -26,7 +26,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever_training.errors import DataError, TrainingError
 from o1_retriever_training.joint.batches import Budget, SameSourceBatches
 from o1_retriever_training.joint.losses import index_loss
-from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe, read_train_recipe
+from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 from o1_retriever_training.joint.run import train
 from o1_retriever_training.joint.sizes import sample
 from tests.support.tiny import CONFIGS, letter_tokenizer
@@ -111,7 +111,7 @@ def recipe(base: Path, folder: Path, rows: Sequence[dict[str, Any]], **sections:
     }  # fmt: skip
     for name, fields in sections.items():
         value[name] = {**value[name], **fields}
-    return as_train_recipe(value)
+    return TrainRecipe.of(value)
 
 
 def english() -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever.errors import SettingsError
-from o1_retriever_training.joint.recipe import TrainRecipe, as_train_recipe, read_train_recipe
+from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 from o1_retriever_training.recipe import yaml_value
 
 SMALL = {"model": {"base": "some/model"}, "data": {"train": "rows.jsonl"}, "output": "out"}
@@ -146,7 +146,7 @@ def test_of_steps_and_epochs_the_changed_one_stays(recipe: Path) -> None:
 def test_a_recipe_survives_the_round_trip_through_json(recipe: Path) -> None:
     for changes in ([], ["optimisation.steps=7"], ["optimisation.chunk=null", "stop.divergence=null"]):
         found = read_train_recipe(recipe, changes)
-        assert as_train_recipe(json.loads(json.dumps(found.to_dict()))) == found
+        assert TrainRecipe.of(json.loads(json.dumps(found.to_dict()))) == found
 
 
 def test_the_fingerprint_stands_for_what_decides_the_weights(recipe: Path, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_the_fingerprint_stands_for_what_decides_the_weights(recipe: Path, tmp_p
     others = ["optimisation.seed=1", "data.group=2", "losses.temperature=0.05", "model.lora.rank=8"]
     for change in [*others, "optimisation.epochs=3", "data.train.0.rows=1", "model.base=an/other"]:
         assert read_train_recipe(recipe, [change]).fingerprint != first.fingerprint, change
-    relative = as_train_recipe({**first.to_dict(), "data": {"train": "rows.jsonl"}})
+    relative = TrainRecipe.of({**first.to_dict(), "data": {"train": "rows.jsonl"}})
     assert relative.fingerprint == first.fingerprint
 
 

@@ -250,11 +250,9 @@ class Collator:
                 thought = texts.ids(row.thought)
                 sequence = template.thinking_query(query, thought)
                 if row.written:
-                    whole = len(thought) <= template.room(
-                        prompt
-                    )  # the end of one that was cut is not learned
-                    end = len(sequence) - template.tail + whole
-                    labels += _labels(len(ids), sequence, len(prompt), end)
+                    # The thought's tokens and the column before each; its end only where it was not cut.
+                    end = len(sequence) - template.tail + (len(thought) <= template.room(prompt))
+                    labels += [(len(ids), at - 1, sequence[at]) for at in range(len(prompt), end)]
                 if row.thinking and learns:
                     vectors.append((len(ids), len(sequence) - 1, owner, True))
                 if fast and template.fast_offset is not None:
@@ -344,11 +342,6 @@ def _vectors(known: NDArray[np.float16], numbers: Sequence[int]) -> Tensor:
     there = [place for place, number in enumerate(numbers) if number >= 0]
     found[there] = unit_vectors(known[[numbers[place] for place in there]])
     return found
-
-
-def _labels(number: int, sequence: Sequence[int], prompt: int, end: int) -> list[tuple[int, int, int]]:
-    """The thought's tokens and the column before each."""
-    return [(number, column - 1, sequence[column]) for column in range(prompt, end)]
 
 
 def _longest_first(rows: Sequence[Sequence[int]]) -> list[int]:

@@ -41,7 +41,9 @@ def enough_space(folder: Path, *others: type[Exception]) -> Iterator[None]:
 def mark(folder: Path, *, fingerprint: str, step: int, data: str = "") -> None:
     """Say that a checkpoint is whole: what recipe and data it belongs to, and every file with its size."""
     files = {}
-    for path in _files(folder):
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name.startswith(MARK):
+            continue
         # A mark that outlived a power failure must not speak of data that did not.
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -110,10 +112,6 @@ def step_of(checkpoint: Path) -> int:
 def _checkpoints(folder: Path) -> list[Path]:
     found = folder.glob(f"{_PREFIX}*") if folder.is_dir() else []
     return [path for path in found if path.is_dir() and path.name.removeprefix(_PREFIX).isdigit()]
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(MARK)]
 
 
 def _marked(folder: Path) -> dict[str, Any] | None:

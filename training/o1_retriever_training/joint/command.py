@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import time
@@ -14,10 +13,9 @@ import typer
 
 from o1_retriever.cli.models import quiet
 from o1_retriever.cli.options import with_options
-from o1_retriever.cli.terminal import messages, output, warn
+from o1_retriever.cli.terminal import messages, output, show_log, warn
 from o1_retriever.errors import O1RetrieverError, SettingsError
 from o1_retriever.extras import require
-from o1_retriever.progress import is_shown
 from o1_retriever.reporting.text import counted
 
 if TYPE_CHECKING:
@@ -75,11 +73,10 @@ def _estimate(recipe: TrainRecipe, hardware: str | None) -> None:
     if not _speaks():
         return
     quiet()
-    from o1_retriever_training.joint.dry_run import estimate, find_hardware, tables
+    from o1_retriever_training.joint.dry_run import estimate, find_hardware, memory_table, work_table
 
     found = estimate(recipe, find_hardware(hardware or recipe.hardware.device or "this"))
-    for each in tables(found):
-        output().print(each)
+    output().print(work_table(found), memory_table(found), sep="\n")
     for note in found.notes:
         output().print(f"[dim]{note}[/dim]", soft_wrap=True)
 
@@ -88,38 +85,17 @@ def _train(recipe: TrainRecipe, from_scratch: bool) -> None:
     speaks = _speaks()
     if speaks:
         _check_processes(recipe)
-        show_log()
+        show_log("o1_retriever_training")
     quiet()
-    _take_one_gpu()
+    if "LOCAL_RANK" not in os.environ:
+        # Without a launcher there is one process: over several GPUs the trainer would cut its batches apart.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.partition(",")[0]
     from o1_retriever_training.joint.run import train as run
 
     result = run(recipe, restart=from_scratch)
     if speaks:
         _report(result, recipe)
-
-
-def _take_one_gpu() -> None:
-    """Without a launcher there is one process: over several GPUs the trainer would cut its batches apart."""
-    if "LOCAL_RANK" not in os.environ:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.partition(",")[0]
-
-
-class _Lines(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING:
-            warn(record.getMessage())
-        else:
-            messages().print(record.getMessage(), soft_wrap=True, markup=False)
-
-
-def show_log() -> None:
-    """Show the warnings of training and, where no terminal shows a bar, its figures as lines."""
-    logger = logging.getLogger("o1_retriever_training")
-    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _Lines)]
-    logger.addHandler(_Lines())
-    logger.setLevel(logging.WARNING if is_shown(None) else logging.INFO)
-    logger.propagate = False
 
 
 def _check_processes(recipe: TrainRecipe) -> None:

@@ -6,7 +6,6 @@ reported. Both are estimates: the tests hold them against a counter and against 
 from __future__ import annotations
 
 import difflib
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -14,9 +13,11 @@ from pathlib import Path, PurePath
 import numpy as np
 import torch
 from rich import box
+from rich.filesize import decimal
 from rich.table import Table
 
 from o1_retriever.errors import SettingsError
+from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
 from o1_retriever_training.joint.backbone import compute_dtype
 from o1_retriever_training.joint.batches import steps_per_epoch
@@ -78,9 +79,7 @@ _GPUS = {
 }
 
 
-def known_hardware() -> list[str]:
-    """The names that `find_hardware` takes."""
-    return [*_GPUS, "cpu", THIS]
+KNOWN = (*_GPUS, "cpu", THIS)
 
 
 def find_hardware(name: str) -> Hardware:
@@ -102,24 +101,17 @@ def find_hardware(name: str) -> Hardware:
     if name in ("cpu", THIS):
         return Hardware(
             name=f"this CPU, {counted(torch.get_num_threads(), 'thread')}",
-            memory=_memory_here(),
+            memory=require("psutil", extra="train", purpose="A dry run").virtual_memory().total,
             peak=_measured("cpu", 768, torch.float32),
             utilisation=_CPU_UTILISATION,
             overhead=GIGA // 2,
             devices=1,
         )
-    near = difflib.get_close_matches(name, known_hardware(), n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.4)
     meant = f"Did you mean {near[0]}? " if near else ""
     raise SettingsError(
-        f"The hardware is {name!r}, which is not known.", hint=f"{meant}Known: {', '.join(known_hardware())}."
+        f"The hardware is {name!r}, which is not known.", hint=f"{meant}Known: {', '.join(KNOWN)}."
     )
-
-
-def _memory_here() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return 8 * GIGA
 
 
 def _measured(device: str, size: int, dtype: torch.dtype) -> float:
@@ -187,6 +179,13 @@ def estimate(recipe: TrainRecipe, hardware: Hardware) -> Estimate:
     data = sample(recipe, hardware.device.type)
     devices = hardware.devices or recipe.hardware.processes or 1
     steps, notes = _steps(recipe, data, devices)
+    notes += (
+        f"Time at {hardware.peak / 1e12:,.3g} TFLOP/s, of which {hardware.utilisation:.0%} are assumed.",
+    )
+    if shape.known:
+        notes += ("The model's shape is from a table; nothing was downloaded.",)
+    if recipe.evaluation is not None:
+        notes += ("The evaluations on the dev collection come on top of the time.",)
     step = data.step
     return Estimate(
         model=recipe.model.base,
@@ -201,7 +200,7 @@ def estimate(recipe: TrainRecipe, hardware: Hardware) -> Estimate:
         labels=step.labels * devices,
         flops=step_flops(recipe, shape, step) * devices,
         memory=memory_of(recipe, shape, step, hardware=hardware, devices=devices),
-        notes=(data.note, *notes, *_notes(recipe, shape, hardware)),
+        notes=(data.note, *notes),
     )
 
 
@@ -241,15 +240,6 @@ def _steps(recipe: TrainRecipe, data: Sampled, devices: int) -> tuple[int | None
     sources = np.repeat(np.arange(len(data.rows)), [count or 0 for count in data.rows])
     whole = steps_per_epoch(sources, size=data.step.rows, world=devices)
     return max(1, round((optimisation.epochs or 1.0) * whole)), notes
-
-
-def _notes(recipe: TrainRecipe, shape: Shape, hardware: Hardware) -> tuple[str, ...]:
-    notes = [f"Time at {hardware.peak / 1e12:,.3g} TFLOP/s, of which {hardware.utilisation:.0%} are assumed."]
-    if shape.known:
-        notes.append("The model's shape is from a table; nothing was downloaded.")
-    if recipe.evaluation is not None:
-        notes.append("The evaluations on the dev collection come on top of the time.")
-    return tuple(notes)
 
 
 def memory_of(
@@ -336,13 +326,9 @@ def _vectors(recipe: TrainRecipe, shape: Shape, rows: int, devices: int) -> floa
     return (queries + documents) * shape.width * 2 * _FLOAT + queries * documents * 4 * _FLOAT
 
 
-def tables(estimate: Estimate) -> list[Table]:
-    """What is trained and how long it takes, and the memory of one device by part."""
-    return [_work_table(estimate), _memory_table(estimate)]
-
-
-def _work_table(estimate: Estimate) -> Table:
-    table = _table("a step", "in all")
+def work_table(estimate: Estimate) -> Table:
+    """What is trained and how long it takes."""
+    table = _table("", "a step", "in all")
     steps = estimate.steps
     trained = estimate.trained / estimate.parameters
     table.add_row("model", "", "/".join(PurePath(estimate.model).parts[-2:]))
@@ -358,30 +344,26 @@ def _work_table(estimate: Estimate) -> Table:
     }
     for name, value in sums.items():
         table.add_row(name, large(value), "–" if steps is None else large(value * steps))
-    seconds = estimate.seconds
-    total = "–" if seconds is None else duration(seconds)
+    total = "–" if estimate.seconds is None else duration(estimate.seconds)
     table.add_row("time", duration(estimate.step_seconds), f"[bold]{total}[/bold]")
     return table
 
 
-def _memory_table(estimate: Estimate) -> Table:
-    hardware = estimate.hardware
+def memory_table(estimate: Estimate) -> Table:
+    """The memory of one device by part."""
     many = f"{estimate.devices} × " if estimate.devices > 1 else ""
-    table = _table("memory of one")
-    table.columns[0].header = f"{many}{hardware.name}"
+    table = _table(f"{many}{estimate.hardware.name}", "memory of one")
     for name, value in estimate.memory.items():
-        table.add_row(name, gigabytes(value))
+        table.add_row(name, decimal(value, precision=2))
     table.add_section()
-    style = "green" if estimate.fits else "bold red"
-    table.add_row(f"[{style}]at most[/]", f"[{style}]{gigabytes(estimate.peak)}[/]")
-    verdict = "fits" if estimate.fits else "does not fit"
-    table.add_row(f"of {gigabytes(hardware.memory)}", f"[{style}]{verdict}[/]")
+    style, verdict = ("green", "fits") if estimate.fits else ("bold red", "does not fit")
+    table.add_row(f"[{style}]at most[/]", f"[{style}]{decimal(estimate.peak, precision=2)}[/]")
+    table.add_row(f"of {decimal(estimate.hardware.memory)}", f"[{style}]{verdict}[/]")
     return table
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title, box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, justify="right")
     return table
@@ -394,11 +376,6 @@ def large(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.0f}"
-
-
-def gigabytes(value: float) -> str:
-    """Bytes in GB, as the makers of memory count them."""
-    return f"{value / GIGA:,.2f} GB" if value < 100 * GIGA else f"{value / GIGA:,.0f} GB"
 
 
 def duration(seconds: float) -> str:

@@ -13,21 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from o1_retriever.engine.adapters import is_adapter
 from o1_retriever.errors import SettingsError
 from o1_retriever_training.reading import HINT, HUB
-from o1_retriever_training.recipe import read_yaml, refusal, yaml_value
+from o1_retriever_training.recipe import Section, changed, read_yaml
 
 TAIL = 3  # a thought of one token, its eos and the last <emb>
 TrainedLayout = Literal["paper", "released", "chat"]
@@ -51,12 +42,6 @@ Share = Annotated[Number, Field(ge=0, le=1)]
 Positive = Annotated[Count, Field(ge=1)]
 Tokens = Annotated[Count, Field(ge=8, le=1_000_000)]
 Text = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """What every section is: frozen, without unknown fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LoraSettings(Section):
@@ -371,7 +356,7 @@ class TrainRecipe(Section):
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON values, defaults included; `TrainRecipe.model_validate` reads them again."""
+        """The recipe as JSON values, defaults included; `TrainRecipe.of` reads them again."""
         return self.model_dump(mode="json")
 
     @property
@@ -415,21 +400,10 @@ def read_train_recipe(
             f"The recipe {path} is a {type(value).__name__}; expected sections such as model: and data:."
         )
     value = changed(placed(value, Path(path).parent), changes)
-    recipe = as_train_recipe(value, where=str(path))
+    recipe = TrainRecipe.of(value, where=str(path))
     if check_files:
         check_paths(recipe, where=str(path))
     return recipe
-
-
-def as_train_recipe(value: Any, *, where: str = "The recipe") -> TrainRecipe:
-    """A recipe from its fields. Raises `SettingsError` naming the first one that is wrong."""
-    try:
-        return TrainRecipe.model_validate(value)
-    except ValidationError as error:
-        raise refusal(error, TrainRecipe, where) from None
-
-
-_EXPECTED = "expected SECTION.FIELD=VALUE, such as optimisation.seed=1"
 
 
 def placed(value: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -450,50 +424,6 @@ def placed(value: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(path, str) and path.startswith(("./", "../")):
             holder[name] = os.path.normpath(folder.resolve() / path)
     return value
-
-
-def changed(value: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """The same fields with each `a.b=value` set; a value is read as YAML. Raises `SettingsError`.
-
-    Of `optimisation.steps` and `optimisation.epochs`, which exclude each other, the changed one stays.
-    """
-    value = copy.deepcopy(value)
-    for change in changes:
-        name, found, text = change.partition("=")
-        path = name.strip().split(".")
-        if not found or not all(path):
-            raise SettingsError(f"A change of the recipe is {change!r}; {_EXPECTED}.")
-        try:
-            new = yaml_value(text)
-        except yaml.YAMLError:
-            raise SettingsError(f"The value of {change!r} is no YAML.", hint="Quote it.") from None
-        _set(value, path, new, change)
-    named = {change.partition("=")[0].strip() for change in changes}
-    for one, other in (("steps", "epochs"), ("epochs", "steps")):
-        alone = f"optimisation.{one}" in named and f"optimisation.{other}" not in named
-        if alone and value["optimisation"].get(one) is not None:
-            value["optimisation"].pop(other, None)
-    return value
-
-
-def _set(holder: Any, path: Sequence[str], new: Any, change: str) -> None:
-    name, *rest = path
-    key: Any = name
-    if isinstance(holder, list):
-        if not name.isdigit() or int(name) >= len(holder):
-            raise SettingsError(
-                f"The change {change!r} names {name!r} of a list of {len(holder)}; expected a number "
-                "below it, counted from 0."
-            )
-        key = int(name)
-    elif not isinstance(holder, dict):
-        raise SettingsError(f"The change {change!r} names a field of {holder!r:.40}; {_EXPECTED}.")
-    if not rest:
-        holder[key] = new
-        return
-    if isinstance(holder, dict) and holder.get(key) is None:
-        holder[key] = {}
-    _set(holder[key], rest, new, change)
 
 
 def check_paths(recipe: TrainRecipe, *, where: str) -> None:
@@ -518,8 +448,7 @@ def check_paths(recipe: TrainRecipe, *, where: str) -> None:
         )
     if recipe.evaluation is not None:
         _check_collection(recipe.evaluation, where)
-    output = Path(recipe.output)
-    if output.exists() and not output.is_dir():
+    if Path(recipe.output).is_file():
         raise SettingsError(f"{where}: output is {recipe.output!r}, a file; expected a folder.")
 
 

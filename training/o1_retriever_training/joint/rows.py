@@ -257,14 +257,10 @@ def _signature(data: DataSection, template: AnyTemplate) -> str:
         [template.max_query_text, template.max_length, data.max_document_tokens],
         [template.layout, len(template.prompt([0]))],
         hashlib.blake2b(json.dumps(words).encode()).hexdigest(),
-        str(getattr(template.tokenizer, "backend_tokenizer", "") and _pieces(template)),
+        # Two tokenizers of one vocabulary may cut text differently.
+        str(template.text_ids(["The quick brown Fox's  naïve jump, 1234!", "Größe <emb>\n\ttab"])),
     ]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
-
-
-def _pieces(template: AnyTemplate) -> list[list[int]]:
-    # Two tokenizers of one vocabulary may cut text differently.
-    return template.text_ids(["The quick brown Fox's  naïve jump, 1234!", "Größe <emb>\n\ttab"])
 
 
 class _Builder:
@@ -321,7 +317,11 @@ class _Builder:
         report.cut_queries = len(self._cut.intersection(self._rows["query"]))
         documents = (self._rows["document"], self._flat["positives"], self._flat["negatives"])
         report.cut_documents = len(self._cut.intersection(chain(*documents)))
-        report.cut_thoughts = self._cut_thoughts(lengths)
+        # Thoughts that have no room behind their query.
+        markers = len(self._template.prompt([0])) - 1
+        queries = np.repeat(np.asarray(self._rows["query"], np.int64), np.diff(self._starts["thoughts"]))
+        room = self._template.room(range(markers)) - lengths[queries]
+        report.cut_thoughts = int((lengths[np.asarray(self._flat["thoughts"], np.int64)] > room).sum())
         return report
 
     def _tokenise(self, waiting: Sequence[Waiting]) -> Iterable[NDArray[Any]]:
@@ -343,13 +343,6 @@ class _Builder:
                 self._places[text_key(text)] = writer.number(text, "document")
             writer.flush()
         return len(writer.keys)
-
-    def _cut_thoughts(self, lengths: Numbers) -> int:
-        """How many thoughts have no room behind their query."""
-        markers = len(self._template.prompt([0])) - 1
-        queries = np.repeat(np.asarray(self._rows["query"], np.int64), np.diff(self._starts["thoughts"]))
-        room = self._template.room(range(markers)) - lengths[queries]
-        return int((lengths[np.asarray(self._flat["thoughts"], np.int64)] > room).sum())
 
     def _read(self, number: int, source: Source, show: bool | None) -> None:
         problems = RowProblems(str(source.path))

@@ -7,7 +7,6 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.encoders import as_encoder
 from o1_retriever.engine.adapters import merged
 from o1_retriever.engine.template import TemplateConfig
-from o1_retriever.evaluation.collection import Collection, load_collection
+from o1_retriever.evaluation.collection import load_collection
+from o1_retriever.evaluation.comparison import evaluate
 from o1_retriever.evaluation.corpus import EncodedCorpus
-from o1_retriever.evaluation.metrics import means, per_query
-from o1_retriever.evaluation.systems import NEVER, Dense
+from o1_retriever.evaluation.systems import Dense
 from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
 from o1_retriever.storage.files import written_whole
@@ -68,19 +67,11 @@ class TrainResult:
     data: str
     finished_before: bool = False
 
-
-def write_summary(result: TrainResult, recipe: TrainRecipe, log: Sequence[dict[str, Any]]) -> None:
-    """Write the recipe, the dev figures and the log; only then a run is finished."""
-    summary = {
-        "recipe": recipe.to_dict(),
-        "fingerprint": recipe.fingerprint,
-        "steps": result.steps,
-        "best": result.best,
-        "data": result.data,
-        "log": list(log),
-    }
-    with written_whole(result.output / SUMMARY) as text:
-        json.dump(summary, text, indent=1)
+    def write(self, recipe: TrainRecipe, log: list[dict[str, Any]]) -> None:
+        """Write the recipe, the dev figures and the log; only then a run is finished."""
+        own = {"steps": self.steps, "best": self.best, "data": self.data, "log": log}
+        with written_whole(self.output / SUMMARY) as text:
+            json.dump({"recipe": recipe.to_dict(), "fingerprint": recipe.fingerprint, **own}, text, indent=1)
 
 
 def finished(output: Path, recipe: TrainRecipe) -> TrainResult | None:
@@ -116,9 +107,13 @@ class DevEvaluation:
 
     def __init__(self, section: EvaluationSection, encoder: Any = None) -> None:
         self._section = section
-        collection = load_collection(section.collection, split=section.split)
-        self._collection = _fewer(collection, section.queries)
-        self._texts = collection.corpus.texts(0, len(collection.corpus.ids))
+        whole = load_collection(section.collection, split=section.split)
+        queries, most = sorted(set(whole.queries) & set(whole.qrels)), section.queries
+        if most is not None and len(queries) > most:
+            # Every n-th in the order of their ids: always the same ones.
+            queries = [queries[place] for place in np.linspace(0, len(queries) - 1, most).astype(int)]
+        self._collection = whole.with_queries({query: whole.queries[query] for query in queries})
+        self._texts = whole.corpus.texts(0, len(whole.corpus.ids))
         self._encoder = None if section.encoder is None else as_encoder(encoder or section.encoder)
         self._fixed: EncodedCorpus | None = None  # a thinker's documents, which training does not move
 
@@ -130,15 +125,14 @@ class DevEvaluation:
         The model is left in evaluation mode.
         """
         started = time.perf_counter()
-        embedder = self._embedder(language_model, tokenizer, config)
-        if self._fixed is None:
+        section, embedder = self._section, self._embedder(language_model, tokenizer, config)
+        encoded = self._fixed
+        if encoded is None:
             matrix = np.asarray(embedder.encode_documents(self._texts, show_progress_bar=False), np.float32)
             encoded = EncodedCorpus(matrix=matrix, seconds=0.0)
-            self._fixed = None if self._section.encoder is None else encoded
-        else:
-            encoded = self._fixed
-        metric, section = self._section.metric, self._section
-        found = {f"{metric} fast": self._measured(embedder, encoded, NEVER)[0]}
+            self._fixed = None if section.encoder is None else encoded
+        given: dict[str, Any] = {"embedder": embedder, "corpus": self._collection.corpus, "encoded": encoded}
+        systems = [Dense(name="fast", **given)]
         if section.thoughts:
             settings = ThoughtSettings(
                 n_thoughts=section.thoughts,
@@ -147,8 +141,11 @@ class DevEvaluation:
                 max_new_tokens=section.max_new_tokens,
                 seed=0,
             )
-            value, tokens = self._measured(embedder, encoded, settings)
-            found |= {f"{metric} thinking": value, "tokens per thought": tokens}
+            systems.append(Dense(name="thinking", settings=settings, **given))
+        results = evaluate(self._collection, systems, measures=[section.metric], depth=_DEPTH).results
+        found = {f"{section.metric} {each.name}": each.means[section.metric] for each in results}
+        if section.thoughts:
+            found["tokens per thought"] = results[-1].cost.thought_tokens / section.thoughts
         return found | {"seconds": time.perf_counter() - started}
 
     def _embedder(
@@ -163,30 +160,6 @@ class DevEvaluation:
         # The name of the weights would be computed from them, and nothing here is kept under it.
         local = assemble("trained", language_model, tokenizer, template_config=config, weights="in training")
         return ThinkingEmbedder(LocalBackend(local), cache=False)
-
-    def _measured(
-        self, embedder: ThinkingEmbedder, encoded: EncodedCorpus, settings: ThoughtSettings
-    ) -> tuple[float, float]:
-        """(the measure, tokens per thought)."""
-        collection, metric = self._collection, self._section.metric
-        system = Dense(
-            name="dev", embedder=embedder, corpus=collection.corpus, encoded=encoded, settings=settings
-        )
-        queries = list(collection.queries)
-        answer = system.search([collection.queries[query] for query in queries], _DEPTH)
-        ids = collection.corpus.ids
-        run = {query: ranking.by_id(ids) for query, ranking in zip(queries, answer.rankings, strict=True)}
-        thoughts = [thought for row in answer.thoughts for thought in row]
-        tokens = float(np.mean([thought.completion_tokens for thought in thoughts])) if thoughts else 0.0
-        return means(per_query(collection.qrels, run, measures=[metric]))[metric], tokens
-
-
-def _fewer(collection: Collection, most: int | None) -> Collection:
-    """At most so many queries: every n-th in the order of their ids, always the same ones."""
-    queries = sorted(set(collection.queries) & set(collection.qrels))
-    if most is not None and len(queries) > most:
-        queries = [queries[place] for place in np.linspace(0, len(queries) - 1, most).astype(int)]
-    return collection.with_queries({query: collection.queries[query] for query in queries})
 
 
 def train(
@@ -206,7 +179,9 @@ def train(
     output = Path(recipe.output)
     work = output / _WORK
     if restart:
-        _begin_anew(output, work)
+        (output / SUMMARY).unlink(missing_ok=True)
+        for part in (*work.glob("checkpoint-*"), work / "tensorboard"):
+            shutil.rmtree(part, ignore_errors=True)
     done = finished(output, recipe)
     if done is not None:
         return done
@@ -221,7 +196,7 @@ def train(
     data = work / "data"
     with arguments.main_process_first(desc="tokenising"), enough_space(data):
         rows = open_rows(recipe.data, backbone.template, data, show=show_progress_bar, teacher=teacher)
-    _check_width(rows, backbone)
+    _check_width(rows, backbone.width)
     logger.info("Training data: %s", rows.report)
     if checkpoint is not None:
         check_data(checkpoint, rows.name)
@@ -242,7 +217,7 @@ def train(
     with whole_weights(trainer.model), enough_space(output):
         if trainer.is_world_process_zero():
             _save(output, backbone)
-            write_summary(result, recipe, trainer.state.log_history)
+            result.write(recipe, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
     return result
 
@@ -300,11 +275,11 @@ def _arguments(recipe: TrainRecipe, work: Path) -> TrainingArguments:
     return arguments
 
 
-def _check_width(rows: TrainingRows, backbone: Backbone) -> None:
+def _check_width(rows: TrainingRows, width: int) -> None:
     for name, vectors in (("teacher", rows.teacher), ("index", rows.index)):
-        if vectors is not None and len(vectors) and vectors.shape[1] != backbone.width:
+        if vectors is not None and len(vectors) and vectors.shape[1] != width:
             raise TrainingError(
-                f"The {name}'s vectors have {vectors.shape[1]} numbers and the model's {backbone.width}.",
+                f"The {name}'s vectors have {vectors.shape[1]} numbers and the model's {width}.",
                 hint=f"Name another encoder in data.{name}, or another base.",
             )
 
@@ -340,7 +315,9 @@ def _run(trainer: JointTrainer, checkpoint: Path | None) -> None:
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except RuntimeError as error:
-        if not _is_lost_process(trainer, error):
+        words = str(error).lower()
+        lost = isinstance(error, torch.distributed.DistError) or any(word in words for word in _LOST)
+        if not lost or trainer.args.world_size == 1:
             raise
         said = str(error).partition(". ")[0]  # what follows is advice to those who write such programs
         raise TrainingError(
@@ -349,12 +326,6 @@ def _run(trainer: JointTrainer, checkpoint: Path | None) -> None:
         ) from error
     finally:
         trainer.progress.close()
-
-
-def _is_lost_process(trainer: JointTrainer, error: RuntimeError) -> bool:
-    said = str(error).lower()
-    lost = isinstance(error, torch.distributed.DistError) or any(word in said for word in _LOST)
-    return lost and trainer.args.world_size > 1
 
 
 def _best_weights(trainer: JointTrainer, work: Path) -> dict[str, float] | None:
@@ -374,10 +345,3 @@ def _best_weights(trainer: JointTrainer, work: Path) -> dict[str, float] | None:
         figures = {name: value for name, value in chosen.items() if name.startswith("eval_")}
         figures["eval_step"] = float(step or 0)
     return {name.removeprefix("eval_"): value for name, value in figures.items()}
-
-
-def _begin_anew(output: Path, work: Path) -> None:
-    (output / SUMMARY).unlink(missing_ok=True)
-    for part in work.glob("checkpoint-*"):
-        shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(work / "tensorboard", ignore_errors=True)

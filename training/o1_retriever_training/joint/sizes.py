@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.engine.batching import by_tokens, forward_tokens
 from o1_retriever.engine.checkpoint import first_line
-from o1_retriever.errors import ModelNotFoundError, O1RetrieverError, SettingsError
+from o1_retriever.engine.load import read_config
+from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1RetrieverError, SettingsError
 from o1_retriever_training.joint.batches import Collator, DrawnRows
 from o1_retriever_training.joint.layouts import AnyTemplate, markers_of, template_of
 from o1_retriever_training.joint.recipe import ModelSection, Source, TrainRecipe, looks_local
@@ -128,7 +129,16 @@ def shape_of(model: ModelSection) -> Shape:
     """
     known = None if looks_local(model.base) else _KNOWN.get(model.base)
     if known is None:
-        config, tokens = _read_config(model)
+        try:
+            config, tokenizer = read_config(model.base)
+        except CheckpointError as error:
+            why = first_line(error.__cause__ or error)
+            raise ModelNotFoundError(
+                f"The shape of model.base {model.base!r} cannot be known: {why}.",
+                hint="Give a folder with config.json and a tokenizer, a Hub id while the Hub can be reached, "
+                f"or one of {', '.join(_KNOWN)}.",
+            ) from error
+        tokens = len(tokenizer.get_vocab().keys() | set(markers_of(model.layout)))
     else:
         kind, tokens, sizes = known
         config = AutoConfig.for_model(kind, **dict(zip(_SIZES, sizes, strict=True)))
@@ -138,20 +148,6 @@ def shape_of(model: ModelSection) -> Shape:
         if tokens > empty.get_input_embeddings().num_embeddings:
             empty.resize_token_embeddings(tokens, mean_resizing=False)
     return _measure(empty, known is not None)
-
-
-def _read_config(model: ModelSection) -> tuple[Any, int]:
-    """The config, and how many tokens there are with the markers."""
-    try:
-        config = AutoConfig.from_pretrained(model.base)
-        vocabulary = AutoTokenizer.from_pretrained(model.base).get_vocab()
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelNotFoundError(
-            f"The shape of model.base {model.base!r} cannot be known: {first_line(error)}.",
-            hint="Give a folder with config.json and a tokenizer, a Hub id while the Hub can be reached, "
-            f"or one of {', '.join(_KNOWN)}.",
-        ) from error
-    return config, len(vocabulary.keys() | set(markers_of(model.layout)))
 
 
 def _measure(empty: Any, known: bool) -> Shape:
@@ -273,18 +269,14 @@ def _template(recipe: TrainRecipe) -> tuple[AnyTemplate, bool]:
     try:
         tokenizer, exact = AutoTokenizer.from_pretrained(recipe.model.base, local_files_only=True), True
     except (OSError, ValueError, KeyError, O1RetrieverError):
-        tokenizer, exact = _by_characters(), False
+        # Four characters are a token.
+        pieces: Any = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+        pieces.pre_tokenizer = Split(Regex(r"[\s\S]{1,4}"), "isolated")
+        same = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "?")
+        tokenizer, exact = PreTrainedTokenizerFast(tokenizer_object=pieces, **same), False  # type: ignore[no-untyped-call]
     missing = [marker for marker in markers_of(layout) if marker not in tokenizer.get_vocab()]
     tokenizer.add_tokens(missing, special_tokens=True)
     return template_of(layout, tokenizer, data, positions=None), exact
-
-
-def _by_characters() -> Any:
-    """Stands for a tokenizer that is not here: four characters are a token."""
-    tokenizer: Any = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
-    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]{1,4}"), "isolated")
-    same = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "?")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **same)  # type: ignore[no-untyped-call]
 
 
 def _of_batches(rows: TrainingRows, template: AnyTemplate, recipe: TrainRecipe, tokens: int) -> StepSize:

@@ -119,7 +119,8 @@ def _cached(
         with torch.no_grad():
             vectors, _ = forward(chunk.ids, chunk.rows, chunk.columns)
         leaves.append(vectors.detach().requires_grad_())
-        _give_back(vectors)
+        if vectors.device.type == "cpu":  # chunks of ever new shapes leave ever more memory between blocks
+            free_memory(vectors.device)
     loss = loss_of(leaves)
     (loss.backward * share).backward()  # type: ignore[no-untyped-call]
     generation = torch.zeros((), device=loss.value.device)
@@ -132,7 +133,8 @@ def _cached(
             how.backward((vectors * gradient).sum() + (1 - share) * own)
             generation += own.detach()
             del vectors, surprise, own
-        _give_back(leaf)
+        if leaf.device.type == "cpu":
+            free_memory(leaf.device)
     return loss, generation
 
 
@@ -268,12 +270,6 @@ class RandomState:
         torch.set_rng_state(self._cpu)
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
-
-
-def _give_back(vectors: Tensor) -> None:
-    # On a CPU chunks of ever new shapes would leave ever more memory between blocks in use.
-    if vectors.device.type == "cpu":
-        free_memory(vectors.device)
 
 
 def _as_many(chunks: list[Chunk], batch: Batch, *, labelled: bool) -> list[Chunk]:

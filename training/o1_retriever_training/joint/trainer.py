@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from o1_retriever.engine.template import TemplateConfig
@@ -56,9 +56,7 @@ class Progress(TrainerCallback):
         self._note = self._dev = ""
         self._began = time.perf_counter()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Open the bar over the steps that are left."""
         self._began = time.perf_counter()
         name = f"Training (from step {state.global_step})" if state.global_step else "Training"
@@ -66,21 +64,12 @@ class Progress(TrainerCallback):
         self._bar = progress(name, left, show=self._main and is_shown(self._show))
         self._advance = self._bar.__enter__()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Move on by a step."""
         if self._advance is not None:
             self._advance(1, f"{self._note}{self._dev}")
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any) -> None:
         """Take the newest figures."""
         if not logs:
             return
@@ -113,12 +102,7 @@ class KeepBest(TrainerCallback):
         self._metric = f"eval_{metric}"
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **_: Any
     ) -> None:
         """Ask for a checkpoint when there is a new best one."""
         if metrics and (state.best_metric is None or metrics[self._metric] > state.best_metric):
@@ -138,14 +122,7 @@ class Divergence(TrainerCallback, ExportableState):
         names = ("first", "lowest", "mean", "seen")
         return {"args": {"factor": self.factor}, "attributes": {name: getattr(self, name) for name in names}}
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any) -> None:
         """Look at the newest mean of the loss. Raises `TrainingError` when the run has diverged."""
         if self.factor is None or not logs or "loss" not in logs:
             return
@@ -266,21 +243,17 @@ class JointTrainer(Trainer):
         )
         with uncast_inputs(self._backbone.model, autocast=self.args.bf16):
             parts = joint_step(model, batch, self.recipe.losses, how, self._index)
-        self._check(parts)
+        if total(int(not math.isfinite(float(parts["loss"])))):
+            said = ", ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
+            raise TrainingError(
+                f"The loss is not a number at step {self.state.global_step + 1} ({said}).",
+                hint="Lower optimisation.learning_rate or optimisation.max_grad_norm, or compute in float32, "
+                "and start again with --from-scratch.",
+            )
         self._counted += 1
         for name, value in parts.items():
             self._parts[name] = self._parts.get(name, torch.zeros_like(value)) + value
         return parts["loss"]
-
-    def _check(self, parts: dict[str, Tensor]) -> None:
-        if not total(int(not math.isfinite(float(parts["loss"])))):
-            return
-        said = ", ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
-        raise TrainingError(
-            f"The loss is not a number at step {self.state.global_step + 1} ({said}).",
-            hint="Lower optimisation.learning_rate or optimisation.max_grad_norm, or compute in float32, and "
-            "start again with --from-scratch.",
-        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss, means since the last time over steps and processes."""

@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from o1_retriever.engine.adapters import is_adapter
 from o1_retriever.engine.template import CONFIG_NAME, TemplateConfig
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever.reporting.table import markdown_table
+from o1_retriever.reporting.text import markdown_table
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.publishing.contents import CARD, NF4, SUMMARY, Contents
+from o1_retriever_training.reading import HUB
 from o1_retriever_training.recipe import read_yaml
 
 _PATHS = ("fast", "thinking")
@@ -172,7 +173,10 @@ def _metadata(
     values = {name: value for name, value in metadata.items() if value is not None}
     if facts.base_model or "base_model" not in values:
         values["base_model"] = facts.base_model or base
-    values["datasets"] = list(facts.datasets) or values.get("datasets") or _datasets(known) or None
+    sources = known.at("data", "train") or ()
+    paths = [each.get("path") if isinstance(each, dict) else each for each in sources]
+    hub = [path.removeprefix(HUB) for path in paths if isinstance(path, str) and path.startswith(HUB)]
+    values["datasets"] = list(facts.datasets) or values.get("datasets") or hub or None
     values["license"] = facts.license or values.get("license")
     values["language"] = list(facts.language) or values.get("language")
     values.setdefault("library_name", "sentence-transformers")
@@ -201,12 +205,6 @@ def _hub_id(name: Any, source: Path) -> str | None:
         return None
     near = (Path.cwd(), *source.resolve().parents)
     return None if any((place / name).exists() for place in near) else name
-
-
-def _datasets(known: Provenance) -> list[str]:
-    sources = known.at("data", "train") or ()
-    paths = [each.get("path") if isinstance(each, dict) else each for each in sources]
-    return [path.removeprefix("hub:") for path in paths if isinstance(path, str) and path.startswith("hub:")]
 
 
 def _text(folder: Path, data: Any, facts: CardFacts, figures: Sequence[Figure], known: Provenance) -> str:
@@ -268,7 +266,14 @@ def provenance(found: Contents, given: Path | None) -> Provenance:
     summary, run = found.folder / SUMMARY, Run(recipe={})
     path = given
     if summary.is_file():
-        run = _read_run(summary)
+        try:
+            run = Run.model_validate_json(summary.read_bytes())
+        except OSError as error:
+            raise InputError(f"{summary} cannot be read: {error}.") from None
+        except ValidationError:
+            raise InputError(
+                f"{summary} is not what o1-retriever train writes; expected an object with a recipe."
+            ) from None
     elif given is None and found.recipe:
         path = found.folder / found.recipe
     if path is not None:
@@ -282,25 +287,22 @@ def provenance(found: Contents, given: Path | None) -> Provenance:
     return Provenance(content=content.encode(), recipe=run.recipe, run=run)
 
 
-def _read_run(path: Path) -> Run:
-    try:
-        return Run.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}.") from None
-    except ValidationError:
-        raise InputError(
-            f"{path} is not what o1-retriever train writes; expected an object with a recipe."
-        ) from None
-
-
 def read_figures(paths: Sequence[str | Path]) -> list[Figure]:
     """Read result files: `results.jsonl` of a report, what `eval --json` prints, or a report's folder.
 
     A line is an object with `collection`, `split`, `system` and `measures`; others may follow. Raises
     `InputError` naming the file and line of what cannot be used.
     """
-    files = [file for path in paths for file in _result_files(Path(path))]
-    return [figure for file in files for figure in _in_results(file)]
+    found: list[Figure] = []
+    for path in map(Path, paths):
+        files = sorted(path.rglob("results.jsonl")) if path.is_dir() else [path]
+        if not files:
+            raise InputError(
+                f"{path} holds no results.jsonl; expected a report of o1-retriever eval.",
+                hint="Type: o1-retriever eval --model FOLDER --data COLLECTION --report report",
+            )
+        found += [figure for file in files for figure in _in_results(file)]
+    return found
 
 
 def as_table(figures: Sequence[Figure]) -> str:
@@ -321,35 +323,25 @@ def as_eval_results(figures: Sequence[Figure]) -> list[Any]:
     """`huggingface_hub.EvalResult`s of the model's own systems, not of what it was compared with."""
     from huggingface_hub import EvalResult
 
+    # The first model measured is the one that is published; its name ends at the first comma or space.
+    dense = [
+        (re.split(r"[ ,]", each.system)[0], each) for each in figures if not each.system.startswith(_NOT_OURS)
+    ]
     return [
         EvalResult(
             task_type="information-retrieval",
             task_name="Information Retrieval",
-            dataset_type=figure.collection.removeprefix("hub:"),
+            dataset_type=figure.collection.removeprefix(HUB),
             dataset_name=figure.collection,
             dataset_split=figure.split,
-            metric_type=_metric(name),
+            metric_type=re.sub(r"[^a-z0-9]+", "_", name.lower().replace("@", "_at_")).strip("_"),
             metric_name=f"{name}, {figure.system}",
             metric_value=round(value, 4),
         )
-        for figure in _own(figures)
+        for model, figure in dense
+        if model == dense[0][0] and "BM25" not in figure.system
         for name, value in figure.measures.items()
     ]
-
-
-def _own(figures: Sequence[Figure]) -> list[Figure]:
-    # The first model measured is the one that is published; its name ends at the first comma or space.
-    dense = [figure for figure in figures if not figure.system.startswith(_NOT_OURS)]
-    first = _model(dense[0]) if dense else ""
-    return [each for each in dense if _model(each) == first and "BM25" not in each.system]
-
-
-def _model(figure: Figure) -> str:
-    return re.split(r"[ ,]", figure.system)[0]
-
-
-def _metric(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower().replace("@", "_at_")).strip("_")
 
 
 def _cells(figure: Figure, shown: Sequence[str]) -> list[str]:
@@ -365,46 +357,27 @@ def _cells(figure: Figure, shown: Sequence[str]) -> list[str]:
     ]
 
 
-def _result_files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = sorted(path.rglob("results.jsonl"))
-    if not found:
-        raise InputError(
-            f"{path} holds no results.jsonl; expected a report of o1-retriever eval.",
-            hint="Type: o1-retriever eval --model FOLDER --data COLLECTION --report report",
-        )
-    return found
-
-
 def _in_results(path: Path) -> list[Figure]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         said = getattr(error, "strerror", None) or error
         raise InputError(f"The results {path} cannot be read: {said}.") from None
-    figures = [
-        figure
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-        for figure in _in_line(line, f"{path}, line {number}")
-    ]
+    figures: list[Figure] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line) if line.strip() else []
+            figures += [Figure.model_validate(row) for row in (value if isinstance(value, list) else [value])]
+        except ValidationError:
+            raise InputError(
+                f"{path}, line {number} is no result; expected an object with collection, split, system and "
+                "measures.",
+                hint="Pass the results.jsonl of: o1-retriever eval --report FOLDER",
+            ) from None
+        except ValueError as error:
+            raise InputError(f"{path}, line {number} is not JSON: {error}.") from None
     if not figures:
         raise InputError(
             f"{path} is empty; expected the figures of o1-retriever eval, one JSON object a line."
         )
     return figures
-
-
-def _in_line(line: str, where: str) -> list[Figure]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON: {error}.") from None
-    try:
-        return [Figure.model_validate(row) for row in (value if isinstance(value, list) else [value])]
-    except ValidationError:
-        raise InputError(
-            f"{where} is no result; expected an object with collection, split, system and measures.",
-            hint="Pass the results.jsonl of: o1-retriever eval --report FOLDER",
-        ) from None

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from o1_retriever_training.publishing.card import CardFacts
-    from o1_retriever_training.publishing.hub import Published
-    from o1_retriever_training.publishing.staging import Staged, StageOptions
+    from o1_retriever_training.publishing.staging import Staged
 
 _card = functools.partial(typer.Option, rich_help_panel="Model card")
 _model = functools.partial(typer.Option, rich_help_panel="Model")
@@ -75,12 +74,6 @@ class WeightOptions:
     qlora: Annotated[bool | None, _model("--qlora/--no-qlora", help=_QLORA)] = None
     dtype: Annotated[Dtype, _model("--dtype", help="Type of an adapter's merged weights.")] = "auto"
 
-    def options(self, recipe: Path | None) -> StageOptions:
-        """How the folder is made ready."""
-        from o1_retriever_training.publishing.staging import StageOptions
-
-        return StageOptions(nf4=self.nf4, qlora=self.qlora, base=self.base, dtype=self.dtype, recipe=recipe)
-
 
 @with_options
 def publish(
@@ -102,7 +95,7 @@ def publish(
 ) -> None:
     """Put a trained model on the Hugging Face Hub; the same command goes on where it was stopped."""
     from o1_retriever_training.publishing.hub import check_name, check_token
-    from o1_retriever_training.publishing.staging import stage
+    from o1_retriever_training.publishing.staging import StageOptions, stage
 
     check_name(repo)
     facts = card.facts(repo)
@@ -110,7 +103,8 @@ def publish(
         check_token()
     with tempfile.TemporaryDirectory(prefix="o1-publish-") as passing:
         place = staging or Path(passing)
-        staged = stage(folder, place, facts=facts, options=weights.options(card.recipe), say=_long_work)
+        options = StageOptions(**vars(weights), recipe=card.recipe)
+        staged = stage(folder, place, facts=facts, options=options, say=_long_work)
         _show(staged)
         for note in staged.notes:
             warn(note)
@@ -120,10 +114,10 @@ def publish(
             if staging is not None:
                 _say(f"It lies in {staging} to be looked at.")
             return
-        _done(_upload(staged, repo, public=public, force=force))
+        _upload(staged, repo, public=public, force=force)
 
 
-def _upload(staged: Staged, repo: str, *, public: bool, force: bool) -> Published:
+def _upload(staged: Staged, repo: str, *, public: bool, force: bool) -> None:
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     from o1_retriever_training.publishing.hub import publish as send
@@ -131,10 +125,7 @@ def _upload(staged: Staged, repo: str, *, public: bool, force: bool) -> Publishe
     if not sys.stderr.isatty():
         disable_progress_bars()
     _said(f"Sending to {repo}")
-    return send(staged, repo, public=public, force=force, say=_said)
-
-
-def _done(sent: Published) -> None:
+    sent = send(staged, repo, public=public, force=force, say=_said)
     were = "was" if len(sent.kept) == 1 else "were"
     kept = f", {len(sent.kept)} {were} there" if sent.kept else ""
     removed = f", {len(sent.removed)} removed" if sent.removed else ""

@@ -117,24 +117,21 @@ def publish(
     )
 
 
-def check_token(api: Any = None) -> None:
+def check_token() -> None:
     """Raise `PublishError` where there is no token, or one that the Hub refuses."""
     from huggingface_hub import HfApi
 
-    api = api or HfApi()
-    _need_token(api)
+    _need_token(HfApi())
     with _explained(_HUB):
-        api.whoami()
+        HfApi().whoami()
 
 
 def _need_token(api: Any) -> None:
     from huggingface_hub import get_token
 
-    if isinstance(api.token, str) or (api.token is not False and get_token()):
-        return
-    raise PublishError(
-        "There is no token for the Hub here; publishing needs one that may write.", hint=_LOGIN
-    )
+    if not isinstance(api.token, str) and (api.token is False or not get_token()):
+        said = "There is no token for the Hub here; publishing needs one that may write."
+        raise PublishError(said, hint=_LOGIN)
 
 
 def _occupied(repo: str, found: _Difference) -> PublishError:
@@ -187,7 +184,10 @@ def _send(api: Any, staged: Staged, repo: str, found: _Difference, *, say: Calla
         try:
             _commit(api, staged, repo, found)
         except PublishError as error:
-            if attempt == _ATTEMPTS or not _passing(error):
+            # A refusal stays one; a server that stumbles or a connection that breaks may be better next time.
+            response = getattr(error.__cause__, "response", None)
+            passing = error.hint == _AGAIN and (response is None or response.status_code >= 500)
+            if attempt == _ATTEMPTS or not passing:
                 raise
             say(f"{error.message} Trying again")
             time.sleep(_PAUSE * attempt)
@@ -197,12 +197,6 @@ def _send(api: Any, staged: Staged, repo: str, found: _Difference, *, say: Calla
         if not allowed.issuperset(found.others):
             raise _occupied(repo, found)
     raise PublishError(f"{repo} does not hold what was sent: {', '.join(found.send[:5])}.", hint=_AGAIN)
-
-
-def _passing(error: PublishError) -> bool:
-    # A refusal stays one; a server that stumbles or a connection that breaks may be better next time.
-    response = getattr(error.__cause__, "response", None)
-    return error.hint == _AGAIN and (response is None or response.status_code >= 500)
 
 
 def _commit(api: Any, staged: Staged, repo: str, found: _Difference) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from o1_retriever.errors import InputError
 
@@ -24,7 +27,6 @@ _KINDS = {
                 r"password|passwd)[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9_/+.-]{16,}",
 }  # fmt: skip
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
-_LENGTH = 8  # bytes before a safetensors header, which say how long it is
 
 
 class SecretError(InputError):
@@ -34,9 +36,14 @@ class SecretError(InputError):
 def refuse_secrets(folder: Path, paths: Iterable[str]) -> None:
     """Raise `SecretError` naming the file and line of whatever looks like a secret.
 
-    Text is read line by line, of a safetensors file the header. The secret itself is never quoted.
+    Text is read line by line, of a safetensors file the metadata. The secret itself is never quoted.
     """
-    found = [f"{path}, line {line}: {kind}" for path in paths for line, kind in _in_file(folder / path)]
+    found = []
+    for path in paths:
+        for number, line in _lines(folder / path):
+            kind = next((kind for kind, pattern in _PATTERNS.items() if pattern.search(line)), None)
+            if kind is not None:
+                found.append(f"{path}, line {number}: {kind}")
     if not found:
         return
     more = f" and {len(found) - 5} more" if len(found) > 5 else ""
@@ -46,26 +53,10 @@ def refuse_secrets(folder: Path, paths: Iterable[str]) -> None:
     )
 
 
-def _in_file(path: Path) -> Iterator[tuple[int, str]]:
-    for number, line in _lines(path):
-        kind = next((kind for kind, pattern in _PATTERNS.items() if pattern.search(line)), None)
-        if kind is not None:
-            yield number, kind
-
-
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     if path.suffix == ".safetensors":
-        yield 1, _header(path)
+        with suppress(SafetensorError), safe_open(path, "numpy") as weights:
+            yield 1, json.dumps(weights.metadata() or {})
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         yield from enumerate(file, 1)
-
-
-def _header(path: Path) -> str:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH), "little")
-        header = file.read(min(length, 100_000_000))
-    try:
-        return json.dumps(json.loads(header).get("__metadata__", {}))
-    except (ValueError, AttributeError):
-        return ""

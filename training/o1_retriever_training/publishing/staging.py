@@ -12,21 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from o1_retriever.engine.adapters import base_of
-from o1_retriever.engine.checkpoint import first_line
-from o1_retriever.engine.load import LoadOptions, load_causal_lm
-from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig, detect_layout
-from o1_retriever.errors import CheckpointError, SettingsError
-from o1_retriever_training.merging import QUANTISING, Dtype, merge_adapter, stored_dtype
-from o1_retriever_training.publishing.card import CardFacts, Provenance, provenance, write_card
-from o1_retriever_training.publishing.contents import (
-    CARD,
-    NF4,
-    RECIPE_FILE,
-    Contents,
-    File,
-    look_into,
-)
+from o1_retriever.engine.load import LoadOptions, load_causal_lm, read_config, read_template
+from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig
+from o1_retriever.errors import SettingsError
+from o1_retriever_training.merging import QUANTISING, merge_adapter, stored_dtype
+from o1_retriever_training.publishing.card import CardFacts, provenance, write_card
+from o1_retriever_training.publishing.contents import CARD, NF4, RECIPE_FILE, File, look_into
 from o1_retriever_training.publishing.secret_scan import refuse_secrets
+from o1_retriever_training.saving import save_embedder, save_sentence_transformers, save_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +34,7 @@ class StageOptions:
     nf4: bool = False
     qlora: bool | None = None
     base: str | None = None
-    dtype: Dtype = "auto"
+    dtype: str = "auto"
     recipe: Path | None = None
 
 
@@ -81,7 +74,12 @@ def stage(
             _place(found.folder / name, folder / name)
     elif found.adapter:
         say("Merging the adapter into its base")
-        _merge(found, folder, options, known)
+        qlora = known.at("model", "tuning") == "qlora" if options.qlora is None else options.qlora
+        merged = merge_adapter(found.folder, base=options.base, quantised=qlora, dtype=options.dtype)
+        save_embedder(folder, *merged)
+        for name in found.model:
+            if name == CARD or name.startswith(("LICENSE", "NOTICE")):
+                _place(found.folder / name, folder / name)
     else:
         for name in found.model:
             if not (options.nf4 and name.startswith(f"{NF4}/")):
@@ -95,7 +93,13 @@ def stage(
     base = options.base or (base_of(found.folder) if found.adapter else None)
     notes = write_card(folder, facts=facts, base=base, known=known, source=found.folder)
     if options.nf4:
-        notes += _smaller(folder)
+        whole, small = (
+            sum(each.stat().st_size for each in at.glob("*.safetensors")) for at in (folder, folder / NF4)
+        )
+        if small >= whole:
+            sizes = f"{small / 1e6:.1f} MB, the model {whole / 1e6:.1f} MB"
+            why = "embeddings are not quantised, so leave --nf4 to larger models"
+            notes.append(f"The copy in 4 bits has {sizes}: {why}.")
     # The last word is on what will be sent, whoever wrote it.
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = tuple(File(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths)
@@ -123,39 +127,13 @@ def _place(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _merge(found: Contents, folder: Path, options: StageOptions, known: Provenance) -> None:
-    from o1_retriever_training.saving import save_embedder
-
-    quantised = options.qlora
-    if quantised is None:
-        quantised = known.at("model", "tuning") == "qlora"
-    merged = merge_adapter(found.folder, base=options.base, quantised=quantised, dtype=options.dtype)
-    save_embedder(folder, *merged)
-    for name in found.model:
-        if name == CARD or name.startswith(("LICENSE", "NOTICE")):
-            _place(found.folder / name, folder / name)
-
-
 def _complete(folder: Path) -> None:
     """Add what a folder lacks of our config and of the sentence-transformers layout; weights stay."""
     if (folder / CONFIG_NAME).is_file() and (folder / "modules.json").is_file():
         TemplateConfig.from_file(folder / CONFIG_NAME)
         return
-    from transformers import AutoConfig, AutoTokenizer
-
-    from o1_retriever_training.saving import save_sentence_transformers, save_tokenizer
-
-    try:
-        model_config = AutoConfig.from_pretrained(folder).get_text_config()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"The folder has a config or tokenizer that cannot be loaded: {first_line(error)}."
-        ) from error
-    path = folder / CONFIG_NAME
-    config = (
-        TemplateConfig.from_file(path) if path.is_file() else TemplateConfig(layout=detect_layout(tokenizer))
-    )
+    whole, tokenizer = read_config(folder)
+    config, model_config = read_template(folder, tokenizer), whole.get_text_config()
     template = Template(tokenizer, config, positions=getattr(model_config, "max_position_embeddings", None))
     config.save(folder)
     save_tokenizer(folder, tokenizer, template)
@@ -163,8 +141,6 @@ def _complete(folder: Path) -> None:
 
 
 def _quantise(folder: Path) -> None:
-    from o1_retriever_training.saving import save_embedder
-
     if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
         raise SettingsError(
             "The model is quantised already, so that it cannot be quantised to NF4 again.",
@@ -176,13 +152,3 @@ def _quantise(folder: Path) -> None:
     save_embedder(folder / NF4, loaded.model, loaded.tokenizer, config)
     del loaded
     gc.collect()
-
-
-def _smaller(folder: Path) -> list[str]:
-    whole, small = (
-        sum(each.stat().st_size for each in at.glob("*.safetensors")) for at in (folder, folder / NF4)
-    )
-    if small < whole:
-        return []
-    said = f"{small / 1e6:.1f} MB, the model {whole / 1e6:.1f} MB"
-    return [f"The copy in 4 bits has {said}: embeddings are not quantised, so leave --nf4 to larger models."]
