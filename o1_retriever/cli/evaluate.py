@@ -33,10 +33,9 @@ class DataOptions:
     """What is measured on."""
 
     data: Annotated[
-        list[str],
-        _data("--data", help="Folder in BEIR format, hub:OWNER/NAME, or an ir_datasets name (repeatable)."),
+        list[str], _data(help="Folder in BEIR format, hub:OWNER/NAME, or an ir_datasets name (repeatable).")
     ]
-    split: Annotated[str, _data("--split", help="Whose judgments.")] = "test"
+    split: Annotated[str, _data(help="Whose judgments.")] = "test"
     strict: Annotated[bool, _data("--strict", help="Refuse a malformed collection.")] = False
 
 
@@ -47,14 +46,12 @@ class SystemOptions:
     n_thoughts: Annotated[
         str, _systems("-n", "--n-thoughts", help="Numbers of thoughts to compare, such as never,1,3.")
     ] = "never,1,3"
-    pooling: Annotated[
-        str, _systems("--pooling", help="Over several thoughts: mean, best, or mean,best.")
-    ] = "mean"
+    pooling: Annotated[str, _systems(help="Over several thoughts: mean, best, or mean,best.")] = "mean"
     hybrid: Annotated[bool, _systems("--hybrid", help="Also fused with BM25.")] = False
     bm25: Annotated[bool, _systems("--bm25", help="Also BM25, with the thoughts too.")] = False
     hyde: Annotated[bool, _systems("--hyde", help="Also HyDE with the thoughts.")] = False
-    quantize: Annotated[str, _systems("--quantize", help="Weights: none, nf4, or none,nf4.")] = "none"
-    dim: Annotated[str, _systems("--dim", help="Dimensions, such as all,128.")] = "all"
+    quantize: Annotated[str, _systems(help="Weights: none, nf4, or none,nf4.")] = "none"
+    dim: Annotated[str, _systems(help="Dimensions, such as all,128.")] = "all"
     hnsw: Annotated[bool, _systems("--hnsw", help="Search an index's graph and report the recall lost.")] = (
         False
     )
@@ -67,10 +64,8 @@ class SystemOptions:
 class ResultOptions:
     """Where results go."""
 
-    report: Annotated[
-        Path | None, _output("--report", help="Folder for the report, run files and thoughts.")
-    ] = None
-    work: Annotated[Path | None, _output("--work", help="Folder that keeps encoded corpora.")] = None
+    report: Annotated[Path | None, _output(help="Folder for the report, run files and thoughts.")] = None
+    work: Annotated[Path | None, _output(help="Folder that keeps encoded corpora.")] = None
     as_json: Annotated[bool, _output("--json", help="One JSON object a system.")] = False
 
 

@@ -29,17 +29,13 @@ _LINES = 20  # warnings; --report has them all
 class FileOptions:
     """Which files, and how they are cut."""
 
-    include: Annotated[
-        list[str] | None, typer.Option("--include", help="Read only files like *.md (repeatable).")
-    ] = None
+    include: Annotated[list[str] | None, typer.Option(help="Read only files like *.md (repeatable).")] = None
     exclude: Annotated[
-        list[str] | None,
-        typer.Option("--exclude", help="Leave out files or folders like drafts (repeatable)."),
+        list[str] | None, typer.Option(help="Leave out files or folders like drafts (repeatable).")
     ] = None
     ignore: Annotated[
         bool,
         typer.Option(
-            "--ignore/--no-ignore",
             help="Leave out build, venv, node_modules and what .gitignore and .o1ignore name.",
         ),
     ] = True
@@ -47,16 +43,16 @@ class FileOptions:
         bool, typer.Option("--boilerplate", help="Keep navigation, footers and banners of web pages.")
     ] = False
     text_field: Annotated[
-        str | None, typer.Option("--text-field", help="The field of JSON that holds the text.")
+        str | None, typer.Option(help="The field of JSON that holds the text.")
     ] = None
     max_megabytes: Annotated[
-        int, typer.Option("--max-megabytes", min=1, help="Skip files that are larger (not those of rows).")
+        int, typer.Option(min=1, help="Skip files that are larger (not those of rows).")
     ] = 64
-    max_characters: Annotated[int, typer.Option("--max-characters", help="How long a passage may be.")] = 800
+    max_characters: Annotated[int, typer.Option(help="How long a passage may be.")] = 800
     overlap: Annotated[
-        int, typer.Option("--overlap", help="How much of a passage the next one repeats, in characters.")
+        int, typer.Option(help="How much of a passage the next one repeats, in characters.")
     ] = 120
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Passages embedded at once.")] = 32
+    batch_size: Annotated[int, typer.Option(min=1, help="Passages embedded at once.")] = 32
 
     def folder_options(self) -> FolderOptions:
         """The same for the library. Raises `SettingsError` for lengths that cannot be."""

@@ -41,35 +41,25 @@ class Configured:
 class ModelOptions(Configured):
     """Which model thinks and embeds."""
 
-    model: Annotated[
-        str | None,
-        _model("--model", help="One model that thinks and embeds, a folder or Hub id."),
-    ] = None
+    model: Annotated[str | None, _model(help="One model that thinks and embeds, a folder or Hub id.")] = None
     encoder: Annotated[
         str | None,
-        _model("--encoder", help="Who embeds: a sentence-transformers model, a folder or Hub id "
-               "(default: all-MiniLM-L6-v2)."),
+        _model(help="Who embeds: a sentence-transformers model, a folder or Hub id "
+               "(default: all-MiniLM-L6-v2).")
     ] = None  # fmt: skip
     thinker: Annotated[
         str | None,
-        _model("--thinker", help="Who thinks: a language model (a folder, Hub id or .gguf file), the URL of "
+        _model(help="Who thinks: a language model (a folder, Hub id or .gguf file), the URL of "
                "an OpenAI-compatible endpoint, or a .jsonl file of recorded thoughts "
-               "(default: SmolLM2-135M-Instruct)."),
+               "(default: SmolLM2-135M-Instruct).")
     ] = None  # fmt: skip
     thinker_model: Annotated[
-        str | None,
-        _model(
-            "--thinker-model", help="The name by which the endpoint knows its model (default: its first)."
-        ),
+        str | None, _model(help="The name by which the endpoint knows its model (default: its first).")
     ] = None
     device: Annotated[
-        str | None,
-        _model(
-            "--device",
-            help="cpu, cuda, cuda:N or mps (default: a GPU if there is one).",
-        ),
+        str | None, _model(help="cpu, cuda, cuda:N or mps (default: a GPU if there is one).")
     ] = None
-    dtype: Annotated[Dtype, _model("--dtype", help="Number format of the weights.")] = "auto"
+    dtype: Annotated[Dtype, _model(help="Number format of the weights.")] = "auto"
     four_bit: Annotated[
         bool, _model("--4bit/--no-4bit", help="Load the weights quantised to 4 bits (NF4).")
     ] = False
@@ -82,19 +72,15 @@ class ModelOptions(Configured):
 class SamplingOptions(Configured):
     """How a thought is written; what is not named is the model's own preference."""
 
-    temperature: Annotated[
-        float | None, _thoughts("--temperature", help="Variety of the thoughts; 0 for the likeliest.")
-    ] = None
-    top_p: Annotated[
-        float | None, _thoughts("--top-p", help="Share of the probability to draw tokens from.")
-    ] = None
+    temperature: Annotated[float | None, _thoughts(help="Variety of the thoughts; 0 for the likeliest.")] = (
+        None
+    )
+    top_p: Annotated[float | None, _thoughts(help="Share of the probability to draw tokens from.")] = None
     repetition_penalty: Annotated[
-        float | None, _thoughts("--repetition-penalty", help="Above 1: a thought repeats its words less.")
+        float | None, _thoughts(help="Above 1: a thought repeats its words less.")
     ] = None
-    max_new_tokens: Annotated[
-        int | None, _thoughts("--max-new-tokens", help="How long a thought may get, in tokens.")
-    ] = None
-    seed: Annotated[int | None, _thoughts("--seed", help="Another seed, other thoughts.")] = None
+    max_new_tokens: Annotated[int | None, _thoughts(help="How long a thought may get, in tokens.")] = None
+    seed: Annotated[int | None, _thoughts(help="Another seed, other thoughts.")] = None
 
     def settings(self, base: ThoughtSettings) -> ThoughtSettings:
         """`base` with what was named here. Raises `SettingsError` for a value out of range."""
@@ -116,7 +102,7 @@ class ThinkingOptions(Configured):
 
     thinking: Annotated[
         Literal["always", "auto", "never"] | None,
-        _thoughts("--thinking", help="auto thinks only where the question alone finds nothing clear."),
+        _thoughts(help="auto thinks only where the question alone finds nothing clear."),
     ] = None
     fast: Annotated[bool, _thoughts("--fast", help="Do not think: the same as --thinking never.")] = False
 
@@ -142,7 +128,7 @@ class SearchModes(ThinkingOptions):
     ] = False
     pooling: Annotated[
         Literal["mean", "best"],
-        _search("--pooling", help="Search for the mean of the thoughts, or for each: the best counts."),
+        _search(help="Search for the mean of the thoughts, or for each: the best counts."),
     ] = "mean"
 
     def options(self) -> SearchOptions:
@@ -154,8 +140,8 @@ class SearchModes(ThinkingOptions):
 class IndexOptions(Configured):
     """Which index."""
 
-    index: Annotated[Path, typer.Option("--index", help="Folder of the index.", rich_help_panel="Index")] = (
-        Path(".o1-index")
+    index: Annotated[Path, typer.Option(help="Folder of the index.", rich_help_panel="Index")] = Path(
+        ".o1-index"
     )
 
 

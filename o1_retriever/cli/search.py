@@ -57,7 +57,6 @@ class HitOptions:
     where: Annotated[
         list[str] | None,
         typer.Option(
-            "--where",
             metavar="KEY=VALUE",
             help="Only passages like source=a.md, or a filter as JSON, see docs/filters.md (repeatable).",
         ),

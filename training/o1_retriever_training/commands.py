@@ -28,10 +28,10 @@ DropUseless = Annotated[
 @with_options
 def synthesize(
     *,
-    pairs: Annotated[str, typer.Option("--pairs", help="Rows: .jsonl(.gz|.zst), .parquet, hub:OWNER/NAME.")],
+    pairs: Annotated[str, typer.Option(help="Rows: .jsonl(.gz|.zst), .parquet, hub:OWNER/NAME.")],
     out: Out,
     examples: Annotated[
-        str | None, typer.Option("--examples", help="Rows to draw in-context examples from, if not --pairs.")
+        str | None, typer.Option(help="Rows to draw in-context examples from, if not --pairs.")
     ] = None,
     report: Report = None,
     expert: ExpertOptions,
@@ -59,15 +59,13 @@ def vote(
     out: Out,
     committee: Committee = "bm25,minilm",
     rule: Annotated[
-        Literal["majority", "soft", "mean-rank"], typer.Option("--rule", help="How votes are counted.")
+        Literal["majority", "soft", "mean-rank"], typer.Option(help="How votes are counted.")
     ] = "majority",
-    read: Annotated[
-        Literal["thought", "query+thought"], typer.Option("--read", help="What members see.")
-    ] = "thought",
-    corpus: Annotated[Path | None, typer.Option("--corpus", help="Documents for bm25-corpus.")] = None,
+    read: Annotated[Literal["thought", "query+thought"], typer.Option(help="What members see.")] = "thought",
+    corpus: Annotated[Path | None, typer.Option(help="Documents for bm25-corpus.")] = None,
     drop_useless: DropUseless = False,
     weight: Annotated[
-        list[str] | None, typer.Option("--weight", help="MEMBER=NUMBER: how much its vote counts (1).")
+        list[str] | None, typer.Option(help="MEMBER=NUMBER: how much its vote counts (1).")
     ] = None,
     strict: Strict = False,
     report: Report = None,
@@ -105,15 +103,14 @@ def negatives(
     *,
     rows: Annotated[str, typer.Option("--in", help="Rows with positives.")],
     out: Out,
-    corpus: Annotated[Path, typer.Option("--corpus", help="Documents: _id, title, text a line.")],
+    corpus: Annotated[Path, typer.Option(help="Documents: _id, title, text a line.")],
     by: By = "bm25",
     teacher: Annotated[
-        str | None,
-        typer.Option("--teacher", help="Who scores for distillation: a model, minilm, cross-encoder:MODEL."),
+        str | None, typer.Option(help="Who scores for distillation: a model, minilm, cross-encoder:MODEL.")
     ] = None,
-    count: Annotated[int, typer.Option("--count", help="Negatives per row.")] = 15,
-    skip: Annotated[int, typer.Option("--skip", help="How many of the best to pass over.")] = 3,
-    margin: Annotated[float, typer.Option("--margin", help="How far above the positive, as a share.")] = 0.0,
+    count: Annotated[int, typer.Option(help="Negatives per row.")] = 15,
+    skip: Annotated[int, typer.Option(help="How many of the best to pass over.")] = 3,
+    margin: Annotated[float, typer.Option(help="How far above the positive, as a share.")] = 0.0,
     strict: Strict = False,
     report: Report = None,
 ) -> None:
@@ -137,14 +134,14 @@ def make_data(
     folder: Annotated[Path, typer.Argument(help="Folder of documents.")],
     *,
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for the training file, the report and the stages.")
+        Path, typer.Option(help="Folder for the training file, the report and the stages.")
     ] = Path("training-data"),
     expert: ExpertOptions,
     per_passage: Annotated[int, typer.Option("--queries", help="Queries per passage.")] = 2,
     committee: Committee = "bm25,minilm",
     by: By = "bm25",
-    within: Annotated[int, typer.Option("--within", help="How high a query must find its passage.")] = 1,
-    most: Annotated[int | None, typer.Option("--most", help="At most so many passages.")] = None,
+    within: Annotated[int, typer.Option(help="How high a query must find its passage.")] = 1,
+    most: Annotated[int | None, typer.Option(help="At most so many passages.")] = None,
     drop_useless: DropUseless = False,
     examples: Annotated[
         Path | None, typer.Option("--query-examples", help="Pairs that show what questions people ask.")
@@ -237,15 +234,15 @@ def adapt(
 def improve(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML) whose base model thinks already.")],
     *,
-    pairs: Annotated[str, typer.Option("--pairs", help="Queries and positives to think about.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the rounds; the same command goes on.")],
+    pairs: Annotated[str, typer.Option(help="Queries and positives to think about.")],
+    out: Annotated[Path, typer.Option(help="Folder of the rounds; the same command goes on.")],
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe.")
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", help="At most so many.")] = 3,
-    samples: Annotated[int, typer.Option("--samples", help="Thoughts per query and round.")] = 4,
-    temperature: Annotated[float, typer.Option("--temperature", help="How far they differ.")] = 0.8,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="The longest thought.")] = 64,
+    rounds: Annotated[int, typer.Option(help="At most so many.")] = 3,
+    samples: Annotated[int, typer.Option(help="Thoughts per query and round.")] = 4,
+    temperature: Annotated[float, typer.Option(help="How far they differ.")] = 0.8,
+    max_tokens: Annotated[int, typer.Option(help="The longest thought.")] = 64,
     committee: Committee = "bm25,minilm",
 ) -> None:
     """Have a model sample thoughts, a committee elect some, and train it on them, while that helps."""

@@ -26,38 +26,28 @@ class ExpertOptions:
     expert: Annotated[
         list[str],
         _expert(
-            "--expert",
             help="URL of an OpenAI-compatible endpoint, recorded .jsonl, or a model's folder or Hub id. "
-            "Several for an ensemble, as NAME=..., with the names that the recipe has for them.",
+            "Several for an ensemble, as NAME=..., with the names that the recipe has for them."
         ),
     ]
     expert_model: Annotated[
-        list[str] | None,
-        _expert("--expert-model", help="The name by which the endpoint knows its model (or NAME=...)."),
+        list[str] | None, _expert(help="The name by which the endpoint knows its model (or NAME=...).")
     ] = None
-    concurrency: Annotated[int, _expert("--concurrency", help="Requests in flight.")] = 64
-    timeout: Annotated[float, _expert("--timeout", help="Seconds a request may take.")] = 300.0
+    concurrency: Annotated[int, _expert(help="Requests in flight.")] = 64
+    timeout: Annotated[float, _expert(help="Seconds a request may take.")] = 300.0
     requests: Annotated[float | None, _expert("--requests-per-minute", help="Limit of the endpoint.")] = None
     tokens: Annotated[float | None, _expert("--tokens-per-minute", help="Limit of the endpoint.")] = None
-    prices: Annotated[
-        str | None, _expert("--prices", help="Dollars per million tokens: PROMPT,COMPLETION.")
-    ] = None
-    device: Annotated[
-        str | None, _expert("--device", help="Where a model of --expert runs: cpu, cuda or cuda:N.")
-    ] = None
+    prices: Annotated[str | None, _expert(help="Dollars per million tokens: PROMPT,COMPLETION.")] = None
+    device: Annotated[str | None, _expert(help="Where a model of --expert runs: cpu, cuda or cuda:N.")] = None
     four_bit: Annotated[bool, _expert("--4bit", help="Load a model of --expert in 4 bits (NF4).")] = False
     retry_failed: Annotated[
         bool, _expert("--retry-failed", help="Ask again for what could not be had before.")
     ] = False
-    recipe: Annotated[Path | None, _recipe("--recipe", help="YAML or JSON with the fields of a recipe.")] = (
-        None
-    )
+    recipe: Annotated[Path | None, _recipe(help="YAML or JSON with the fields of a recipe.")] = None
     thoughts: Annotated[int | None, _recipe("-n", "--n-thoughts", help="Candidates per query.")] = None
-    seed: Annotated[int | None, _recipe("--seed", help="Another seed, other thoughts.")] = None
-    temperature: Annotated[float | None, _recipe("--temperature", help="Variety.")] = None
-    max_tokens: Annotated[
-        int | None, _recipe("--max-tokens", help="How long a thought may get, in tokens.")
-    ] = None
+    seed: Annotated[int | None, _recipe(help="Another seed, other thoughts.")] = None
+    temperature: Annotated[float | None, _recipe(help="Variety.")] = None
+    max_tokens: Annotated[int | None, _recipe(help="How long a thought may get, in tokens.")] = None
     strict: Annotated[bool, typer.Option("--strict", help="Refuse the first malformed row.")] = False
 
     def open(self) -> Any:

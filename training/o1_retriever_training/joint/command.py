@@ -39,7 +39,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many tokens, how much memory and time, and end.")
     ] = False,
-    hardware: Annotated[str | None, typer.Option("--hardware", metavar="NAME", help=_HARDWARE)] = None,
+    hardware: Annotated[str | None, typer.Option(metavar="NAME", help=_HARDWARE)] = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Begin again instead of going on from a checkpoint.")
     ] = False,

@@ -34,20 +34,14 @@ _QLORA = "An adapter was trained on its base in NF4, or was not (default: as the
 class CardOptions:
     """What the model card says."""
 
-    license: Annotated[str | None, _card("--license", help="Such as apache-2.0.")] = None
-    base_model: Annotated[str | None, _card("--base-model", help="Hub id of what it was trained from.")] = (
-        None
-    )
-    dataset: Annotated[list[str] | None, _card("--dataset", help="Hub id of training data (repeatable).")] = (
-        None
-    )
-    language: Annotated[list[str] | None, _card("--language", help="Such as en (repeatable).")] = None
+    license: Annotated[str | None, _card(help="Such as apache-2.0.")] = None
+    base_model: Annotated[str | None, _card(help="Hub id of what it was trained from.")] = None
+    dataset: Annotated[list[str] | None, _card(help="Hub id of training data (repeatable).")] = None
+    language: Annotated[list[str] | None, _card(help="Such as en (repeatable).")] = None
     results: Annotated[
-        list[Path] | None, _card("--results", help="Report folder or results.jsonl of eval (repeatable).")
+        list[Path] | None, _card(help="Report folder or results.jsonl of eval (repeatable).")
     ] = None
-    recipe: Annotated[Path | None, _card("--recipe", help="Recipe of the training (default: the run's).")] = (
-        None
-    )
+    recipe: Annotated[Path | None, _card(help="Recipe of the training (default: the run's).")] = None
 
     def facts(self, repo: str) -> CardFacts:
         """What the card is written from. Raises `InputError` for results that cannot be read."""
@@ -68,18 +62,16 @@ class WeightOptions:
     """What is made of the weights."""
 
     nf4: Annotated[bool, _model("--nf4", help="Add a copy in 4 bits, in the folder nf4.")] = False
-    base: Annotated[
-        str | None, _model("--base", help="Base of an adapter (default: as its config says).")
-    ] = None
+    base: Annotated[str | None, _model(help="Base of an adapter (default: as its config says).")] = None
     qlora: Annotated[bool | None, _model("--qlora/--no-qlora", help=_QLORA)] = None
-    dtype: Annotated[Dtype, _model("--dtype", help="Type of an adapter's merged weights.")] = "auto"
+    dtype: Annotated[Dtype, _model(help="Type of an adapter's merged weights.")] = "auto"
 
 
 @with_options
 def publish(
     folder: Annotated[Path, typer.Argument(help="What a training made: a model, or an adapter.")],
     *,
-    repo: Annotated[str, typer.Option("--repo", metavar="USER/NAME", help="Where it goes on the Hub.")],
+    repo: Annotated[str, typer.Option(metavar="USER/NAME", help="Where it goes on the Hub.")],
     public: Annotated[
         bool, typer.Option("--public", help="For everybody to see (default: private).")
     ] = False,
@@ -89,7 +81,7 @@ def publish(
     force: Annotated[
         bool, typer.Option("--force", help="Replace what the repository holds, and remove what is not sent.")
     ] = False,
-    staging: Annotated[Path | None, typer.Option("--staging", metavar="FOLDER", help=_STAGING)] = None,
+    staging: Annotated[Path | None, typer.Option(metavar="FOLDER", help=_STAGING)] = None,
     weights: WeightOptions,
     card: CardOptions,
 ) -> None:
