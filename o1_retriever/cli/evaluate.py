@@ -11,6 +11,7 @@ import typer
 
 from o1_retriever.cli.options import ModelOptions, SamplingOptions, with_options
 from o1_retriever.cli.terminal import messages, output, warn, write_json
+from o1_retriever.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +87,9 @@ def evaluate(
     from o1_retriever.thought import ThoughtSettings
 
     thoughts.settings(ThoughtSettings())  # refuses a bad value before anything is loaded
-    formats = _formats(systems.quantize)
+    formats = list(dict.fromkeys(part.strip() for part in systems.quantize.split(",")))
+    if unknown := [name for name in formats if name not in _FORMATS]:
+        raise SettingsError(f"Found --quantize {unknown[0]!r}; expected {' or '.join(_FORMATS)}, or both.")
     plan = Plan(
         thoughts=parse_thoughts(systems.n_thoughts),
         dimensions=parse_dimensions(systems.dim),
@@ -107,16 +110,6 @@ def evaluate(
         for variant in variants(collection) if systems.robustness else [collection]:
             own = {name: follow_wording(each, collection, variant) for name, each in embedders.items()}
             _show(measure(variant, plan.systems(variant.corpus, own, settings)), results)
-
-
-def _formats(text: str) -> list[str]:
-    from o1_retriever.errors import SettingsError
-
-    formats = list(dict.fromkeys(part.strip() for part in text.split(",")))
-    unknown = [name for name in formats if name not in _FORMATS]
-    if unknown:
-        raise SettingsError(f"Found --quantize {unknown[0]!r}; expected {' or '.join(_FORMATS)}, or both.")
-    return formats
 
 
 def _embedders(options: ModelOptions, formats: list[str]) -> dict[str, ThinkingEmbedder]:

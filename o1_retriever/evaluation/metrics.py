@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TypeAlias
 
 import numpy as np
@@ -45,7 +44,13 @@ def per_query(
     Documents of equal score are ranked as trec_eval does, by descending id.
     """
     package = require("ir_measures", extra="eval", purpose="Measuring a ranking")
-    parsed = {name: _parse(package, name) for name in measures}
+    parsed = {}
+    for name in measures:
+        try:
+            parsed[name] = package.parse_measure(MEASURES.get(name, name))
+        except (ValueError, NameError, SyntaxError) as error:
+            hint = f"Known ones: {', '.join(MEASURES)}, and those of ir-measures."
+            raise SettingsError(f"Unknown measure {name!r}.", hint=hint) from error
     ranked = {}
     for query in qrels:
         found = ordered({key: score for key, score in run.get(query, {}).items() if key != query})
@@ -77,15 +82,6 @@ def ordered(scores: Mapping[str, float]) -> list[str]:
 def aligned(values: Mapping[str, float], queries: Sequence[str]) -> NDArray[np.float64]:
     """The values of the queries in their order, for a paired test."""
     return np.array([values[query] for query in queries], dtype=np.float64)
-
-
-def _parse(package: ModuleType, name: str) -> object:
-    try:
-        return package.parse_measure(MEASURES.get(name, name))
-    except (ValueError, NameError, SyntaxError) as error:
-        raise SettingsError(
-            f"Unknown measure {name!r}.", hint=f"Known ones: {', '.join(MEASURES)}, and those of ir-measures."
-        ) from error
 
 
 def thoughts_path(path: str | os.PathLike[str]) -> Path:

@@ -65,7 +65,15 @@ def with_typos(text: str, *, seed: int = 0) -> str:
 
 def with_synonyms(text: str) -> str:
     """Every word that the built-in list knows replaced by its synonym."""
-    return _WORD.sub(lambda match: _in_case(match.group(), SYNONYMS.get(match.group().lower())), text)
+
+    def other(match: re.Match[str]) -> str:
+        word = match.group()
+        found = SYNONYMS.get(word.lower(), word)
+        if word.isupper() and len(word) > 1:
+            return found.upper()
+        return found.capitalize() if word[0].isupper() and found != word else found
+
+    return _WORD.sub(other, text)
 
 
 WORDINGS: Mapping[str, Callable[[str], str]] = {
@@ -128,11 +136,3 @@ def _misspelt(word: str, generator: np.random.Generator) -> str:
     if kind == 1:
         return word[:place] + word[place + 1 :]
     return word[: place + 1] + word[place:]
-
-
-def _in_case(word: str, other: str | None) -> str:
-    if other is None:
-        return word
-    if word.isupper() and len(word) > 1:
-        return other.upper()
-    return other.capitalize() if word[0].isupper() else other

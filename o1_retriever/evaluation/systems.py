@@ -217,7 +217,8 @@ class VectorGraph:
         self._count = len(matrix)
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._graph = Graph.shared(Path(folder.name), "corpus")
-        weakref.finalize(self, lambda graph: (graph.release(), folder.cleanup()), self._graph)
+        weakref.finalize(self, folder.cleanup)
+        weakref.finalize(self, self._graph.release)  # before the other one, as it comes later
         self._graph.begin(0, {"made_by": "o1-retriever eval"})
         for first in range(0, self._count, _PAGE):
             vectors = np.asarray(matrix[first : first + _PAGE], dtype=np.float32)

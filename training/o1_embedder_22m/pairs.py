@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,37 +57,29 @@ def main() -> None:
     require_data(options.data)
     options.work.mkdir(parents=True, exist_ok=True)
     held_out = _write_dev(options.data, options.work / "dev")
-    train = {name: _train(options.data, name, held_out) for name in (*THINKING, *PLAIN, *WRITTEN)}
+    train = {}
+    for name in (*THINKING, *PLAIN, *WRITTEN):
+        rows = read_jsonl(options.data / "train" / f"{name}.jsonl.gz")
+        train[name] = [row for row in rows if row["query"] not in held_out]
     draw = random.Random(0)
-    pairs = [_bare(row) for name in THINKING for row in train[name] if row["pos"]]
+    paired = [row for name in THINKING for row in train[name]]
     for name, most in PLAIN.items():
-        pairs += [_bare(row) for row in _sample(draw, train[name], most) if row["pos"]]
-    rows = {
-        "pairs": pairs,
+        paired += draw.sample(train[name], min(most, len(train[name])))
+    files = {
+        "pairs": [{"query": row["query"], "pos": row["pos"]} for row in paired if row["pos"]],
         "expert": list(_expert(options.data, train)),
         "written": list(_written(train, draw)),
     }
-    for name, whole in rows.items():
+    for name, whole in files.items():
         found = whole[: options.limit]
         write_jsonl(options.work / f"{name}.jsonl", found)
         print(f"{name}: {len(found):,} rows")
-    documents = _documents(options.data, rows["pairs"][: options.limit])
+    texts = [text for row in files["pairs"][: options.limit] for text in row["pos"]]
+    every = dict.fromkeys([*texts, *corpus_texts(options.data)])
+    documents = [{"_id": str(number), "text": text} for number, text in enumerate(every)]
     documents = documents[: options.limit * 20 if options.limit else None]
     write_jsonl(options.work / "corpus.jsonl", documents)
     print(f"corpus: {len(documents):,} documents; {len(held_out):,} queries held out for dev")
-
-
-def _train(data: Path, name: str, held_out: set[str]) -> list[dict[str, Any]]:
-    rows = read_jsonl(data / "train" / f"{name}.jsonl.gz")
-    return [row for row in rows if row["query"] not in held_out]
-
-
-def _bare(row: dict[str, Any]) -> dict[str, Any]:
-    return {"query": row["query"], "pos": row["pos"]}
-
-
-def _sample(draw: random.Random, rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    return draw.sample(rows, min(most, len(rows)))
 
 
 def _expert(data: Path, train: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -125,7 +117,9 @@ def _write_dev(data: Path, folder: Path) -> set[str]:
         split = "dev" if name == "entailmentbank" else "train"
         qrels = _qrels(root / "qrels" / f"{split}.tsv")
         texts = {row["_id"]: row["text"] for row in read_jsonl(root / "queries.jsonl")}
-        known = _with_expert(data, name)
+        # Queries that the expert has thought about are too few to hold some out.
+        path = data / "expert_thoughts" / f"{name}.train.jsonl"
+        known = {entry["text"] for entry in read_jsonl(path)} if path.is_file() else set()
         chosen = sorted(query for query in qrels if query in texts and texts[query] not in known)
         if name in HELD_OUT:
             chosen = draw.sample(chosen, min(HELD_OUT[name], len(chosen)))
@@ -146,12 +140,6 @@ def _write_dev(data: Path, folder: Path) -> set[str]:
     return set(queries.values())
 
 
-def _with_expert(data: Path, name: str) -> set[str]:
-    """Queries that the expert has thought about: too few of these to hold some out."""
-    path = data / "expert_thoughts" / f"{name}.train.jsonl"
-    return {entry["text"] for entry in read_jsonl(path)} if path.is_file() else set()
-
-
 def _qrels(path: Path) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for line in path.read_text(encoding="utf-8").splitlines()[1:]:
@@ -159,11 +147,6 @@ def _qrels(path: Path) -> dict[str, dict[str, int]]:
         if int(grade) > 0:
             found.setdefault(query, {})[document] = int(grade)
     return found
-
-
-def _documents(data: Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
-    texts = dict.fromkeys([*(text for row in rows for text in row["pos"]), *corpus_texts(data)])
-    return [{"_id": str(number), "text": text} for number, text in enumerate(texts)]
 
 
 if __name__ == "__main__":

@@ -74,7 +74,13 @@ def vote(
     from o1_retriever_training import vote as stage
 
     quiet()
-    weights = _weights(weight or [])
+    weights = {}
+    for each in weight or []:
+        name, _, number = each.rpartition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise typer.BadParameter(f"--weight is {each!r}; expected MEMBER=NUMBER") from None
     rules = stage.VoteRules(rule=rule, weights=weights, read=read, drop_useless=drop_useless)
     figures = stage.vote(thoughts, out, committee=_members(committee, corpus), rules=rules, strict=strict)
     _warn(figures["problems"])
@@ -273,17 +279,6 @@ def _members(names: str, corpus: Path | None) -> list[Any]:
 
     texts = None if corpus is None else read_corpus(corpus).texts
     return [as_scorer(name.strip(), corpus=texts) for name in names.split(",") if name.strip()]
-
-
-def _weights(given: list[str]) -> dict[str, float]:
-    weights = {}
-    for each in given:
-        name, _, number = each.rpartition("=")
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            raise typer.BadParameter(f"--weight is {each!r}; expected MEMBER=NUMBER") from None
-    return weights
 
 
 def _report(rows: Path, page: Path | None) -> None:

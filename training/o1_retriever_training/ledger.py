@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from o1_retriever_training.rows import TrainingRow, key_of
 logger = logging.getLogger(__name__)
 
 _FLUSH_EVERY_S = 1.0  # a power failure costs what the last second brought, a killed process nothing
-_KEY = '{"key": "'
+_LINE = re.compile(rb'\{"key": "([0-9a-f]{16}).*\}\n', re.DOTALL)  # the key is at the beginning of a line
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL = "Free some space, then type the same command: it goes on where it was."
 _TABLES = """
@@ -78,6 +79,11 @@ class KeyIndex:
         """
         order = "place IS NULL, place, offset" if ordered else "offset"
         yield from self._data.execute(f"SELECT offset, length FROM done ORDER BY {order}")
+
+    def in_order(self) -> bool:
+        """Whether the lines already stand in the order of the input."""
+        pairs = zip(self.spans(ordered=True), self.spans(ordered=False), strict=True)
+        return all(one == other for one, other in pairs)
 
     def strangers(self) -> int:
         """How many lines belong to no row of the input."""
@@ -155,8 +161,7 @@ class Ledger:
                 if strangers:
                     said = "%d rows of %s are not in the input any more; they stay at the end."
                     logger.warning(said, strangers, self.path)
-                spans = zip(self.index.spans(ordered=True), self.index.spans(ordered=False), strict=True)
-                if any(one != other for one, other in spans):
+                if not self.index.in_order():
                     self._replace(self._lines(ordered=True))
             self.manifest |= {"finished": finished, "rows": len(self), "counts": dict(counts)}
             write_whole(self.manifest_path, json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n")
@@ -224,7 +229,12 @@ class Ledger:
             raise LedgerError(
                 f"{self.manifest_path} is damaged ({error}).", hint="Choose another --out."
             ) from None
-        if other := _differences(self.known, self.manifest):
+        old, new = self.known.get("recipe") or {}, self.manifest["recipe"]
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        other = [f"{name} was {old.get(name)!r:.120}, is {new.get(name)!r:.120}" for name in names]
+        if (stage := self.known.get("stage")) != self.manifest["stage"]:
+            other = [f"it is of the stage {stage!r}, not {self.manifest['stage']!r}"]
+        if other:
             raise OtherRecipeError(
                 f"{self.path} was begun with another recipe: {'; '.join(other)}.",
                 hint="Type the old options to go on with it, or another --out to begin anew.",
@@ -235,8 +245,8 @@ class Ledger:
         end = 0
         with self.path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                key = _key_of(line)
-                if key is None:
+                found = _LINE.fullmatch(line)
+                if found is None:
                     if lines.read(1):
                         raise LedgerError(
                             f"{self.path}, line {number}, is none that this command has written.",
@@ -245,7 +255,7 @@ class Ledger:
                     logger.warning("%s: the last line was not finished and is cut off.", self.path)
                     os.truncate(self.path, end)
                     break
-                self.index.add(key, end, len(line))
+                self.index.add(found[1].decode(), end, len(line))
                 end += len(line)
         return end
 
@@ -335,23 +345,6 @@ def writing_whole(path: Path) -> Iterator[IO[str]]:
         if error.errno not in _NO_ROOM:
             raise
         raise _refused(path, error) from error
-
-
-def _key_of(line: bytes) -> str | None:
-    """The key at the beginning of a line that ends with a newline; None for anything else."""
-    start = len(_KEY)
-    if not (line.startswith(_KEY.encode()) and line.endswith(b"}\n")):
-        return None
-    key = line[start : start + 16].decode("ascii", "replace")
-    return key if all(letter in "0123456789abcdef" for letter in key) and len(key) == 16 else None
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    if found.get("stage") != wanted["stage"]:
-        return [f"it is of the stage {found.get('stage')!r}, not {wanted['stage']!r}"]
-    old, new = found.get("recipe") or {}, wanted["recipe"]
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return [f"{name} was {old.get(name)!r:.120}, is {new.get(name)!r:.120}" for name in names]
 
 
 def _refused(path: Path, error: OSError) -> LedgerError:

@@ -158,7 +158,8 @@ class EncoderScorer(Scorer):
         if isinstance(model, str | os.PathLike) and (Path(model) / CONFIG_NAME).is_file():
             model = ThinkingEmbedder.from_pretrained(model, cache=False)
         if isinstance(model, ThinkingEmbedder):
-            never, quiet = ThoughtSettings(thinking="never"), {"show_progress_bar": False}
+            never = ThoughtSettings(thinking="never")
+            quiet: dict[str, Any] = {"show_progress_bar": False}
             self._embed["query"] = partial(model.encode_queries, settings=never, **quiet)
             self._embed["document"] = partial(model.encode_documents, batch_size=_AT_ONCE, **quiet)
         else:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,12 @@ class _Run:
         """Keep as many batches of rows going as the experts take, and stop at the first error."""
         experts = self._experts()
         size, most = max(one.batch for one in experts), max(one.at_once for one in experts)
-        rows, free = self.input.fresh(lambda: self._kept(advance)), asyncio.Semaphore(most)
+
+        def kept() -> None:
+            self.tally.kept += 1
+            advance(1)
+
+        rows, free = self.input.fresh(kept), asyncio.Semaphore(most)
         try:
             async with asyncio.TaskGroup() as group:
                 while batch := list(islice(rows, size)):
@@ -174,10 +179,6 @@ class _Run:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors.exceptions[0].__cause__
         self.tally.rows = self.input.rows
-
-    def _kept(self, advance: Advance) -> None:
-        self.tally.kept += 1
-        advance(1)
 
     async def _finish(self, batch: list[tuple[int, TrainingRow]], advance: Advance) -> None:
         rows = [row for _, row in batch]
@@ -251,9 +252,10 @@ def _voices(recipe: Recipe, experts: Mapping[str, Expert]) -> list[_Voice]:
         name = contributor.expert or next(iter(experts))
         if name not in experts:
             raise SettingsError(f"The recipe asks the expert {name!r}; expected one of {sorted(experts)}.")
-        first = sum(voice.expert is experts[name] for voice in voices)
-        voice = _Voice(expert=experts[name], index=first, instruction=contributor.instruction)
-        voices += [replace(voice, index=first + number) for number in range(contributor.n)]
+        expert, said = experts[name], contributor.instruction
+        first = sum(voice.expert is expert for voice in voices)
+        indices = range(first, first + contributor.n)
+        voices += [_Voice(expert=expert, index=index, instruction=said) for index in indices]
     return voices
 
 

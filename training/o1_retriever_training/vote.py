@@ -333,20 +333,14 @@ def _with_vote(
     agreement.add(votes, winner, len(row.usable))
     for name, verdict in given.items():
         agreement.gain(name, verdict.scores[winner], verdict.bare)
+    places = range(len(row.all_thought))
+    by_place = {name: dict(zip(row.usable, own, strict=True)) for name, own in scores.items()}
     return row.model_copy(
         update={
             "key": row.identity,
             "thought": row.all_thought[row.usable[winner]],
-            "model2scores": {name: _spread(row, own) for name, own in scores.items()},
+            "model2scores": {name: [own.get(p) for p in places] for name, own in by_place.items()},
             "bare_scores": {name: verdict.bare for name, verdict in given.items()},
             "votes": {name: row.usable[place] for name, place in votes.items()},
         }
     )
-
-
-def _spread(row: TrainingRow, scores: Sequence[float]) -> list[float | None]:
-    """Scores of the usable candidates at the places of all."""
-    spread: list[float | None] = [None] * len(row.all_thought)
-    for place, score in zip(row.usable, scores, strict=True):
-        spread[place] = score
-    return spread

@@ -221,8 +221,7 @@ class Collator:
             "vector_columns": columns,
             "labels": _columns(labels, 3),
             **documents,
-            **self._answers(owners, thinking),
-            **self._taught(owners, thinking),
+            **self._fixed(owners, thinking),
             "tokens": torch.tensor(read),
         }
 
@@ -275,9 +274,13 @@ class Collator:
         groups = [[place[number] for number in row.documents] for row in owners]
         keys = [[key for number in row.positives for key in self._keys(number)] for row in owners]
         kept = [ids[old] for old in order]
+        teacher: Batch = {}
+        if self._rows.teacher is not None:
+            taught = [int(self._rows.taught[numbers[old]]) for old in order]
+            teacher["teacher_documents"] = _vectors(self._rows.teacher, taught)
         return {
             "document_labels": _columns(self._words(sorted(place[number] for number in plain), kept), 3),
-            **self._taught_documents([numbers[old] for old in order]),
+            **teacher,
             "document_ids": _padded(kept, self._pad),
             "document_ends": torch.tensor([len(row) - 1 for row in kept], dtype=torch.int64),
             "document_keys": _columns([self._keys(numbers[old]) for old in order], 2).T,
@@ -300,31 +303,21 @@ class Collator:
         stride = 1 if most is None else max(1, -(-len(found) // most))
         return found[len(found) % stride :: stride]
 
-    def _taught(self, owners: Sequence[Drawn], thinking: Sequence[bool]) -> Batch:
-        """The teacher's vectors of the queries, or of the queries with their thoughts."""
-        teacher = self._recipe.data.teacher
-        if self._rows.teacher is None or teacher is None:
-            return {}
-        composed = [row.composed if teacher.thinking else -1 for row in owners]
-        alone = [int(self._rows.taught[row.query or 0]) for row in owners]
-        numbers = [
-            one if thinks else other for one, other, thinks in zip(composed, alone, thinking, strict=True)
-        ]
-        return {"teacher_queries": _vectors(self._rows.teacher, numbers)}
-
-    def _taught_documents(self, numbers: Sequence[int]) -> Batch:
-        if self._rows.teacher is None:
-            return {}
-        taught = [int(self._rows.taught[number]) for number in numbers]
-        return {"teacher_documents": _vectors(self._rows.teacher, taught)}
-
-    def _answers(self, owners: Sequence[Drawn], thinking: Sequence[bool]) -> Batch:
-        index = self._recipe.data.index
-        if self._rows.index is None or index is None:
-            return {}
-        compared = [thinks or index.vectors == "all" for thinks in thinking]
-        answers = [row.answers if each else [] for row, each in zip(owners, compared, strict=True)]
-        return {"answers": _padded(answers, -1)}
+    def _fixed(self, owners: Sequence[Drawn], thinking: Sequence[bool]) -> Batch:
+        """The teacher's vectors of queries, or of queries with their thoughts; and the index's answers."""
+        data, found = self._recipe.data, {}
+        pairs = list(zip(owners, thinking, strict=True))
+        if self._rows.teacher is not None and data.teacher is not None:
+            composed, taught = data.teacher.thinking, self._rows.taught
+            numbers = [
+                (row.composed if composed else -1) if thinks else int(taught[row.query or 0])
+                for row, thinks in pairs
+            ]
+            found["teacher_queries"] = _vectors(self._rows.teacher, numbers)
+        if self._rows.index is not None and data.index is not None:
+            every = data.index.vectors == "all"
+            found["answers"] = _padded([row.answers if thinks or every else [] for row, thinks in pairs], -1)
+        return found
 
     def _keys(self, number: int) -> tuple[int, int]:
         """What makes two documents the same one: a text, or an id."""

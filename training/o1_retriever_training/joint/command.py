@@ -51,10 +51,10 @@ def train(
         raise SettingsError("Found --hardware without --dry-run.", hint="Training takes what is there.")
     alone = list(changes or []) + ([] if folder is None else [f"output={json.dumps(folder)}"])
     said = _read(recipe, alone, check_files=not dry_run)
-    if dry_run:
-        _estimate(said, hardware)
-    else:
+    if not dry_run:
         _train(said, from_scratch)
+    elif _speaks():
+        _estimate(said, hardware)
 
 
 def _read(path: Path, changes: list[str], *, check_files: bool) -> TrainRecipe:
@@ -70,8 +70,6 @@ def _read(path: Path, changes: list[str], *, check_files: bool) -> TrainRecipe:
 
 
 def _estimate(recipe: TrainRecipe, hardware: str | None) -> None:
-    if not _speaks():
-        return
     quiet()
     from o1_retriever_training.joint.dry_run import estimate, find_hardware, memory_table, work_table
 

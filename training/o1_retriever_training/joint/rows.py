@@ -174,10 +174,12 @@ class TrainingRows:
         self.source: Numbers = arrays["source"]
         self.ids: Numbers = arrays["ids"]
         self.taught: Numbers = arrays["taught"]
-        self.teacher, self.index = (
-            _read_vectors(folder / name, int(count))
-            for name, count in zip((_TAUGHT, _INDEX), arrays["vectors"], strict=True)
-        )
+        found: list[NDArray[np.float16] | None] = []
+        for name, count in zip((_TAUGHT, _INDEX), arrays["vectors"].tolist(), strict=True):
+            # -1 says that there are none to learn from; what is empty cannot be mapped.
+            empty = None if count < 0 else np.zeros((0, 0), np.float16)
+            found.append(np.memmap(folder / name, np.float16, "r").reshape(count, -1) if count > 0 else empty)
+        self.teacher, self.index = found
         self._lists = {name: (arrays[name], arrays[f"{name}_starts"]) for name in _LISTS}
         self.report = DataReport(**json.loads((folder / _REPORT).read_text(encoding="utf-8")))
 
@@ -204,13 +206,6 @@ class TrainingRows:
         longest = [max((own[t] for t in values[a:b]), default=-1) for a, b in pairwise(starts)]
         thought = np.asarray(longest, np.int64)
         return np.where(thought < 0, text, text + thought + self._around - _MARKERS)
-
-
-def _read_vectors(path: Path, rows: int) -> NDArray[np.float16] | None:
-    """Vectors (rows, dimension), mapped from disk; None for a number of -1."""
-    if rows <= 0:
-        return None if rows < 0 else np.zeros((0, 0), np.float16)
-    return np.memmap(path, np.float16, mode="r").reshape(rows, -1)
 
 
 def open_rows(
