@@ -207,7 +207,8 @@ def named(group: type) -> dict[str, str]:
     for field in fields(group):
         option = hints[field.name].__metadata__[0]
         # typer takes the first text for a default until it reads the annotation.
-        long = next(text for text in (option.default, *option.param_decls) if text.startswith("--"))
+        texts = (str(option.default), *(option.param_decls or ()))
+        long = next((text for text in texts if text.startswith("--")), f"--{field.name}")
         names[long.partition("/")[0][2:].replace("-", "_")] = field.name
     return names
 
