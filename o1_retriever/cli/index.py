@@ -42,9 +42,7 @@ class FileOptions:
     boilerplate: Annotated[
         bool, typer.Option("--boilerplate", help="Keep navigation, footers and banners of web pages.")
     ] = False
-    text_field: Annotated[
-        str | None, typer.Option(help="The field of JSON that holds the text.")
-    ] = None
+    text_field: Annotated[str | None, typer.Option(help="The field of JSON that holds the text.")] = None
     max_megabytes: Annotated[
         int, typer.Option(min=1, help="Skip files that are larger (not those of rows).")
     ] = 64

@@ -17,7 +17,6 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from o1_retriever.reporting.table import markdown_table
 
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.endpoint.prompt import ChatPrompt
