@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import importlib
 import inspect
 import json
 import logging
@@ -35,6 +36,8 @@ from o1_retriever.thought import Thought
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
+# A pool of connections looks at all of them whenever one is taken or given back; small ones are quicker.
+PER_POOL = 8
 CHARACTERS_PER_TOKEN = 4  # a guess for the pace alone; what was used is settled afterwards
 
 REFUSAL = re.compile(
@@ -136,7 +139,7 @@ class ChatClient:
             self.extra += f" reasoning {reasoning}"
         self._dialect = Dialect()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._client: Any = None
+        self._pools: list[Any] = []
         self._brought = None if client is None else _without_retries(client)
         self._options = options_of(base_url, api_key) if client is None else {}
         address = self._options.get("base_url") or getattr(self._brought, "base_url", None)
@@ -148,8 +151,10 @@ class ChatClient:
 
     async def close(self) -> None:
         """Close the connections, unless the client was brought by the caller."""
+        pools, self._pools = self._pools, []
         if self._loop is asyncio.get_running_loop() and self._brought is None:
-            await self._client.close()
+            for pool in pools:
+                await pool.close()
         self._loop = None
 
     async def ask_all(self, requests: Sequence[ChatRequest], patience: Patience) -> list[Answer]:
@@ -182,34 +187,38 @@ class ChatClient:
         Raises `ThinkerError` for an exception of the client that is a bug and no answer of a server.
         """
         self._open()
-        async with self._places:
+        places = self._places
+        pool = await places.get()
+        try:
             if patience.ended is not None:
                 return patience.not_asked()
-            answer = await self._persist(request, self.policy.retries if retries is None else retries)
+            answer = await self._persist(request, pool, self.policy.retries if retries is None else retries)
             patience.judge(answer)
             return answer
+        finally:
+            places.put_nowait(pool)
 
     def _open(self) -> None:
         """Make what belongs to an event loop inside of it."""
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
-        self._loop, self._client = loop, self._brought
-        if self._client is None:
-            import openai
+        self._loop = loop
+        number = -(-self.policy.concurrency // PER_POOL)
+        self._pools = [self._brought] if self._brought is not None else _pools(number, self._options)
+        self._pacer = Pacer(self._limit)
+        self._places: asyncio.LifoQueue[Any] = asyncio.LifoQueue()
+        for place in range(self.policy.concurrency):
+            self._places.put_nowait(self._pools[place // PER_POOL % len(self._pools)])
 
-            # Retries are ours (`RequestPolicy`): two layers of them would multiply.
-            self._client = openai.AsyncOpenAI(**self._options, max_retries=0)
-        self._pacer, self._places = Pacer(self._limit), asyncio.Semaphore(self.policy.concurrency)
-
-    async def _persist(self, request: ChatRequest, retries: int) -> Answer:
+    async def _persist(self, request: ChatRequest, pool: Any, retries: int) -> Answer:
         """Try until there is a thought, or trying again is pointless; wasted tokens are added up."""
         messages, wasted, tried = request.messages, (0, 0), 0
         try:
             async with asyncio.timeout(self.policy.deadline) as deadline:
                 while True:
                     tried += 1
-                    answer = await self._attempt(request, messages, deadline)
+                    answer = await self._attempt(request, messages, pool, deadline)
                     if isinstance(answer, Thought):
                         return answer
                     wasted = (wasted[0] + answer.cost[0], wasted[1] + answer.cost[1])
@@ -233,7 +242,7 @@ class ChatClient:
         return ""
 
     async def _attempt(
-        self, request: ChatRequest, messages: list[dict[str, str]], deadline: asyncio.Timeout
+        self, request: ChatRequest, messages: list[dict[str, str]], pool: Any, deadline: asyncio.Timeout
     ) -> Answer:
         characters = sum(len(message["content"]) for message in messages)
         guess = characters / CHARACTERS_PER_TOKEN + request.settings.max_new_tokens
@@ -241,7 +250,7 @@ class ChatClient:
         used = 0
         try:
             timeout = max(0.001, min(self.policy.timeout, _left(deadline)))
-            answer = await self._exchange(request, messages, timeout)
+            answer = await self._exchange(request, messages, pool, timeout)
             used = sum(cost_of(answer))
         finally:
             self._pacer.settle(guess, used)
@@ -260,12 +269,14 @@ class ChatClient:
         if self._pacer.limited:
             deadline.reschedule(asyncio.get_running_loop().time() + left)
 
-    async def _exchange(self, request: ChatRequest, messages: list[dict[str, str]], timeout: float) -> Answer:
+    async def _exchange(
+        self, request: ChatRequest, messages: list[dict[str, str]], pool: Any, timeout: float
+    ) -> Answer:
         """One request, and at once another where the server refuses a parameter that can be left out."""
         while True:
             sent = self._dialect.request(messages, request.parameters)
             try:
-                reply = await self._send({"model": self.model, **sent}, timeout)
+                reply = await self._send(pool, {"model": self.model, **sent}, timeout)
             except Exception as error:
                 if self._dialect.learn(error, sent):
                     continue
@@ -276,19 +287,15 @@ class ChatClient:
                 return problem
             return read_reply(reply, limit=request.settings.max_new_tokens, reasoning=self.reasoning)
 
-    async def _send(self, sent: dict[str, Any], timeout: float) -> Any:
+    async def _send(self, pool: Any, sent: dict[str, Any], timeout: float) -> Any:
         if self._brought is None:
             async with asyncio.timeout(timeout):
                 # The plain way: the typed one spends milliseconds on checking what is checked here.
                 body, options = sent | self._extra_body, {"timeout": timeout}
-                return await self._client.post(
-                    "/chat/completions", cast_to=object, body=body, options=options
-                )
+                return await pool.post("/chat/completions", cast_to=object, body=body, options=options)
         named = {name: value for name, value in sent.items() if name not in EXTRA}
         extra = {name: sent[name] for name in EXTRA & sent.keys()} | self._extra_body
-        create = functools.partial(
-            self._client.chat.completions.create, **named, extra_body=extra, timeout=timeout
-        )
+        create = functools.partial(pool.chat.completions.create, **named, extra_body=extra, timeout=timeout)
         # Nothing stops a thread, so that another attempt beside it would be a second load: a synchronous
         # client keeps to the timeout by itself, or the deadline ends the waiting.
         reply = await in_thread(create)
@@ -346,6 +353,24 @@ def options_of(base_url: str | None, api_key: str | None) -> dict[str, Any]:
         )
     # No header takes a line break, with which a key often ends that was read from a file.
     return {"base_url": elsewhere or "https://api.openai.com/v1", "api_key": key.strip()}
+
+
+def _pools(number: int, options: Mapping[str, Any]) -> list[Any]:
+    """So many clients, each with connections of its own."""
+    import openai
+
+    # openai comes with one httpx or another, by its version.
+    owner = openai.DefaultAsyncHttpxClient.__bases__[0].__module__
+    certificates = importlib.import_module(
+        owner.partition(".")[0]
+    ).create_ssl_context()  # 50 ms: once for all
+    # Retries are ours (`RequestPolicy`): two layers of them would multiply.
+    return [
+        openai.AsyncOpenAI(
+            **options, max_retries=0, http_client=openai.DefaultAsyncHttpxClient(verify=certificates)
+        )
+        for _ in range(number)
+    ]
 
 
 def _without_retries(client: Any) -> Any:
