@@ -237,7 +237,9 @@ def _asked_by_the_base(work: Workplace) -> Iterator[TrainingRow]:
         passages=passages,
         corpus=work.corpus,
     )
-    yield from read_rows(work.folder / "pairs.jsonl")
+    written = read_rows(work.folder / "pairs.jsonl")
+    # A small model's statements would find their passage by its own words.
+    yield from (row for row in written if work.writer is not None or row.query.endswith("?"))
 
 
 def _split(work: Workplace, rows: Sequence[TrainingRow]) -> None:

@@ -37,7 +37,9 @@ def _save_adapter(folder: Path, model: Any, base: str) -> None:
 
     matrices = get_peft_model_state_dict(model)
     half = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in matrices.items()}
-    save_file(half, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    weights = folder / "adapter_model.safetensors"
+    save_file(half, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # the library lets nobody else read it
     (settings,) = model.peft_config.values()
     before = settings.base_model_name_or_path, settings.inference_mode
     settings.base_model_name_or_path, settings.inference_mode = base, True
