@@ -13,8 +13,8 @@ from o1_retriever.index.fields import Fields, Numbers, union
 from o1_retriever.index.filters import Condition, Every, Filter, Not, Part
 from o1_retriever.index.ledger import Session, Version
 
-# Numbers of documents that are remembered for all filters together: 16 MB.
-_REMEMBERED = 2_000_000
+# What is remembered: so many filters, and for all together the numbers of so many documents (16 MB).
+_FILTERS, _NUMBERS = 128, 2_000_000
 
 
 class MatchKeeper(Renewed):
@@ -44,7 +44,7 @@ class MatchKeeper(Renewed):
         with self._lock:
             if self._version == version:
                 self._known[filter] = numbers
-                while sum(map(len, self._known.values())) > _REMEMBERED:
+                while len(self._known) > _FILTERS or sum(map(len, self._known.values())) > _NUMBERS:
                     self._known.popitem(last=False)
         return numbers
 

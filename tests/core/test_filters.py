@@ -6,6 +6,7 @@ import datetime
 import decimal
 import enum
 import logging
+import random
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from o1_retriever.documents import Document
 from o1_retriever.errors import FilterError, InputError
 from o1_retriever.index.filters import DEEPEST, Filter, as_filter
 from o1_retriever.index.index import Index
-from tests.support.filters import filters, passes, random_metadata
+from tests.support.filters import filters, passes, random_filter, random_metadata
 from tests.support.index_worker import TinyEmbedder, vectors
 
 QUERY = vectors(TinyEmbedder(), "text 1")
@@ -56,7 +57,7 @@ def numbers(index, where):
 def answers_as_plain_python(random_index, where):
     index, every = random_index
     expected = [each.id for each in every if passes(where, each.metadata)]
-    assert index.ids(where) == expected
+    assert index.ids(where) == expected, where
     return expected
 
 
@@ -67,11 +68,10 @@ def test_a_filter_answers_as_plain_python_does(random_index, where):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
-@settings(max_examples=10_000, deadline=None)
-@given(where=filters())
-def test_ten_thousand_filters_answer_as_plain_python_does(random_index, where):
-    answers_as_plain_python(random_index, where)
+def test_ten_thousand_filters_answer_as_plain_python_does(random_index):
+    draw = random.Random(0)
+    for _ in range(10_000):
+        answers_as_plain_python(random_index, random_filter(draw))
 
 
 @settings(max_examples=30, deadline=None)
@@ -223,6 +223,12 @@ def test_a_filter_that_everything_passes_deletes_nothing(mixed, where):
     with pytest.raises(InputError, match="expected one of them"):
         mixed.delete(where=where)
     assert len(mixed) == 11
+
+
+def test_of_many_filters_the_last_are_remembered(mixed):
+    for number in range(300):
+        assert numbers(mixed, {"n": 2, "who": {"$ne": f"nobody{number}"}}) == [1, 2]
+    assert len(mixed._matches._known) < 200
 
 
 def test_what_matched_is_forgotten_when_a_document_changes(tmp_path):

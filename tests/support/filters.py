@@ -95,30 +95,38 @@ def random_metadata(seed: int, count: int) -> list[dict[str, Any]]:
     return [{name: value() for name in FIELDS if draw.random() < 0.8} for _ in range(count)]
 
 
+def _several(fewest: int) -> Callable[[random.Random], Any]:
+    return lambda draw: [draw.choice(SCALARS) for _ in range(draw.randint(fewest, 4))]
+
+
+_OPERANDS: dict[str, Callable[[random.Random], Any]] = {
+    **dict.fromkeys(("$eq", "$ne", "$contains", "$not_contains"), lambda draw: draw.choice(SCALARS)),
+    **dict.fromkeys(("$gt", "$gte", "$lt", "$lte"), lambda draw: draw.choice(_ORDERED)),
+    **dict.fromkeys(("$in", "$nin", "$any"), _several(0)),
+    "$all": _several(1),
+    "$icontains": lambda draw: draw.choice(_TEXTS),
+    **dict.fromkeys(("$exists", "$empty"), lambda draw: draw.random() < 0.5),
+}
+
+
+def random_filter(draw: random.Random, depth: int = 3) -> dict[str, Any]:
+    """A filter of any operators, nested; the operands are what the metadata have, and some more."""
+    fields = draw.sample([*FIELDS, "nobody has it"], draw.randrange(3))
+    leaf = {name: _wanted(draw) for name in fields}
+    if not depth or draw.random() < 0.5:
+        return leaf
+    parts = [random_filter(draw, depth - 1) for _ in range(draw.randint(1, 3))]
+    return draw.choice([{"$and": parts}, {"$or": parts}, {"$not": parts[0]}, {**leaf, "$or": parts}])
+
+
+def _wanted(draw: random.Random) -> Any:
+    if draw.random() < 0.3:
+        return draw.choice(SCALARS)
+    names = draw.sample(sorted(_OPERANDS), draw.randint(1, 3))
+    some = {name: _OPERANDS[name](draw) for name in names}
+    return {"$not": some} if draw.random() < 0.2 else some
+
+
 def filters() -> st.SearchStrategy[dict[str, Any]]:
-    """Filters of all operators, nested; the operands are drawn from what the metadata have, and some more."""
-    scalar = st.sampled_from(SCALARS)
-    ordered = st.sampled_from(_ORDERED)
-    several = st.lists(scalar, max_size=4)
-    operators = st.one_of(
-        *(st.tuples(st.just(name), scalar) for name in ("$eq", "$ne", "$contains", "$not_contains")),
-        *(st.tuples(st.just(name), ordered) for name in ("$gt", "$gte", "$lt", "$lte")),
-        *(st.tuples(st.just(name), several) for name in ("$in", "$nin", "$any")),
-        st.tuples(st.just("$all"), st.lists(scalar, min_size=1, max_size=3)),
-        st.tuples(st.just("$icontains"), st.sampled_from(_TEXTS)),
-        *(st.tuples(st.just(name), st.booleans()) for name in ("$exists", "$empty")),
-    )
-    some = st.lists(operators, min_size=1, max_size=3).map(dict)
-    wanted = st.one_of(scalar, some, some.map(lambda each: {"$not": each}))
-    leaf = st.dictionaries(st.sampled_from([*FIELDS, "nobody has it"]), wanted, max_size=2)
-
-    def nested(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
-        several = st.lists(inner, min_size=1, max_size=3)
-        return st.one_of(
-            several.map(lambda parts: {"$and": parts}),
-            several.map(lambda parts: {"$or": parts}),
-            inner.map(lambda part: {"$not": part}),
-            st.tuples(leaf, several).map(lambda both: {**both[0], "$or": both[1]}),
-        )
-
-    return st.recursive(leaf, nested, max_leaves=6)
+    """The same, for hypothesis to choose and to make smaller."""
+    return st.randoms(use_true_random=False).map(random_filter)
