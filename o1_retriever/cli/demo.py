@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from o1_retriever.explain.explanation import Explanation
     from o1_retriever.index.hits import Hit
     from o1_retriever.index.index import Index
+
+logger = logging.getLogger(__name__)
 
 DEPTH = 10  # ranks of the right passage are known down to here
 _SHOWN = 3
@@ -54,6 +57,9 @@ def demo(*, model: ModelOptions, thoughts: ThoughtOptions, when: ThinkingOptions
 
     embedder = load_embedder(model)
     settings = thoughts.settings(embedder.settings)
+    if thinking != "never":
+        # Asking who thinks loads it: what keeps it from thinking is said before anything else.
+        logger.debug("Thinks: %s", embedder.backend.thinker_identity)
     console = output()
     console.print(f"{len(documents)} short passages of everyday knowledge, and {len(queries)} questions.")
     explained: list[tuple[DemoQuery, Explanation]] = []

@@ -120,6 +120,7 @@ def test_search_as_json_is_one_object_on_one_line(indexed):
         "thoughts",
         "prompt_tokens",
         "thought_tokens",
+        "repeats",
         "timings",
         "search",
         "hits",
