@@ -28,7 +28,7 @@ from o1_retriever.engine.adapters import base_of, is_adapter, with_adapter
 from o1_retriever.engine.chat import ChatTemplate, Messages
 from o1_retriever.engine.checkpoint import find_checkpoint, first_line, hash_files, hash_signs
 from o1_retriever.engine.fused import lay_out
-from o1_retriever.engine.stored import Stored, check_room, explain_gguf, read_stored
+from o1_retriever.engine.stored import Stored, check_room, explain_gguf, gguf_parsed_once, read_stored
 from o1_retriever.engine.template import CONFIG_NAME, PlainText, Template, TemplateConfig, detect_layout
 from o1_retriever.engine.weights import (
     device_named,
@@ -168,10 +168,29 @@ def load_causal_lm(
         read_stored(adapter)  # one that was cut is said
         tokenizer = tokenizer or (adapter if (adapter / "tokenizer.json").is_file() else None)
         folder, gguf = find_checkpoint(base_of(adapter))
+    given: dict[str, Any] = {"attention": attention, "purpose": purpose, "adapter": adapter}
+    if gguf is None:
+        return _load(os.fspath(name), folder, options, tokenizer=tokenizer, **given)
+    require("gguf", extra="local", purpose="Reading a .gguf file")
+    with gguf_parsed_once():
+        return _load(os.fspath(name), folder, options, tokenizer=tokenizer, gguf=gguf, **given)
+
+
+def _load(
+    name: str,
+    folder: Path,
+    options: LoadOptions,
+    *,
+    gguf: str | None = None,
+    adapter: Path | None,
+    tokenizer: Path | None,
+    attention: str | None,
+    purpose: str,
+) -> Loaded:
+    """The model of a folder, or of a `.gguf` file in it, with its adapter."""
     stored = read_stored(folder) if gguf is None else None
     trust: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
     if gguf is not None:
-        require("gguf", extra="local", purpose="Reading a .gguf file")
         trust["gguf_file"] = gguf
     config, words = read_config(folder, tokenizer=tokenizer, **trust)
     _check_causal(folder, config)
@@ -187,7 +206,7 @@ def load_causal_lm(
     read_as = torch.float32 if adapter else dtype
     weighed = stored or Stored(kinds={"F32": _parameters(config)}, bytes=0)
     chosen = "nf4" if options.load_in_4bit else str(read_as).removeprefix("torch.")
-    check_room(os.fspath(name), weighed, chosen, device)
+    check_room(name, weighed, chosen, device)
     arguments: dict[str, Any] = {"dtype": read_as, "config": config, **trust}
     if attention is not None:
         arguments["attn_implementation"] = attention
