@@ -106,8 +106,5 @@ class O1Embeddings(EmbeddingsWithScores):  # type: ignore[misc] # dspy has no ty
     ) -> None:
         own = embedder if isinstance(embedder, O1Embedder) else O1Embedder(embedder)
         super().__init__(corpus, own, k=k, **options)
-
-    def _batch_forward(self, queries: list[str]) -> Any:
-        vectors = self.embedder.embed_queries(queries)
-        places = self._faiss_search(vectors, self.k * 10) if self.index else None
-        return self._rerank_and_predict(vectors, places)
+        # The passages have been embedded: from here on DSPy asks for queries alone.
+        self.embedder = own.embed_queries
