@@ -134,7 +134,10 @@ class O1Embedding(BaseEmbedding):
 
     def to_payload(self) -> dict[str, Any]:
         """What events show of this model."""
-        return {**super().to_payload(), "fingerprint": self.fingerprint, "truncate_dim": self.truncate_dim}
+        own = {"fingerprint": self.fingerprint, "truncate_dim": self.truncate_dim}
+        if not hasattr(BaseEmbedding, "to_payload"):  # of earlier versions of llama-index-core
+            return {"model_name": self.model_name, "embed_batch_size": self.embed_batch_size, **own}
+        return {**super().to_payload(), **own}
 
     def think(
         self,

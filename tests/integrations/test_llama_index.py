@@ -230,13 +230,21 @@ def test_every_operator_of_llama_index_is_tried() -> None:
 
 
 @pytest.mark.parametrize("operator", FILTERS)
-def test_every_operator_finds_what_llama_indexs_own_store_finds(both: Any, operator: str) -> None:
+def test_every_operator_finds_what_llama_indexs_own_store_finds(
+    small_retriever: Retriever, operator: str
+) -> None:
     key, value, expected = FILTERS[operator]
     each = MetadataFilter(key=key, value=value, operator=operator)
-    chosen = MetadataFilters(filters=[each])
-    assert set(ids(both(similarity_top_k=4, filters=chosen).retrieve(QUERY))) == expected
-    theirs = vector_index().as_retriever(similarity_top_k=4, filters=chosen)
-    assert set(ids(theirs.retrieve(QUERY))) == expected
+    options: dict[str, Any] = {"similarity_top_k": 4, "filters": MetadataFilters(filters=[each])}
+    index = vector_index()
+    assert set(ids(O1Retriever(small_retriever, **options).retrieve(QUERY))) == expected
+    try:
+        theirs = ids(index.as_retriever(**options).retrieve(QUERY))
+    except ValueError as error:  # the store of earlier versions knows fewer
+        if "Invalid operator" not in str(error):
+            raise
+    else:
+        assert set(theirs) == set(ids(O1Retriever(index, **options).retrieve(QUERY))) == expected
 
 
 def test_conditions_of_our_index(small_retriever: Retriever) -> None:

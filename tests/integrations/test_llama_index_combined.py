@@ -61,7 +61,10 @@ def test_a_usual_cut_off_keeps_what_is_found(both: Any, options: dict[str, Any])
 
 def test_leaves_are_merged_into_their_parents() -> None:
     parser = HierarchicalNodeParser.from_defaults(chunk_sizes=[256, 64, 32])
-    nodes = parser.get_nodes_from_documents([Document(text="Glass is cold. Water sits on it. " * 30)])
+    try:
+        nodes = parser.get_nodes_from_documents([Document(text="Glass is cold. Water sits on it. " * 30)])
+    except LookupError:  # earlier versions of LlamaIndex look for nltk's data on the network
+        pytest.skip("needs the data of nltk")
     context = StorageContext.from_defaults()
     context.docstore.add_documents(nodes)
     index = VectorStoreIndex(

@@ -25,7 +25,7 @@ ADAPTERS = {
     "dspy_o1_retriever": "dspy",
 }
 # Of the extra `index`, for the tests that search our own index by words too.
-BM25 = ("bm25s>=0.2.14", "PyStemmer>=2.2.0.3")
+BM25 = ("bm25s>=0.3.8", "PyStemmer>=2.2.0.3")
 
 
 @dataclass(frozen=True)
