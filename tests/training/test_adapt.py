@@ -79,6 +79,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     opened = Index(tmp_path_factory.mktemp("index"), only_embeds(ENCODER))
     opened.add([Document(id=f"d{place}", text=text) for place, text in enumerate(FACTS)])
+    opened.add([Document(id="copy", text=FACTS[5])])
     return opened
 
 
@@ -120,7 +121,9 @@ def test_the_whole_way_and_the_same_call_again(base: Path, index: Index, tmp_pat
     assert verdict.queries == 12
     learned = [json.loads(line) for line in work.questions.read_text().splitlines()]
     collection = load_collection(work.held_out, split="dev")
-    assert len(collection.corpus.ids) == len(FACTS)
+    assert len(collection.corpus.ids) == len(FACTS) + 1
+    copied = [{*judged} for judged in collection.qrels.values() if {"d5", "copy"} & {*judged}]
+    assert copied == [{"d5", "copy"}], "a copy of the passage answers as well"
     assert not {*collection.queries.values()} & {row["query"] for row in learned}
     thoughts = {row["thought"] for row in map(json.loads, work.rows.read_text().splitlines())}
     assert "Nothing." in thoughts, "a thought without a passage is learned as well"

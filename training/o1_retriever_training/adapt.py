@@ -142,10 +142,10 @@ class Workplace:
 def adapt(work: Workplace, *, questions: str | Path | None = None) -> Verdict:
     """Train a thinker for an index, judge it, and put it into the folder `thinker` if it helps.
 
-    `questions` are rows (`query`, `pos`: texts of passages,
-    or `pos_ids`: their ids; perhaps `thought`) that people asked; without them the base model writes some.
-    The same call goes on where it was stopped. Raises `OtherRecipeError` for a folder in which something else
-    was begun, `DataError` where there is too little to learn from or to judge by, and what the stages raise.
+    `questions` are rows (`query`, `pos`: texts of passages, or `pos_ids`: their ids; perhaps `thought`) that
+    people asked; without them the base model writes some. The same call goes on where it was stopped. Raises
+    `OtherRecipeError` for a folder in which something else was begun, `DataError` where there is too little
+    to learn from or to judge by, and what the stages raise.
     """
     prepare(work, questions)
     recipe = schedule(work)
@@ -244,7 +244,9 @@ def _asked_by_the_base(work: Workplace) -> Iterator[TrainingRow]:
 
 def _split(work: Workplace, rows: Sequence[TrainingRow]) -> None:
     """Keep some questions apart, and write the others; a question that is asked twice stays together."""
-    ids = {text: name for name, text in _named(work)}
+    ids: dict[str, list[str]] = {}  # copies of a passage answer as well as it does
+    for name, text in _named(work):
+        ids.setdefault(text, []).append(name)
     by_text: dict[str, list[TrainingRow]] = {}
     for row in rows:
         by_text.setdefault(plain_text(row.query), []).append(row)
@@ -259,9 +261,10 @@ def _split(work: Workplace, rows: Sequence[TrainingRow]) -> None:
     apart = Random(f"{work.plan.seed} apart").sample(judged, count)
     queries = [{"_id": f"q{place}", "text": by_text[key][0].query} for place, key in enumerate(apart)]
     judgments = [
-        (f"q{place}", ids[text], 1)
+        (f"q{place}", name, 1)
         for place, key in enumerate(apart)
         for text in dict.fromkeys(text for row in by_text[key] for text in row.pos)
+        for name in ids[text]
     ]
     documents = [{"_id": name, "title": "", "text": text} for name, text in _named(work)]
     write_collection(work.held_out, documents=documents, queries=queries, judgments=judgments, split=SPLIT)
