@@ -316,13 +316,13 @@ class TestEndpoint:
             policy = RequestPolicy(concurrency=16)
             thinker = OpenAIThinker("m", base_url=server.url, policy=policy)
             embedder = ThinkingEmbedder.from_parts(thinker, letters, settings=WARM, cache=False)
-            most = 0
+            most, before = 0, set(threading.enumerate())  # of other tests' embedders
 
             async def watch() -> None:
                 nonlocal most
                 while True:
-                    ours = [each for each in threading.enumerate() if each.name.startswith("o1-")]
-                    most = max(most, len(ours))
+                    new = set(threading.enumerate()) - before
+                    most = max(most, sum(each.name.startswith("o1-") for each in new))
                     await asyncio.sleep(0.005)
 
             watching = asyncio.ensure_future(watch())
