@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.vectors import TokenLimit
@@ -32,13 +32,15 @@ class Chunking:
     """How long passages may be, and how much of a passage's end the next one repeats, in characters.
 
     The default of 800 characters is about 130 English words: what small encoders read whole. With `tokens`,
-    a passage that an encoder would not read to its end is cut further. Raises `SettingsError` unless
+    a passage that an encoder would not read to its end is cut further. With `context`, a passage begins with
+    the path of the headings that it stands under. Raises `SettingsError` unless
     `max_characters` is at least 20 and `overlap` at most half of it.
     """
 
     max_characters: int = 800
     overlap: int = 120
     tokens: TokenLimit | None = None
+    context: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_characters", "overlap"):
@@ -81,6 +83,19 @@ def passage_spans(text: str, chunking: Chunking, *, code: bool = False) -> list[
     if chunking.tokens is None:
         return spans
     return list(_within(text, spans, chunking.tokens, code))
+
+
+def passages(text: str, title: str, chunking: Chunking, *, code: bool = False) -> list[str]:
+    """The passages of a section, with its title before each if asked for, within the same limits."""
+    head = f"{title}\n\n" if chunking.context and title else ""
+    if not head or len(head) > chunking.max_characters // 4:
+        return [text[start:end] for start, end in passage_spans(text, chunking, code=code)]
+    tokens = chunking.tokens
+    if tokens is not None:
+        tokens = replace(tokens, tokens=max(_FEWEST, tokens.tokens - tokens.count([head])[0]))
+    room = max(_FEWEST, chunking.max_characters - len(head))
+    less = replace(chunking, max_characters=room, overlap=min(chunking.overlap, room // 2), tokens=tokens)
+    return [f"{head}{text[start:end]}" for start, end in passage_spans(text, less, code=code)]
 
 
 def _within(text: str, spans: list[Span], limit: TokenLimit, code: bool) -> Iterator[Span]:

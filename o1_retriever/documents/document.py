@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from o1_retriever.documents.chunking import Chunking, passage_spans
+from o1_retriever.documents.chunking import Chunking, passages
 from o1_retriever.documents.readers import sections_of
 from o1_retriever.documents.source import ReadOptions, Source
 from o1_retriever.documents.structure import Value
@@ -110,8 +110,8 @@ def documents_of(
     """The documents of an opened file; `more` metadata is given to each."""
     position = 0
     for section in sections_of(file):
-        for start, end in passage_spans(section.text, chunking, code=section.code):
-            text = section.text[start:end]
+        title = str(section.metadata.get("title", ""))
+        for text in passages(section.text, title, chunking, code=section.code):
             own: dict[str, Value] = {"source": source, "root": root, "position": position}
             # The root as well: two folders may hold a file of one name.
             digest = hashlib.blake2b(f"{root}\0{text}".encode(), digest_size=8).hexdigest()

@@ -348,6 +348,19 @@ def test_pdf_without_text_is_reported(tmp_path, data, message):
         list(read_sections(write(tmp_path, "a.pdf", data)))
 
 
+def test_passages_begin_with_the_headings_above_them_where_that_is_asked_for(tmp_path):
+    path = write(
+        tmp_path, "a.md", "# Tea\n## Green\n" + "Steep it briefly in hot water. " * 12 + "\n# Coffee"
+    )
+    chunking = Chunking(max_characters=120, overlap=40, context=True)
+    first, *others, last = read_documents(path, chunking=chunking)
+    assert first.text.startswith("Tea > Green\n\n# Tea\n## Green\nSteep it")
+    assert {text.text[:18] for text in others} == {"Tea > Green\n\nSteep"}
+    assert last.text == "Coffee\n\n# Coffee"
+    assert max(len(each.text) for each in (first, *others, last)) <= 120
+    assert all("\n\n#" not in each.text[14:] for each in others)
+
+
 def test_ids_are_stable_and_say_where_a_text_stands(tmp_path):
     path = write(tmp_path, "a.txt", "One.\n\nTwo.")
     chunking = Chunking(max_characters=20, overlap=0)
