@@ -50,8 +50,8 @@ class FileOptions:
     overlap: Annotated[
         int, typer.Option(help="How much of a passage the next one repeats, in characters.")
     ] = 120
-    context: Annotated[
-        bool, typer.Option("--context/--no-context", help="Begin passages with the headings above them.")
+    headings: Annotated[
+        bool, typer.Option("--headings/--no-headings", help="Begin passages with the headings above them.")
     ] = False
     batch_size: Annotated[int, typer.Option(min=1, help="Passages embedded at once.")] = 32
 
@@ -64,7 +64,9 @@ class FileOptions:
             include=tuple(self.include or ["*"]),
             exclude=tuple(self.exclude or []),
             ignore=self.ignore,
-            chunking=Chunking(max_characters=self.max_characters, overlap=self.overlap, context=self.context),
+            chunking=Chunking(
+                max_characters=self.max_characters, overlap=self.overlap, context=self.headings
+            ),
             reading=ReadOptions(
                 text_field=self.text_field,
                 boilerplate=self.boilerplate,
