@@ -215,16 +215,19 @@ def test_pipes_devices_and_loops_are_refused_at_once(tmp_path) -> None:
             read(tmp_path / f"{name}.txt")
 
 
+# The peak of this program alone: what the system counts for a process begins with its parent's.
 LONG = """
-import resource, sys
+import sys
 from o1_retriever.documents import read_sections
 notes = []
 found = list(read_sections(sys.argv[1], notes=notes))
-print(len(found), notes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(len(found), notes, int(peak[0].split()[1]) // 1024)
 """
 
 
 @pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_a_line_of_a_gigabyte_takes_bounded_memory(tmp_path) -> None:
     path = tmp_path / "long.jsonl"
     with path.open("wb") as file:

@@ -113,8 +113,9 @@ def test_frameworks_give_the_same_vectors(
     framework: str, loaded: tuple[dict[str, np.ndarray], dict[str, str]]
 ) -> None:
     vectors, _ = loaded
-    assert np.array_equal(vectors[f"{framework}_0"], vectors["ours_0"])
-    assert np.array_equal(vectors[f"{framework}_1"], vectors["ours_1"])
+    # Not to the last bit: every load lays out its weights anew, and products round with where they lie.
+    assert np.allclose(vectors[f"{framework}_0"], vectors["ours_0"], atol=1e-6)
+    assert np.allclose(vectors[f"{framework}_1"], vectors["ours_1"], atol=1e-6)
 
 
 def test_plain_sentence_transformers_gives_documents_and_fast_queries(
