@@ -105,7 +105,7 @@ class TestLangChain:
         finally:
             handle.remove()
         assert np.allclose(found, expected, atol=1e-5)
-        # Those that wait for the first batch share the next; the first may have begun with a few.
+        # Two batches at most: the second takes all that waited for the first, so that one has half of them.
         assert max(before) >= 20
 
 

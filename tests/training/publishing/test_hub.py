@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from o1_retriever_training.publishing.card import CardFacts
-from o1_retriever_training.publishing.hub import PublishError, publish
+from o1_retriever_training.publishing.hub import PublishError, check_token, publish
 from o1_retriever_training.publishing.staging import stage
 from tests.support.hub_repos import Entry, Repo
 from tests.support.hub_server import Fault, HubServer, hub_server
@@ -92,12 +92,16 @@ def test_tokens_that_do_not_do(server: HubServer, folder: Path, tmp_path: Path) 
     assert server.repos == {}
 
 
-def test_no_token_from_python(folder: Path, tmp_path: Path) -> None:
+def test_no_token_from_python(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import HfApi
 
     staged = stage(folder, tmp_path / "staging", facts=CardFacts(repo=NAME))
     with pytest.raises(PublishError, match="There is no token"):
         publish(staged, NAME, api=HfApi(token=False))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "absent"))
+    with pytest.raises(PublishError, match="There is no token"):
+        check_token()
 
 
 def test_a_repository_of_something_else_is_left_alone(
