@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from tests.support.chat_server import Answer, ChatServer, chat_server, refusal
 from tests.support.faults import answers_with_faults, honest
 from tests.support.tiny import tiny_model
 
-QUICK = RequestPolicy(concurrency=8, retries=8, backoff=0.001, timeout=0.4, deadline=20)
+# A busy machine asks nothing twice for being slow: some tests count the requests.
+PATIENT = RequestPolicy(concurrency=8, retries=8, backoff=0.001, timeout=30, deadline=60)
+HASTY = replace(PATIENT, timeout=0.4)
 QUIET = Options(show=False)
 
 
@@ -43,7 +46,7 @@ def rows_of(path: Path) -> list[dict]:
 
 
 def expert(server: ChatServer, **more) -> EndpointExpert:
-    return EndpointExpert("m", base_url=server.url, policy=more.pop("policy", QUICK), **more)
+    return EndpointExpert("m", base_url=server.url, policy=more.pop("policy", PATIENT), **more)
 
 
 def test_every_row_has_its_candidates_and_keeps_what_it_had(server: ChatServer, tmp_path: Path) -> None:
@@ -76,7 +79,8 @@ def test_faults_change_no_row(server: ChatServer, tmp_path: Path) -> None:
     pairs = pairs_file(tmp_path)
     synthesize(pairs, tmp_path / "plain.jsonl", experts=expert(server), options=QUIET)
     server.answer = answers_with_faults(seed=1, share=0.3)
-    tally, _ = synthesize(pairs, tmp_path / "faulty.jsonl", experts=expert(server), options=QUIET)
+    hasty = expert(server, policy=HASTY)
+    tally, _ = synthesize(pairs, tmp_path / "faulty.jsonl", experts=hasty, options=QUIET)
     assert tally.failures == 0
     assert (tmp_path / "faulty.jsonl").read_bytes() == (tmp_path / "plain.jsonl").read_bytes()
 
