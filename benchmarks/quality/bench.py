@@ -134,13 +134,13 @@ def systems(
     bm25 = bm25_over(corpus)
     lexical = Lexical(name="bm25", corpus=corpus, index=bm25)
     fast = Dense(name="minilm", embedder=minilm, corpus=corpus, encoded=encoded)
-    found: list[System] = [lexical, fast, Hybrid(name="hybrid", corpus=corpus, parts=[fast, lexical])]
+    found: list[System] = [lexical, fast, Hybrid(name="hybrid", corpus=corpus, parts=(fast, lexical))]
     if thoughts is not None:
         said = Lexical(name="said", corpus=corpus, index=bm25, embedder=minilm, settings=RECORDED)
         thinking = Dense(
             name="minilm_with_thoughts", embedder=minilm, corpus=corpus, encoded=encoded, settings=RECORDED
         )
-        found += [thinking, Hybrid(name="hybrid_with_thoughts", corpus=corpus, parts=[thinking, said])]
+        found += [thinking, Hybrid(name="hybrid_with_thoughts", corpus=corpus, parts=(thinking, said))]
     if bench.model is not None:
         own = encode_corpus(bench.model, corpus, bench.work / "corpora")
         always = bench.model.settings.with_changes(thinking="always")

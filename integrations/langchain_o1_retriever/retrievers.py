@@ -21,7 +21,7 @@ from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
 from o1_retriever.query import as_query
-from o1_retriever.ranking.relevance import of_cosine
+from o1_retriever.ranking.relevance import of_score
 from o1_retriever.search.result import Pooling, split_options
 from o1_retriever.search.retriever import Retriever
 from o1_retriever.search.stores import StoreSearch
@@ -154,7 +154,7 @@ class O1Retriever(BaseRetriever):
             shown |= record(embedded.embeddings[0], embedded.decision)
         found = await search.find(embedded)
         if self.relevance_score_fn is None:
-            found = [(document, None if score is None else of_cosine(score)) for document, score in found]
+            found = [(document, None if score is None else of_score(score)) for document, score in found]
         return [
             document.model_copy(update={"metadata": self._metadata(document, score, embedded.embeddings[0])})
             for document, score in request.kept(found)

@@ -28,7 +28,7 @@ from o1_retriever.explain.explanation import Explanation
 from o1_retriever.guard import LOOKED_AT
 from o1_retriever.index.hits import Hit
 from o1_retriever.query import History, Query, as_queries, as_query
-from o1_retriever.ranking.relevance import cosine_of_distance, of_cosine
+from o1_retriever.ranking.relevance import cosine_of_distance, of_score
 from o1_retriever.search.result import split_options
 from o1_retriever.search.retriever import Retriever
 from o1_retriever.search.stores import StoreSearch, store_settings
@@ -187,7 +187,7 @@ class VectorStoreSearch:
         """From 0 to 1 where it is a cosine; other ways to query than by the nearest vectors keep theirs."""
         if score is None or self._mode != VectorStoreQueryMode.DEFAULT:
             return score
-        return of_cosine(score)
+        return of_score(score)
 
     def _search(self, bundle: QueryBundle, *, blocking: bool) -> StoreSearch[BaseNode]:
         async def embed(thinking: Thinking | None) -> list[QueryEmbedding]:

@@ -41,7 +41,7 @@ def thinking_systems(
         dense, words, both = ((name, *PAIRS[name])[place] for name in PAIRS)
         vectors = Dense(name=dense, embedder=who, corpus=corpus, encoded=encoded, settings=how)
         read = Lexical(name=words, corpus=corpus, index=bm25, embedder=who, settings=how)
-        found += [vectors, read, Hybrid(name=both, corpus=corpus, parts=[vectors, read])]
+        found += [vectors, read, Hybrid(name=both, corpus=corpus, parts=(vectors, read))]
     return found
 
 

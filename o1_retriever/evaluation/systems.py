@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,12 @@ from o1_retriever.evaluation.collection import Corpus
 from o1_retriever.evaluation.corpus import EncodedCorpus, encode_corpus
 from o1_retriever.index.graph import Graph
 from o1_retriever.index.ledger import EmbeddedDocument
-from o1_retriever.ranking.bm25 import Bm25, lexical_query
-from o1_retriever.ranking.fusion import fuse_complete
+from o1_retriever.ranking.bm25 import Bm25, Reading
+from o1_retriever.ranking.fusion import FUSION_DEPTH, fuse
 from o1_retriever.ranking.ranking import (
+    DIGITS,
     Places,
     Ranking,
-    all_scores,
     best,
     best_of_groups,
     search_exactly,
@@ -122,12 +122,6 @@ class Dense(_OverCorpus):
             documents_per_second=self.encoded.documents_per_second,
         )
 
-    def scores(self, queries: Sequence[str]) -> tuple[Iterator[Vector], Sequence[Sequence[Thought]]]:
-        """Inner products with all documents."""
-        groups, thoughts = self._embedded(queries)
-        rows = all_scores(np.concatenate(groups), self.encoded.matrix)
-        return (np.max([next(rows) for _ in group], axis=0) for group in groups), thoughts
-
     def _embedded(self, queries: Sequence[str]) -> tuple[list[Vector], Sequence[Sequence[Thought]]]:
         """The vectors to search with for each query, and its thoughts."""
         dimension = self.encoded.matrix.shape[1]
@@ -159,8 +153,8 @@ class Hyde(Dense):
 class Lexical(_OverCorpus):
     """BM25 (Lucene's variant, English stemming and stop words) over the query, or over query and thoughts.
 
-    With `settings` that think, `embedder` writes the thoughts, and BM25 reads the query three times and
-    each thought once. Documents that share no word with what is read are not found.
+    With `settings` that think, `embedder` writes the thoughts, and BM25 reads them beside the query (see
+    `ranking.bm25.Reading`). Documents that share no word with what is read are not found.
     """
 
     index: Bm25
@@ -173,38 +167,33 @@ class Lexical(_OverCorpus):
 
     def search(self, queries: Sequence[str], depth: int) -> Answer:
         """The documents that share a word with what is read, best first."""
-        texts, thoughts = self._read(queries)
-        rankings = [self.index.best(text, depth, ties=self._ties) for text in texts]
-        return Answer(rankings=rankings, thoughts=thoughts)
-
-    def scores(self, queries: Sequence[str]) -> tuple[Iterator[Vector], Sequence[Sequence[Thought]]]:
-        """BM25 of all documents, 0 for those without a common word."""
-        texts, thoughts = self._read(queries)
-        return (self.index.scores(text) for text in texts), thoughts
-
-    def _read(self, queries: Sequence[str]) -> tuple[list[str], Sequence[Sequence[Thought]]]:
-        """What BM25 reads for each query, and the thoughts in it."""
         thoughts: Sequence[Sequence[Thought]] = [()] * len(queries)
-        texts = list(queries)
         if self.settings.thinks and self.embedder is not None:
             thoughts = self.embedder.think(queries, settings=self.settings)
-            texts = [lexical_query(query, row) for query, row in zip(queries, thoughts, strict=True)]
-        return texts, thoughts
+        read = [Reading.of(query, row) for query, row in zip(queries, thoughts, strict=True)]
+        rankings = [self.index.best(each, depth, ties=self._ties) for each in read]
+        return Answer(rankings=rankings, thoughts=thoughts)
 
 
 @dataclass(kw_only=True, eq=False)
 class Hybrid(_OverCorpus):
-    """Reciprocal rank fusion of the complete rankings of several systems."""
+    """The rankings of vectors and of BM25 fused, as an index fuses them (`ranking.fusion.fuse`)."""
 
-    parts: Sequence[Dense | Lexical]
+    parts: tuple[Dense, Lexical]
 
     def search(self, queries: Sequence[str], depth: int) -> Answer:
-        """Rank all documents with every part and fuse; thoughts are those of the first part that has some."""
-        scored = [part.scores(queries) for part in self.parts]
-        complete = zip(*(rows for rows, _ in scored), strict=True)
-        rankings = [fuse_complete(rows, depth, ties=self._ties) for rows in complete]
-        thoughts = next((thoughts for _, thoughts in scored if any(thoughts)), scored[0][1])
+        """Search with both parts and fuse; thoughts are those of the first part that has some."""
+        deep = max(depth, FUSION_DEPTH)
+        dense, lexical = (part.search(queries, deep) for part in self.parts)
+        pairs = zip(dense.rankings, lexical.rankings, strict=True)
+        rankings = [self._fused(near, words, deep, depth) for near, words in pairs]
+        thoughts = dense.thoughts if any(dense.thoughts) else lexical.thoughts
         return Answer(rankings=rankings, thoughts=thoughts)
+
+    def _fused(self, near: Ranking, words: Ranking, deep: int, depth: int) -> Ranking:
+        scores = fuse(dict(near.pairs()), dict(words.pairs()), deep)
+        places, values = np.array([*scores], np.int64), np.array([*scores.values()], np.float32)
+        return best(places, values, depth, ties=self._ties, digits=DIGITS)
 
 
 class VectorGraph:

@@ -15,7 +15,7 @@ from o1_retriever.errors import InputError, SettingsError
 from o1_retriever.index.ledger import EmbeddedDocument, Session
 from o1_retriever.ranking.fusion import fuse
 from o1_retriever.ranking.ranking import DIGITS, Ranking
-from o1_retriever.ranking.relevance import of_cosine, of_fusion
+from o1_retriever.ranking.relevance import of_score
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace, unit
 
@@ -25,9 +25,9 @@ class Hit:
     """A document that a search found. `score` is the cosine with the query vector, `rank` counts from 1.
 
     With pooling by the best thought, `score` is the cosine with the nearest of the thoughts' vectors. After a
-    hybrid search the order is that of `fused_score`; `dense_rank` and `lexical_rank`, from 1, are the
-    document's ranks in the two rankings, None where it is not in one, and `lexical_score` is what BM25 gave
-    it. All four are None otherwise. `relevance` is on one scale for every search.
+    hybrid search the order is that of `fused_score`, from 0 to 1; `dense_rank` and `lexical_rank`, from 1,
+    are the document's ranks in the two rankings, None where it is not in one, and `lexical_score` is what
+    BM25 gave it. All four are None otherwise. `relevance` is on one scale for every search.
     """
 
     id: str
@@ -44,7 +44,7 @@ class Hit:
     @property
     def relevance(self) -> float:
         """From 0 to 1, falling from hit to hit: see `o1_retriever.ranking.relevance`."""
-        return of_cosine(self.score) if self.fused_score is None else of_fusion(self.fused_score)
+        return of_score(self.score if self.fused_score is None else self.fused_score)
 
     def to_dict(self) -> dict[str, Any]:
         """The hit as plain JSON values; the fused and lexical ones only after a hybrid search."""
@@ -118,16 +118,16 @@ def hits(session: Session, rankings: Sequence[Ranking]) -> list[list[Hit]]:
 
 
 def fused_hits(
-    session: Session, vectors: Vector, dense: Ranking, lexical: Mapping[str, float], k: int
+    session: Session, vectors: Vector, dense: Ranking, lexical: Mapping[str, float], k: int, depth: int
 ) -> list[Hit]:
-    """The k best documents of two rankings of one query by reciprocal ranks; `vectors` are the query's.
+    """The k best documents of two rankings of one query, cut at `depth`; `vectors` are the query's.
 
     `lexical` are the scores of BM25 by id, best first. Equal fused scores are ordered by cosine, then by id.
     """
     cosines = dict(dense.pairs())
     dense_ids = list(cosines)
     lexical_ids = list(lexical)
-    scores = fuse([dense_ids, lexical_ids])
+    scores = fuse(cosines, lexical, depth)
     if not scores:
         return []
     # All that can be among the first k, equal ones included; those that only BM25 found lack a cosine.

@@ -36,6 +36,8 @@ from o1_retriever.index.store import Store
 from o1_retriever.index.values import kept_metadata
 from o1_retriever.progress import progress
 from o1_retriever.query import check_text
+from o1_retriever.ranking.bm25 import Reading
+from o1_retriever.ranking.fusion import FUSION_DEPTH
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import InSpace, Precision, TokenLimit, VectorSpace
@@ -50,8 +52,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 
 # Batches of the encoder that are written at once: what a kill may cost.
 _WRITE_EVERY = 2
-# So many of each ranking are fused. A document at rank 1000 gains 1/1060, less than any step among the first.
-FUSION_DEPTH = 1000
 
 
 class DocumentEmbedder(InSpace, Protocol):
@@ -189,15 +189,15 @@ class Index(SentUnmade):
         *,
         k: int = 10,
         where: Where = None,
-        texts: Sequence[str] | None = None,
+        texts: Sequence[str | Reading] | None = None,
         depth: int = FUSION_DEPTH,
     ) -> list[list[Hit]]:
         """The `k` documents nearest to any vector of each group, best first: the score is the best cosine.
 
-        A group has the shape (n, dimension). With `texts`, one per group, the ranking is fused by reciprocal
-        ranks with that of BM25 over the text. The first `depth` documents of each ranking take part (`k` if
-        that is more), all of an index that has no more. BM25's index is made at the first such search after
-        a change and kept beside the documents; `MissingExtraError` when bm25s is not installed.
+        A group has the shape (n, dimension). With `texts`, one per group, the ranking is fused with that of
+        BM25 over the text (`ranking.fusion.fuse`). The first `depth` documents of each ranking take part (`k`
+        if that is more), all of an index that has no more. BM25's index is made at the first such search
+        after a change and kept beside the documents; `MissingExtraError` when bm25s is not installed.
         """
         check_count("k", k)
         check_count("depth", depth)
@@ -215,11 +215,11 @@ class Index(SentUnmade):
             among = None if filter is None else self._matches.current(session, filter)
             if texts is None:
                 return hits(session, nearest(session, graph, queries, k, among))
-            lexicon, dense_depth = self._lexicon.current(session), max(depth, k)
-            dense = nearest(session, graph, queries, dense_depth, among)
+            lexicon, deep = self._lexicon.current(session), max(depth, k)
+            dense = nearest(session, graph, queries, deep, among)
             places = None if among is None else lexicon.places(among)
             return [
-                fused_hits(session, group, ranking, lexicon.best(text, dense_depth, places), k)
+                fused_hits(session, group, ranking, lexicon.best(text, deep, places), k, deep)
                 for group, ranking, text in zip(queries, dense, texts, strict=True)
             ]
 

@@ -22,7 +22,7 @@ import numpy as np
 from o1_retriever.concurrency.forks import Renewed
 from o1_retriever.index.fields import Numbers
 from o1_retriever.index.ledger import Session, Version
-from o1_retriever.ranking.bm25 import Bm25
+from o1_retriever.ranking.bm25 import Bm25, Reading
 from o1_retriever.ranking.ranking import Places
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Lexicon:
         """Where those documents stand among `ids`."""
         return np.flatnonzero(np.isin(self.numbers, numbers, assume_unique=True))
 
-    def best(self, text: str, depth: int, among: Places | None = None) -> dict[str, float]:
+    def best(self, text: str | Reading, depth: int, among: Places | None = None) -> dict[str, float]:
         """The scores of the `depth` best that share a word with the text, best first, by id.
 
         `among` are the places allowed.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,26 @@ from o1_retriever.extras import require
 from o1_retriever.ranking.ranking import Places, Ranking, best
 from o1_retriever.thought import Thought, Vector
 
-# How often the query is read before its thoughts, so that they do not drown it.
-QUERY_REPEATS = 3
+# What all thoughts together count beside the query, which counts 1, whatever their number: chosen on dev and
+# train splits for weak and strong thinkers alike (docs/search.md).
+THOUGHTS_WEIGHT = 0.5
 K1, B = 1.5, 0.75
 _SETTINGS: dict[str, Any] = {"method": "lucene", "k1": K1, "b": B}
 _LANGUAGE = "english"
 
 
-def lexical_query(query: str, thoughts: Iterable[Thought] = ()) -> str:
-    """What BM25 reads: the query three times and each thought once; the query alone where there is none."""
-    texts = [thought.text for thought in thoughts if thought.text.strip()]
-    return " ".join([query] * QUERY_REPEATS + texts) if texts else query
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What BM25 reads: a query, and its thoughts with what each counts beside it."""
+
+    query: str
+    thoughts: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def of(cls, query: str, thoughts: Iterable[Thought] = ()) -> Reading:
+        """The query, and half the mean of its thoughts; the query alone where there is none."""
+        texts = [thought.text for thought in thoughts if thought.text.strip()]
+        return cls(query, tuple((text, THOUGHTS_WEIGHT / len(texts)) for text in texts))
 
 
 class Bm25:
@@ -42,19 +53,32 @@ class Bm25:
     def __len__(self) -> int:
         return self._count
 
-    def scores(self, text: str) -> Vector:
-        """BM25 of every text, float32, 0 without a common word; a repeated word counts as often."""
+    def scores(self, read: str | Reading) -> Vector:
+        """BM25 of every text, float32, 0 without a common word; a repeated word counts as often.
+
+        With thoughts it is the sum of what the query and each thought score by themselves, weighted.
+        """
+        if isinstance(read, str):
+            return self._scores(read)
+        total = self._scores(read.query)
+        for weight, alike in groupby(read.thoughts, key=lambda thought: thought[1]):
+            total = total + np.float32(weight) * self._scores(" ".join(text for text, _ in alike))
+        return total
+
+    def _scores(self, text: str) -> Vector:
         words = _tokens([text], ids=False)[0]
         if self._index is None or not words:
             return np.zeros(self._count, np.float32)
         return np.asarray(self._index.get_scores(words), dtype=np.float32)
 
-    def best(self, text: str, k: int, *, ties: Places | None = None, among: Places | None = None) -> Ranking:
-        """The places of the `k` best texts that share a word with `text`, or of those `among` these places.
+    def best(
+        self, read: str | Reading, k: int, *, ties: Places | None = None, among: Places | None = None
+    ) -> Ranking:
+        """The places of the `k` best texts that share a word with `read`, or of those `among` these places.
 
         Equal scores are in ascending order of `ties[place]`, or of the place where `ties` is None.
         """
-        scores = self.scores(text)
+        scores = self.scores(read)
         matching = np.flatnonzero(scores > 0) if among is None else among[scores[among] > 0]
         return best(matching, scores[matching], k, ties=ties)
 

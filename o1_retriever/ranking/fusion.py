@@ -1,41 +1,50 @@
-"""Several rankings of the same documents made into one: by reciprocal ranks, or by the best score."""
+"""Several rankings of the same documents made into one: by the sum of their scores, or by the best score."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar
 
 import numpy as np
 
-from o1_retriever.ranking.ranking import Places, Ranking, Scores, best
+from o1_retriever.ranking.ranking import DIGITS
 
 Key = TypeVar("Key", bound=Hashable)
 
-# Of Cormack, Clarke and Büttcher (SIGIR 2009), with ranks that begin at 0.
-RRF_CONSTANT = 60
+# So many of each ranking are fused.
+FUSION_DEPTH = 1000
+# What BM25 counts beside the vectors, which count 1: chosen on dev and train splits, where everything from
+# a quarter to 1 serves alike (docs/search.md).
+LEXICAL_WEIGHT = 0.5
 
 
-def fuse(rankings: Sequence[Sequence[Key]]) -> dict[Key, float]:
-    """The fused score of every document: the sum of 1 / (60 + rank) over its rankings, rank from 0."""
-    scores: dict[Key, float] = {}
-    for ranking in rankings:
-        for rank, key in enumerate(ranking):
-            scores[key] = scores.get(key, 0.0) + 1.0 / (RRF_CONSTANT + rank)
-    return scores
+def fuse(
+    dense: Mapping[Key, float], lexical: Mapping[Key, float], depth: int = FUSION_DEPTH
+) -> dict[Key, float]:
+    """The fused score, from 0 to 1, of every document in the ranking of the vectors or in that of BM25.
+
+    Both are scores by document, the `depth` best or all that there are. Each is stretched so that its best
+    is 1 and its least 0; a document that is not in one gets 0 from it. The sum, in which BM25 counts
+    `LEXICAL_WEIGHT`, is divided so that 1 is the best of both.
+    """
+    # A list of BM25 that is not full ends where no word is shared, at 0; how far the vectors' goes on is
+    # not known.
+    rest = 0.0 if len(lexical) < depth else None
+    near, words = _stretched(dense), _stretched(lexical, rest)
+    return {
+        key: (near.get(key, 0.0) + LEXICAL_WEIGHT * words.get(key, 0.0)) / (1 + LEXICAL_WEIGHT)
+        for key in {**near, **words}
+    }
 
 
-def fuse_complete(scores: Sequence[Scores], k: int, *, ties: Places) -> Ranking:
-    """The `k` best of the fusion of complete rankings, each given by the scores of all documents."""
-    fused = np.sum([1.0 / (RRF_CONSTANT + ranks(row, ties)) for row in scores], axis=0)
-    ranking = best(np.arange(len(fused)), fused, k, ties=ties)
-    return Ranking(ranking.keys, ranking.scores.astype(np.float32))
-
-
-def ranks(scores: Scores, ties: Places) -> Places:
-    """The rank of every document, from 0, in the complete ranking of one query."""
-    result = np.empty(len(scores), dtype=np.int64)
-    result[np.lexsort((ties, -scores))] = np.arange(len(scores))
-    return result
+def _stretched(scores: Mapping[Key, float], least: float | None = None) -> dict[Key, float]:
+    """The scores from 0, for `least` (None: the least of them), to 1 for the best; 1 where all are equal."""
+    if not scores:
+        return {}
+    values = np.round(np.fromiter(scores.values(), np.float64, len(scores)), DIGITS)
+    floor, best = values.min() if least is None else least, values.max()
+    values = (values - floor) / (best - floor) if best > floor else np.ones_like(values)
+    return dict(zip(scores, values.tolist(), strict=True))
 
 
 def best_of(rankings: Iterable[Iterable[tuple[Key, float]]], k: int) -> list[tuple[Key, float]]:

@@ -120,13 +120,6 @@ def search_pages(
     return found
 
 
-def all_scores(queries: Vector, matrix: Vector) -> Iterator[Vector]:
-    """For each query its inner products with all documents, a few queries at a time."""
-    step = max(1, BLOCK_BYTES // (4 * max(1, len(matrix))))
-    for first in range(0, len(queries), step):
-        yield from queries[first : first + step] @ np.asarray(matrix, dtype=np.float32).T
-
-
 def _blocks(matrix: Vector, queries: int, block_bytes: int) -> Iterator[tuple[Places, Vector]]:
     """Parts of the matrix with their places, whose scores and vectors take at most `block_bytes` each."""
     step = max(1, block_bytes // (4 * max(1, queries, int(matrix.shape[1]))))

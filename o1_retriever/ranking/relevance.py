@@ -10,22 +10,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from o1_retriever.ranking.fusion import RRF_CONSTANT
 from o1_retriever.ranking.ranking import DIGITS
 
 
-def of_cosine(cosine: float) -> float:
-    """The cosine itself, to the digits that order hits, and 0 for what points away from the query."""
-    return min(max(round(float(cosine), DIGITS), 0.0), 1.0)
-
-
-def of_fusion(fused: float, rankings: int = 2) -> float:
-    """A fused score as a share of the best one, that of a document which is first in all the rankings.
-
-    First in one of two rankings and absent from the other is 0.5; rank 60 in both, counted from 0, is 0.5
-    as well.
-    """
-    return min(max(round(float(fused) * RRF_CONSTANT / rankings, DIGITS), 0.0), 1.0)
+def of_score(score: float) -> float:
+    """A cosine or a fused score, to the digits that order hits; 0 for what points away from the query."""
+    return min(max(round(float(score), DIGITS), 0.0), 1.0)
 
 
 # From a distance of unit vectors to their cosine, by Chroma's names: its `l2` is the squared distance.

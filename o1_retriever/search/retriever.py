@@ -18,7 +18,7 @@ from o1_retriever.index.filters import Filter, Where, as_filter
 from o1_retriever.index.hits import Hit, check_count
 from o1_retriever.index.index import Index
 from o1_retriever.query import History, Query, as_queries, as_query
-from o1_retriever.ranking.bm25 import Bm25, lexical_query
+from o1_retriever.ranking.bm25 import Bm25, Reading
 from o1_retriever.search.result import SearchOptions, SearchResult, SearchSettings
 from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, Timings, Vector
 
@@ -211,7 +211,7 @@ class _Search:
         searched = [each for each in embedded if each.hits is None]
         rankings, search_ms = await self._ranked(
             [self.how.pooled(each.embedding) for each in searched],
-            [lexical_query(each.embedding.query, each.embedding.thoughts) for each in searched],
+            [Reading.of(each.embedding.query, each.embedding.thoughts) for each in searched],
             self.k,
         )
         left = iter(rankings)
@@ -231,7 +231,7 @@ class _Search:
         fast = chosen.fast or next(iter(before), embedding)
         usable = [thought for thought in embedding.thoughts if not thought.failed]
         own = [vector[None] for vector in embedding.vectors] if usable else []
-        texts = [lexical_query(query.text, each) for each in ((), *([thought] for thought in usable), usable)]
+        texts = [Reading.of(query.text, each) for each in ((), *([thought] for thought in usable), usable)]
         (without, *alone, after), each_ms = await self._ranked(
             [fast.vector[None], *own, self.how.pooled(embedding)],
             texts,
@@ -288,13 +288,13 @@ class _Search:
         return self.retriever.embedder.embed_queries(queries, settings=settings, show_progress_bar=show)
 
     async def _ranked(
-        self, groups: Sequence[Vector], texts: Sequence[str], k: int
+        self, groups: Sequence[Vector], texts: Sequence[Reading], k: int
     ) -> tuple[list[list[Hit]], float]:
         """The first `k` hits for each group of vectors, and the milliseconds for each."""
         return await self._looked_up(groups, texts if self.how.hybrid else None, k)
 
     async def _looked_up(
-        self, groups: Sequence[Vector], texts: Sequence[str] | None, k: int
+        self, groups: Sequence[Vector], texts: Sequence[Reading] | None, k: int
     ) -> tuple[list[list[Hit]], float]:
         """Those of the index, by vectors alone or by the texts too."""
         if not groups:

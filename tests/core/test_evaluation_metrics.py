@@ -17,7 +17,6 @@ from o1_retriever.evaluation.comparison import bootstrap_interval, compare, holm
 from o1_retriever.evaluation.metrics import means, ordered, per_query, read_run, thoughts_path, write_run
 from o1_retriever.evaluation.systems import VectorGraph, recall_lost
 from o1_retriever.query import as_queries
-from o1_retriever.ranking.fusion import fuse_complete, ranks
 from o1_retriever.ranking.ranking import best, search_exactly, tie_order
 from o1_retriever.thinkers import RecordedThinker
 from o1_retriever.thought import Thought, ThoughtSettings
@@ -171,16 +170,6 @@ def test_the_best_are_those_of_a_full_sort_with_ties(levels: list[int], depth: i
     for size in (4, 16, 1 << 20):
         found = search_exactly(np.ones((1, 1), np.float32), matrix, depth, ties=ties, block_bytes=size)[0]
         assert [ids[place] for place in found.keys] == expected
-    complete = ranks(scores, ties)
-    assert sorted(complete) == list(range(len(ids)))
-    assert complete[best(places, scores, 1, ties=ties).keys[0]] == 0
-
-
-def test_fusion_is_the_sum_of_reciprocal_ranks() -> None:
-    ties = tie_order(["a", "b", "c"])
-    fused = fuse_complete([np.array([3, 2, 1], np.float32), np.array([1, 3, 2], np.float32)], 2, ties=ties)
-    assert list(fused.keys) == [1, 0]
-    assert fused.scores == pytest.approx([1 / 61 + 1 / 60, 1 / 60 + 1 / 62])
 
 
 def test_a_graph_search_reports_what_it_lost() -> None:

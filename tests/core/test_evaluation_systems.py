@@ -39,8 +39,6 @@ from o1_retriever.evaluation.systems import (
     parse_dimensions,
     parse_thoughts,
 )
-from o1_retriever.ranking.fusion import ranks
-from o1_retriever.ranking.ranking import tie_order
 from tests.support.small_collection import DOCUMENTS, QUERIES, write_small
 
 THOUGHTS = {
@@ -148,13 +146,13 @@ def test_dense_and_hyde_vectors_are_those_of_their_definitions(
         Hyde(name="h", settings=one, **parts): unit(unit(embed([query, thought])).mean(axis=0)),
     }
     for system, vector in expected.items():
-        scores, _ = system.scores([query])
-        assert next(iter(scores)) == pytest.approx(unit(embed(list(DOCUMENTS.values()))) @ vector, abs=1e-6)
         found = system.search([query], 6).rankings[0]
-        assert list(found.scores) == sorted(found.scores, reverse=True)
+        scores = unit(embed(list(DOCUMENTS.values()))) @ vector
+        assert found.scores == pytest.approx(np.sort(scores)[::-1], abs=1e-6)
+        assert scores[found.keys] == pytest.approx(found.scores, abs=1e-6)
 
 
-def test_bm25_reads_the_query_three_times_and_finds_only_what_shares_a_word(
+def test_bm25_reads_query_and_thoughts_and_finds_only_what_shares_a_word(
     collection: Collection, embedder: ThinkingEmbedder
 ) -> None:
     index = bm25_over(collection.corpus)
@@ -165,10 +163,12 @@ def test_bm25_reads_the_query_three_times_and_finds_only_what_shares_a_word(
         embedder=embedder,
         settings=ThoughtSettings(n_thoughts=2),
     )
-    scores, thoughts = thinking.scores([QUERIES["q4"]])
-    expected = 3 * index.scores(QUERIES["q4"]) + sum(index.scores(text) for text in THOUGHTS["q4"])
-    assert next(iter(scores)) == pytest.approx(expected, abs=1e-5)
-    assert len(thoughts[0]) == 2
+    answer = thinking.search([QUERIES["q4"]], 6)
+    expected = index.scores(QUERIES["q4"]) + sum(index.scores(text) for text in THOUGHTS["q4"]) / 4
+    (found,) = answer.rankings
+    assert expected[found.keys] == pytest.approx(found.scores, abs=1e-5)
+    assert len(found) == np.count_nonzero(expected)
+    assert len(answer.thoughts[0]) == 2
     alone = Lexical(name="b", corpus=collection.corpus, index=index)
     assert [len(ranking.keys) for ranking in alone.search([QUERIES["q4"], "zebra"], 6).rankings] == [1, 0]
     with pytest.raises(SettingsError, match="embedder"):
@@ -191,27 +191,24 @@ def test_a_plan_pools_in_each_way_and_the_best_thought_is_that_of_all_scores(
     assert isinstance(best, Dense)
     queries = list(QUERIES.values())
     answer = best.search(queries, 6)
-    rows, _ = best.scores(queries)
-    for query, row, ranking in zip(queries, rows, answer.rankings, strict=True):
+    for query, ranking in zip(queries, answer.rankings, strict=True):
         vectors = embedder.embed_query(query, settings=ThoughtSettings(n_thoughts=2)).vectors
         brute = (best.encoded.matrix @ vectors.T).max(axis=1)
-        assert row == pytest.approx(brute, abs=1e-5)
         assert ranking.scores == pytest.approx(np.sort(brute)[::-1], abs=1e-5)
         assert brute[ranking.keys] == pytest.approx(ranking.scores, abs=1e-5)
         (few,) = best.search([query], 2).rankings
         assert list(few.keys) == list(ranking.keys[:2])
 
 
-def test_hybrid_fuses_complete_rankings(
+def test_hybrid_fuses_as_an_index_does(
     collection: Collection, embedder: ThinkingEmbedder, evaluation: Evaluation, tmp_path: Path
 ) -> None:
     encoded = encode_corpus(embedder, collection.corpus, tmp_path)
-    ties = tie_order(collection.corpus.ids)
-    dense = Dense(name="d", embedder=embedder, corpus=collection.corpus, encoded=encoded)
-    rows = next(iter(dense.scores([QUERIES["q3"]])[0])), bm25_over(collection.corpus).scores(QUERIES["q3"])
-    total = sum(1 / (60 + ranks(row, ties)) for row in rows)
-    found = evaluation["words + BM25, no thoughts"].run["q3"]
-    assert [found[key] for key in collection.corpus.ids] == pytest.approx(list(total))
+    near = encoded.matrix @ embedder.embed_query(QUERIES["q4"], settings=NEVER).vector
+    words = bm25_over(collection.corpus).scores(QUERIES["q4"])
+    total = (near - near.min()) / (near.max() - near.min()) + 0.5 * words / words.max()
+    found = evaluation["words + BM25, no thoughts"].run["q4"]
+    assert [found[key] for key in collection.corpus.ids] == pytest.approx(list(total / 1.5), abs=1e-5)
 
 
 def test_costs_and_comparisons_are_in_the_table(evaluation: Evaluation) -> None:

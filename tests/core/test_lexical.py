@@ -13,7 +13,7 @@ import pytest
 from o1_retriever.documents import Document
 from o1_retriever.errors import InputError, MissingExtraError, SettingsError
 from o1_retriever.index.index import Index, embed_documents
-from o1_retriever.ranking.bm25 import Bm25, lexical_query
+from o1_retriever.ranking.bm25 import Bm25, Reading
 from o1_retriever.thought import Thought
 from tests.support.index_worker import TinyEmbedder, vectors
 
@@ -55,12 +55,12 @@ def plain(index: Index, group: np.ndarray, text: str, k: int, allowed: set[str])
     near = (matrix @ group.T).max(axis=1)
     words = Bm25([document.text for document in documents]).scores(text)
     kept = [place for place, document in enumerate(documents) if document.id in allowed]
-    dense = sorted(kept, key=lambda place: (-round(float(near[place]), 6), documents[place].id))
-    lexical = sorted((p for p in kept if words[p] > 0), key=lambda p: (-words[p], documents[p].id))
-    scores = {
-        place: 1 / (60 + dense.index(place)) + (1 / (60 + lexical.index(place)) if place in lexical else 0)
-        for place in kept
-    }
+    if not kept:
+        return []
+    near = np.round(near, 6)
+    low, high = near[kept].min(), near[kept].max()
+    most = max(words[kept].max(), 1e-9)
+    scores = {p: round((near[p] - low) / (high - low) + 0.5 * words[p] / most, 6) for p in kept}
     best = sorted(kept, key=lambda p: (-scores[p], -round(float(near[p]), 6), documents[p].id))[:k]
     return [documents[place].id for place in best]
 
@@ -103,10 +103,22 @@ def test_texts_and_queries_without_words_score_nothing(texts, query, tmp_path):
     assert Bm25.load(tmp_path, len(texts)).scores("apple").tolist() == bm25.scores("apple").tolist()
 
 
-def test_the_query_is_read_three_times_and_failed_thoughts_not_at_all():
-    thoughts = [Thought(text="one"), Thought.failure("down"), Thought(text="two")]
-    assert lexical_query("q", thoughts) == "q q q one two"
-    assert lexical_query("q") == lexical_query("q", [Thought.failure("down")]) == "q"
+def test_thoughts_count_half_their_mean_and_failed_ones_nothing():
+    bm25 = Bm25([document.text for document in sentences(40)])
+    thoughts = [Thought(text="candle stone"), Thought.failure("down"), Thought(text="river")]
+    mean = (bm25.scores("candle stone") + bm25.scores("river")) / 2
+    expected = bm25.scores("honey") + 0.5 * mean
+    assert bm25.scores(Reading.of("honey", thoughts)) == pytest.approx(expected, rel=1e-5)
+    assert bm25.scores(Reading.of("honey", thoughts * 3)) == pytest.approx(expected, rel=1e-5)
+    for nothing in ([], [Thought.failure("down")]):
+        assert bm25.scores(Reading.of("honey", nothing)).tolist() == bm25.scores("honey").tolist()
+
+
+def test_thoughts_may_count_differently():
+    bm25 = Bm25([document.text for document in sentences(40)])
+    found = bm25.scores(Reading("honey", (("candle", 0.5), ("river", 0.1))))
+    parts = [bm25.scores(text) for text in ("honey", "candle", "river")]
+    assert found == pytest.approx(parts[0] + 0.5 * parts[1] + 0.1 * parts[2], rel=1e-5)
 
 
 @pytest.mark.parametrize("where", [None, {"even": True}, {"n": {"$lt": 7}}, {"n": -1}])
@@ -123,9 +135,8 @@ def test_a_fused_ranking_is_that_of_its_definition(index, where, size):
         (alone,) = index.search_groups([group], texts=[text], k=10, where=where)
         assert [hit.id for hit in alone] == [hit.id for hit in hits]
         for hit in hits:
-            fused = sum(1 / (59 + rank) for rank in (hit.dense_rank, hit.lexical_rank) if rank)
-            assert hit.fused_score == pytest.approx(fused)
-            assert hit.relevance == pytest.approx(fused * 30, abs=1e-6)
+            assert hit.relevance == pytest.approx(hit.fused_score, abs=1e-6)
+            assert hit.dense_rank is not None
             assert (hit.lexical_score is None) == (hit.lexical_rank is None)
             cosine = float((index.vectors([hit.id]) @ group.T).max())
             assert hit.score == pytest.approx(cosine, abs=1e-5)

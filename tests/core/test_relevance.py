@@ -8,32 +8,31 @@ from hypothesis import strategies as st
 
 from o1_retriever import Index, Retriever
 from o1_retriever.ranking.fusion import fuse
-from o1_retriever.ranking.relevance import of_cosine, of_fusion
+from o1_retriever.ranking.relevance import of_score
 from tests.support.adapters import QUERY, TEXTS, many_documents, of_two_minds
 
 
 @given(st.lists(st.floats(-1.001, 1.001), min_size=1))
-def test_of_cosines_it_is_monotone_and_within_bounds(cosines):
-    scale = [of_cosine(each) for each in sorted(cosines)]
+def test_of_scores_it_is_monotone_and_within_bounds(cosines):
+    scale = [of_score(each) for each in sorted(cosines)]
     assert scale == sorted(scale)
     assert 0 <= scale[0] <= scale[-1] <= 1
-    assert all(of_cosine(each) == pytest.approx(each, abs=1e-6) for each in cosines if 0 <= each <= 1)
+    assert all(of_score(each) == pytest.approx(each, abs=1e-6) for each in cosines if 0 <= each <= 1)
 
 
-@given(st.lists(st.permutations(range(12)), min_size=2, max_size=2), st.integers(0, 12))
-def test_of_fused_rankings_it_is_monotone_and_within_bounds(rankings, kept):
-    fused = sorted(fuse([rankings[0], rankings[1][:kept]]).values())
-    scale = [of_fusion(each) for each in fused]
-    assert scale == sorted(scale)
-    assert 0 < scale[0] <= scale[-1] <= 1
-    assert len(set(scale)) == len(set(fused)), "equal only where the fused scores are"
+@given(
+    st.dictionaries(st.sampled_from("abcdefgh"), st.floats(-1, 1), min_size=1),
+    st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.01, 50)),
+)
+def test_a_fused_score_is_its_own_relevance(dense, lexical):
+    fused = fuse(dense, lexical)
+    assert {key: of_score(score) for key, score in fused.items()} == pytest.approx(fused, abs=1e-6)
+    assert max(fused.values()) >= 1 / 1.5 - 1e-6, "who is first among the vectors"
 
 
 def test_the_best_that_there_can_be_is_1():
-    first = fuse([["a", "b"], ["a", "c"]])
-    assert of_fusion(first["a"]) == pytest.approx(1)
-    assert of_fusion(first["b"]) == pytest.approx(0.5, abs=0.01)
-    assert of_cosine(1.0000001) == 1
+    assert fuse({"a": 0.9, "b": 0.2}, {"a": 7.0})["a"] == 1
+    assert of_score(1.0000001) == 1
 
 
 @pytest.mark.parametrize("hybrid", [False, True])

@@ -13,7 +13,7 @@ from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import Decision, Gate, calibrate, features
-from o1_retriever.ranking.bm25 import lexical_query
+from o1_retriever.ranking.bm25 import Reading
 from o1_retriever.search.result import SearchSettings
 from o1_retriever.thought import Thought
 
@@ -81,7 +81,7 @@ def test_pooling_and_fusion_are_those_of_their_definitions(embedder, index, hybr
         embedding = embedder.embed_query(query)
         assert len(embedding.vectors) == 2
         group = embedding.vectors if pooling == "best" else embedding.vector[None]
-        texts = [lexical_query(query, embedding.thoughts)] if hybrid else None
+        texts = [Reading.of(query, embedding.thoughts)] if hybrid else None
         (expected,) = index.search_groups([group], texts=texts, k=7, where=where)
         assert ids(result) == [hit.id for hit in expected]
         assert ids(retriever.search(query, k=7, where=where)) == ids(result)

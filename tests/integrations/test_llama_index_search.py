@@ -109,12 +109,11 @@ def test_our_index_is_fused_with_bm25_and_a_store_cannot_be(many_index: Index, e
     pytest.importorskip("bm25s", reason="needs the extra `index`")
     found = hybrid.retrieve(QUERY)
     assert ids(found)[:2] == ["vapour", "mirror"]
-    # First by its cosine and second by its words: the fused score, as a share of the best there can be.
-    assert found[0].score == pytest.approx((1 / 60 + 1 / 61) * 30, abs=1e-6)
+    assert 2 / 3 < found[0].score < 1, "first by its cosine and second by its words"
     assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
     [told] = events.named("O1ThoughtsEvent")
     assert [hit["id"] for hit in told.hits] == ids(found)
-    assert told.hits[0]["fused_score"] == pytest.approx(1 / 60 + 1 / 61)
+    assert told.hits[0]["fused_score"] == pytest.approx(found[0].score, abs=1e-6)
     assert [hit["relevance"] for hit in told.hits] == [each.score for each in found]
     usual = SimilarityPostprocessor(similarity_cutoff=0.1)
     assert usual.postprocess_nodes(found) == found
