@@ -160,9 +160,14 @@ def repeats(thoughts: Sequence[Thought]) -> tuple[int, ...]:
     )
 
 
+def texts_of(thoughts: Iterable[Thought]) -> list[str]:
+    """What was thought; thoughts that could not be had are left out."""
+    return [thought.text for thought in thoughts if not thought.failed]
+
+
 def flat(thoughts: Iterable[Thought]) -> str:
     """Thoughts as one string, a line each; those that could not be had are left out."""
-    return "\n".join(" ".join(thought.text.split()) for thought in thoughts if not thought.failed)
+    return "\n".join(" ".join(text.split()) for text in texts_of(thoughts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

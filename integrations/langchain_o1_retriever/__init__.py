@@ -18,9 +18,9 @@ from o1_retriever.extras import require
 
 require("langchain_core", extra="langchain", purpose="The LangChain adapter")
 
-from langchain_o1_retriever.embeddings import O1Embeddings  # noqa: E402 - after the check above
-from langchain_o1_retriever.retrievers import O1Retriever  # noqa: E402
-from langchain_o1_retriever.thinkers import ChatModelThinker  # noqa: E402
-from langchain_o1_retriever.tracing import THINKING_RUN, THOUGHTS_EVENT  # noqa: E402
+from langchain_o1_retriever.embeddings import O1Embeddings
+from langchain_o1_retriever.retrievers import O1Retriever
+from langchain_o1_retriever.thinkers import ChatModelThinker
+from langchain_o1_retriever.tracing import THINKING_RUN, THOUGHTS_EVENT
 
 __all__ = ["THINKING_RUN", "THOUGHTS_EVENT", "ChatModelThinker", "O1Embeddings", "O1Retriever"]

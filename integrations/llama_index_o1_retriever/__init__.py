@@ -16,12 +16,11 @@ from o1_retriever.extras import require
 
 require("llama_index.core", extra="llama-index", purpose="The LlamaIndex adapter")
 
-from llama_index_o1_retriever.embeddings import (  # noqa: E402 - after the check above
+from llama_index_o1_retriever.embeddings import (
     O1Embedding,
     O1ThoughtsEvent,
 )
-from llama_index_o1_retriever.retrievers import O1Retriever  # noqa: E402
-from llama_index_o1_retriever.searches import ConversationBundle  # noqa: E402
-from llama_index_o1_retriever.thinkers import LLMThinker  # noqa: E402
+from llama_index_o1_retriever.retrievers import ConversationBundle, O1Retriever
+from llama_index_o1_retriever.thinkers import LLMThinker
 
 __all__ = ["ConversationBundle", "LLMThinker", "O1Embedding", "O1Retriever", "O1ThoughtsEvent"]

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
 from llama_index.core.indices.base import BaseIndex
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.settings import Settings
-from llama_index.core.vector_stores.types import MetadataFilters
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+    VectorStoreQueryMode,
+)
 
-from llama_index_o1_retriever.embeddings import O1Embedding
-from llama_index_o1_retriever.searches import IndexSearch, VectorStoreSearch, with_thoughts
-from o1_retriever.concurrency.blocking import finished
+from llama_index_o1_retriever.embeddings import O1Embedding, announce
+from o1_retriever.concurrency.blocking import called, finished
+from o1_retriever.documents.structure import RESERVED
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
-from o1_retriever.index.hits import check_count
+from o1_retriever.guard import LOOKED_AT
+from o1_retriever.index.hits import Hit, check_count
+from o1_retriever.query import History, Query, as_queries, as_query
+from o1_retriever.ranking.relevance import cosine_of_distance, of_score
+from o1_retriever.search.result import split_options
 from o1_retriever.search.retriever import Retriever
-from o1_retriever.thought import ThoughtSettings
+from o1_retriever.search.stores import StoreSearch, store_settings
+from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, Vector, flat
 
 _BASE_OPTIONS = ("callback_manager", "object_map", "objects", "verbose")
 
@@ -126,3 +143,269 @@ def _thinking_model(model: Any) -> O1Embedding:
             hint="Pass embed_model=O1Embedding(...), of the model that embedded the nodes.",
         )
     return model
+
+
+@dataclass
+class ConversationBundle(QueryBundle):
+    """A query with its history, for retrievers and query engines: `ConversationBundle("Why?", history=chat)`.
+
+    `history` are the messages of LlamaIndex before the query (`memory.get()`, `chat_engine.chat_history`), or
+    any that `Conversation.of` reads. `O1Retriever` writes its thoughts after them; others see the query.
+    """
+
+    history: History = None
+
+
+def queries_of(bundle: QueryBundle) -> list[Query]:
+    """The strings of a bundle, each with the bundle's history. Raises `SettingsError` where there is none."""
+    texts = bundle.embedding_strs
+    if not texts:
+        raise SettingsError("The query bundle has no text to embed; expected a query_str or an embedding.")
+    return as_queries(texts, [_history(bundle)] * len(texts))
+
+
+def _history(bundle: QueryBundle) -> History:
+    return bundle.history if isinstance(bundle, ConversationBundle) else None
+
+
+# The nodes that a search found, and the query or queries as they were thought about.
+Retrieved = tuple[list[NodeWithScore], Sequence[QueryEmbedding]]
+
+
+class IndexSearch:
+    """Searches our own index with our own retriever. `options` are those of `Retriever.search`."""
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        *,
+        k: int,
+        filters: MetadataFilters | None,
+        settings: ThoughtSettings | None,
+        options: dict[str, Any],
+    ) -> None:
+        self._retriever = retriever
+        self._settings = settings
+        self._options = {"k": k, "where": as_where(filters), "settings": settings, **options}
+        how, _ = split_options(options)
+        self._how = retriever.search_settings.with_changes(**how)
+
+    async def retrieve(self, bundle: QueryBundle, *, blocking: bool) -> Retrieved:
+        """The nodes nearest to a query, and what was thought."""
+        hits, embeddings = await self._hits(bundle, blocking)
+        return [_node(hit) for hit in hits], embeddings
+
+    def explain(self, bundle: QueryBundle) -> Explanation:
+        """What is found for the bundle's query, and what thinking does to it."""
+        return self._retriever.explain(as_query(bundle.query_str, _history(bundle)), **self._options)
+
+    async def _hits(
+        self, bundle: QueryBundle, blocking: bool
+    ) -> tuple[Sequence[Hit], Sequence[QueryEmbedding]]:
+        embedded: Sequence[QueryEmbedding] = ()
+        if bundle.embedding is None:
+            queries = queries_of(bundle)
+            if [query.text for query in queries] == [bundle.query_str]:
+                if blocking:
+                    result = self._retriever.search(queries[0], **self._options)
+                else:
+                    result = await self._retriever.asearch(queries[0], **self._options)
+                announce(result.embedding, result.decision, result.hits)
+                return result.hits, [result.embedding]
+            embedded = await self._embedded(queries, blocking)
+            vectors = self._how.pooled(*embedded)
+        else:
+            vectors = _given(bundle.embedding)
+        k, where = self._options["k"], self._options["where"]
+        index = self._retriever.index
+        return (await called(blocking, index.search_groups, [vectors], k=k, where=where))[0], embedded
+
+    async def _embedded(self, queries: list[Query], blocking: bool) -> list[QueryEmbedding]:
+        """Several strings that are searched with together."""
+        if self._how.hybrid or self._how.thinking == "auto":
+            raise SettingsError(
+                "The query bundle brings several strings; hybrid and thinking='auto' are for one query.",
+                hint="Pass them one by one, or use QueryFusionRetriever.",
+            )
+        embedder = self._retriever.embedder
+        settings = (self._settings or embedder.settings).with_changes(thinking=self._how.thinking)
+        if blocking:
+            embedded = embedder.embed_queries(queries, settings=settings)
+        else:
+            embedded = await embedder.aembed_queries(queries, settings=settings)
+        for embedding in embedded:
+            announce(embedding)
+        return embedded
+
+
+class VectorStoreSearch:
+    """Searches an index of LlamaIndex, whose own retriever is given the vectors.
+
+    `options` are those of our search and of `index.as_retriever`. Raises `SettingsError` for what a vector
+    store cannot do.
+    """
+
+    def __init__(
+        self,
+        index: BaseIndex[Any],
+        model: O1Embedding,
+        *,
+        k: int,
+        filters: MetadataFilters | None,
+        settings: ThoughtSettings | None,
+        options: dict[str, Any],
+    ) -> None:
+        how, others = split_options(options)
+        if filters is not None:
+            others["filters"] = filters
+        self._how = store_settings(
+            how,
+            "VectorStoreIndex",
+            "Use our own index, the store's own hybrid query mode, or a QueryFusionRetriever.",
+        )
+        self._mode = VectorStoreQueryMode(others.get("vector_store_query_mode", "default"))
+        compares = self._how.pooling == "best" or self._how.thinking == "auto"
+        if compares and self._mode != VectorStoreQueryMode.DEFAULT:
+            raise SettingsError(
+                f"vector_store_query_mode is {self._mode.value!r}; expected 'default' with pooling='best' or "
+                "thinking='auto', which compare cosines."
+            )
+        self._model = model
+        self._k = k
+        self._settings = settings or model.settings
+        self._retrievers: dict[int, Any] = {
+            depth: index.as_retriever(similarity_top_k=depth, embed_model=model, **others)
+            for depth in (k, max(k, LOOKED_AT))
+        }
+        self._store = index.vector_store  # type: ignore[attr-defined]
+
+    async def retrieve(self, bundle: QueryBundle, *, blocking: bool) -> Retrieved:
+        """The nodes nearest to a query, and what was thought."""
+        search = self._search(bundle, blocking=blocking)
+        embeddings: Sequence[QueryEmbedding] = ()
+        if bundle.embedding is not None:
+            found = await search.look_up(_given(bundle.embedding), self._k)
+        else:
+            embedded = await search.think()
+            embeddings = embedded.embeddings
+            for embedding in embeddings:
+                announce(embedding, embedded.decision)
+            found = await search.find(embedded)
+        return [NodeWithScore(node=node, score=self._relevance(score)) for node, score in found], embeddings
+
+    def _relevance(self, score: float | None) -> float | None:
+        """From 0 to 1 where it is a cosine; other ways to query than by the nearest vectors keep theirs."""
+        if score is None or self._mode != VectorStoreQueryMode.DEFAULT:
+            return score
+        return of_score(score)
+
+    def _search(self, bundle: QueryBundle, *, blocking: bool) -> StoreSearch[BaseNode]:
+        async def embed(thinking: Thinking | None) -> list[QueryEmbedding]:
+            settings = self._settings.with_changes(thinking=thinking)
+            queries = queries_of(bundle)
+            if blocking:
+                return self._model.think(queries, settings=settings, events=False)
+            return await self._model.athink(queries, settings=settings, events=False)
+
+        async def nearest(vectors: Vector, k: int) -> list[list[tuple[BaseNode, float | None]]]:
+            # Copies, because the caller's bundle may be used with another retriever.
+            bundles = [replace(bundle, embedding=vector.tolist()) for vector in vectors]
+            retriever = self._retrievers[k]
+            # Where a store has no async query, LlamaIndex runs the blocking one within the loop.
+            if blocking or type(self._store).aquery is BasePydanticVectorStore.aquery:
+                rankings = [await called(blocking, retriever._retrieve, each) for each in bundles]
+            else:
+                rankings = await asyncio.gather(*map(retriever._aretrieve, bundles))
+            as_cosine = self._as_cosine()
+            return [[(each.node, as_cosine(each.score)) for each in ranking] for ranking in rankings]
+
+        return StoreSearch(
+            how=self._how,
+            k=self._k,
+            store=type(self._store).__name__,
+            embed=embed,
+            nearest=nearest,
+            key=lambda node: node.node_id,
+        )
+
+    def _as_cosine(self) -> Callable[[float | None], float | None]:
+        """From the store's scores to cosines: LlamaIndex's Chroma store reports exp(-distance)."""
+        chroma = (
+            self._mode == VectorStoreQueryMode.DEFAULT and self._store.class_name() == "ChromaVectorStore"
+        )
+        cosine = cosine_of_distance(self._store.client) if chroma else None
+        return lambda score: cosine(-math.log(score)) if cosine and score else score
+
+
+def _given(embedding: list[float]) -> Vector:
+    return np.asarray(embedding, np.float32)[None]
+
+
+# What this library writes about a file, and not about its text, is not for prompts: `root` is a path here.
+_PRIVATE = tuple(name for name in RESERVED if name not in ("title", "page"))
+
+
+def _node(hit: Hit) -> NodeWithScore:
+    ours = [name for name in _PRIVATE if name in hit.metadata]
+    node = TextNode(
+        id_=hit.id,
+        text=hit.text,
+        metadata=dict(hit.metadata),
+        excluded_embed_metadata_keys=ours,
+        excluded_llm_metadata_keys=ours,
+    )
+    return NodeWithScore(node=node, score=hit.relevance)
+
+
+def with_thoughts(found: NodeWithScore, embeddings: Sequence[QueryEmbedding]) -> NodeWithScore:
+    """A copy whose metadata say what was thought, as one string that prompts and embeddings leave out."""
+    node, name = found.node, "thoughts"
+    thoughts = [thought for embedding in embeddings for thought in embedding.thoughts]
+    changed = {
+        "metadata": {**node.metadata, name: flat(thoughts)},
+        "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, name],
+        "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, name],
+    }
+    return NodeWithScore(node=node.model_copy(update=changed), score=found.score)
+
+
+_OPERATORS = {
+    FilterOperator.EQ: "$eq",
+    FilterOperator.NE: "$ne",
+    FilterOperator.GT: "$gt",
+    FilterOperator.GTE: "$gte",
+    FilterOperator.LT: "$lt",
+    FilterOperator.LTE: "$lte",
+    FilterOperator.IN: "$in",
+    FilterOperator.NIN: "$nin",
+    FilterOperator.ANY: "$any",
+    FilterOperator.ALL: "$all",
+    FilterOperator.CONTAINS: "$contains",
+    FilterOperator.TEXT_MATCH: "$contains",
+    FilterOperator.TEXT_MATCH_INSENSITIVE: "$icontains",
+    FilterOperator.IS_EMPTY: "$empty",
+}
+_CONDITIONS = {FilterCondition.AND: "$and", FilterCondition.OR: "$or", FilterCondition.NOT: "$or"}
+
+
+def as_where(filters: MetadataFilter | MetadataFilters | None) -> dict[str, Any] | None:
+    """The filter as `Index.search` takes it. Raises `SettingsError` for what the index cannot do."""
+    if isinstance(filters, MetadataFilter):
+        operator = _known(filters.operator, _OPERATORS, f"The filter on {filters.key!r} has the operator")
+        return {filters.key: {operator: True if operator == "$empty" else filters.value}}
+    if filters is None or not filters.filters:
+        return None
+    condition = filters.condition or FilterCondition.AND
+    key = _known(condition, _CONDITIONS, "The filter condition is")
+    parts = [part for each in filters.filters if (part := as_where(each)) is not None]
+    if not parts:
+        return None
+    where = parts[0] if len(parts) == 1 else {key: parts}
+    return {"$not": where} if condition == FilterCondition.NOT else where
+
+
+def _known(name: Any, ours: dict[Any, str], what: str) -> str:
+    if name not in ours:
+        expected = ", ".join(each.value for each in ours)
+        raise SettingsError(f"{what} {name.value!r}; expected one of {expected}.")
+    return ours[name]

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from o1_retriever.concurrency.batches import Batches, Ticket
+from o1_retriever.concurrency.shared import Batches, Ticket
 from o1_retriever.engine.follow import listening
 from o1_retriever.query import Query
 from o1_retriever.thinking import (

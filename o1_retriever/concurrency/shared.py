@@ -1,16 +1,22 @@
-"""Work that several callers want at the same time, done by the first of them."""
+"""Work that several callers want at the same time: the same is done once, what is alike in one batch."""
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import threading
-from collections.abc import Hashable, Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
-from typing import Generic, TypeVar
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
+from typing import Any, Generic, TypeVar
 
 from o1_retriever.concurrency.forks import Renewed
 
 Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -55,3 +61,145 @@ class SharedWork(Renewed, Generic[Key, Result]):
             future = self._futures.pop(key, None)
             if future is not None:
                 future.set_result(result)
+
+
+# A thread that has nothing to do ends: it would keep the model in memory.
+_IDLE_S = 2.0
+# What coroutines ask for in one turn of their loop arrives within this time, and is one batch.
+_QUIET_S, _LONGEST_QUIET_S = 0.001, 0.01
+# How long the end of the program waits for what is being computed.
+_PATIENCE_AT_EXIT_S = 2.0
+
+
+class Ticket(Generic[Item, Result]):
+    """One item that a coroutine waits for."""
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+        self.future: Future[Result] = Future()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the coroutine still waits."""
+        return not self.future.cancelled()
+
+    def settle(self, result: Result) -> None:
+        """Hand the result over."""
+        with suppress(InvalidStateError):  # cancelled since
+            self.future.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        """Raise the error in the coroutine, unless there is a result already."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+Work = Callable[..., None]
+WorkKey = tuple[Work, tuple[Hashable, ...]]
+
+
+class Batches(Renewed):
+    """Does work in a thread of its own, which is started when it is needed and ends when nothing is to do.
+
+    `patient` waits a millisecond for others before a batch is begun.
+    """
+
+    def __init__(self, name: str, *, patient: bool = False) -> None:
+        self.name = name
+        self._patient = patient
+        super().__init__()
+        _EVERY.add(self)
+
+    def renew(self) -> None:
+        """Begin without a thread, and with nothing asked for."""
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[WorkKey, Ticket[Any, Any]]] = deque()
+        self._doing: Sequence[Ticket[Any, Any]] = ()
+        self._thread: threading.Thread | None = None
+        self._ending = False
+
+    async def ask(self, work: Work, *shared: Hashable, item: Any) -> Any:
+        """The result that `work(tickets, *shared)` gives the item's ticket.
+
+        All tickets with the same `work` and `shared` that wait at the same time are one call. An exception is
+        that of the tickets without a result: of several, each is tried again by itself. A coroutine that is
+        cancelled takes its ticket back: it is no longer `wanted`.
+        """
+        ticket: Ticket[Any, Any] = Ticket(item)
+        with self._changed:
+            self._waiting.append(((work, shared), ticket))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return await asyncio.wrap_future(ticket.future)
+
+    def _run(self) -> None:
+        while True:
+            batch = self._next()
+            if batch is None:
+                return
+            (work, shared), self._doing = batch
+            _do(work, shared, self._doing)
+            self._doing = ()
+            del batch, work, shared  # while nothing is to do, nothing is held
+
+    def _next(self) -> tuple[WorkKey, list[Ticket[Any, Any]]] | None:
+        """What to do next; None when the thread is to end."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._waiting or self._ending, _IDLE_S) or self._ending:
+                self._thread = None
+                return None
+            if self._patient:
+                self._listen()
+            key = self._waiting[0][0]
+            tickets = [ticket for other, ticket in self._waiting if other == key]
+            self._waiting = deque(each for each in self._waiting if each[0] != key)
+            return key, [ticket for ticket in tickets if ticket.wanted]
+
+    def _listen(self) -> None:
+        """Wait until nobody comes any more."""
+        latest = time.monotonic() + _LONGEST_QUIET_S
+        while time.monotonic() < latest:
+            count = len(self._waiting)
+            self._changed.wait(_QUIET_S)
+            if len(self._waiting) == count:
+                return
+
+    def end(self) -> None:
+        """Take everything back, and wait a little for the thread."""
+        with self._changed:
+            self._ending, thread = True, self._thread
+            for ticket in [*self._doing, *(ticket for _, ticket in self._waiting)]:
+                ticket.future.cancel()
+            self._changed.notify()
+        if thread is not None:
+            thread.join(_PATIENCE_AT_EXIT_S)
+
+
+def _do(work: Work, shared: tuple[Hashable, ...], tickets: Sequence[Ticket[Any, Any]]) -> None:
+    try:
+        if tickets:
+            work(tickets, *shared)
+            for ticket in tickets:
+                ticket.fail(RuntimeError(f"{work.__qualname__} gave no result"))
+    except Exception as error:
+        left = [ticket for ticket in tickets if not ticket.future.done()]
+        if len(tickets) == 1:
+            tickets[0].fail(error)
+        else:  # what one of them has done wrong is not the others' affair
+            for ticket in left:
+                _do(work, shared, [ticket])
+    except BaseException as error:
+        for ticket in tickets:
+            ticket.fail(error)
+
+
+_EVERY: weakref.WeakSet[Batches] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    """A thread that is inside of a library when the interpreter ends would take the process down."""
+    for batches in list(_EVERY):
+        batches.end()

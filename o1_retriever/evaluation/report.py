@@ -16,6 +16,7 @@ from o1_retriever.evaluation.metrics import write_run
 from o1_retriever.evaluation.systems import family_of
 from o1_retriever.reporting import html
 from o1_retriever.reporting.text import counted, markdown_table
+from o1_retriever.thought import texts_of
 
 SHOWN = 10  # queries that gain most, and that lose most
 Draw: TypeAlias = Callable[[Any, Evaluation], None]
@@ -176,7 +177,7 @@ def changes(evaluation: Evaluation) -> list[Change]:
             text=text,
             before=plain[key],
             after=thinking[key],
-            thoughts=tuple(thought.text for thought in pair[1].thoughts[key] if not thought.failed),
+            thoughts=tuple(texts_of(pair[1].thoughts[key])),
         )
         for key, text in evaluation.collection.queries.items()
     ]

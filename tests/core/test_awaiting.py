@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
-from o1_retriever.concurrency import batches
-from o1_retriever.concurrency.batches import Batches, Ticket
+from o1_retriever.concurrency import shared
+from o1_retriever.concurrency.shared import Batches, Ticket
 from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.engine.backend import LocalBackend
@@ -161,7 +161,7 @@ class TestBatches:
         assert_same([good, better], embedder.embed_queries(["good", "better"]))
 
     async def test_the_thread_ends_and_lets_go_of_the_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(batches, "_IDLE_S", 0.05)
+        monkeypatch.setattr(shared, "_IDLE_S", 0.05)
         before = set(threading.enumerate())
         embedder = ThinkingEmbedder.from_model(*tiny_model("llama"), settings=WARM, cache=False)
         await embedder.aembed_query("a")

@@ -94,7 +94,7 @@ def test_the_configuration_makes_the_same_function(checkpoint: Path) -> None:
     with pytest.raises(SettingsError, match=r"lacks \['fingerprint'\]"):
         O1EmbeddingFunction.build_from_config({"model": "a"})
     function.validate_config_update(config, {**config, "settings": None})
-    with pytest.raises(FingerprintError, match="cannot be changed"):
+    with pytest.raises(FingerprintError, match="another document space: its fingerprint"):
         function.validate_config_update(config, {**config, "fingerprint": "other"})
 
 
@@ -119,7 +119,7 @@ def test_a_checkpoint_that_was_replaced_is_noticed(checkpoint: Path, tmp_path: P
     filled(chromadb.PersistentClient(str(tmp_path / "chroma")), O1EmbeddingFunction(folder))
     saved(folder, seed=1)
     again = reopened(tmp_path / "chroma").get_collection("facts")
-    with pytest.raises(FingerprintError, match="The collection was made in the document space"):
+    with pytest.raises(FingerprintError, match="another document space: its fingerprint"):
         again.query(query_texts=[QUERY], n_results=1)
 
 
