@@ -12,11 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.support.serve import served_model as served_model
 
 # Two threads collapse when another process is busy.
 torch.set_num_threads(1)
+
+# How long an example takes is the machine's affair.
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("any machine")
 
 # Whoever starts pytest in the background leaves it with SIGINT ignored, and every process that a test starts
 # would inherit that; those of a handler do not.

@@ -89,7 +89,7 @@ def pages_of(world: World) -> list[str]:
 
 
 @given(worlds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_answer_follows_from_the_pages(chosen: WorldSettings) -> None:
     world = make_world(chosen)
     reader = Reader(pages_of(world))
@@ -106,7 +106,7 @@ def test_every_answer_follows_from_the_pages(chosen: WorldSettings) -> None:
 
 
 @given(worlds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_relation_is_on_its_page_and_names_are_unique(chosen: WorldSettings) -> None:
     world = make_world(chosen)
     names = [entity.name for entity in world.entities]
@@ -121,7 +121,7 @@ def test_every_relation_is_on_its_page_and_names_are_unique(chosen: WorldSetting
 
 
 @given(worlds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_nothing_held_out_is_trained_on_and_all_that_it_needs_is(chosen: WorldSettings) -> None:
     world = make_world(chosen)
     split = split_questions(world, chosen)
@@ -139,7 +139,7 @@ def test_nothing_held_out_is_trained_on_and_all_that_it_needs_is(chosen: WorldSe
 
 
 @given(worlds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_expert_errs_about_the_bridge_but_never_always(chosen: WorldSettings) -> None:
     world = make_world(chosen)
     split = split_questions(world, chosen)

@@ -208,16 +208,16 @@ def test_deleted_while_in_use(tmp_path, what, caplog):
 
 
 def test_a_writer_elsewhere_does_not_disturb_readers_and_costs_no_result(tmp_path, caplog):
-    with ThoughtCache(tmp_path, patience=0.6) as cache:
+    with ThoughtCache(tmp_path, patience=1.0) as cache:
         cache.put_vectors([(b"k", vector(1))])
         blocker = sqlite3.connect(tmp_path / FILE, isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")
         with caplog.at_level(logging.WARNING):
             started = time.perf_counter()
-            for _ in range(4):
+            for _ in range(30):
                 assert cache.get_vectors([b"k"])[0] is not None
                 cache.put_vectors([(b"lost", vector(2))])
-        assert time.perf_counter() - started < 4 * 0.5  # patient once only
+        assert time.perf_counter() - started < 15  # patient once only, where each time were 30 seconds
         assert len(caplog.records) == 1, caplog.text
         assert "cannot be written" in caplog.text
         blocker.execute("ROLLBACK")
@@ -229,14 +229,14 @@ def test_a_writer_elsewhere_does_not_disturb_readers_and_costs_no_result(tmp_pat
 
 
 def test_times_of_use_wait_for_a_writer_elsewhere(tmp_path, caplog):
-    with ThoughtCache(tmp_path) as cache:
+    with ThoughtCache(tmp_path, patience=100) as cache:
         cache.put_vectors((name, vector(1, 2)) for name in keys(1500))
         blocker = sqlite3.connect(tmp_path / FILE, isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")
         started = time.perf_counter()
         for name in keys(1500):
             cache.get_vectors([name])
-        assert time.perf_counter() - started < 4  # one patient wait is 5
+        assert time.perf_counter() - started < 90  # one patient wait is 100
         blocker.close()
     assert rows(tmp_path, "SELECT COUNT(DISTINCT accessed) FROM vectors") == [(1500,)]
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -32,7 +32,7 @@ assert cache.get_thoughts([b"q"], 1)[0]
 """
     quiet = "-Wignore::DeprecationWarning"  # later Pythons warn of any fork beside threads
     command = [sys.executable, quiet, "-c", prelude + script, *map(str, arguments)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=250)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -71,12 +71,12 @@ started, forked = threading.Event(), threading.Event()
 def slow(db):
     db.execute("UPDATE thoughts SET prompt_tokens = prompt_tokens")
     started.set()
-    forked.wait(20)
+    forked.wait(200)
     return "wrote"
 result = []
 thread = threading.Thread(target=lambda: result.append(cache._db.write(slow)))
 thread.start()
-started.wait(20)
+started.wait(200)
 child = os.fork()
 if not child:
     assert cache.get_thoughts([b"q"], 1)[0][0].text == "before"
@@ -127,8 +127,8 @@ def test_times_of_use_are_written_at_exit(root, tmp_path):
 
 def work_hard(folder, number, gate, errors):
     try:
-        with ThoughtCache(folder, patience=30) as cache:
-            gate.wait(100)
+        with ThoughtCache(folder, patience=200) as cache:
+            gate.wait(200)
             for i in range(40):
                 shared, own = cache_key(i=i), cache_key(i=i, number=number)
                 cache.put_thoughts([(shared, 0, thought(f"shared {i}")), (own, 0, thought(f"{number} {i}"))])
@@ -147,7 +147,7 @@ def start_together(way, folder, count):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(250)
     assert [process.exitcode for process in processes] == [0] * count
     assert errors.empty(), errors.get()
 
@@ -254,7 +254,7 @@ def test_a_process_that_still_holds_a_file_moved_aside_changes_to_the_new_one(ro
         assert ask("put", "newer") == "newer"
         assert cache.get_thoughts([b"newer"], 1)[0]
         other.stdin.close()
-        assert other.wait(20) == 0
+        assert other.wait(200) == 0
         assert cache.get_thoughts([b"newer", b"new"], 1)[1]
     assert rows(tmp_path, "SELECT COUNT(*) FROM thoughts") == [(2,)]
     assert is_sound(tmp_path)

@@ -66,7 +66,7 @@ def test_connections_of_ended_threads_are_closed(tmp_path):
 def test_threads_that_find_damage_together_warn_once(tmp_path, caplog):
     file = filled(tmp_path, 1000)
     with caplog.at_level(logging.WARNING), ThoughtCache(tmp_path) as cache:
-        gate = threading.Barrier(6, timeout=20)
+        gate = threading.Barrier(6, timeout=200)
 
         def work(n):
             cache.get_vectors(keys(1))

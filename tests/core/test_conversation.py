@@ -132,7 +132,7 @@ class TestAtTheSameTime:
 
         class Slow(Listener):
             def think(self, queries, *, settings, start=0):
-                together.wait(timeout=20)  # nobody gets here twice, and nobody waits for another's thought
+                together.wait(timeout=200)  # nobody gets here twice, and nobody waits for another's thought
                 return super().think(queries, settings=settings, start=start)
 
         embedder = listening(listener=Slow())

@@ -205,7 +205,7 @@ def test_steps_over_fixed_tensors_equal_steps_as_needed(
         assert cosine_gap(*states) < 1e-4
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=9), st.integers(1, 9))
 def test_embedding_does_not_depend_on_batching(texts: list[str], batch_size: int) -> None:
     local = _SHARED.setdefault("llama", build("llama"))

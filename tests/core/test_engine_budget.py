@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from o1_retriever import QueryEmbedding, ThinkingEmbedder, ThoughtSettings
+from o1_retriever.engine import decode, rows
 from o1_retriever.engine.backend import LocalBackend
 from tests.support.engine import (
     TOLERANCE,
@@ -49,9 +49,27 @@ def test_no_time_at_all_leaves_one_token_and_says_so() -> None:
         assert_embedded_as_cut(found)
 
 
+class Clock:
+    """The engine's clock, on which time passes as a test says."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    for module in (decode, rows):
+        monkeypatch.setattr(module, "time", found)
+    return found
+
+
 @pytest.mark.parametrize("look_every", [1, 8])
 def test_a_cut_thought_is_the_beginning_of_the_whole_one(
-    look_every: int, monkeypatch: pytest.MonkeyPatch
+    look_every: int, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     monkeypatch.setattr("o1_retriever.engine.decode._LOOK_EVERY", {"cpu": look_every})
     whole = embedder().embed_queries(QUERIES)
@@ -59,7 +77,7 @@ def test_a_cut_thought_is_the_beginning_of_the_whole_one(
 
     def slow(number: int) -> None:
         # The machine is slow at the tenth pass: all rows have some tokens by then, and none has all.
-        time.sleep(0.4 if number == 9 else 0.0)
+        clock.now += 0.4 if number == 9 else 0.0
 
     with before_passes(local.model, slow):
         cut = embedder().embed_queries(QUERIES, settings=ENDLESS.with_changes(budget_ms=390.0))
@@ -79,19 +97,18 @@ def test_time_that_suffices_changes_nothing() -> None:
     assert_equal_to_slow(local, jobs, written, ENDLESS)
 
 
-def test_the_clock_of_a_query_starts_with_its_own_first_token() -> None:
+def test_the_clock_of_a_query_starts_with_its_own_first_token(clock: Clock) -> None:
     """Three of four wait until the first is done; each has the whole time for itself."""
     local = exact_model("qwen2", "", stops=0)
     how = ENDLESS.with_changes(budget_ms=1500.0, max_new_tokens=5)
     jobs = [job_for(local, query, range(2)) for query in QUERIES]
 
     def slow(_: int) -> None:
-        time.sleep(0.06)
+        clock.now += 0.1
 
-    started = time.perf_counter()
     with watched(local) as watch, before_passes(local.model, slow):
         written = written_by(local, jobs, how, most=1)
-    assert time.perf_counter() - started > 1.5, "together they took longer than one may"
+    assert clock.now > 1.5, "together they took longer than one may"
     assert watch.flights == [2]
     assert {draft.finish for drafts in written for draft in drafts.drafts} == {"length"}
 

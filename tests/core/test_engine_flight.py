@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o1_retriever.engine import batching, decode
@@ -60,7 +60,7 @@ def mixes(draw: st.DrawFn) -> tuple[LocalModel, list[Job]]:
     return local, jobs
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(mix=mixes(), how=sampling, data=st.data())
 def test_any_mix_equals_each_thought_alone(
     mix: tuple[LocalModel, list[Job]],

@@ -282,7 +282,7 @@ def test_a_processor_without_avx_512_loads_every_precision(tmp_path: Path) -> No
         env={**os.environ, **older, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr
     assert "packs bfloat16: False" in done.stdout

@@ -115,7 +115,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min
 SCORES = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(run=st.dictionaries(NAMES, st.dictionaries(NAMES, SCORES, min_size=1, max_size=5), max_size=4))
 def test_runs_survive_a_round_trip(run: dict[str, dict[str, float]], tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("runs") / "run.trec"
@@ -156,7 +156,7 @@ def test_what_a_run_file_cannot_hold_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.integers(1, 12))
 def test_the_best_are_those_of_a_full_sort_with_ties(levels: list[int], depth: int) -> None:
     ids = [f"d{place * 7 % 31}" for place in range(len(levels))]

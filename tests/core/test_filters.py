@@ -61,7 +61,7 @@ def answers_as_plain_python(random_index, where):
     return expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(where=filters())
 def test_a_filter_answers_as_plain_python_does(random_index, where):
     answers_as_plain_python(random_index, where)
@@ -74,7 +74,7 @@ def test_ten_thousand_filters_answer_as_plain_python_does(random_index):
         answers_as_plain_python(random_index, random_filter(draw))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(where=filters())
 def test_every_kind_of_search_obeys_the_same_filter(random_index, where):
     index, _ = random_index

@@ -267,9 +267,9 @@ def test_processes_that_ask_first_all_have_the_same_answer(index):
     processes = [context.Process(target=_ask_elsewhere, args=(str(index.path), answers)) for _ in range(2)]
     for process in processes:
         process.start()
-    found = [answers.get(timeout=120) for _ in processes]
+    found = [answers.get(timeout=250) for _ in processes]
     for process in processes:
-        process.join(60)
+        process.join(250)
     assert found == [ask(index)] * 2
     assert len(folders(index)) == 1
 

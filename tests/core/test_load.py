@@ -108,7 +108,7 @@ def test_loading_thinking_and_embedding_warn_of_nothing(checkpoint: Path) -> Non
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
         check=True,
     )
     told = [line for line in done.stderr.splitlines() if "Warning" in line or "gemm_4bit" in line]

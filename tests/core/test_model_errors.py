@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BartConfig, BertConfig, MPNetConfig, T5Config
 
@@ -43,7 +43,7 @@ def copied(whole: Path, folder: Path, weights: bytes) -> Path:
 class TestTruncated:
     """A file that was cut anywhere is told by its length, before anything is loaded."""
 
-    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    @settings(max_examples=25)
     @given(share=st.floats(0, 0.9999))
     def test_safetensors(self, whole: Path, tmp_path: Path, share: float) -> None:
         weights = (whole / "model.safetensors").read_bytes()
@@ -56,7 +56,7 @@ class TestTruncated:
         if kept > 8 + struct.unpack("<Q", weights[:8])[0]:
             assert f"has {kept:,} bytes; expected {len(weights):,}" in str(caught.value)
 
-    @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    @settings(max_examples=12)
     @given(share=st.floats(0.01, 0.99))
     def test_gguf(self, tmp_path: Path, share: float) -> None:
         file = gguf_file(tmp_path / "a.gguf", "llama")
@@ -189,7 +189,7 @@ def looked_up(url: str, home: Path, *names: str) -> list[Any]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     said = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_TOKEN": "hf_right", "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-c", SCRIPT, *names]
-    done = subprocess.run(command, env=kept | said, capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(command, env=kept | said, capture_output=True, text=True, timeout=250, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

@@ -76,7 +76,7 @@ def test_a_draw_follows_the_nucleus(temperature: float, top_p: float, expected: 
     assert not shares[torch.tensor(expected) == 0].any()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(2, 700),
     st.integers(0, 2**31),
@@ -124,7 +124,6 @@ def test_equally_likely_tokens_are_all_or_none_in_the_nucleus() -> None:
     assert torch.allclose(torch.bincount(drawn, minlength=4) / count, torch.full((4,), 0.25), atol=0.03)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 5), max_size=7), min_size=1, max_size=5), penalties, st.data())
 def test_written_tokens_are_penalised_once_each(
     rows: list[list[int]], penalty: float, data: st.DataObject

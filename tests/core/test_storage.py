@@ -51,10 +51,10 @@ def test_readers_share_a_lock_that_a_writer_has_alone(tmp_path: Path) -> None:
 
 def test_waiting_ends_when_the_lock_is_given_back(tmp_path: Path) -> None:
     file, lock = tmp_path / "lock", acquire(tmp_path / "lock")
-    threading.Timer(0.1, lock.close).start()
     started = time.monotonic()
-    with locked(file, patience=20):
-        assert 0.05 < time.monotonic() - started < 15
+    threading.Timer(0.1, lock.close).start()
+    with locked(file, patience=200):
+        assert 0.1 <= time.monotonic() - started < 100
 
 
 def test_a_lock_ends_with_the_process_that_held_it(tmp_path: Path, root: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_lock_ends_with_the_process_that_held_it(tmp_path: Path, root: Path) -
             acquire(file)
         process.kill()
         process.wait()
-    with locked(file, patience=5):
+    with locked(file, patience=60):
         pass
 
 
@@ -85,13 +85,13 @@ def test_a_reader_that_waits_comes_before_the_writer_that_wants_to_write_again(t
     order: list[str] = []
 
     def read() -> None:
-        with locked_fairly(file, turn, alone=False, patience=30):
+        with locked_fairly(file, turn, alone=False, patience=200):
             order.append("read")
 
     reader = threading.Thread(target=read)
     with locked_fairly(file, turn, alone=True, patience=0):
         reader.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:  # until the reader holds the turn
             try:
                 acquire(turn).close()
@@ -99,7 +99,7 @@ def test_a_reader_that_waits_comes_before_the_writer_that_wants_to_write_again(t
                 break
             time.sleep(0.005)
         order.append("write")
-    with locked_fairly(file, turn, alone=True, patience=30):
+    with locked_fairly(file, turn, alone=True, patience=200):
         order.append("write again")
     reader.join()
     assert order == ["write", "read", "write again"]

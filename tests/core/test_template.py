@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever.engine.template import MARKERS, Layout, Template, TemplateConfig, detect_layout
@@ -96,7 +96,6 @@ SPELLINGS = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(TEXTS, SPELLINGS), max_size=8).map("".join))
 def test_no_text_ever_becomes_a_special_token(text: str) -> None:
     for tokenizer in (PAPER, LETTERS):
@@ -107,7 +106,6 @@ def test_no_text_ever_becomes_a_special_token(text: str) -> None:
         assert special.isdisjoint(made.text_ids([text])[0])
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(TEXTS, SPELLINGS), max_size=8).map("".join))
 def test_text_survives_the_way_around_special_tokens(text: str) -> None:
     made = Template(PAPER, TemplateConfig())

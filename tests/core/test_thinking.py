@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +24,7 @@ from tests.support.caches import EXAMPLES, FILE, execute, rows
 from tests.support.engine import TOLERANCE, before_passes, exact_model, gap, watched
 
 WARM = ThoughtSettings(n_thoughts=2, temperature=1.0, max_new_tokens=6)
-PATIENCE = 30.0  # seconds after which a caller counts as stuck
+PATIENCE = 200.0  # seconds after which a caller counts as stuck
 
 
 def embedder_of(cache: Path | None = None) -> ThinkingEmbedder:
@@ -76,9 +77,30 @@ def pool(workers: int) -> Iterator[ThreadPoolExecutor]:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
+@contextmanager
+def claims(embedder: ThinkingEmbedder) -> Iterator[Callable[[int], None]]:
+    """Gives what waits until so many callers have claimed what they want, and are at work or waiting."""
+    shared, claimed = embedder._pipeline.shared, threading.Semaphore(0)
+    real = shared.claim
+
+    @contextmanager
+    def counting(keys: Any) -> Iterator[Any]:
+        with real(keys) as claim:
+            claimed.release()
+            yield claim
+
+    def wait_for(callers: int) -> None:
+        for _ in range(callers):
+            assert claimed.acquire(timeout=PATIENCE)
+
+    shared.claim = counting  # type: ignore[method-assign]
+    yield wait_for
+    del shared.claim
+
+
 def all_wait(asked: Sequence[Future[object]]) -> bool:
-    """Whether none of the callers gets anywhere within a tenth of a second."""
-    time.sleep(0.1)
+    """Whether none of the callers gets anywhere within a twentieth of a second."""
+    time.sleep(0.05)
     return not any(future.done() for future in asked)
 
 
@@ -87,10 +109,11 @@ class TestCallersAtOnce:
     def test_one_computes_and_all_have_the_result(self, cached: bool, tmp_path: Path) -> None:
         expected, cost = embedder_of().embed_queries(["why?"]), cost_of("why?")
         embedder, gate = embedder_of(tmp_path if cached else None), Gate()
-        with passes(gate) as seen, pool(5) as executor:
+        with passes(gate) as seen, pool(5) as executor, claims(embedder) as wait_for:
             asked = [executor.submit(embedder.embed_queries, ["why?"])]
             assert gate.reached.wait(PATIENCE)
             asked += [executor.submit(embedder.embed_queries, ["why?"]) for _ in range(4)]
+            wait_for(5)
             assert all_wait(asked)
             gate.opened.set()
             for future in asked:
@@ -100,10 +123,11 @@ class TestCallersAtOnce:
     def test_a_caller_that_fails_leaves_the_others_to_do_it(self) -> None:
         expected, cost = embedder_of().embed_queries(["why?"]), cost_of("why?")
         embedder, gate = embedder_of(), Gate(RuntimeError("the driver is gone"))
-        with passes(gate) as seen, pool(4) as executor:
+        with passes(gate) as seen, pool(4) as executor, claims(embedder) as wait_for:
             failing = executor.submit(embedder.embed_queries, ["why?"])
             assert gate.reached.wait(PATIENCE)
             others = [executor.submit(embedder.embed_queries, ["why?"]) for _ in range(3)]
+            wait_for(4)
             assert all_wait(others)
             gate.opened.set()
             with pytest.raises(RuntimeError, match="the driver is gone"):
@@ -118,10 +142,12 @@ class TestCallersAtOnce:
         asked = (["a", "b"], ["b", "c"])
         expected = [embedder_of().embed_queries(queries) for queries in asked]
         embedder, gate = embedder_of(), Gate()
-        with watched(exact_model("qwen2")) as watch, passes(gate), pool(2) as executor:
+        local = exact_model("qwen2")
+        with watched(local) as watch, passes(gate), pool(2) as executor, claims(embedder) as wait_for:
             first = executor.submit(embedder.embed_queries, asked[0])
             assert gate.reached.wait(PATIENCE)
             second = executor.submit(embedder.embed_queries, asked[1])
+            wait_for(2)
             assert all_wait([first, second])
             gate.opened.set()
             assert_same(first.result(PATIENCE), expected[0])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o1_retriever.engine import threads
@@ -141,7 +141,7 @@ actions = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(actions=actions, before=st.integers(1, 6), fails=st.booleans())
 def test_never_more_threads_than_before_and_never_none(
     system: System, actions: list[tuple[str, float, float]], before: int, fails: bool
@@ -191,16 +191,16 @@ def test_calls_in_two_threads_of_a_program_leave_all_threads(system: System) -> 
     def other() -> None:
         with SparingThreads(CPU):
             inside.set()
-            assert left.wait(10)
+            assert left.wait(200)
         counts["other"] = torch.get_num_threads()
 
     with SparingThreads(CPU) as sparing:
         crowd(system, sparing, 2)
         worker = threading.Thread(target=other)
         worker.start()
-        assert inside.wait(10)
+        assert inside.wait(200)
     left.set()
-    worker.join(10)
+    worker.join(200)
     counts["main"] = torch.get_num_threads()
     assert counts == {"other": 4, "main": 4}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -29,7 +29,6 @@ def test_tokens_are_counted_whole() -> None:
     assert by_bytes(5).count(["", "abc", "日本語" * 10]) == [0, 3, 90]
 
 
-@settings(deadline=None)
 @given(st.text(st.sampled_from("ab 日語\n.é🙂"), max_size=400), st.integers(80, 200), st.booleans())
 def test_no_passage_has_more_tokens_and_nothing_is_lost(text, most, code) -> None:
     limit = by_bytes(most)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -79,10 +78,9 @@ def test_a_chat_model_that_fails_is_recorded_and_tried_again(caplog: pytest.LogC
 def test_a_chat_model_that_does_not_answer_is_given_up() -> None:
     answered = threading.Event()
     hasty = RequestPolicy(retries=0, timeout=0.1, deadline=0.2)
-    thinker = ChatModelThinker(RunnableLambda(lambda _: str(answered.wait(20))), policy=hasty)
-    began = time.monotonic()
+    # Whoever waited for the answer would wait for ever.
+    thinker = ChatModelThinker(RunnableLambda(lambda _: str(answered.wait())), policy=hasty)
     [[thought]] = thinker.think(as_queries([QUERY]), settings=ThoughtSettings(n_thoughts=1))
-    assert time.monotonic() - began < 5
     answered.set()
     assert thought.failed
     assert "no complete answer within 0.2 s" in str(thought.error)

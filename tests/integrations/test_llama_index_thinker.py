@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -99,14 +98,13 @@ def test_an_llm_that_does_not_answer_is_given_up() -> None:
 
     class Silent(MockLLM):
         def chat(self, messages: Any, **_: Any) -> Any:
-            return said(str(answered.wait(20)))
+            return said(str(answered.wait()))
 
     hasty = RequestPolicy(retries=0, timeout=0.1, deadline=0.2)
-    began = time.monotonic()
+    # Whoever waited for the answer would wait for ever.
     [[thought]] = LLMThinker(Silent(), policy=hasty).think(
         as_queries([QUERY]), settings=ThoughtSettings(n_thoughts=1)
     )
-    assert time.monotonic() - began < 5
     answered.set()
     assert "no complete answer within 0.2 s" in str(thought.error)
 

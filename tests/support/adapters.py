@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import time
+import threading
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -39,7 +39,7 @@ METADATA: dict[str, dict[str, Any]] = {
 FAST = ThoughtSettings(thinking="never")
 NEVER_WORTH_IT, ALWAYS_WORTH_IT = Gate(bias=-9.0), Gate(bias=9.0)
 # For models that fail on purpose: tried twice, without waiting.
-PATIENCE = RequestPolicy(retries=1, backoff=0.0, timeout=5, deadline=5)
+PATIENCE = RequestPolicy(retries=1, backoff=0.0, timeout=60, deadline=60)
 Result = TypeVar("Result")
 
 
@@ -53,15 +53,19 @@ def bag_of_words(texts: list[str]) -> np.ndarray:
 
 
 class Mind:
-    """Thinks about mirrors, repeats other queries, fails where told to, and remembers what it was asked."""
+    """Thinks about mirrors, repeats other queries, fails where told to, and remembers what it was asked.
 
-    def __init__(self, *, seconds: float = 0.0) -> None:
+    It may think when `goes_on` is set.
+    """
+
+    def __init__(self) -> None:
         self.asked: list[str] = []
-        self.seconds = seconds
+        self.goes_on = threading.Event()
+        self.goes_on.set()
 
     def __call__(self, queries: list[str], k: int) -> list[list[str | None]]:
         self.asked += queries
-        time.sleep(self.seconds)
+        assert self.goes_on.wait(200)
         return [[self._thought(query)] * k for query in queries]
 
     def _thought(self, query: str) -> str | None:
@@ -116,18 +120,16 @@ def small_embedder(mind: Mind | None = None, *, k: int = 2) -> ThinkingEmbedder:
     )
 
 
-async def beats_during(work: Awaitable[Result]) -> tuple[Result, int]:
-    """What `work` returned, and how often another task of the loop could run meanwhile."""
-    beats = 0
+async def beside_the_loop(mind: Mind, work: Awaitable[Result]) -> Result:
+    """What `work` returned, for which `mind` thinks when another task of the loop has had some turns."""
+    mind.goes_on.clear()
 
     async def heart() -> None:
-        nonlocal beats
-        while True:
+        for _ in range(5):
             await asyncio.sleep(0.01)
-            beats += 1
+        mind.goes_on.set()
 
-    task = asyncio.create_task(heart())
-    try:
-        return await work, beats
-    finally:
-        task.cancel()
+    beating = asyncio.create_task(heart())
+    found = await work
+    await beating
+    return found

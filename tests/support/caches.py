@@ -8,15 +8,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 from o1_retriever.cache import ThoughtCache, cache_key
 from o1_retriever.thought import Thought
 
 FILE = "thoughts.sqlite"
-EXAMPLES = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+EXAMPLES = settings(max_examples=60)
 
 
 def thought(text="because", **changes):

@@ -50,7 +50,8 @@ real packages.
 
 The newest are those of the environment that this page was written in, which `make test` uses. The lowest are
 the floors of `pyproject.toml`; `make lowest` installs them into an environment of their own and runs the
-tests of the adapters there.
+tests of the adapters there. torch is the exception: its floor has no CPU build on the package index, which
+this page was written with, so that 2.13.0 was tried with the lowest of all others.
 
 | package | lowest | newest |
 | --- | --- | --- |
@@ -75,10 +76,13 @@ def modules(path: Path) -> set[str]:
 
 
 def checks(path: Path) -> Iterator[str]:
-    """The names of the tests of a file, which are sentences."""
+    """The names of the tests of a file, which are sentences, and the suites of others that it runs."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
             yield node.name.removeprefix("test_").replace("_", " ")
+        elif isinstance(node, ast.ClassDef):
+            suites = [ast.unparse(base) for base in node.bases if ast.unparse(base).endswith("Tests")]
+            yield from (f"all of `{suite}`: {node.name.removeprefix('Test')}" for suite in suites)
 
 
 def floors() -> dict[str, str]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from o1_retriever import ThinkingEmbedder
+from o1_retriever.concurrency.shared import Ticket
 from o1_retriever.engine.decode import write_thoughts
 from o1_retriever.engine.load import LocalModel, assemble
 from o1_retriever.engine.passes import Prefix
@@ -222,3 +226,21 @@ def before_passes(module: Any, act: Callable[[int], None]) -> Iterator[list[int]
         yield passes
     finally:
         handle.remove()
+
+
+@asynccontextmanager
+async def one_batch(embedder: ThinkingEmbedder, count: int) -> AsyncIterator[None]:
+    """What is awaited inside is one batch of `count`: the model's thread is kept busy until all have come."""
+    await embedder._awaited.ready()
+    asked, go = embedder._awaited._computing, threading.Event()
+
+    def hold(tickets: Sequence[Ticket[None, None]]) -> None:
+        go.wait(200)
+        tickets[0].settle(None)
+
+    holding = asyncio.ensure_future(asked.ask(hold, item=None))
+    yield
+    while len(asked._waiting) < count:
+        await asyncio.sleep(0.001)
+    go.set()
+    await holding

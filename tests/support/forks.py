@@ -44,11 +44,11 @@ class Forks:
         job = {"call": call, "processes": processes, "log": log and str(log), "fields": fields}
         return list(self._ask(job))
 
-    def finish(self, timeout: float = 60) -> list[int]:
+    def finish(self, timeout: float = 250) -> list[int]:
         """How the children ended: 0 for well, 1 for an error, -9 for a kill or for too slow."""
         return list(self._ask({"timeout": timeout}))
 
-    def run(self, call: str, *, timeout: float = 60, **fields: Any) -> list[int]:
+    def run(self, call: str, *, timeout: float = 250, **fields: Any) -> list[int]:
         """Start, and wait for the end."""
         self.start(call, **fields)
         return self.finish(timeout)

@@ -89,5 +89,5 @@ def worker(index, what, count):
 
 
 def finish(process):
-    process.join(60)
+    process.join(250)
     assert process.exitcode == 0

@@ -21,7 +21,7 @@ from o1_retriever.engine import load
 TEXTS = ["Water vapour condenses on cold glass.", "Yeast makes dough rise."]
 QUERY = "Why does glass fog up?"
 SHORT = ThoughtSettings(n_thoughts=2, max_new_tokens=6)
-HUNG_S = 40  # beyond any work below
+HUNG_S = 150  # beyond any work below
 
 
 def thoughts(queries: list[str], n_thoughts: int) -> list[list[str]]:
@@ -82,7 +82,7 @@ def in_fork(work: Callable[..., Any], *arguments: Any) -> Any:
     child = context.Process(target=_tell, args=(send, work, arguments))
     child.start()
     answer = receive.recv() if receive.poll(HUNG_S) else "hung"
-    child.join(5)
+    child.join(HUNG_S)
     if child.is_alive():
         child.kill()
         return "hung at its end"

@@ -142,6 +142,6 @@ def published(
         env=environment(server, home, token=token),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
         check=False,
     )

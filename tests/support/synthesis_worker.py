@@ -62,7 +62,7 @@ def _wait_for_growth(out: Path) -> None:
     def size() -> int:
         return out.stat().st_size if out.exists() else 0
 
-    before, ends = size(), time.monotonic() + 20
+    before, ends = size(), time.monotonic() + 200
     while size() <= before and time.monotonic() < ends:
         time.sleep(0.002)
 
@@ -162,7 +162,9 @@ def _writes_a_row(called: Any) -> bool:
     return called.__name__ == "write" and isinstance(called.__self__, io.FileIO)
 
 
-def _synthesize(source: str, out: str, *, url: str = "", pause: float = 0.0, retry: bool = False) -> None:
+def _synthesize(
+    source: str, out: str, *, url: str = "", pause: float = 0.0, retry: bool = False, timeout: float = 60.0
+) -> None:
     from o1_retriever.endpoint.limits import RequestPolicy
     from o1_retriever.thinkers import CallableThinker
     from o1_retriever_training.experts import EndpointExpert, ThinkerExpert
@@ -172,7 +174,7 @@ def _synthesize(source: str, out: str, *, url: str = "", pause: float = 0.0, ret
         time.sleep(pause)
         return [[say(query, index) for index in range(k)] for query in queries]
 
-    policy = RequestPolicy(concurrency=8, retries=9, backoff=0.001, timeout=0.2, deadline=20)
+    policy = RequestPolicy(concurrency=8, retries=9, backoff=0.001, timeout=timeout, deadline=200)
     expert: Any = (
         EndpointExpert("m", base_url=url, api_key="k", policy=policy)
         if url

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,14 +56,17 @@ def test_kills_and_a_faulty_server_together_change_nothing(tmp_path: Path, nurse
     pairs, generator = pairs_file(tmp_path, 80), random.Random(1)
     plain, killed = tmp_path / "plain.jsonl", tmp_path / "killed.jsonl"
     with chat_server() as server:
-        server.answer = honest
+        server.answer, began = honest, time.monotonic()
         assert nursery.run(stage="synthesize", source=pairs, out=plain, url=server.url) == 0
+        # 30 answers come one after the other: none takes a third of the time, but those that are to be slow.
+        timeout = max(0.2, (time.monotonic() - began) / 3)
         server.answer = answers_with_faults(seed=2, share=0.3)
         for _ in range(KILLS):
             job = {"stage": "synthesize", "source": pairs, "out": killed, "url": server.url}
+            job["timeout"] = timeout
             assert nursery.run(**job, rows=True, kill_at=generator.randint(1, 7)) == -9
         assert 0 < killed.stat().st_size < plain.stat().st_size
-        assert nursery.run(stage="synthesize", source=pairs, out=killed, url=server.url) == 0
+        assert nursery.run(**job) == 0
     assert killed.read_bytes() == plain.read_bytes()
 
 

@@ -45,7 +45,7 @@ def test_rows_are_written_once_and_end_up_in_the_order_of_the_input(tmp_path: Pa
     assert manifest["rows"] == 3
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=st.text(min_size=1).filter(lambda text: text.strip()), cut=st.integers(min_value=0))
 def test_a_line_cut_anywhere_is_taken_off_and_written_again(tmp_path_factory, text: str, cut: int) -> None:
     out = tmp_path_factory.mktemp("torn") / "out.jsonl"

@@ -73,7 +73,7 @@ def test_a_conversation_until_it_is_interrupted(environment, here):
     answers = [run.stdout.readline() for _ in range(2)]
     assert ['"query": "kettle"' in answers[0], '"query": "mirror"' in answers[1]] == [True, True]
     run.send_signal(signal.SIGINT)
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=250)
     os.close(ours)
     assert run.returncode == 130
     assert '"query"' not in out

@@ -1,3 +1,5 @@
+"""What a server is asked, in which order, and how many requests are under way at a time."""
+
 from __future__ import annotations
 
 import threading
@@ -63,7 +65,7 @@ def test_order_is_kept_and_concurrency_is_bounded(server, thinker):
 
     def uneven(body, number):
         if number < 3:
-            together.wait(timeout=20)
+            together.wait(timeout=200)
         return Answer(**{**vars(echo(body, number)), "delay": 0.02 * (number % 3)})
 
     server.answer = uneven

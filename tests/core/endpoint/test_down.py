@@ -1,3 +1,5 @@
+"""A server that is down or refuses, or a wrong path: recorded failures, or an error that says what to do."""
+
 from __future__ import annotations
 
 import re
@@ -27,7 +29,7 @@ def test_nobody_listening_is_a_recorded_failure_soon(caplog, host):
     rows = thinker.think(
         as_queries([f"q{place}" for place in range(500)]), settings=SETTINGS.with_changes(n_thoughts=3)
     )
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 100, "nobody is asked 1500 times"
     assert all(thought.failed for row in rows for thought in row)
     assert "refused" in rows[0][0].error
     assert "not asked after others had failed: no connection" in rows[-1][-1].error

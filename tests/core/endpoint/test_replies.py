@@ -1,3 +1,5 @@
+"""Replies of all kinds: what is a thought, what is asked again, and what is a failure."""
+
 from __future__ import annotations
 
 import errno

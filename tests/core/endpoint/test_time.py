@@ -1,8 +1,10 @@
+"""Time: slow answers, waits that a server asks for, deadlines, and Ctrl-C."""
+
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from dataclasses import replace
@@ -13,34 +15,36 @@ import pytest
 
 from o1_retriever.query import as_queries
 from o1_retriever.thinkers import OpenAIThinker, RequestPolicy
-from tests.support.asking import SETTINGS, in_turn, think_one
+from tests.support.asking import SETTINGS, ample_time, in_turn, think_one, wait_until
 from tests.support.chat_server import Answer, completion, refusal
 
 
 def test_a_slow_server_is_asked_again_and_then_given_up(server, thinker):
-    server.answer = lambda body, number: Answer(delay=3)
+    server.answer = lambda body, number: Answer(delay=300)
     began = time.monotonic()
     thought = think_one(thinker(timeout=0.15, retries=1))
     assert "no answer within 0.15 s (tried 2 times)" in thought.error
-    assert time.monotonic() - began < 1.5
-    assert len(server.bodies) == 2
+    assert time.monotonic() - began < 100
+    wait_until(lambda: len(server.bodies) == 2)
 
 
 def test_one_slow_answer_does_not_fail_the_thought(server, thinker):
-    server.answer = in_turn(Answer(delay=3), completion("in time"))
-    assert think_one(thinker(timeout=0.3)).text == "in time"
+    server.answer = in_turn(Answer(delay=300), completion("in time"))
+    # Where an answer takes this machine so long, it is asked for once more.
+    assert think_one(thinker(timeout=0.3, retries=100)).text == "in time"
 
 
 def test_an_answer_that_comes_byte_by_byte_is_given_up_at_the_deadline(server, thinker):
-    slow = Answer(**{**vars(completion()), "drip": 0.05})
+    deadline = ample_time(thinker())
+    slow = Answer(**{**vars(completion()), "drip": 10.0})
     server.answer = lambda body, number: slow if body["messages"][-1]["content"] == "slow" else completion()
     began = time.monotonic()
-    rows = thinker(deadline=0.4, concurrency=2).think(
+    rows = thinker(deadline=deadline, concurrency=2).think(
         as_queries(["slow", "a", "slow", "b", "c"]), settings=SETTINGS.with_changes(n_thoughts=1)
     )
     assert [row[0].failed for row in rows] == [True, False, True, False, False]
-    assert "no complete answer within 0.4 s" in rows[0][0].error
-    assert time.monotonic() - began < 3
+    assert f"no complete answer within {deadline:g} s" in rows[0][0].error
+    assert time.monotonic() - began < 100, "all its bytes take an hour"
 
 
 def test_waits_grow_and_are_bounded():
@@ -56,31 +60,33 @@ def test_the_wait_that_a_server_asks_for_is_kept(server, thinker, header):
     value = {"retry_after": "0.3", "retry_after_ms": "300"}[header]
     server.answer = in_turn(refusal(429, "slow down", **{header: value}), completion())
     assert not think_one(thinker(backoff=0.0)).failed
-    assert 0.3 <= server.times[1] - server.times[0] < 2
+    assert 0.3 <= server.times[1] - server.times[0] < 60
 
 
 def test_a_wait_may_be_a_date(server, thinker):
-    server.answer = in_turn(
-        refusal(429, "slow down", retry_after=formatdate(time.time() + 2, usegmt=True)), completion()
-    )
+    def answer(_body, number):
+        soon = formatdate(time.time() + 2, usegmt=True)
+        return refusal(429, "slow down", retry_after=soon) if number == 0 else completion()
+
+    server.answer = answer
     assert not think_one(thinker(backoff=0.0)).failed
-    assert 0.5 <= server.times[1] - server.times[0] < 5
+    assert 0.5 <= server.times[1] - server.times[0] < 60
 
 
 def test_all_wait_when_a_server_asks_one_to(server, thinker):
-    first, second = refusal(429, "slow down", retry_after="0.5"), replace(completion(), delay=0.2)
+    first, second = refusal(429, "slow down", retry_after="1.4"), replace(completion(), delay=0.7)
     server.answer = in_turn(first, second, completion())
     queries = as_queries([f"q{n}" for n in range(6)])
     rows = thinker(concurrency=2).think(queries, settings=SETTINGS.with_changes(n_thoughts=1))
     assert not any(row[0].failed for row in rows)
-    assert server.times[2] - server.times[0] >= 0.45
+    assert server.times[2] - server.times[0] >= 1.35
 
 
 @pytest.mark.parametrize("value", ["soon", "nan", "-5", ""])
 def test_a_wait_that_makes_no_sense_is_no_wait(server, thinker, value):
     server.answer = in_turn(refusal(429, "slow down", retry_after=value), completion())
     assert not think_one(thinker()).failed
-    assert server.times[1] - server.times[0] < 1
+    assert server.times[1] - server.times[0] < 30
 
 
 def test_a_server_that_asks_for_too_long_a_wait_is_not_waited_for(server, thinker):
@@ -91,41 +97,41 @@ def test_a_server_that_asks_for_too_long_a_wait_is_not_waited_for(server, thinke
 
 
 def test_waiting_does_not_outlast_the_deadline(server, thinker):
-    server.answer = lambda body, number: refusal(429, "slow down", retry_after="5")
+    server.answer = lambda body, number: refusal(429, "slow down", retry_after="29")
     began = time.monotonic()
-    assert "2 s were allowed" in think_one(thinker(deadline=2.0)).error
-    assert time.monotonic() - began < 1
+    assert "25 s were allowed" in think_one(thinker(deadline=25.0)).error
+    assert time.monotonic() - began < 20
+    assert len(server.bodies) == 1
 
 
-@pytest.mark.parametrize(("delay", "most"), [(30.0, 8), (0.1, 160)])
+ASKING = """
+import sys, time
+from o1_retriever.thinkers import OpenAIThinker
+from o1_retriever.query import as_queries
+from o1_retriever.thought import ThoughtSettings
+thinker = OpenAIThinker("m", base_url=sys.argv[1])
+try:
+    thinker.think(as_queries(["a"] * 2000), settings=ThoughtSettings())
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize(("delay", "most"), [(300.0, 8), (0.05, 2000)])
 def test_ctrl_c_stops_at_once_and_for_good(server, delay, most):
     server.answer = lambda body, number: Answer(**{**vars(completion()), "delay": delay})
-    script = f"""
-        import _thread, threading, time
-        import openai  # it takes its time, which is not part of the half second
-        from o1_retriever.thinkers import OpenAIThinker
-        from o1_retriever.query import as_queries
-        from o1_retriever.thought import ThoughtSettings
-        thinker = OpenAIThinker("m", base_url={server.url!r})
+    command = [sys.executable, "-c", ASKING, server.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        wait_until(lambda: len(server.bodies) >= 8 or child.poll() is not None)
         began = time.monotonic()
-        threading.Timer(0.5, _thread.interrupt_main).start()
-        try:
-            thinker.think(as_queries(["a"] * 200), settings=ThoughtSettings())
-        except KeyboardInterrupt:
-            print("stopped after", time.monotonic() - began, flush=True)
-        time.sleep(2)
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "stopped after" in done.stdout, done.stderr
-    assert float(done.stdout.split()[-1]) < 2
-    assert 1 <= len(server.bodies) <= most
-    assert server.times[-1] - server.times[0] < 1.5
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "stopped\n", child.communicate()
+        assert time.monotonic() - began < 100, "an answer takes longer, and all of them do"
+        stopped = len(server.bodies)
+        child.communicate()
+    assert 8 <= stopped <= most
+    assert len(server.bodies) <= stopped + 8, "no more than those that were under way"
 
 
 def threads():
@@ -136,10 +142,7 @@ def test_threads_end_with_their_work(server, thinker):
     client = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=slowly)))
     for each in (thinker(), thinker(), OpenAIThinker("m", client=client)):
         each.think(as_queries(["a", "b"]), settings=SETTINGS.with_changes(n_thoughts=3))
-    until = time.monotonic() + 5
-    while threads() != ["o1-retriever-endpoint"]:  # one event loop for all, on one thread
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: threads() == ["o1-retriever-endpoint"])  # one event loop for all, on one thread
 
 
 def slowly(**asked):

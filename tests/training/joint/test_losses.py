@@ -220,7 +220,7 @@ def batches(draw: Any) -> dict[str, Tensor]:
 TEMPERATURES = st.sampled_from([0.02, 0.3, 1.0, 7.0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches(), TEMPERATURES, TEMPERATURES)
 def test_plain_loops_find_the_same(batch: dict[str, Tensor], one: float, other: float) -> None:
     queries, documents, targets = batch["queries"], batch["documents"], batch["targets"]
@@ -247,7 +247,7 @@ def test_plain_loops_find_the_same(batch: dict[str, Tensor], one: float, other: 
         assert found.tolist() == plain_allowed(positives, keys, targets, groups)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(batches(), st.sampled_from([0.3, 1.0]))
 def test_gradients_are_those_of_the_loss(batch: dict[str, Tensor], temperature: float) -> None:
     vectors = tuple(batch[name].requires_grad_() for name in ("queries", "documents"))

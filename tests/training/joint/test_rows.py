@@ -159,7 +159,7 @@ FIELDS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(FIELDS, min_size=1, max_size=6),
     st.sampled_from(["paper", "released"]),
@@ -285,7 +285,7 @@ def test_rows_are_tokenised_once_and_again_when_something_changed(tmp_path: Path
     assert len(list((tmp_path / "work").iterdir())) == 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 3), min_size=4, max_size=40),
     st.integers(1, 6),
