@@ -10,6 +10,7 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -59,10 +60,17 @@ this page was written with, so that 2.13.0 was tried with the lowest of all othe
 SYSTEMS = (ROOT / "tests" / "support" / "compatibility_runs.md").read_text(encoding="utf-8")
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """The syntax tree of a file, all of it."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
 def modules(path: Path) -> set[str]:
     """The packages of `PACKAGES` that a test file imports, or skips its tests without."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -77,7 +85,7 @@ def modules(path: Path) -> set[str]:
 
 def checks(path: Path) -> Iterator[str]:
     """The names of the tests of a file, which are sentences, and the suites of others that it runs."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
             yield node.name.removeprefix("test_").replace("_", " ")
         elif isinstance(node, ast.ClassDef):
@@ -120,7 +128,8 @@ def page() -> str:
     rows = [f"| {name} | {lowest.get(name, 'any')} | {newest(name)} |" for name in (*ALWAYS, *packages)]
     parts = [HEAD + "\n".join(rows), SYSTEMS.strip(), "## What is checked"]
     for path in tried:
-        purpose = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+        [tree] = [node for node in nodes(path) if isinstance(node, ast.Module)]
+        purpose = (ast.get_docstring(tree) or "").split("\n\n")[0]
         names = ", ".join(sorted(PACKAGES[module] for module in modules(path)))
         where = path.relative_to(ROOT).as_posix()
         listed = "\n".join(f"- {check}" for check in checks(path))
