@@ -12,7 +12,7 @@ import numpy as np
 from o1_retriever.concurrency.awaiting import AwaitedPipeline
 from o1_retriever.concurrency.sent import made_again
 from o1_retriever.progress import progress
-from o1_retriever.query import History, Query, as_queries, as_query, check_texts, text_blocks
+from o1_retriever.query import Given, History, Query, as_queries, as_query, check_texts, text_blocks
 from o1_retriever.thinking import Backend, PairBackend, Pooling, ThoughtPipeline, settings_of
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtPiece, ThoughtSettings, Vector
 from o1_retriever.vectors import Precision, TokenLimit, VectorSpace, check_dim, delivered, stacked, unit
@@ -116,7 +116,11 @@ class ThinkingEmbedder:
     @classmethod
     def from_parts(
         cls,
-        thinker: Thinker | Callable[[list[str], int], Sequence[Sequence[str]]] | str | os.PathLike[str],
+        thinker: Thinker
+        | Callable[[list[str], int], Sequence[Sequence[str]]]
+        | str
+        | os.PathLike[str]
+        | None,
         encoder: Encoder | Callable[[list[str]], Any] | Any,
         *,
         settings: ThoughtSettings | None = None,
@@ -125,7 +129,8 @@ class ThinkingEmbedder:
         """Join any thinker with any encoder.
 
         A thinker is a `Thinker`, a function from (queries, n) to n texts per query, or the path of a JSONL
-        file with recorded thoughts. An encoder is an `Encoder`, a `SentenceTransformer` or its name, or a
+        file with recorded thoughts; None: you bring the thoughts, and queries without any are embedded alone.
+        An encoder is an `Encoder`, a `SentenceTransformer` or its name, or a
         function from texts to an array of shape (texts, dimension).
         """
         from o1_retriever.encoders import as_encoder
@@ -216,19 +221,30 @@ class ThinkingEmbedder:
         return await self._awaited.think(as_queries(queries, histories), chosen)
 
     def embed_query(
-        self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
+        self,
+        query: str | Query,
+        *,
+        settings: ThoughtSettings | None = None,
+        history: History = None,
+        thoughts: Given = None,
     ) -> QueryEmbedding:
         """One query with its thoughts, their vectors and the vector to search with.
 
         `history` is what was said before it: a `Conversation`, or a list of turns as `Conversation.of` reads.
+        `thoughts` are your own: see `embed_queries`.
         """
-        return self.embed_queries([as_query(query, history)], settings=settings)[0]
+        return self.embed_queries([as_query(query, history, thoughts)], settings=settings)[0]
 
     async def aembed_query(
-        self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
+        self,
+        query: str | Query,
+        *,
+        settings: ThoughtSettings | None = None,
+        history: History = None,
+        thoughts: Given = None,
     ) -> QueryEmbedding:
         """`embed_query` for coroutines. See `aembed_queries`."""
-        return (await self.aembed_queries([as_query(query, history)], settings=settings))[0]
+        return (await self.aembed_queries([as_query(query, history, thoughts)], settings=settings))[0]
 
     def embed_queries(
         self,
@@ -240,6 +256,7 @@ class ThinkingEmbedder:
         normalize_embeddings: bool = True,
         truncate_dim: int | None = None,
         histories: Sequence[History] | None = None,
+        thoughts: Sequence[Given] | None = None,
     ) -> list[QueryEmbedding]:
         """Queries with their thoughts, the unit vectors of each, and the vector to search with.
 
@@ -248,8 +265,12 @@ class ThinkingEmbedder:
         query none of whose thoughts could be had is embedded without, with a warning, and its thoughts
         say why. Equal queries are computed once. `batch_size` is how many are in flight at most; None sizes
         batches by tokens. `histories` are what was said before each query: the thinker alone reads them.
+
+        `thoughts` has for each query those that you bring, texts or `Thought` objects, or None where they are
+        to be written. Yours are embedded as written ones are, whatever `settings` say of thinking and of
+        their number; no thinker runs, and none is loaded. An empty list embeds the query alone.
         """
-        checked = as_queries(queries, histories)
+        checked = as_queries(queries, histories, thoughts)
         check_dim(truncate_dim, self.dimension)
         return self._pipeline.embed(
             checked,
@@ -268,6 +289,7 @@ class ThinkingEmbedder:
         normalize_embeddings: bool = True,
         truncate_dim: int | None = None,
         histories: Sequence[History] | None = None,
+        thoughts: Sequence[Given] | None = None,
     ) -> list[QueryEmbedding]:
         """`embed_queries` for coroutines: the event loop goes on meanwhile.
 
@@ -275,7 +297,7 @@ class ThinkingEmbedder:
         the same time, by whichever coroutine, are one batch; a thinker behind an endpoint is awaited itself.
         A coroutine that is cancelled takes its queries out of the batch. The timings are those of waiting.
         """
-        checked, chosen = as_queries(queries, histories), settings or self.settings
+        checked, chosen = as_queries(queries, histories, thoughts), settings or self.settings
         await self._awaited.ready()
         check_dim(truncate_dim, self.dimension)
         how = Pooling(truncate_dim=truncate_dim, normalize=normalize_embeddings, weight=chosen.query_weight)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 from o1_retriever.errors import InputError
 from o1_retriever.reporting.text import counted
@@ -166,47 +166,98 @@ class Conversation:
 History = Conversation | Sequence[Any] | None
 
 
+class HasText(Protocol):
+    """A thought that was written already: a `Thought`, or anything else with a `text`."""
+
+    @property
+    def text(self) -> str:
+        """What was thought."""
+        ...
+
+
+# What a `thoughts=` takes: thoughts about a query that the caller brings; None: they are to be written.
+Given = Sequence[str | HasText] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query and the conversation before it, made and checked by `as_queries` and trusted from there on."""
+    """A query and the conversation before it, made and checked by `as_queries` and trusted from there on.
+
+    `thoughts` are those that the caller brings: then none is written. None: there are none yet.
+    """
 
     text: str
     history: Conversation = Conversation()
+    thoughts: tuple[str, ...] | None = None
+
+    def alone(self) -> Query:
+        """The same text without a conversation and without thoughts."""
+        return Query(self.text)
 
 
-def as_queries(queries: Sequence[str | Query], histories: Sequence[History] | None = None) -> list[Query]:
+def as_queries(
+    queries: Sequence[str | Query],
+    histories: Sequence[History] | None = None,
+    thoughts: Sequence[Given] | None = None,
+) -> list[Query]:
     """Check what a user asks, where it comes in: the only place that does. `Query` objects pass as they are.
 
-    `histories` are what was said before each query, None where nothing was. Raises `InputError` with the
-    position of a query or a history that cannot be used.
+    `histories` are what was said before each query, None where nothing was, and `thoughts` what the caller
+    has thought about each, None where that is left to the thinker. Raises `InputError` with the position of a
+    query, a history or thoughts that cannot be used.
     """
-    if histories is None:
-        if isinstance(queries, list | tuple) and all(isinstance(query, Query) for query in queries):
-            return list(queries)
-        return [Query(text) for text in check_texts(queries, what="query")]  # type: ignore[arg-type]
-    texts = check_texts(queries, what="query")  # type: ignore[arg-type]
-    return [Query(*pair) for pair in zip(texts, _histories(histories, texts), strict=True)]
+    if histories is not None:
+        texts = check_texts(queries, what="query")  # type: ignore[arg-type]
+        checked = [Query(*pair) for pair in zip(texts, _histories(histories, texts), strict=True)]
+    elif isinstance(queries, list | tuple) and all(isinstance(query, Query) for query in queries):
+        checked = list(queries)
+    else:
+        checked = [Query(text) for text in check_texts(queries, what="query")]  # type: ignore[arg-type]
+    if thoughts is None:
+        return checked
+    _check_one_each(thoughts, len(checked), "thoughts", "list of thoughts", "lists of thoughts")
+    return [_thought(*each) for each in enumerate(zip(checked, thoughts, strict=True))]
 
 
-def as_query(query: str | Query, history: History = None) -> Query:
-    """One query with what was said before it, checked as by `as_queries`."""
-    if isinstance(query, Query):
-        return query
-    return Query(check_text(query, what="query"), Conversation.of(history).before(query))
+def as_query(query: str | Query, history: History = None, thoughts: Given = None) -> Query:
+    """One query with what was said before it and thought about it, checked as by `as_queries`."""
+    if not isinstance(query, Query):
+        query = Query(check_text(query, what="query"), Conversation.of(history).before(query))
+    return query if thoughts is None else replace(query, thoughts=_given(thoughts))
+
+
+def _given(thoughts: Given) -> tuple[str, ...]:
+    """The texts of thoughts that the caller brings, without those that could not be had."""
+    if not isinstance(thoughts, list | tuple):
+        found = "one str" if isinstance(thoughts, str) else f"a {type(thoughts).__name__}"
+        raise InputError(f"The thoughts are {found}; expected a list.", hint="Type: thoughts=['...']")
+    had: list[Any] = [getattr(each, "text", each) for each in thoughts if not getattr(each, "failed", False)]
+    return tuple(check_texts(had, what="thought"))
+
+
+def _thought(place: int, pair: tuple[Query, Given]) -> Query:
+    query, thoughts = pair
+    try:
+        return as_query(query, thoughts=thoughts)
+    except InputError as error:
+        raise InputError(f"Query {place}: {error.message}", hint=error.hint, position=place) from None
+
+
+def _check_one_each(found: object, queries: int, name: str, noun: str, plural: str) -> None:
+    """Raise `InputError` unless there is one for each query."""
+    if isinstance(found, str | bytes | Mapping | Conversation) or not isinstance(found, Sequence):
+        raise InputError(f"{name} is a {type(found).__name__}; expected a list with one {noun} a query.")
+    if len(found) != queries:
+        raise InputError(
+            f"Found {counted(len(found), noun, plural)} for {counted(queries, 'query', 'queries')}; "
+            "expected one each.",
+            hint="Pass None for a query that has none.",
+        )
 
 
 def _histories(histories: Sequence[History], queries: Sequence[str]) -> list[Conversation]:
     """One conversation for each query, without the query itself."""
-    if isinstance(histories, str | bytes | Mapping | Conversation) or not isinstance(histories, Sequence):
-        raise InputError(
-            f"histories is a {type(histories).__name__}; expected a list with one history for each query."
-        )
-    if len(histories) != len(queries):
-        raise InputError(
-            f"Found {counted(len(histories), 'history', 'histories')} for "
-            f"{counted(len(queries), 'query', 'queries')}; expected one each.",
-            hint="Pass None for a query that nothing was said before.",
-        )
+    _check_one_each(histories, len(queries), "histories", "history", "histories")
     read: list[Conversation] = []
     for place, (history, query) in enumerate(zip(histories, queries, strict=True)):
         try:

@@ -153,10 +153,10 @@ class ThoughtPipeline:
     ) -> tuple[list[list[Thought]], Free]:
         """Thoughts about each query, from the cache or written now, and the raw vectors that came free."""
         free: Free = {}
-        if not settings.thinks:
-            return [[] for _ in queries], free
         known = dict(zip(queries, self.cache.thoughts(queries, settings), strict=True))
-        missing = {query: cached for query, cached in known.items() if len(cached) < settings.n_thoughts}
+        missing = {
+            query: cached for query, cached in known.items() if len(cached) < to_write(query, settings)
+        }
         # Closed when interrupted here too: other callers may wait for what is being written.
         writing = closing(self._written(missing, settings, batch_size))
         with writing as done, progress("Thinking", len(missing), show=show if missing else False) as advance:
@@ -224,7 +224,12 @@ Free = dict[bytes, Vector]
 
 def relevant(queries: Sequence[Query], settings: ThoughtSettings) -> Sequence[Query]:
     """The queries without what was said before them where nothing is thought: it is for thoughts alone."""
-    return queries if settings.thinks else [Query(query.text) for query in queries]
+    return queries if settings.thinks else [Query(query.text, thoughts=query.thoughts) for query in queries]
+
+
+def to_write(query: Query, settings: ThoughtSettings) -> int:
+    """How many thoughts the thinker owes a query: none to one that brings its own, or has none."""
+    return settings.n_thoughts if settings.thinks and query.thoughts is None else 0
 
 
 def pairs_of(
@@ -411,15 +416,23 @@ class QueryCache:
         return self._store
 
     def thoughts(self, queries: Sequence[Query], settings: ThoughtSettings) -> list[list[Thought]]:
-        """For each query the first of its thoughts, as many as are there one after the other."""
-        who, store = self._backend.thinker_identity, self.store
-        if store is None or who is None or not settings.thinks:
-            return [[] for _ in queries]
-        keys = [_thought_key(who, settings, query) for query in queries]
-        return [
-            [cached[i] for i in takewhile(cached.__contains__, range(settings.n_thoughts))]
-            for cached in store.get_thoughts(keys, settings.n_thoughts)
-        ]
+        """For each query the thoughts that need not be written.
+
+        They are those that the caller brings, or the first ones, as many as are kept one after the other.
+        What the caller brings is neither looked up nor kept; its vectors are, by its text.
+        """
+        known = {
+            query: [Thought(text=text, finish="given") for text in query.thoughts or ()] for query in queries
+        }
+        store, left = self.store, [query for query in queries if to_write(query, settings)]
+        who = self._backend.thinker_identity if left and store is not None else None
+        if store is not None and who is not None:
+            found = store.get_thoughts(
+                [_thought_key(who, settings, query) for query in left], settings.n_thoughts
+            )
+            for query, cached in zip(left, found, strict=True):
+                known[query] = [cached[i] for i in takewhile(cached.__contains__, range(settings.n_thoughts))]
+        return [known[query] for query in queries]
 
     def free(self, query: Query, new: NewThoughts) -> Free:
         """The vectors that came with new thoughts."""

@@ -14,7 +14,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.query import Conversation
 
 Vector = NDArray[np.float32]
-Finish = Literal["eos", "length", "budget", "recorded", "failed"]
+Finish = Literal["eos", "length", "budget", "recorded", "given", "failed"]
 Thinking = Literal["always", "auto", "never"]
 
 
@@ -111,8 +111,8 @@ class Thought:
 
     `token_ids` are the model's own tokens without the final eos (empty when the thinker gave text only).
     `finish` says why it ended: the model stopped (`eos`), the length limit (`length`), its time was up
-    (`budget`), it was read from a record (`recorded`), or it could not be had (`failed`; then `text` is empty
-    and `error` says why).
+    (`budget`), it was read from a record (`recorded`), the caller brought it (`given`), or it could not be
+    had (`failed`; then `text` is empty and `error` says why).
     `prompt_tokens` and `completion_tokens` are what it cost, 0 where the thinker does not count.
     `cached` is True when no model ran for it.
     """

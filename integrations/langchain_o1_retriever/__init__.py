@@ -21,6 +21,13 @@ require("langchain_core", extra="langchain", purpose="The LangChain adapter")
 from langchain_o1_retriever.embeddings import O1Embeddings
 from langchain_o1_retriever.retrievers import O1Retriever
 from langchain_o1_retriever.thinkers import ChatModelThinker
-from langchain_o1_retriever.tracing import THINKING_RUN, THOUGHTS_EVENT
+from langchain_o1_retriever.tracing import THINKING_RUN, THOUGHTS, THOUGHTS_EVENT
 
-__all__ = ["THINKING_RUN", "THOUGHTS_EVENT", "ChatModelThinker", "O1Embeddings", "O1Retriever"]
+__all__ = [
+    "THINKING_RUN",
+    "THOUGHTS",
+    "THOUGHTS_EVENT",
+    "ChatModelThinker",
+    "O1Embeddings",
+    "O1Retriever",
+]

@@ -8,7 +8,7 @@ from functools import cached_property
 from langchain_core.embeddings import Embeddings
 
 from o1_retriever.embedder import ThinkingEmbedder, as_embedder
-from o1_retriever.query import History, Query, as_query
+from o1_retriever.query import Given, History, Query, as_query
 from o1_retriever.thought import QueryEmbedding, ThoughtSettings
 
 
@@ -70,14 +70,20 @@ class O1Embeddings(Embeddings):
         return (await self.athink(text)).vector.tolist()  # type: ignore[no-any-return]
 
     def think(
-        self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
+        self,
+        query: str | Query,
+        *,
+        settings: ThoughtSettings | None = None,
+        history: History = None,
+        thoughts: Given = None,
     ) -> QueryEmbedding:
         """What `embed_query` makes, with the thoughts and timings that a bare vector does not show.
 
-        `history` is the conversation before the query, such as messages of LangChain.
+        `history` is the conversation before the query, such as messages of LangChain; `thoughts` are your
+        own about it: then none is written.
         """
         return self.embedder.embed_queries(
-            [as_query(query, history)],
+            [as_query(query, history, thoughts)],
             settings=settings or self.settings,
             batch_size=self.batch_size,
             show_progress_bar=self.show_progress_bar,
@@ -85,10 +91,17 @@ class O1Embeddings(Embeddings):
         )[0]
 
     async def athink(
-        self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
+        self,
+        query: str | Query,
+        *,
+        settings: ThoughtSettings | None = None,
+        history: History = None,
+        thoughts: Given = None,
     ) -> QueryEmbedding:
         """`think`, together with other queries that are awaited at the same time."""
         embedded = await self.embedder.aembed_queries(
-            [as_query(query, history)], settings=settings or self.settings, truncate_dim=self.truncate_dim
+            [as_query(query, history, thoughts)],
+            settings=settings or self.settings,
+            truncate_dim=self.truncate_dim,
         )
         return embedded[0]

@@ -15,7 +15,7 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from pydantic import Field, field_validator, model_validator
 
 from langchain_o1_retriever.embeddings import O1Embeddings
-from langchain_o1_retriever.tracing import record, think_run
+from langchain_o1_retriever.tracing import given_thoughts, record, think_run
 from o1_retriever.concurrency.blocking import called, finished
 from o1_retriever.concurrency.sent import check_sendable
 from o1_retriever.embedder import ThinkingEmbedder
@@ -60,6 +60,10 @@ class O1Retriever(BaseRetriever):
 
     A conversation goes with the query: `invoke(query, history=messages)`, where `messages` are those of
     LangChain (or any that `Conversation.of` reads). The thoughts are written after it; nothing else changes.
+
+    An agent that has reasoned already brings its thoughts, and none is written: `invoke(query,
+    thoughts=[...])`, or within a chain `config={"metadata": {THOUGHTS: [...]}}` of the run, which goes with
+    every query that is retrieved for in it.
 
     All from `k` to `search_type` may also be passed to `invoke`, and so may the other fields of
     `SearchSettings`; what else is passed there goes with `search_kwargs` to the store's search by vector, or
@@ -144,7 +148,8 @@ class O1Retriever(BaseRetriever):
         own = {name: getattr(self, name) for name in (*_PER_CALL, *_HOW)}
         how, options = split_options({**own, **self.search_kwargs, **changes})
         known = {name: options.pop(name) for name in _PER_CALL}
-        return Request(query=as_query(query, options.pop("history", None)), **known, how=how, extra=options)
+        asked = as_query(query, options.pop("history", None), options.pop("thoughts", None))
+        return Request(query=asked, **known, how=how, extra=options)
 
     def _search(self, request: Request, *, blocking: bool) -> IndexSearch | StoreSearch[Document]:
         if self.retriever is not None:
@@ -159,7 +164,7 @@ class O1Retriever(BaseRetriever):
         self, query: str, manager: Any, changes: dict[str, Any], *, blocking: bool
     ) -> list[Document]:
         """The documents with what we know about them; copies, as a store may hand out its own objects."""
-        request = self._request(query, changes)
+        request = self._request(query, {"thoughts": given_thoughts(manager), **changes})
         search = self._search(request, blocking=blocking)
         async with think_run(manager, query) as shown:
             embedded = await search.think()
@@ -352,7 +357,8 @@ def store_search(
         score = score_fn or _relevance(store)
         return [[(document, score(float(number))) for document, number in ranking] for ranking in rankings]
 
-    return StoreSearch(how=how, k=request.k, store=kind, embed=embed, nearest=nearest, key=_key)
+    given = request.query.thoughts is not None
+    return StoreSearch(how=how, k=request.k, store=kind, embed=embed, nearest=nearest, key=_key, given=given)
 
 
 def _search_method(store: VectorStore) -> str:

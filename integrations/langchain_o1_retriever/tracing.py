@@ -15,6 +15,7 @@ from langchain_core.callbacks import (
 )
 
 from o1_retriever.guard import Decision
+from o1_retriever.query import Given
 from o1_retriever.thought import QueryEmbedding
 
 THOUGHTS_EVENT = "o1_retriever_thoughts"
@@ -22,6 +23,16 @@ THOUGHTS_EVENT = "o1_retriever_thoughts"
 
 THINKING_RUN = "think"
 """Name of the run, a child of the retriever's, in which tracers such as LangSmith show the thinking."""
+
+
+THOUGHTS = "o1_retriever_thoughts"
+"""Key of a run's metadata under which a caller brings thoughts of its own."""
+
+
+def given_thoughts(manager: CallbackManagerForRetrieverRun | AsyncCallbackManagerForRetrieverRun) -> Given:
+    """The thoughts that the configuration of a run brings; None where it brings none."""
+    found: Given = manager.metadata.get(THOUGHTS)
+    return found
 
 
 @asynccontextmanager

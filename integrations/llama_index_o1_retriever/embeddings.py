@@ -150,7 +150,7 @@ class O1Embedding(BaseEmbedding):
         """Think about queries in one batch, with the events of one query and one of thoughts for each.
 
         `events=False` leaves the events of thoughts to the caller. `histories` are the conversations before
-        each query, such as chat messages of LlamaIndex.
+        each query, such as chat messages of LlamaIndex. `Query` objects may bring thoughts.
         """
         return finished(self._announced(as_queries(queries, histories), settings, events, blocking=True))
 

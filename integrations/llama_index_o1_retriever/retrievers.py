@@ -52,9 +52,10 @@ class O1Retriever(BaseRetriever):
     `object_map`, `objects`, `verbose`), those of our search (`pooling`, `thinking`, and for our own index
     `hybrid`, see `SearchSettings`), and what else `index.as_retriever`, or `Retriever.search`, takes.
 
-    A `QueryBundle` is honoured: its `embedding` is used as it is, without thinking; each of its
-    `custom_embedding_strs` is thought about, and their mean is searched with; a `ConversationBundle` brings
-    the conversation after which the thoughts are written.
+    A `QueryBundle` is honoured: its `embedding` is used as it is, without thinking; its
+    `custom_embedding_strs`, such as what `HyDEQueryTransform` or an agent wrote, are thoughts about its
+    `query_str`, and no others are written (without a `query_str` each is a query, and their mean is searched
+    with); a `ConversationBundle` brings the conversation after which the thoughts are written.
 
     The thoughts, and the raw scores of our own index, are told to the event handlers as `O1ThoughtsEvent`.
     Nodes stay as they are, since their metadata goes into prompts; with `thoughts_in_metadata=True` it gains
@@ -157,11 +158,18 @@ class ConversationBundle(QueryBundle):
 
 
 def queries_of(bundle: QueryBundle) -> list[Query]:
-    """The strings of a bundle, each with the bundle's history. Raises `SettingsError` where there is none."""
-    texts = bundle.embedding_strs
-    if not texts:
+    """The query of a bundle with its history, and with its custom strings as thoughts that were given.
+
+    Without a `query_str` each of the strings is a query. Raises `SettingsError` where there is no text.
+    """
+    asked, strings = bundle.query_str, bundle.custom_embedding_strs
+    if asked and asked.strip():
+        # `HyDEQueryTransform` puts the query itself beside what it writes.
+        given = [text for text in strings or () if text.strip() != asked.strip()]
+        return [as_query(asked, _history(bundle), given or None)]
+    if not strings:
         raise SettingsError("The query bundle has no text to embed; expected a query_str or an embedding.")
-    return as_queries(texts, [_history(bundle)] * len(texts))
+    return as_queries(strings, [_history(bundle)] * len(strings))
 
 
 def _history(bundle: QueryBundle) -> History:
@@ -197,7 +205,10 @@ class IndexSearch:
 
     def explain(self, bundle: QueryBundle) -> Explanation:
         """What is found for the bundle's query, and what thinking does to it."""
-        return self._retriever.explain(as_query(bundle.query_str, _history(bundle)), **self._options)
+        queries = queries_of(bundle)
+        if len(queries) > 1:
+            raise SettingsError("The query bundle brings several queries; expected a query_str to explain.")
+        return self._retriever.explain(queries[0], **self._options)
 
     async def _hits(
         self, bundle: QueryBundle, blocking: bool
@@ -205,7 +216,7 @@ class IndexSearch:
         embedded: Sequence[QueryEmbedding] = ()
         if bundle.embedding is None:
             queries = queries_of(bundle)
-            if [query.text for query in queries] == [bundle.query_str]:
+            if len(queries) == 1:
                 if blocking:
                     result = self._retriever.search(queries[0], **self._options)
                 else:
@@ -221,11 +232,11 @@ class IndexSearch:
         return (await called(blocking, index.search_groups, [vectors], k=k, where=where))[0], embedded
 
     async def _embedded(self, queries: list[Query], blocking: bool) -> list[QueryEmbedding]:
-        """Several strings that are searched with together."""
+        """Several queries that are searched with together."""
         if self._how.hybrid or self._how.thinking == "auto":
             raise SettingsError(
-                "The query bundle brings several strings; hybrid and thinking='auto' are for one query.",
-                hint="Pass them one by one, or use QueryFusionRetriever.",
+                "The query bundle brings several queries; hybrid and thinking='auto' are for one.",
+                hint="Pass them one by one, or with a query_str: then the strings are thoughts about it.",
             )
         embedder = self._retriever.embedder
         settings = (self._settings or embedder.settings).with_changes(thinking=self._how.thinking)
@@ -300,9 +311,10 @@ class VectorStoreSearch:
         return of_score(score)
 
     def _search(self, bundle: QueryBundle, *, blocking: bool) -> StoreSearch[BaseNode]:
+        queries = queries_of(bundle) if bundle.embedding is None else []
+
         async def embed(thinking: Thinking | None) -> list[QueryEmbedding]:
             settings = self._settings.with_changes(thinking=thinking)
-            queries = queries_of(bundle)
             if blocking:
                 return self._model.think(queries, settings=settings, events=False)
             return await self._model.athink(queries, settings=settings, events=False)
@@ -326,6 +338,7 @@ class VectorStoreSearch:
             embed=embed,
             nearest=nearest,
             key=lambda node: node.node_id,
+            given=any(query.thoughts is not None for query in queries),
         )
 
     def _as_cosine(self) -> Callable[[float | None], float | None]:

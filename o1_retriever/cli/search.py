@@ -47,6 +47,15 @@ HistoryFile = Annotated[
         "list of them. The thoughts are written after it.",
     ),
 ]
+GivenThoughts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--thought",
+        metavar="TEXT",
+        help="A thought of your own about QUERY: then none is written (repeatable).",
+        rich_help_panel="Thoughts",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a query on standard output.")]
 
 
@@ -74,6 +83,7 @@ def search(
     shown: HitOptions,
     modes: SearchModes,
     history: HistoryFile = None,
+    thought: GivenThoughts = None,
     target: IndexOptions,
     model: ModelOptions,
     thoughts: ThoughtOptions,
@@ -83,7 +93,7 @@ def search(
     from o1_retriever.thought import ThoughtSettings
 
     # Whatever is wrong is said before anything is loaded.
-    source = _Queries(query, history, as_json=as_json)
+    source = _Queries(query, history, thought or None, as_json=as_json)
     where = parse_where(shown.where or [])
     thoughts.settings(ThoughtSettings())
     options = modes.options()
@@ -203,10 +213,18 @@ def _check_index(path: Path) -> None:
 class _Queries:
     """The queries of one command, the one on the command line or many from elsewhere, and their answers.
 
-    `history` is the file of the conversation before each. Raises `InputError` for what cannot be used.
+    `history` is the file of the conversation before each, `thoughts` are about the one on the command line.
+    Raises `InputError` for what cannot be used.
     """
 
-    def __init__(self, argument: str | None, history: Path | None, *, as_json: bool) -> None:
+    def __init__(
+        self,
+        argument: str | None,
+        history: Path | None,
+        thoughts: list[str] | None = None,
+        *,
+        as_json: bool,
+    ) -> None:
         from o1_retriever.query import Conversation, as_query, read_history
 
         if argument is None and not sys.stdin.isatty():
@@ -215,10 +233,16 @@ class _Queries:
                 "from standard input",
                 param_hint="QUERY",
             )
+        if thoughts is not None and argument in (None, "-"):
+            raise typer.BadParameter(
+                'found thoughts and no question that they are about; expected it in quotes: "question" '
+                '--thought "..."',
+                param_hint="--thought",
+            )
         self._as_json = as_json
         self._from_terminal = argument is None
         self._history = Conversation() if history is None else read_history(history)
-        self._only = None if argument in (None, "-") else as_query(argument, self._history)
+        self._only = None if argument in (None, "-") else as_query(argument, self._history, thoughts)
 
     def show(self, record: dict[str, Any], *views: RenderableType) -> None:
         """Show one answer: its record as JSON, or the views, and an empty line where more may follow."""

@@ -26,6 +26,7 @@ from o1_retriever.thinking import (
     Written,
     pairs_of,
     relevant,
+    to_write,
 )
 from o1_retriever.thought import (
     QueryEmbedding,
@@ -129,7 +130,7 @@ class AwaitedPipeline:
         """The thoughts about a query, and what vectors there are of it with them."""
         await self.ready()
         known, free = await self._looking.ask(self._recall, settings, item=query)
-        while len(known) < (settings.n_thoughts if settings.thinks else 0):
+        while len(known) < to_write(query, settings):
             with self._pipeline.shared.claim([(query, settings)]) as (mine, theirs):
                 if mine:
                     written = await self._write(_Asked(query, listener), known, settings)

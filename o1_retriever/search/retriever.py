@@ -17,8 +17,9 @@ from o1_retriever.guard import LOOKED_AT, Decision
 from o1_retriever.index.filters import Filter, Where, as_filter
 from o1_retriever.index.hits import Hit, check_count
 from o1_retriever.index.index import Index
-from o1_retriever.query import History, Query, as_queries, as_query
+from o1_retriever.query import Given, History, Query, as_queries, as_query
 from o1_retriever.ranking.bm25 import Bm25, Reading
+from o1_retriever.reporting.text import counted
 from o1_retriever.search.result import SearchOptions, SearchResult, SearchSettings
 from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, Timings, Vector
 
@@ -52,13 +53,16 @@ class Retriever:
         where: Where = None,
         settings: ThoughtSettings | None = None,
         history: History = None,
+        thoughts: Given = None,
         **options: Unpack[SearchOptions],
     ) -> SearchResult:
         """The `k` passages nearest to one query. All else is as in `search_many`.
 
         `history` is the conversation before it: a list of turns, in any form that `Conversation.of` reads.
+        `thoughts` are your own about it, texts or `Thought` objects: then none is written.
         """
-        return self.search_many([as_query(query, history)], k=k, where=where, settings=settings, **options)[0]
+        checked = [as_query(query, history, thoughts)]
+        return self.search_many(checked, k=k, where=where, settings=settings, **options)[0]
 
     async def asearch(
         self,
@@ -68,6 +72,7 @@ class Retriever:
         where: dict[str, Any] | None = None,
         settings: ThoughtSettings | None = None,
         history: History = None,
+        thoughts: Given = None,
         **options: Unpack[SearchOptions],
     ) -> SearchResult:
         """`search` for coroutines: the event loop goes on meanwhile.
@@ -75,7 +80,7 @@ class Retriever:
         Queries that are awaited at the same time are thought about together (see
         `ThinkingEmbedder.aembed_queries`) and, with the same parameters, looked up together.
         """
-        checked = [as_query(query, history)]
+        checked = [as_query(query, history, thoughts)]
         return (await self._prepared(k, where, settings, False, options, blocking=False).results(checked))[0]
 
     def search_many(
@@ -87,6 +92,7 @@ class Retriever:
         settings: ThoughtSettings | None = None,
         show_progress_bar: bool | None = None,
         histories: Sequence[History] | None = None,
+        thoughts: Sequence[Given] | None = None,
         **options: Unpack[SearchOptions],
     ) -> list[SearchResult]:
         """The `k` passages nearest to each query, in the order of the queries.
@@ -95,11 +101,12 @@ class Retriever:
         `Index.search`; `settings` None takes the embedder's own; `options` are those of the class, for this
         search. Where `settings` say `thinking="never"` and no `thinking` is passed here, nothing is thought.
         `histories` are the conversations before each query (None: none). The thoughts are written after
-        them; all else, and whether thinking="auto" thinks, is of the query alone.
+        them; all else, and whether thinking="auto" thinks, is of the query alone. `thoughts` are what you
+        bring for each query (None: they are written), and are used whatever `thinking` says.
         Everything is checked before any model runs: `InputError` with the position of a query that cannot
         be used, `FilterError`, `SettingsError` for `k` and options, `MissingExtraError` without bm25s.
         """
-        checked = as_queries(queries, histories)
+        checked = as_queries(queries, histories, thoughts)
         search = self._prepared(k, where, settings, show_progress_bar, options)
         return finished(search.results(checked)) if checked else []
 
@@ -111,10 +118,11 @@ class Retriever:
         where: dict[str, Any] | None = None,
         settings: ThoughtSettings | None = None,
         histories: Sequence[History] | None = None,
+        thoughts: Sequence[Given] | None = None,
         **options: Unpack[SearchOptions],
     ) -> list[SearchResult]:
         """`search_many` for coroutines. See `asearch`."""
-        checked = as_queries(queries, histories)
+        checked = as_queries(queries, histories, thoughts)
         search = self._prepared(k, where, settings, False, options, blocking=False)
         return await search.results(checked) if checked else []
 
@@ -126,6 +134,7 @@ class Retriever:
         where: Where = None,
         settings: ThoughtSettings | None = None,
         history: History = None,
+        thoughts: Given = None,
         **options: Unpack[SearchOptions],
     ) -> Explanation:
         """Search, and say what each thought finds by itself and what moved because of thinking.
@@ -133,7 +142,7 @@ class Retriever:
         Nothing is thought about twice; the searches for the query alone, for each thought and for the result
         go in one batch. All parameters are as in `search`.
         """
-        checked = as_query(query, history)
+        checked = as_query(query, history, thoughts)
         return finished(self._prepared(k, where, settings, None, options).explanation(checked))
 
     async def aexplain(
@@ -144,10 +153,11 @@ class Retriever:
         where: dict[str, Any] | None = None,
         settings: ThoughtSettings | None = None,
         history: History = None,
+        thoughts: Given = None,
         **options: Unpack[SearchOptions],
     ) -> Explanation:
         """`explain` for coroutines. See `asearch`."""
-        checked = as_query(query, history)
+        checked = as_query(query, history, thoughts)
         return await self._prepared(k, where, settings, False, options, blocking=False).explanation(checked)
 
     @cached_property
@@ -225,7 +235,8 @@ class _Search:
     async def explanation(self, query: Query) -> Explanation:
         """Search without thinking, for each thought, and for all of them; nothing is thought about twice."""
         # Before the thoughts: writing them leaves the query's own vector in the cache, where it is free.
-        before = await self._embed([query], "never") if self.how.thinking in ("always", None) else []
+        asked = self.how.thinking in ("always", None) or query.thoughts is not None
+        before = await self._embed([query.alone()], "never") if asked else []
         (chosen,) = await self._embedded([query])
         embedding = chosen.embedding
         fast = chosen.fast or next(iter(before), embedding)
@@ -256,13 +267,34 @@ class _Search:
         )
 
     async def _embedded(self, queries: Sequence[Query]) -> list[_Embedded]:
-        """Think about all queries, about none, or about those whose fast ranking the gate finds unclear."""
-        if self.how.thinking != "auto":
-            embeddings = await self._embed(queries, self.how.thinking)
-            thinking = self.how.thinking or self.settings.thinking
-            whose = "thinking=" if self.how.thinking else "the thought settings say "
-            decision = Decision(think=thinking == "always", reason=f"{whose}{thinking!r}")
-            return [_Embedded(embedding=each, decision=decision) for each in embeddings]
+        """Think about all queries, about none, or about those whose fast ranking the gate finds unclear.
+
+        About those that bring thoughts there is nothing to decide.
+        """
+        gated = self.how.thinking == "auto"
+        unsettled = [query for query in queries if gated and query.thoughts is None]
+        settled = [query for query in queries if not gated or query.thoughts is not None]
+        thinking = None if gated else self.how.thinking
+        embeddings = await self._embed(settled, thinking) if settled else []
+        now = (
+            _Embedded(embedding=embedding, decision=self._decision(query))
+            for query, embedding in zip(settled, embeddings, strict=True)
+        )
+        later = iter(await self._gated(unsettled) if unsettled else ())
+        return [next(later if gated and query.thoughts is None else now) for query in queries]
+
+    def _decision(self, query: Query) -> Decision:
+        """That of a query for which no gate is asked."""
+        if query.thoughts is not None:
+            return Decision(
+                think=bool(query.thoughts), reason=f"{counted(len(query.thoughts), 'thought')} given"
+            )
+        thinking = self.how.thinking or self.settings.thinking
+        whose = "thinking=" if self.how.thinking else "the thought settings say "
+        return Decision(think=thinking == "always", reason=f"{whose}{thinking!r}")
+
+    async def _gated(self, queries: Sequence[Query]) -> list[_Embedded]:
+        """Think about those queries whose fast ranking the gate finds unclear."""
         fast = await self._embed(queries, "never")
         groups = [each.vector[None] for each in fast]
         rankings, decided_ms = await self._looked_up(groups, None, max(self.k, LOOKED_AT))

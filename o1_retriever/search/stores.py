@@ -38,6 +38,7 @@ class StoreSearch(Generic[Item]):
 
     `embed` thinks about the query and embeds it; `nearest` looks each of the vectors (n, dimension) up, and
     gives as many rankings. `key` tells whether two items are the same. `store` is what errors call the store.
+    `given` says that the query brings its thoughts, so that there is nothing to decide.
     """
 
     how: SearchSettings
@@ -46,11 +47,14 @@ class StoreSearch(Generic[Item]):
     embed: Callable[[Thinking | None], Awaitable[Sequence[QueryEmbedding]]]
     nearest: Callable[[Vector, int], Awaitable[Sequence[Found[Item]]]]
     key: Callable[[Item], Hashable]
+    given: bool = False
 
     async def think(self) -> Embedded[Item]:
         """Think about the query; with thinking="auto" after a look at what it finds by itself."""
         if self.how.thinking != "auto":
             return Embedded(embeddings=await self.embed(self.how.thinking))
+        if self.given:
+            return Embedded(embeddings=await self.embed(None))
         fast = await self.embed("never")
         ranking = await self.look_up(mean_vector(fast)[None], max(self.k, LOOKED_AT))
         decision = self.how.gate.decide([self._score(score) for _, score in ranking])

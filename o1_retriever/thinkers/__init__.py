@@ -12,7 +12,7 @@ from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt
 from o1_retriever.errors import ModelNotFoundError, SettingsError
 from o1_retriever.query import Query
 from o1_retriever.thinkers.endpoint import OpenAIThinker, first_model
-from o1_retriever.thinkers.function import CallableThinker
+from o1_retriever.thinkers.function import CallableThinker, NoThinker
 from o1_retriever.thinkers.local import LocalThinker
 from o1_retriever.thinkers.recorded import RecordedThinker
 from o1_retriever.thought import Thought, ThoughtSettings
@@ -65,7 +65,7 @@ def is_record(name: str) -> bool:
 def as_thinker(
     value: Any, *, device: str | None = None, dtype: str = "fastest", load_in_4bit: bool = False
 ) -> Thinker:
-    """A thinker from what users have: a thinker, a function, a mapping, or a text.
+    """A thinker from what users have: a thinker, a function, a mapping, a text, or None for nobody.
 
     A text is told by what it is: a `.jsonl` file of recorded thoughts, the `http(s)://` address of an
     OpenAI-compatible server (its first model thinks), else a causal language model: a folder or Hub id of
@@ -79,6 +79,8 @@ def as_thinker(
         if is_record(name):
             return RecordedThinker(name)
         return _local(name, device=device, dtype=dtype, load_in_4bit=load_in_4bit)
+    if value is None:
+        return NoThinker()
     if not isinstance(value, type):
         if _is_thinker(value):
             return value  # type: ignore[no-any-return]

@@ -88,6 +88,22 @@ class CallableThinker(Sent):
         )
 
 
+class NoThinker(Sent):
+    """Nobody: thoughts come from the caller, and a query without any is embedded alone."""
+
+    identity = None
+    default_settings: Mapping[str, Any] = {"thinking": "never"}
+
+    def think(
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0
+    ) -> list[list[Thought]]:
+        """Raises `ThinkerError`: nobody is there to write."""
+        raise ThinkerError(
+            f"Found thinking={settings.thinking!r} and no thinker; expected one to write thoughts.",
+            hint="Name a thinker, or pass your own: embed_query(query, thoughts=['...']).",
+        )
+
+
 def _listed(value: Any, length: int, who: str, of: str, plural: str | None = None) -> list[Any]:
     """The items of what the function returned, as a list of this length."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):

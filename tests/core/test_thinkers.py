@@ -298,7 +298,7 @@ def test_a_bad_query_is_named_by_its_position(thinker, bad):
     assert caught.value.position == 1
 
 
-@pytest.mark.parametrize("value", [3, None, CallableThinker, ["a"]])
+@pytest.mark.parametrize("value", [3, CallableThinker, ["a"]])
 def test_anything_else_is_no_thinker(value):
     with pytest.raises(SettingsError, match="thinker is"):
         as_thinker(value)

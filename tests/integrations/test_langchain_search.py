@@ -9,13 +9,15 @@ import pytest
 pytest.importorskip("langchain_core", reason="needs the extra `langchain`")
 
 from langchain_core.documents import Document
+from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from langchain_o1_retriever import O1Embeddings, O1Retriever
+from langchain_o1_retriever import THOUGHTS, O1Embeddings, O1Retriever
 from o1_retriever import Index, Retriever
-from o1_retriever.errors import SettingsError
+from o1_retriever.errors import InputError, SettingsError
 from tests.support.adapters import (
     ALWAYS_WORTH_IT,
+    BREAD,
     NEVER_WORTH_IT,
     QUERY,
     TEXTS,
@@ -126,3 +128,33 @@ def test_an_explanation_over_our_index(many_index):
     store = O1Retriever(vectorstore=in_memory(O1Embeddings(small_embedder())))
     with pytest.raises(SettingsError, match="InMemoryVectorStore; explain needs our own index"):
         store.explain(QUERY)
+
+
+async def test_thoughts_of_the_caller_are_used_and_none_is_written(many: Any) -> None:
+    make, mind = many
+    config: RunnableConfig = {"metadata": {THOUGHTS: [BREAD]}}
+    for options in ({}, {"pooling": "best"}, {"thinking": "auto", "gate": ALWAYS_WORTH_IT}):
+        retriever = make(k=1, thoughts_in_metadata=True, **options)
+        chain = RunnableLambda(lambda query: {"query": query}) | RunnableLambda(
+            lambda row, found=retriever: found.invoke(row["query"])
+        )
+        for found in (
+            retriever.invoke(QUERY, thoughts=[BREAD]),
+            await retriever.ainvoke(QUERY, thoughts=[BREAD]),
+            retriever.invoke(QUERY, config),
+            chain.invoke(QUERY, config),
+        ):
+            assert ids(found) == ["bread"]
+            assert found[0].metadata["thoughts"] == BREAD
+    assert ids(make(k=1).invoke(QUERY, config, thoughts=[THOUGHT])) == ["vapour"]
+    assert mind.asked == []
+    assert ids(make(k=1).invoke(QUERY)) == ["vapour"]
+    assert mind.asked == [QUERY]
+
+
+def test_an_explanation_reads_them_too(many_index: Index) -> None:
+    retriever = O1Retriever(retriever=Retriever(small_embedder(), many_index), k=1)
+    found = retriever.explain(QUERY, thoughts=[BREAD])
+    assert ([hit.id for hit in found.result], found.result.thoughts[0].finish) == (["bread"], "given")
+    with pytest.raises(InputError, match="The thoughts are one str; expected a list"):
+        retriever.invoke(QUERY, thoughts=BREAD)

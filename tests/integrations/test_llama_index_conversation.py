@@ -56,7 +56,7 @@ async def test_the_thought_is_written_after_the_messages(source: Any) -> None:
 
 
 def test_several_strings_and_adaptive_thinking_read_it(source: Any) -> None:
-    several = ConversationBundle("x", custom_embedding_strs=["And then?", "And it?"], history=CHAT)
+    several = ConversationBundle("", custom_embedding_strs=["And then?", "And it?"], history=CHAT)
     assert O1Retriever(source, similarity_top_k=1).retrieve(several)[0].node.node_id == "vapour"
     auto = O1Retriever(source, similarity_top_k=1, thinking="auto", gate=ALWAYS_WORTH_IT)
     found = auto.retrieve(ConversationBundle("And then?", history=CHAT))

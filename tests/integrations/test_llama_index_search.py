@@ -18,6 +18,7 @@ from o1_retriever import Index, Retriever
 from o1_retriever.errors import SettingsError
 from tests.support.adapters import (
     ALWAYS_WORTH_IT,
+    BREAD,
     NEVER_WORTH_IT,
     OTHER,
     QUERY,
@@ -69,11 +70,36 @@ async def test_the_best_thought_counts(small_index: Index) -> None:
 
 def test_the_best_of_several_strings_counts(both: Any) -> None:
     retriever = both(similarity_top_k=2, pooling="best", thinking="never")
-    several = QueryBundle(QUERY, custom_embedding_strs=[f"{QUERY} {THOUGHT}", f"{QUERY} {OTHER}"])
+    several = QueryBundle("", custom_embedding_strs=[f"{QUERY} {THOUGHT}", f"{QUERY} {OTHER}"])
     found = retriever.retrieve(several)
     assert [each.score for each in found] == pytest.approx(
         best_cosines([each.node.get_content() for each in found]), abs=1e-5
     )
+
+
+async def test_custom_strings_are_thoughts_about_the_query(many: Any, events: Events) -> None:
+    make, mind = many
+    given = QueryBundle(QUERY, custom_embedding_strs=[BREAD, QUERY])  # as `HyDEQueryTransform` makes it
+    for options in ({}, {"pooling": "best"}, {"thinking": "auto", "gate": ALWAYS_WORTH_IT}):
+        found = make(similarity_top_k=1, **options).retrieve(given)
+        assert ids(found) == ids(await make(similarity_top_k=1, **options).aretrieve(given)) == ["bread"]
+    assert mind.asked == []
+    thoughts = events.named("O1ThoughtsEvent")[0].thoughts
+    assert [(each["text"], each["finish"], each["tokens"]) for each in thoughts] == [(BREAD, "given", 0)]
+    assert ids(make(similarity_top_k=1).retrieve(QueryBundle(QUERY, custom_embedding_strs=[QUERY]))) == [
+        "vapour"
+    ]
+    assert mind.asked == [QUERY]
+
+
+def test_an_explanation_and_a_fusion_with_custom_strings(many_index: Index) -> None:
+    pytest.importorskip("bm25s", reason="needs the extra `index`")
+    retriever = O1Retriever(Retriever(small_embedder(), many_index), hybrid=True, similarity_top_k=1)
+    given = QueryBundle(QUERY, custom_embedding_strs=[BREAD])
+    assert ids(retriever.retrieve(given)) == ["bread"]
+    assert [each.text for each in retriever.explain(given).result.thoughts] == [BREAD]
+    with pytest.raises(SettingsError, match="several queries; expected a query_str"):
+        retriever.explain(QueryBundle("", custom_embedding_strs=["a", "b"]))
 
 
 async def test_thinking_is_decided_by_the_fast_ranking(many: Any, events: Events) -> None:
@@ -103,8 +129,8 @@ def test_our_index_is_fused_with_bm25_and_a_store_cannot_be(many_index: Index, e
     with pytest.raises(SettingsError, match="expected 'default' with pooling='best'"):
         O1Retriever(vector_index(), pooling="best", vector_store_query_mode="mmr")
     hybrid = O1Retriever(Retriever(small_embedder(), many_index), hybrid=True, similarity_top_k=3)
-    several = QueryBundle(QUERY, custom_embedding_strs=["a", "b"])
-    with pytest.raises(SettingsError, match="brings several strings"):
+    several = QueryBundle("", custom_embedding_strs=["a", "b"])
+    with pytest.raises(SettingsError, match="brings several queries"):
         hybrid.retrieve(several)
     pytest.importorskip("bm25s", reason="needs the extra `index`")
     found = hybrid.retrieve(QUERY)

@@ -23,6 +23,8 @@ DIMENSION = 256
 QUERY = "Why does my bathroom mirror go blank?"
 THOUGHT = "Water vapour condenses on cold glass."
 OTHER = "Yeast makes dough."
+# A thought that outweighs the words of QUERY, and leads to "bread".
+BREAD = "Yeast makes dough rise. Yeast makes dough rise. Yeast makes dough rise."
 # Without thinking QUERY shares words with "mirror" alone; with it, with "vapour".
 TEXTS = {
     "vapour": "Warm water vapour condenses on cold glass as droplets.",
