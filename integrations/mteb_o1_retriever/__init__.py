@@ -149,7 +149,7 @@ def as_task(
             {"id": list(collection.queries), "text": list(collection.queries.values())}
         ),
         "relevant_docs": {query: dict(judged) for query, judged in collection.qrels.items()},
-        "top_ranked": None,
+        "top_ranked": _allowed_documents(collection),
     }
 
     class Task(AbsTaskRetrieval):
@@ -173,6 +173,16 @@ def as_task(
             self.data_loaded = True
 
     return Task()
+
+
+def _allowed_documents(collection: Collection) -> dict[str, list[str]] | None:
+    """What may be found for each query, where some must not be; MTEB ranks these alone."""
+    if not collection.excluded:
+        return None
+    return {
+        query: [each for each in collection.corpus.ids if each not in collection.excluded.get(query, ())]
+        for query in collection.queries
+    }
 
 
 def _allowed(name: str) -> str:

@@ -34,7 +34,11 @@ class DataOptions:
     """What is measured on."""
 
     data: Annotated[
-        list[str], _data(help="Folder in BEIR format, hub:OWNER/NAME, or an ir_datasets name (repeatable).")
+        list[str],
+        _data(
+            help="Folder in BEIR format, hub:OWNER/NAME, mteb:TASK, mteb:BENCHMARK, or an ir_datasets name "
+            "(repeatable)."
+        ),
     ]
     split: Annotated[str, _data(help="Whose judgments.")] = "test"
     strict: Annotated[bool, _data("--strict", help="Refuse a malformed collection.")] = False
@@ -56,6 +60,12 @@ class SystemOptions:
     hnsw: Annotated[bool, _systems("--hnsw", help="Search an index's graph and report the recall lost.")] = (
         False
     )
+    control: Annotated[
+        bool,
+        _systems(
+            "--control", help="Also with thoughts that say nothing about the query: is it what they say?"
+        ),
+    ] = False
     robustness: Annotated[bool, _systems("--robustness", help="Again under typos, synonyms and case.")] = (
         False
     )
@@ -81,8 +91,9 @@ def evaluate(
 ) -> None:
     """Measure retrieval with and without thoughts: one table per collection, with statistics and costs."""
     from o1_retriever.evaluation.comparison import evaluate as measure
+    from o1_retriever.evaluation.controls import audited
     from o1_retriever.evaluation.robustness import follow_wording, variants
-    from o1_retriever.evaluation.sources import open_collection
+    from o1_retriever.evaluation.sources import members, open_collection
     from o1_retriever.evaluation.systems import Plan, parse_dimensions, parse_pooling, parse_thoughts
     from o1_retriever.thought import ThoughtSettings
 
@@ -90,8 +101,11 @@ def evaluate(
     formats = list(dict.fromkeys(part.strip() for part in systems.quantize.split(",")))
     if unknown := [name for name in formats if name not in _FORMATS]:
         raise SettingsError(f"Found --quantize {unknown[0]!r}; expected {' or '.join(_FORMATS)}, or both.")
+    numbers = parse_thoughts(systems.n_thoughts)
+    if systems.control and not any(numbers):
+        raise SettingsError("Found --control and no thoughts to compare.", hint="Type: --n-thoughts never,3")
     plan = Plan(
-        thoughts=parse_thoughts(systems.n_thoughts),
+        thoughts=numbers,
         dimensions=parse_dimensions(systems.dim),
         pooling=parse_pooling(systems.pooling),
         hybrid=systems.hybrid,
@@ -100,16 +114,24 @@ def evaluate(
         hnsw=systems.hnsw,
         work=results.work,
     )
-    collections = [open_collection(name, split=data.split, strict=data.strict) for name in data.data]
+    names = [member for name in data.data for member in members(name)]
+    collections = [open_collection(name, split=data.split, strict=data.strict) for name in names]
     for collection in collections:
         if collection.report:
             warn(str(collection.report))
     embedders = _embedders(model, formats)
     settings = thoughts.settings(next(iter(embedders.values())).settings)
+    done = []
     for collection in collections:
         for variant in variants(collection) if systems.robustness else [collection]:
             own = {name: follow_wording(each, collection, variant) for name, each in embedders.items()}
-            _show(measure(variant, plan.systems(variant.corpus, own, settings)), results)
+            found = measure(variant, plan.systems(variant.corpus, own, settings))
+            if systems.control:
+                found = audited(found, plan, own, settings)
+            _show(found, results)
+            done.append(found)
+    if len(done) > 1:
+        _show_summary(done, results)
 
 
 def _embedders(options: ModelOptions, formats: list[str]) -> dict[str, ThinkingEmbedder]:
@@ -125,7 +147,15 @@ def _embedders(options: ModelOptions, formats: list[str]) -> dict[str, ThinkingE
 
 
 def _show(evaluation: Evaluation, results: ResultOptions) -> None:
-    from o1_retriever.evaluation.report import caption, cells, records, write_report
+    from o1_retriever.evaluation.report import (
+        AUDIT_NOTE,
+        audit_cells,
+        caption,
+        cells,
+        records,
+        verdicts,
+        write_report,
+    )
 
     if results.report is not None:
         messages().print(f"Written: {write_report(evaluation, results.report)}")
@@ -133,16 +163,38 @@ def _show(evaluation: Evaluation, results: ResultOptions) -> None:
         for row in records(evaluation):
             write_json(row)
         return
+    _, *others = evaluation.results[0].values
+    _print_table(*cells(evaluation), caption(evaluation), [*reversed(others), *_COSTS])
+    if evaluation.audit is not None:
+        _print_table(*audit_cells(evaluation), AUDIT_NOTE, ["won, lost", "95 %"])
+        for sentence in verdicts(evaluation):
+            output().print(sentence, highlight=False)
+
+
+def _show_summary(evaluations: Sequence[Evaluation], results: ResultOptions) -> None:
+    from o1_retriever.evaluation.report import summary
+    from o1_retriever.reporting.text import markdown_table
+
+    heads, rows = summary(evaluations)
+    if results.report is not None:
+        target = results.report / "summary.md"
+        target.write_text(f"# {heads[0]}\n\n{markdown_table(heads, rows)}\n", encoding="utf-8")
+        messages().print(f"Written: {target}")
+    if not results.as_json:
+        _print_table(heads, rows, f"{heads[0]} of each collection.", [])
+
+
+def _print_table(
+    heads: Sequence[str], lines: Sequence[Sequence[str]], note: str, spared: Sequence[str]
+) -> None:
+    """Print a table and the note below it; a narrow terminal is spared some columns, the first ones first."""
     from rich.table import Table
 
     console = output()
-    heads, lines = cells(evaluation)
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     if not console.is_terminal:
         console.width = max(console.width, _table_width(widths))  # a file has room
-    _, *others = evaluation.results[0].values
-    shown = _fitting(heads, widths, console.width, [*reversed(others), *_COSTS])
-    note = caption(evaluation)
+    shown = _fitting(heads, widths, console.width, spared)
     if len(shown) < len(heads):
         left_out = ", ".join(head for place, head in enumerate(heads) if place not in shown)
         note += f" Left out, as the terminal is narrow: {left_out} (--json and --report have all)."

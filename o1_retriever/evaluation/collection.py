@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -22,6 +22,7 @@ from o1_retriever.reporting.text import counted
 Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
 
 _BOM = codecs.BOM_UTF8
+EXCLUDED = "excluded"
 _HEADER = ("query-id", "corpus-id", "score")
 
 
@@ -49,6 +50,7 @@ class CollectionReport(Problems):
         "judged document missing": "the judgment counts as never found",
         "judged query missing": "its judgments are left out",
         "query without relevant document": "it counts as 0",
+        "wrong exclusion": "the line is left out",
     }
     error = CollectionError
 
@@ -95,7 +97,8 @@ class Collection:
     """What retrieval is measured on: a corpus, the judged queries of one split, and their judgments.
 
     `queries` maps id to text and `qrels` query id to document id to grade (0: judged not relevant).
-    `report` says what was wrong with the files.
+    `excluded` has for some queries the documents that must not be found, as in BRIGHT: those that a question
+    was made of. `report` says what was wrong with the files.
     """
 
     name: str
@@ -104,6 +107,7 @@ class Collection:
     queries: Mapping[str, str]
     qrels: Qrels
     report: CollectionReport
+    excluded: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def with_queries(self, queries: Mapping[str, str], *, name: str | None = None) -> Collection:
         """The same documents and judgments under other wordings of (some of) the queries.
@@ -123,9 +127,10 @@ def load_collection(
 ) -> Collection:
     """Read a folder with `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`.
 
-    Queries that the split does not judge are left out. What is wrong with the files is in the collection's
-    `report`; with `strict` it is raised. Raises `CollectionError` for missing files, and for a collection in
-    which nothing can be measured.
+    `excluded/<split>.tsv`, where it is there, has the documents that must not be found for a query. Queries
+    that the split does not judge are left out. What is wrong with the files is in the collection's `report`;
+    with `strict` it is raised. Raises `CollectionError` for missing files, and for a collection in which
+    nothing can be measured.
     """
     root = Path(folder)
     paths = [root / "corpus.jsonl", root / "queries.jsonl", root / "qrels" / f"{split}.tsv"]
@@ -139,6 +144,7 @@ def load_collection(
     texts = _texts(paths[1], report, "query", lambda row: row.get("text") or "")
     queries = {key: text for key, text, _ in texts}
     qrels = check_qrels(read_qrels(paths[2], report), queries, frozenset(corpus.ids), report)
+    excluded = read_excluded(root / EXCLUDED / f"{split}.tsv", report)
     if strict:
         report.raise_if_any()
     if not corpus.ids or not qrels:
@@ -149,7 +155,15 @@ def load_collection(
             f"expected some of each.\n{report}"
         )
     judged = {key: queries[key] for key in qrels}
-    return Collection(name=root.name, split=split, corpus=corpus, queries=judged, qrels=qrels, report=report)
+    return Collection(
+        name=root.name,
+        split=split,
+        corpus=corpus,
+        queries=judged,
+        qrels=qrels,
+        report=report,
+        excluded=excluded,
+    )
 
 
 def splits_of(folder: str | os.PathLike[str]) -> list[str]:
@@ -243,6 +257,23 @@ def read_qrels(path: Path, report: CollectionReport) -> dict[str, dict[str, int]
         if not header:
             _judge(qrels, columns, where, report)
     return qrels
+
+
+def read_excluded(path: Path, report: CollectionReport) -> dict[str, frozenset[str]]:
+    """Read which documents must not be found for a query: a header, then query, a tab, document.
+
+    Nothing where there is no such file.
+    """
+    found: dict[str, set[str]] = {}
+    for number, (where, _, raw) in enumerate(_lines(path, report) if path.is_file() else ()):
+        columns = [column.strip() for column in raw.decode("utf-8", errors="replace").split("\t")]
+        if number == 0 and tuple(columns) == _HEADER[:2]:
+            continue
+        if len(columns) != 2 or not all(columns):
+            report.add("wrong exclusion", f"{where} has {counted(len(columns), 'column')}, expected 2")
+            continue
+        found.setdefault(columns[0], set()).add(columns[1])
+    return {query: frozenset(documents) for query, documents in found.items()}
 
 
 def check_qrels(

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Collection
 from o1_retriever.evaluation.metrics import DEPTH, MEASURES, Run, aligned, means, per_query
-from o1_retriever.evaluation.systems import RecallLost, System
+from o1_retriever.evaluation.systems import RecallLost, System, family_of
 from o1_retriever.thought import Thought, repeats
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,9 @@ class Comparison:
     """A system against another over the same queries.
 
     `difference` is the mean gain with its bootstrap interval from `low` to `high`; `p` is the two-sided
-    p-value of a paired randomisation test, `p_corrected` after Holm's correction for all comparisons of
-    the table. `wins`, `losses` and `ties` count queries.
+    p-value of a paired randomisation test, `p_corrected` after Holm's correction for all comparisons of the
+    table. `effect` is Cohen's d of paired values: the mean gain in standard deviations of the gains (0.2 is
+    called small, 0.5 medium, 0.8 large). `wins`, `losses` and `ties` count queries.
     """
 
     difference: float
@@ -39,6 +41,7 @@ class Comparison:
     high: float
     p: float
     p_corrected: float
+    effect: float
     wins: int
     losses: int
     ties: int
@@ -79,13 +82,89 @@ class SystemResult:
         """Each measure's mean over all judged queries."""
         return means(self.values)
 
+    @property
+    def thoughts_per_query(self) -> float:
+        """How many thoughts could be had about a query."""
+        counts = [sum(not thought.failed for thought in row) for row in self.thoughts.values()]
+        return float(np.mean(counts)) if counts else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What one query's thoughts brought, in words that BM25 counts: stems, without stop words.
+
+    `new` is the share of the thoughts' words that the query lacks; of these new words, `in_relevant` is the
+    share that stands in a relevant document and `in_corpus` the share that stands in any. `before` and
+    `after` are the places of the first relevant document without thoughts and with them, from 1 (None: not
+    found). `why` says in a sentence what moved it.
+    """
+
+    new: float
+    in_relevant: float
+    in_corpus: float
+    before: int | None
+    after: int | None
+    why: str
+
+
+SIGNIFICANT = 0.05
+ALONE = "the query alone"
+OTHERS, EMPTY, REPEATED, RANDOM = (
+    "another query's thoughts",
+    "empty thoughts",
+    "the query again",
+    "random words",
+)
+CONTROLS = (OTHERS, EMPTY, REPEATED, RANDOM)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """Systems with their own thoughts, each against the query alone and against controls of the same run.
+
+    `compared` and `means` go by system, then by what it is compared with: `ALONE` (where it was measured),
+    and the names of the controls. `diagnoses` go by query, for the pair of systems that a report shows.
+    """
+
+    compared: Mapping[str, Mapping[str, Comparison]]
+    means: Mapping[str, Mapping[str, float]]
+    diagnoses: Mapping[str, Diagnosis]
+
+    def beaten(self, system: str) -> list[str]:
+        """The controls that are worse than the system's own thoughts, beyond chance."""
+        return [name for name, found in self.compared[system].items() if name != ALONE and _better(found)]
+
+    def sentence(self, system: str) -> str:
+        """What the comparisons of a system come to."""
+        alone = self.compared[system].get(ALONE)
+        equal = [name for name in self.compared[system] if name != ALONE and name not in self.beaten(system)]
+        if alone is not None and not _better(alone):
+            hurt = alone.p_corrected < SIGNIFICANT and alone.difference < 0
+            first = "The thoughts hurt." if hurt else "The thoughts do not help beyond chance."
+            return f"{first} What they say matters: every control is worse." if not equal else first
+        helps = "The thoughts help" if alone is not None else "The thoughts beat the controls"
+        if not equal:
+            return f"{helps}, and it is what they say that helps."
+        any_text = OTHERS in equal or RANDOM in equal
+        finding = "any text of this length would have helped" if any_text else "not by what they say"
+        start = "The thoughts help, but" if alone is not None else "Whether they help was not measured, but"
+        return f"{start} {finding} (not worse beyond chance: {', '.join(equal)})."
+
+
+def _better(found: Comparison) -> bool:
+    return found.p_corrected < SIGNIFICANT and found.difference > 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
-    """All systems on one collection, the first of which the others are compared with."""
+    """All systems on one collection, the first of which the others are compared with.
+
+    `audit` compares their thoughts with controls, where that was asked for.
+    """
 
     collection: Collection
     results: Sequence[SystemResult]
+    audit: Audit | None = None
 
     def __getitem__(self, name: str) -> SystemResult:
         return next(result for result in self.results if result.name == name)
@@ -97,15 +176,28 @@ class Evaluation:
 
     def comparisons(self) -> dict[str, Comparison]:
         """Every system but the first against the first, corrected for their number."""
-        first, *others = [(result.name, self._values(result)) for result in self.results]
+        first, *others = [(result.name, self.values(result)) for result in self.results]
         return compare(first[1], dict(others))
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % bootstrap interval of a system's mean."""
-        return bootstrap_interval(self._values(self[name]))
+        return bootstrap_interval(self.values(self[name]))
 
-    def _values(self, result: SystemResult) -> Values:
+    def values(self, result: SystemResult) -> Values:
+        """The measure of every judged query, for a system of this run or of another one."""
         return aligned(result.values[self.measure], list(self.collection.qrels))
+
+    def thinking_pair(self) -> tuple[SystemResult, SystemResult] | None:
+        """(first system without thoughts, the same one with most thoughts), None where there are no such two.
+
+        Where nothing goes by the first one's name, any system that thinks is taken.
+        """
+        plain = next((result for result in self.results if not result.thoughts_per_query), None)
+        thinking = [result for result in self.results if result.thoughts_per_query]
+        if plain is None or not thinking:
+            return None
+        related = [result for result in thinking if family_of(result.name) == family_of(plain.name)]
+        return plain, (related or thinking)[-1]
 
 
 def evaluate(
@@ -127,16 +219,19 @@ def evaluate(
 
 def _measured(collection: Collection, system: System, *, measures: Sequence[str], depth: int) -> SystemResult:
     ids = collection.corpus.ids
-    # A document with the id of its query is dropped from the ranking: one more is needed then.
-    more = bool(collection.queries.keys() & set(ids))
+    # A document with the id of its query, and those that are excluded, are dropped from the ranking: as many
+    # more are needed then.
+    excluded = collection.excluded
+    more = bool(collection.queries.keys() & set(ids)) + max(map(len, excluded.values()), default=0)
     started = time.perf_counter()
     answer = system.search(list(collection.queries.values()), depth + more)
     seconds = time.perf_counter() - started
     run = {}
     for query, ranking in zip(collection.queries, answer.rankings, strict=True):
         found = ranking.by_id(ids)
-        found.pop(query, None)
-        run[query] = dict(list(found.items())[:depth])
+        dropped = {query, *excluded.get(query, ())}
+        kept = ((key, score) for key, score in found.items() if key not in dropped)
+        run[query] = dict(islice(kept, depth))
     logger.info("%s on %s: %.1f s", system.name, collection.name, seconds)
     count, thoughts = len(run), [thought for row in answer.thoughts for thought in row]
     return SystemResult(
@@ -240,6 +335,7 @@ def compare(baseline: Values, others: Mapping[str, Values]) -> dict[str, Compari
             high=high,
             p=p,
             p_corrected=corrected,
+            effect=float(gain.mean() / spread) if (spread := gain.std(ddof=len(gain) > 1)) else 0.0,
             wins=int((gain > 0).sum()),
             losses=int((gain < 0).sum()),
             ties=int((gain == 0).sum()),

@@ -1,17 +1,54 @@
-"""The control of every claim about thoughts: the same systems with the thoughts about another question."""
+"""The control of every claim about thoughts: the same run with thoughts that say nothing about the query.
+
+If another query's thoughts, the query itself, random words or nothing at all do as well, then it is not what
+the thoughts say that helps.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from o1_retriever.embedder import ThinkingEmbedder
-from o1_retriever.evaluation.collection import Corpus
+from o1_retriever.errors import SettingsError
+from o1_retriever.evaluation.collection import Collection, Corpus
+from o1_retriever.evaluation.comparison import (
+    ALONE,
+    CONTROLS,
+    EMPTY,
+    OTHERS,
+    RANDOM,
+    REPEATED,
+    Audit,
+    Comparison,
+    Diagnosis,
+    Evaluation,
+    SystemResult,
+    compare,
+    evaluate,
+    holm,
+)
 from o1_retriever.evaluation.corpus import EncodedCorpus
-from o1_retriever.evaluation.systems import Dense, Hybrid, Lexical, System, bm25_over
+from o1_retriever.evaluation.systems import (
+    Dense,
+    Hybrid,
+    Lexical,
+    Plan,
+    System,
+    bm25_over,
+    family_of,
+)
 from o1_retriever.query import Query
+from o1_retriever.ranking.bm25 import content_words
+from o1_retriever.reporting.text import counted
 from o1_retriever.thinking import Backend, NewThoughts
-from o1_retriever.thought import ThoughtSettings
+from o1_retriever.thought import Thought, ThoughtSettings
 
 # A system without thoughts, and what the same one is called with its thoughts, and with those about another
 # query.
@@ -20,6 +57,11 @@ PAIRS = {
     "bm25": ("bm25 with thoughts", "bm25 with another's"),
     "hybrid": ("hybrid with thoughts", "hybrid with another's"),
 }
+_SAMPLED = 500  # documents from which random words are drawn
+_NAMED = 5  # words that a diagnosis names
+
+# From queries and settings to the thoughts about each.
+Think = Callable[[Sequence[str], ThoughtSettings], list[list[Thought]]]
 
 
 def thinking_systems(
@@ -31,7 +73,7 @@ def thinking_systems(
 ) -> list[System]:
     """The systems of `PAIRS`: vectors, BM25 and both, without thoughts, with them, and with another query's.
 
-    `queries` are all that will be searched for: the thoughts about each go to the one before it.
+    `queries` are all that will be searched for: the thoughts about each go to another one.
     """
     always, bm25 = settings or embedder.settings, bm25_over(corpus)
     never = always.with_changes(thinking="never")
@@ -46,18 +88,75 @@ def thinking_systems(
 
 
 def with_other_thoughts(embedder: ThinkingEmbedder, queries: Sequence[str]) -> ThinkingEmbedder:
-    """An embedder that embeds each of `queries` with what is thought about the one after it."""
+    """An embedder that embeds each of `queries` with what is thought about another one, drawn by chance.
+
+    No query gets its own. Raises `SettingsError` for fewer than two.
+    """
     texts = list(dict.fromkeys(query.strip() for query in queries))
-    after = dict(zip(texts, [*texts[1:], *texts[:1]], strict=True))
-    return ThinkingEmbedder(_Others(embedder, after), settings=embedder.settings, cache=False)
+    if len(texts) < 2:
+        raise SettingsError(f"Found {counted(len(texts), 'query', 'queries')} to shuffle thoughts between.")
+    # Neighbours in a file are often about one subject: after a shuffle the next one is any other.
+    order = [texts[place] for place in np.random.default_rng(0).permutation(len(texts))]
+    other = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+    return _embedder(
+        embedder,
+        lambda asked, settings: embedder.think([other[text.strip()] for text in asked], settings=settings),
+    )
 
 
-class _Others:
-    """A backend whose thoughts are about other queries; all else is the inner backend's."""
+def controlled(embedder: ThinkingEmbedder, control: str, collection: Collection) -> ThinkingEmbedder:
+    """The embedder with the thoughts of one of the `CONTROLS` instead of its own, as many of them.
 
-    def __init__(self, embedder: ThinkingEmbedder, after: dict[str, str]) -> None:
-        self._embedder, self._after = embedder, after
-        self._inner: Backend = embedder.backend
+    A thought that could not be had stays one that could not be had.
+    """
+    if control == OTHERS:
+        return with_other_thoughts(embedder, list(collection.queries.values()))
+    texts: dict[str, Callable[[str, int, str], str]] = {
+        EMPTY: lambda query, number, thought: "",
+        REPEATED: lambda query, number, thought: query,
+        RANDOM: partial(_random_words, _pool(collection.corpus)),
+    }
+    text = texts[control]
+
+    def think(queries: Sequence[str], settings: ThoughtSettings) -> list[list[Thought]]:
+        return [
+            [
+                thought
+                if thought.failed
+                else replace(thought, text=text(query, number, thought.text), token_ids=())
+                for number, thought in enumerate(row)
+            ]
+            for query, row in zip(queries, embedder.think(queries, settings=settings), strict=True)
+        ]
+
+    return _embedder(embedder, think)
+
+
+def _pool(corpus: Corpus) -> list[str]:
+    """The running words of documents drawn by chance: each as often as it is used."""
+    generator, count = np.random.default_rng(0), len(corpus.ids)
+    places = np.sort(generator.choice(count, size=min(count, _SAMPLED), replace=False))
+    return [word for place in places for (text,) in [corpus.texts(place, place + 1)] for word in text.split()]
+
+
+def _random_words(pool: Sequence[str], query: str, number: int, thought: str) -> str:
+    """As many words as the thought has; which ones hangs on the query and the thought's number alone."""
+    digest = hashlib.blake2b(f"{number} {query}".encode(), digest_size=8).digest()
+    generator = np.random.default_rng(int.from_bytes(digest, "big"))
+    return " ".join(pool[place] for place in generator.integers(0, len(pool), size=len(thought.split())))
+
+
+def _embedder(embedder: ThinkingEmbedder, think: Think) -> ThinkingEmbedder:
+    # Vectors are kept by what a thought says, and thoughts not at all: nobody is taken for anybody else.
+    cache = embedder.cache or False
+    return ThinkingEmbedder(_Changed(embedder.backend, think), settings=embedder.settings, cache=cache)
+
+
+class _Changed:
+    """A backend whose thoughts come from elsewhere; all else is the inner backend's."""
+
+    def __init__(self, inner: Backend, think: Think) -> None:
+        self._inner, self._think = inner, think
         self.thinker_identity = None
 
     def __getattr__(self, name: str) -> Any:
@@ -66,8 +165,163 @@ class _Others:
     def think(
         self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int, batch_size: int | None
     ) -> Iterator[NewThoughts]:
-        """What the inner embedder thinks about the other queries, from its cache where it has one."""
-        texts = [self._after[query.text.strip()] for query in queries]
-        written = self._embedder.think(texts, settings=settings)
+        """What is thought in place of the inner backend's thoughts."""
+        written = self._think([query.text for query in queries], settings)
         for place, thoughts in enumerate(written):
             yield NewThoughts(place=place, start=start, thoughts=thoughts[start:])
+
+
+def audited(
+    evaluation: Evaluation,
+    plan: Plan,
+    embedders: Mapping[str, ThinkingEmbedder],
+    settings: ThoughtSettings,
+) -> Evaluation:
+    """The evaluation of a plan's systems, with an audit of those that have most thoughts.
+
+    Each is run again under each of the `CONTROLS`, and all are compared by the evaluation's measure. Raises
+    `SettingsError` where nothing was thought.
+    """
+    most, collection = max(plan.thoughts), evaluation.collection
+    if not most:
+        raise SettingsError("Nothing was thought; expected thoughts to compare.", hint="Type: -n never,3")
+    again = replace(plan, thoughts=(most,))
+    runs = {}
+    for control in CONTROLS:
+        changed = {name: controlled(each, control, collection) for name, each in embedders.items()}
+        systems = again.systems(collection.corpus, changed, settings)
+        runs[control] = evaluate(collection, systems, measures=[evaluation.measure])
+    others: dict[str, dict[str, SystemResult]] = {}
+    for name in (result.name for result in runs[OTHERS].results):
+        alone = _alone(evaluation, name)
+        others[name] = {} if alone is None else {ALONE: alone}
+        others[name] |= {control: run[name] for control, run in runs.items()}
+    audit = Audit(
+        compared=_compared(evaluation, others),
+        means={
+            name: {other: result.means[evaluation.measure] for other, result in row.items()}
+            for name, row in others.items()
+        },
+        diagnoses=diagnoses(evaluation),
+    )
+    return replace(evaluation, audit=audit)
+
+
+def _alone(evaluation: Evaluation, name: str) -> SystemResult | None:
+    """The same system without thoughts."""
+    family = re.sub(r"^HyDE |, best$", "", family_of(name))
+    results = (each for each in evaluation.results if family_of(each.name) == family)
+    return next((each for each in results if not any(each.thoughts.values())), None)
+
+
+def _compared(
+    evaluation: Evaluation, others: Mapping[str, Mapping[str, SystemResult]]
+) -> dict[str, dict[str, Comparison]]:
+    """Each system's own thoughts against each of the others, corrected for the number of all."""
+    found = {}
+    for name, row in others.items():
+        own = evaluation.values(evaluation[name])
+        for other, result in row.items():
+            found[name, other] = compare(evaluation.values(result), {name: own})[name]
+    corrected = holm([each.p for each in found.values()])
+    table: dict[str, dict[str, Comparison]] = {name: {} for name in others}
+    for ((name, other), each), p in zip(found.items(), corrected, strict=True):
+        table[name][other] = replace(each, p_corrected=p)
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """The words of a query's thoughts and of documents, by stem; the values of `said` are as written."""
+
+    said: Mapping[str, str]
+    asked: frozenset[str]
+    relevant: frozenset[str]
+    first: frozenset[str]
+
+    @property
+    def new(self) -> list[str]:
+        """The stems of the thoughts that the query lacks."""
+        return [stem for stem in self.said if stem not in self.asked]
+
+
+def diagnoses(evaluation: Evaluation) -> dict[str, Diagnosis]:
+    """What the thoughts brought, by query, for the pair of systems that a report shows; else empty."""
+    pair = evaluation.thinking_pair()
+    if pair is None:
+        return {}
+    collection, vocabulary = evaluation.collection, bm25_over(evaluation.collection.corpus).vocabulary
+    place_of = {identity: place for place, identity in enumerate(collection.corpus.ids)}
+    found = {}
+    for key, query in collection.queries.items():
+        right = [each for each, grade in collection.qrels[key].items() if grade > 0 and each in place_of]
+        wrong = next((each for each in pair[1].run[key] if each not in right), None)
+        documents = [place_of[each] for each in [*right, *([] if wrong is None else [wrong])]]
+        texts = [text for place in documents for text in collection.corpus.texts(place, place + 1)]
+        *stems, asked = content_words([*texts, query])
+        words = _Words(
+            said=_stems(thought.text for thought in pair[1].thoughts[key] if not thought.failed),
+            asked=frozenset(asked),
+            relevant=frozenset(stem for row in stems[: len(right)] for stem in row),
+            first=frozenset(stem for row in stems[len(right) :] for stem in row),
+        )
+        gain = pair[1].values[evaluation.measure][key] - pair[0].values[evaluation.measure][key]
+        found[key] = _diagnosis(
+            words, vocabulary, gain, wrong, [_first(each.run[key], right) for each in pair]
+        )
+    return found
+
+
+def _stems(texts: Iterator[str]) -> dict[str, str]:
+    words = [word for text in texts for word in re.findall(r"\w+", text)]
+    found: dict[str, str] = {}
+    for word, stems in zip(words, content_words(words) if words else (), strict=True):
+        for stem in stems:
+            found.setdefault(stem, word.lower())
+    return found
+
+
+def _first(run: Mapping[str, float], relevant: Sequence[str]) -> int | None:
+    return next((place for place, each in enumerate(run, start=1) if each in relevant), None)
+
+
+def _diagnosis(
+    words: _Words, vocabulary: frozenset[str], gain: float, wrong: str | None, places: Sequence[int | None]
+) -> Diagnosis:
+    new = words.new
+    right = [stem for stem in new if stem in words.relevant]
+    known = [stem for stem in new if stem in vocabulary]
+    share = 1 / max(1, len(new))
+    before, after = places
+    return Diagnosis(
+        new=len(new) / max(1, len(words.said)),
+        in_relevant=len(right) * share,
+        in_corpus=len(known) * share,
+        before=before,
+        after=after,
+        why=_why(words, right, len(known), gain, wrong),
+    )
+
+
+def _why(words: _Words, right: Sequence[str], known: int, gain: float, wrong: str | None) -> str:
+    """One sentence on what moved the relevant documents up or down."""
+    if not words.said:
+        return "there was no thought"
+    if not words.new:
+        return "the thoughts repeat the query"
+    if gain == 0:
+        return "nothing moved"
+    if gain > 0:
+        if right:
+            return f"the thoughts bring {_named(words, right)}, which a relevant document has"
+        return "the thoughts bring no word of a relevant document; their meaning is nearer to it"
+    astray = [stem for stem in words.new if stem in words.first and stem not in words.relevant]
+    if astray and wrong is not None:
+        return f"the thoughts bring {_named(words, astray)}, which the wrong document {wrong} has"
+    if known * 2 < len(words.new):
+        return f"{len(words.new) - known} of {len(words.new)} new words are in no document"
+    return "the thoughts bring nothing of a relevant document" if not right else "other documents gained more"
+
+
+def _named(words: _Words, stems: Sequence[str]) -> str:
+    return ", ".join(repr(words.said[stem]) for stem in stems[:_NAMED])

@@ -1,4 +1,4 @@
-"""Collections by name: a folder, a name of ir_datasets, or a data set of the Hub."""
+"""Collections by name: a folder, a name of ir_datasets, a data set of the Hub, or a task of MTEB."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from o1_retriever.cache import default_cache_path
 from o1_retriever.errors import CollectionError, O1RetrieverError
-from o1_retriever.evaluation.collection import Collection, load_collection
+from o1_retriever.evaluation.collection import EXCLUDED, Collection, load_collection
 from o1_retriever.extras import require
 
 HUB = "hub:"
 IR_DATASETS = "ir_datasets:"
+MTEB = "mteb:"
 _EXTRA = "eval-data"
 
 
 def open_collection(
     name: str, *, split: str = "test", strict: bool = False, work: Path | None = None
 ) -> Collection:
-    """A collection by its folder, `hub:OWNER/NAME`, or a name of ir_datasets such as `beir/scifact/test`.
+    """A collection by its folder, or by a name: `hub:OWNER/NAME`, `mteb:TASK`, or one of ir_datasets.
 
-    What is not a folder is downloaded once into a folder in BEIR format below `work` (None: the library's
-    cache folder). ir_datasets names its splits in the name; `split` then only names the judgments' file.
-    A prefix `ir_datasets:` is accepted too. Raises `CollectionError` for what cannot be found or read.
+    Such names are `mteb:BrightBiologyRetrieval` and `beir/scifact/test`. What is not a folder is downloaded
+    once into a folder in BEIR format below `work` (None: the library's cache folder). ir_datasets and MTEB
+    name their splits by the name; `split` then only names the judgments' file. `mteb:TASK@FOLDER` takes the
+    task's data from a copy of its data set instead of the Hub. A prefix `ir_datasets:` is accepted too.
+    Raises `CollectionError` for what cannot be found or read.
     """
     folder = Path(name).expanduser()
-    named = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)*", name) or name.startswith((HUB, IR_DATASETS))
+    named = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)*", name) or name.startswith((HUB, IR_DATASETS, MTEB))
     if folder.is_dir() or not named:
         return load_collection(folder, split=split, strict=strict)
     own = f"{name}@{split}"
@@ -38,11 +42,11 @@ def open_collection(
     root = work or default_cache_path() / "collections"
     root /= f"{re.sub(r'[^A-Za-z0-9.]+', '-', own)}-{digest}"
     if not root.is_dir():
-        fetch = _from_hub if name.startswith(HUB) else _from_ir_datasets
+        fetch = {HUB: _from_hub, MTEB: _from_mteb}.get(f"{name.partition(':')[0]}:", _from_ir_datasets)
         fresh = root.with_name(f"{root.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
         try:
-            fetch(name.removeprefix(HUB).removeprefix(IR_DATASETS), split, fresh)
+            fetch(re.sub(f"^({HUB}|{IR_DATASETS}|{MTEB})", "", name), split, fresh)
         except O1RetrieverError:
             raise
         except Exception as error:
@@ -52,7 +56,30 @@ def open_collection(
                 hint="Pass a folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv instead.",
             ) from error
         fresh.rename(root)
-    return load_collection(root, split=split, strict=strict)
+    found = load_collection(root, split=split, strict=strict)
+    return replace(found, name=_task_name(name)) if name.startswith(MTEB) else found
+
+
+def members(name: str) -> list[str]:
+    """The collections that a name stands for: those of a benchmark of MTEB, such as `mteb:BRIGHT(v1.1)`.
+
+    Every other name stands for itself. Behind an @ may be the folder of a copy, which all of them take.
+    """
+    task, at, copy = name.removeprefix(MTEB).partition("@")
+    if not name.startswith(MTEB):
+        return [name]
+    known = {each.name: each for each in _mteb(name).get_benchmarks()}
+    if task not in known:
+        return [name]
+    return [f"{MTEB}{each.metadata.name}{at}{copy}" for each in known[task].tasks]
+
+
+def _task_name(name: str) -> str:
+    return name.removeprefix(MTEB).partition("@")[0]
+
+
+def _mteb(name: str) -> Any:
+    return require("mteb", extra="eval", purpose=f"The collection {name!r} of MTEB")
 
 
 def write_collection(
@@ -61,9 +88,13 @@ def write_collection(
     documents: Iterable[Mapping[str, str]],
     queries: Iterable[Mapping[str, str]],
     judgments: Iterable[tuple[str, str, int]],
+    excluded: Iterable[tuple[str, str]] = (),
     split: str = "test",
 ) -> None:
-    """Write a folder in BEIR format; documents have `_id`, `title` and `text`, queries `_id` and `text`."""
+    """Write a folder in BEIR format; documents have `_id`, `title` and `text`, queries `_id` and `text`.
+
+    `excluded` are pairs of a query and a document that must not be found for it.
+    """
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
     for name, rows in (("corpus.jsonl", documents), ("queries.jsonl", queries)):
         with (folder / name).open("w", encoding="utf-8", newline="\n") as file:
@@ -71,6 +102,11 @@ def write_collection(
     with (folder / "qrels" / f"{split}.tsv").open("w", encoding="utf-8", newline="\n") as file:
         file.write("query-id\tcorpus-id\tscore\n")
         file.writelines(f"{query}\t{document}\t{grade}\n" for query, document, grade in judgments)
+    if pairs := list(excluded):
+        (folder / EXCLUDED).mkdir(exist_ok=True)
+        with (folder / EXCLUDED / f"{split}.tsv").open("w", encoding="utf-8", newline="\n") as file:
+            file.write("query-id\tcorpus-id\n")
+            file.writelines(f"{query}\t{document}\n" for query, document in pairs)
 
 
 def _from_ir_datasets(name: str, split: str, folder: Path) -> None:
@@ -129,3 +165,58 @@ def _from_hub(name: str, split: str, folder: Path) -> None:
         ),
         split=split,
     )
+
+
+def _from_mteb(name: str, split: str, folder: Path) -> None:
+    """A retrieval task in English, or in the one language that it has."""
+    task_name, _, copy = name.partition("@")
+    package = _mteb(name)
+    try:
+        task = package.get_task(task_name)
+    except KeyError:
+        raise CollectionError(
+            f"MTEB {package.__version__} knows no task {task_name!r}.",
+            hint="Names are such as BrightBiologyRetrieval; a benchmark, such as BRIGHT(v1.1), is its tasks.",
+        ) from None
+    splits = list(task.metadata.eval_splits)
+    chosen = split if split in splits else splits[0]
+    if copy:
+        dataset = {**task.metadata.dataset, "path": str(Path(copy).expanduser().absolute()), "revision": None}
+        task.metadata = task.metadata.model_copy(update={"dataset": dataset})
+    task.load_data()
+    if hasattr(task, "queries"):  # tasks that load themselves, BRIGHT among them, leave the older form
+        task.convert_v1_dataset_format_to_v2(num_proc=None)
+    data = next((each[chosen] for each in getattr(task, "dataset", {}).values() if chosen in each), None)
+    if data is None or len(task.hf_subsets) > 1 or "relevant_docs" not in data:
+        raise CollectionError(
+            f"{task_name!r} is no retrieval task in one language that can be measured here."
+        )
+    ids = [str(row["id"]) for row in data["corpus"]]
+    write_collection(
+        folder,
+        documents=(
+            {"_id": str(row["id"]), "title": row.get("title") or "", "text": row["text"]}
+            for row in data["corpus"]
+        ),
+        queries=({"_id": str(row["id"]), "text": row["text"]} for row in data["queries"]),
+        judgments=(
+            (query, document, int(grade))
+            for query, judged in data["relevant_docs"].items()
+            for document, grade in judged.items()
+        ),
+        excluded=_left_out(task_name, ids, data["top_ranked"] or {}),
+        split=split,
+    )
+
+
+def _left_out(task: str, ids: list[str], allowed: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
+    """The pairs of a query and a document that a task leaves out. `CollectionError` for a reranking task."""
+    pairs = []
+    for query, documents in allowed.items():
+        kept = set(documents)
+        if 2 * len(kept) < len(ids):
+            raise CollectionError(
+                f"{task!r} ranks {len(kept)} documents a query anew; expected a retrieval task."
+            )
+        pairs += [(query, document) for document in ids if document not in kept]
+    return pairs

@@ -324,8 +324,13 @@ class Plan:
 
 
 def bm25_over(corpus: Corpus) -> Bm25:
-    """BM25 over the texts of a corpus."""
-    return Bm25(corpus.texts(0, len(corpus.ids)))
+    """BM25 over the texts of a corpus, made once as long as the corpus is there."""
+    if corpus not in _BM25:
+        _BM25[corpus] = Bm25(corpus.texts(0, len(corpus.ids)))
+    return _BM25[corpus]
+
+
+_BM25: weakref.WeakKeyDictionary[Corpus, Bm25] = weakref.WeakKeyDictionary()
 
 
 def parse_thoughts(text: str) -> tuple[int, ...]:

@@ -53,6 +53,11 @@ class Bm25:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def vocabulary(self) -> frozenset[str]:
+        """The stems of all words of all texts."""
+        return frozenset() if self._index is None else frozenset(self._index.vocab_dict)
+
     def scores(self, read: str | Reading) -> Vector:
         """BM25 of every text, float32, 0 without a common word; a repeated word counts as often.
 

@@ -242,7 +242,7 @@ def test_the_report_stands_alone_and_shows_whom_thinking_helps(
 ) -> None:
     target = write_report(evaluation, tmp_path / "report")
     page = (target / "report.html").read_text()
-    assert page.count("<svg") == 2  # recorded thoughts have no tokens to plot against
+    assert page.count("<svg") == 3  # recorded thoughts have no tokens to plot against
     assert not re.search(r"(src|href)=\"(?!#)", page.replace("xlink:href", "href").replace('href="#', ""))
     for svg in (target / "plots").glob("*.svg"):
         ET.fromstring(svg.read_text())

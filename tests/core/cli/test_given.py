@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.support.commands import ok, refused
+from tests.support.commands import ok, refused, run
 
 OWN = ("--thought", "Steam condenses on cold glass.", "--thought", "Mirrors are cold.")
 
@@ -19,6 +19,7 @@ def test_they_are_used_and_none_is_written(indexed):
 
 
 def test_they_are_about_one_question(indexed):
-    message = refused("search", "-", *OWN, stdin="Why?\nHow?\n")
-    assert "thoughts and no question" in message
+    result = run("search", "-", *OWN, stdin="Why?\nHow?\n")
+    assert result.exit_code == 2
+    assert "thoughts and no question" in result.stderr
     assert "thought 0 is empty" in refused("search", "Why?", "--thought", "")

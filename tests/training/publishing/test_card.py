@@ -11,7 +11,13 @@ from huggingface_hub import ModelCard
 
 from o1_retriever.engine.template import TemplateConfig
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever_training.publishing.card import CardFacts, as_eval_results, as_table, read_figures
+from o1_retriever_training.publishing.card import (
+    CardFacts,
+    as_audit,
+    as_eval_results,
+    as_table,
+    read_figures,
+)
 from o1_retriever_training.publishing.staging import StageOptions, stage
 from o1_retriever_training.saving import save_embedder
 from tests.support.publishing import CONFIG, saved
@@ -188,6 +194,26 @@ def test_results_that_cannot_be_used(tmp_path: Path, content: str, said: str) ->
         read_figures([path])
     with pytest.raises(InputError, match=r"nowhere\.jsonl cannot be read: No such file"):
         read_figures([tmp_path / "nowhere.jsonl"])
+
+
+def test_the_audit_of_the_thoughts_stands_in_the_card(tmp_path: Path) -> None:
+    against = {"mean": 0.2, "difference": 0.3, "p_corrected": 0.0004, "effect": 0.61, "wins": 9}
+    verdict = "The thoughts help, and it is what they say that helps."
+    audit = {"compared_by": "nDCG@10", "controls": {"another query's thoughts": against}, "verdict": verdict}
+    rows = [row("m, no thoughts", 0.4), {**row("m, 3 thoughts", 0.5), **audit}]
+    figures = read_figures([written(tmp_path / "results.jsonl", *rows)])
+    text = as_audit(figures)
+    assert "| everyday | m, 3 thoughts | 0.500 | 0.200 (p 0.0004, d +0.61) |" in text
+    assert text.endswith(f"- everyday, m, 3 thoughts: {verdict}")
+    assert as_audit(figures[:1]) == ""
+    for shown, facts in (
+        (True, CardFacts(repo="me/tiny", figures=tuple(figures))),
+        (False, CardFacts(repo="me/tiny")),
+    ):
+        target = tmp_path / f"staged-{shown}"
+        stage(saved(tmp_path / f"saved-{shown}"), target, facts=facts, options=StageOptions())
+        assert (f"{verdict}" in (target / "README.md").read_text()) is shown
+        assert ("## Is it what the thoughts say?" in (target / "README.md").read_text()) is shown
 
 
 def test_recipes_that_cannot_be_used(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,8 +47,19 @@ _SETTINGS = {
 Measure = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
+class Control(BaseModel):
+    """What a system came to with thoughts that say nothing about the query, and what its own gain over it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mean: Measure
+    difference: Measure
+    p_corrected: Measure
+    effect: Measure
+
+
 class Figure(BaseModel):
-    """One system on one collection: its measures by name, and what a query costs."""
+    """One system on one collection: its measures, what a query costs, the audit of its thoughts."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,6 +69,9 @@ class Figure(BaseModel):
     measures: dict[str, Measure] = Field(min_length=1)
     queries: int | None = None
     cost: dict[str, Any] = Field(default_factory=dict)
+    compared_by: str | None = None
+    controls: dict[str, Control] = Field(default_factory=dict)
+    verdict: str | None = None
 
 
 class Run(BaseModel):
@@ -231,6 +246,7 @@ def _text(folder: Path, data: Any, facts: CardFacts, figures: Sequence[Figure], 
         dimension=(model.get("text_config") or model).get("hidden_size"),
         settings=", ".join(settings),
         table=as_table(figures) if figures else None,
+        audit=as_audit(figures),
         dev=not facts.figures,
         sha256=None if known.content is None else hashlib.sha256(known.content).hexdigest(),
         facts={
@@ -317,6 +333,32 @@ def as_table(figures: Sequence[Figure]) -> str:
         [[row[place] for place in kept] for row in rows],
         texts=[place for place, column in enumerate(kept) if heads[column] in ("collection", "system")],
     )
+
+
+def as_audit(figures: Sequence[Figure]) -> str:
+    """Own thoughts against the query alone and each control as a table, and the verdicts; or ""."""
+    audited = [figure for figure in figures if figure.controls]
+    others = list(dict.fromkeys(name for figure in audited for name in figure.controls))
+    if not audited:
+        return ""
+    rows = [
+        [
+            figure.collection,
+            figure.system,
+            f"{figure.measures.get(figure.compared_by or '', math.nan):.3f}",
+            *(_against(figure.controls.get(name)) for name in others),
+        ]
+        for figure in audited
+    ]
+    table = markdown_table(["collection", "system", "own thoughts", *others], rows, texts=(0, 1))
+    verdicts = [
+        f"- {figure.collection}, {figure.system}: {figure.verdict}" for figure in audited if figure.verdict
+    ]
+    return "\n".join([table, "", *verdicts])
+
+
+def _against(found: Control | None) -> str:
+    return "" if found is None else f"{found.mean:.3f} (p {found.p_corrected:.4f}, d {found.effect:+.2f})"
 
 
 def as_eval_results(figures: Sequence[Figure]) -> list[Any]:
