@@ -38,6 +38,10 @@ OWN = {
         "List language models that were tried as thinkers, and what they cost here.",
     ),
     "demo": ("o1_retriever.cli.demo:demo", "Ask a small corpus five questions, and see what thinking does."),
+    "serve": (
+        "o1_retriever_server.command:serve [serve]",
+        "Serve vectors, thoughts and search over HTTP, as clients of OpenAI, Cohere and Jina ask for them.",
+    ),
     "cache": ("o1_retriever.cli.cache:app", "Look after the cache of thoughts and query vectors."),
     "synthesize": (
         "o1_retriever_training.commands:synthesize [train]",
@@ -141,7 +145,9 @@ class Commands(TyperGroup):
     def _own(self) -> dict[str, LazyCommand]:
         points = {name: EntryPoint(name=name, value=value, group=GROUP) for name, (value, _) in OWN.items()}
         return {
-            name: LazyCommand(point, OWN[name][1], "Training (extra train)" if point.extras else None)
+            name: LazyCommand(
+                point, OWN[name][1], "Training (extra train)" if "train" in point.extras else None
+            )
             for name, point in points.items()
         }
 

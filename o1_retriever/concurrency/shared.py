@@ -140,6 +140,8 @@ class Batches(Renewed):
             if batch is None:
                 return
             (work, shared), self._doing = batch
+            for told in _WATCHERS:
+                told(self.name, len(self._doing))
             _do(work, shared, self._doing)
             self._doing = ()
             del batch, work, shared  # while nothing is to do, nothing is held
@@ -196,6 +198,20 @@ def _do(work: Work, shared: tuple[Hashable, ...], tickets: Sequence[Ticket[Any, 
 
 
 _EVERY: weakref.WeakSet[Batches] = weakref.WeakSet()
+# Told of every batch: the name of the thread, and how many items it takes at once.
+Watcher = Callable[[str, int], None]
+_WATCHERS: tuple[Watcher, ...] = ()
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Have the batches of this process told to somebody meanwhile, in the threads that do the work."""
+    global _WATCHERS
+    _WATCHERS = (*_WATCHERS, watcher)
+    try:
+        yield
+    finally:
+        _WATCHERS = tuple(each for each in _WATCHERS if each is not watcher)
 
 
 @atexit.register

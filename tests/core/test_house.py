@@ -23,8 +23,11 @@ TRAINING = CORE.parent / "training" / "o1_retriever_training"
 FRAMEWORKS = {
     "langchain", "langchain_core", "llama_index", "langchain_o1_retriever", "llama_index_o1_retriever",
     "chroma_o1_retriever", "mteb_o1_retriever", "haystack", "haystack_o1_retriever", "dspy",
-    "dspy_o1_retriever", "fastembed_o1_retriever", "o1_retriever_training",
+    "dspy_o1_retriever", "fastembed_o1_retriever", "o1_retriever_training", "o1_retriever_server", "fastapi",
+    "starlette", "uvicorn", "prometheus_client",
 }  # fmt: skip
+# What answers others over HTTP, and the frameworks for that.
+SERVER = {"o1_retriever_server": {"fastapi", "starlette", "uvicorn", "prometheus_client"}}
 # The rooms of the core, lowest first: a module imports from lower ones and from its own alone. A module that
 # stands in another place than its room has a line of its own.
 LAYERS = [
@@ -187,10 +190,15 @@ def test_the_core_imports_no_framework_and_no_training() -> None:
 
 def test_an_adapter_knows_its_own_framework_and_the_core_alone() -> None:
     packages = {path.name for path in ADAPTERS.iterdir() if (path / "__init__.py").is_file()}
-    assert packages == {name for name in FRAMEWORKS if name.endswith("_o1_retriever")}
+    assert packages == {*SERVER, *(name for name in FRAMEWORKS if name.endswith("_o1_retriever"))}
     for path, tree in modules(ADAPTERS):
         own = path.relative_to(ADAPTERS).parts[0]
-        known = {own, own.removesuffix("_o1_retriever"), f"{own.removesuffix('_o1_retriever')}_core"}
+        known = {
+            own,
+            *SERVER.get(own, ()),
+            own.removesuffix("_o1_retriever"),
+            f"{own.removesuffix('_o1_retriever')}_core",
+        }
         assert not imported(tree) & FRAMEWORKS - known, path
 
 

@@ -25,6 +25,7 @@ ADAPTERS = {
     "mteb_o1_retriever": ("mteb", "eval"),
     "haystack_o1_retriever": ("haystack", "haystack"),
     "dspy_o1_retriever": ("dspy", "dspy"),
+    "o1_retriever_server": ("fastapi", "serve"),
 }
 
 

@@ -23,6 +23,7 @@ ADAPTERS = {
     "mteb_o1_retriever": "eval",
     "haystack_o1_retriever": "haystack",
     "dspy_o1_retriever": "dspy",
+    "o1_retriever_server": "serve",
 }
 # Of the extra `index`, for the tests that search our own index by words too.
 BM25 = ("bm25s>=0.3.8", "PyStemmer>=2.2.0.3")
@@ -91,6 +92,11 @@ CASES = {
         "Yeast makes dough rise.",
         tests=("tests/integrations/test_dspy.py",),
         needs=("chromadb>=1.5.9", *BM25),
+    ),
+    "serve": Case(
+        "384 2",
+        tests=tuple(f"tests/integrations/test_server_{name}.py" for name in ("embeddings", "safety")),
+        needs=("httpx>=0.28", "openai>=2.0"),
     ),
     "train": Case(
         "4 4 True",

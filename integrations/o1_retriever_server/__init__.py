@@ -1,0 +1,26 @@
+"""One address for vectors, thoughts and search, in the shapes that clients of OpenAI, Cohere and Jina speak.
+
+```python
+import uvicorn
+
+from o1_retriever import Index, ThinkingEmbedder
+from o1_retriever_server import create_app
+
+embedder = ThinkingEmbedder.from_pretrained("models/o1-embedder-22m")
+app = create_app(embedder, {"notes": Index(".o1-index", embedder)}, name="o1-embedder-22m")
+uvicorn.run(app)
+```
+
+`o1-retriever serve` does the same from the command line, with keys, limits and a log (docs/serving.md).
+"""
+
+from o1_retriever.extras import require
+
+require("fastapi", extra="serve", purpose="The server")
+require("prometheus_client", extra="serve", purpose="The server", distribution="prometheus-client")
+
+from o1_retriever_server.access import Keys  # noqa: E402 - after the checks above
+from o1_retriever_server.app import create_app  # noqa: E402
+from o1_retriever_server.settings import ServerSettings  # noqa: E402
+
+__all__ = ["Keys", "ServerSettings", "create_app"]

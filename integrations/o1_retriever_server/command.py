@@ -1,0 +1,265 @@
+"""`o1-retriever serve`: one address for vectors, thoughts and search."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from o1_retriever.cli.models import encoder_name, load_embedder, model_name, thinker_name
+from o1_retriever.cli.options import ModelOptions, ThinkingOptions, ThoughtOptions, with_options
+from o1_retriever.cli.terminal import messages
+from o1_retriever.errors import SettingsError
+from o1_retriever.extras import require
+
+if TYPE_CHECKING:
+    from o1_retriever import Index, ThinkingEmbedder
+    from o1_retriever_server import Keys, ServerSettings
+
+_DEFAULT_INDEX = Path(".o1-index")
+
+_server = {"rich_help_panel": "Server"}
+_limits = {"rich_help_panel": "Limits"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Where to listen, and who may call."""
+
+    index: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FOLDER",
+            help="An index to search, by its folder's name or another one (repeatable; default: .o1-index "
+            "if it is there).",
+            **_server,
+        ),
+    ] = None
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model (default: its own name).", **_server)
+    ] = None
+    host: Annotated[
+        str,
+        typer.Option(
+            envvar="O1_RETRIEVER_HOST", help="Any other address than this machine's needs keys.", **_server
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, typer.Option(envvar="O1_RETRIEVER_PORT", min=0, max=65535, help="0 takes a free one.", **_server)
+    ] = 8000
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="O1_RETRIEVER_KEYS",
+            help="A file of keys, one NAME KEY a line; more in $O1_RETRIEVER_API_KEYS (name=key,name=key).",
+            **_server,
+        ),
+    ] = None
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name in the Host header that is answered where no key is needed (repeatable).", **_server
+        ),
+    ] = None
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An origin whose pages may call this server (repeatable; none by default).", **_server
+        ),
+    ] = None
+    log_texts: Annotated[
+        bool,
+        typer.Option(
+            "--log-texts", help="Write what errors say into the log, with parts of texts.", **_server
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions:
+    """How much is accepted; the other limits are those of `ServerSettings`."""
+
+    queue: Annotated[
+        int, typer.Option(min=1, help="Requests that may wait; one more is answered with 429.", **_limits)
+    ] = 128
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.", **_limits)] = (
+        60.0
+    )
+    grace: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Seconds to finish what was accepted when the server is stopped.", **_limits
+        ),
+    ] = 60
+    max_texts: Annotated[int, typer.Option(min=1, help="Texts in a request.", **_limits)] = 2048
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of all texts in a request.", **_limits)] = (
+        300_000
+    )
+    token_ids: Annotated[
+        str,
+        typer.Option(
+            help="Vocabulary of inputs that are token ids: one of tiktoken's, or 'model'.", **_limits
+        ),
+    ] = "cl100k_base"
+
+
+@with_options
+def serve(
+    *,
+    server: ServerOptions,
+    limits: LimitOptions,
+    model: ModelOptions,
+    thoughts: ThoughtOptions,
+    thinking: ThinkingOptions,
+) -> None:
+    """Serve vectors, thoughts and search over HTTP, as clients of OpenAI, Cohere and Jina ask for them."""
+    require("uvicorn", extra="serve", purpose="The server")
+    from o1_retriever.thought import ThoughtSettings
+    from o1_retriever_server import Keys, create_app
+
+    # Whatever is wrong is said before anything is loaded.
+    keys = Keys.read(server.keys)
+    _check_address(server.host, keys)
+    settings = _settings(server, limits, keys)
+    thoughts.settings(ThoughtSettings())
+    way = thinking.chosen()
+    folders = _folders(server.index)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(_listening(server.host, server.port))
+        embedder = load_embedder(model)
+        embedder.settings = thoughts.settings(embedder.settings)
+        name = server.name or _name(model)
+        app = create_app(
+            embedder,
+            {each: stack.enter_context(opened) for each, opened in _opened(folders, embedder)},
+            name=name,
+            keys=keys,
+            settings=settings,
+            options={} if way is None else {"thinking": way},
+        )
+        _log(texts=server.log_texts)
+        _run(app, listener, limits.grace, f"Serving {name}")
+
+
+def _check_address(host: str, keys: Keys) -> None:
+    """Raise `SettingsError` for an address that others can reach, where no key is known."""
+    local = host == "localhost"
+    with contextlib.suppress(ValueError):
+        local = local or ipaddress.ip_address(host).is_loopback
+    if not local and not keys:
+        raise SettingsError(
+            f"Found the address {host} and no key; expected one where other machines can call.",
+            hint="Type: O1_RETRIEVER_API_KEYS=name=KEY o1-retriever serve --host ..., or --keys FILE",
+        )
+
+
+def _settings(server: ServerOptions, limits: LimitOptions, keys: Keys) -> ServerSettings:
+    from o1_retriever_server.settings import LOOPBACK, ServerSettings
+
+    # With a key, a page that points its own name here gets nothing.
+    hosts = ("*",) if keys and not server.allow_host else (*LOOPBACK, *(server.allow_host or ()))
+    return ServerSettings(
+        max_waiting=limits.queue,
+        max_seconds=limits.timeout,
+        max_texts=limits.max_texts,
+        max_tokens=limits.max_tokens,
+        token_ids=limits.token_ids,
+        hosts=hosts,
+        cors_origins=tuple(server.cors_origin or ()),
+        log_texts=server.log_texts,
+    )
+
+
+def _folders(given: Sequence[str] | None) -> dict[str, Path]:
+    """The folders of the indexes by the names that requests use. `SettingsError` for a name given twice."""
+    texts = [str(_DEFAULT_INDEX)] if given is None and _DEFAULT_INDEX.is_dir() else list(given or ())
+    folders: dict[str, Path] = {}
+    for text in texts:
+        name, named, folder = text.partition("=")
+        path = Path(folder if named else text).expanduser()
+        name = name if named else path.resolve().name.lstrip(".")
+        if name in folders:
+            raise SettingsError(
+                f"Found two indexes named {name!r}; expected a name of its own for each.",
+                hint="Type: --index NAME=FOLDER",
+            )
+        folders[name] = path
+    return folders
+
+
+def _opened(folders: dict[str, Path], embedder: ThinkingEmbedder) -> Iterator[tuple[str, Index]]:
+    from o1_retriever import Index
+
+    for name, path in folders.items():
+        yield name, Index(path, embedder, create=False)
+
+
+def _name(model: ModelOptions) -> str:
+    """What the model is called: the last part of its name, or those of the thinker and the encoder."""
+    whole = model_name(model)
+    parts = [whole] if whole else [thinker_name(model), encoder_name(model)]
+    return "+".join(part.rstrip("/").rpartition("/")[2] or part for part in parts)
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens. Raises `SettingsError` for an address that cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise SettingsError(
+            f"Cannot listen on {host}, port {port}: {error}.", hint="Type: --port 0"
+        ) from None
+    with listener:
+        yield listener
+
+
+def _run(app: Any, listener: socket.socket, grace: int, what: str) -> None:
+    """Serve until a signal; then what was accepted is finished."""
+    import uvicorn
+
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            if self.started:
+                messages().print(f"{what} on {address}", soft_wrap=True, markup=False)
+
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=grace,
+        # A client of ours may keep a connection for longer than uvicorn's five seconds.
+        timeout_keep_alive=65,
+    )
+    signal.signal(signal.SIGTERM, _stop)  # uvicorn finishes first, and then hands the signal on
+    with contextlib.suppress(KeyboardInterrupt):
+        Server(config).run(sockets=[listener])
+
+
+def _stop(*_: object) -> NoReturn:
+    raise SystemExit(0)
+
+
+def _log(*, texts: bool) -> None:
+    """One JSON object on standard output for each request, and for each warning of the library."""
+    from o1_retriever_server.observing import JsonLines, logger
+
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonLines(texts=texts))
+    logging.getLogger("o1_retriever").handlers = [handler]
+    logger.setLevel(logging.INFO)

@@ -1,0 +1,221 @@
+"""`/v1/search`, `/v1/explain`, `/v1/think`: passages, why they were found, thoughts as they are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from o1_retriever.errors import O1RetrieverError
+from o1_retriever.search.result import SearchOptions
+from o1_retriever.thought import ThoughtPiece
+from o1_retriever_server.embeddings import ThoughtRecord
+from o1_retriever_server.problems import RESPONSES, body_of
+from o1_retriever_server.service import Service, Serving, ThoughtOptions
+
+router = APIRouter(prefix="/v1", tags=["search"], responses=RESPONSES)
+
+QUERY = "Why does my bathroom mirror go blank?"
+
+
+class Turn(BaseModel):
+    """What was said before the query, by whom."""
+
+    role: str
+    content: str
+
+
+class Asked(BaseModel):
+    """A query with the conversation before it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str = Field(min_length=1)
+    history: list[Turn] = Field([], description="The turns before the query, oldest first.")
+    thought_settings: ThoughtOptions | None = None
+
+    def turns(self, service: Service) -> list[dict[str, str]]:
+        """The conversation as the library reads it. Raises 413 for more turns than the server accepts."""
+        if len(self.history) > service.settings.max_turns:
+            most = service.settings.max_turns
+            raise HTTPException(
+                413, f"Found {len(self.history)} turns before the query; expected at most {most}."
+            )
+        return [{"role": turn.role, "content": turn.content} for turn in self.history]
+
+
+class ThinkRequest(Asked):
+    """A query to think about."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"query": QUERY, "thought_settings": {"n_thoughts": 2}}]}
+    )
+
+
+class SearchRequest(Asked):
+    """A query to search with."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"query": QUERY, "k": 3},
+                {"query": QUERY, "k": 3, "thinking": "never", "where": {"page": {"$gte": 1}}},
+                {
+                    "query": "And on glass?",
+                    "history": [
+                        {"role": "user", "content": "What is dew?"},
+                        {"role": "assistant", "content": "Water that condenses on cold grass."},
+                    ],
+                },
+            ]
+        }
+    )
+
+    index: str | None = Field(None, description="Which index; None takes the only one.")
+    k: int = Field(10, ge=1, description="How many passages.")
+    where: dict[str, Any] | None = Field(None, description="A filter by metadata (docs/filters.md).")
+    thinking: Literal["always", "auto", "never"] | None = Field(
+        None, description="auto thinks where the query alone finds nothing clear."
+    )
+    hybrid: bool | None = Field(None, description="Fuse with BM25, which reads the thoughts too.")
+    pooling: Literal["mean", "best"] | None = Field(
+        None, description="Search for the mean of the thoughts, or for each: the best counts."
+    )
+
+    def options(self) -> SearchOptions:
+        """What the request changes of the server's way to search."""
+        return {
+            name: value  # type: ignore[return-value]
+            for name in ("thinking", "hybrid", "pooling")
+            if (value := getattr(self, name)) is not None
+        }
+
+    def check(self, service: Service) -> None:
+        """Raise 413 for more than the server accepts."""
+        if self.k > service.settings.max_hits:
+            raise HTTPException(
+                413, f"k is {self.k}; this server gives at most {service.settings.max_hits} passages."
+            )
+        most = service.settings.max_filter_characters
+        if self.where is not None and len(json.dumps(self.where)) > most:
+            raise HTTPException(413, f"The filter is longer than {most:,} characters as JSON.")
+
+
+class Record(BaseModel):
+    """A record of the library, whose further fields are passed on."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class HitRecord(Record):
+    """A passage that was found. `score` is the cosine, `relevance` on one scale for every search."""
+
+    rank: int
+    relevance: float
+    score: float
+    id: str
+    source: str
+    text: str
+    metadata: dict[str, Any]
+
+
+class SearchResponse(Record):
+    """What was found, best first, and what was thought on the way."""
+
+    query: str
+    thoughts: list[ThoughtRecord]
+    timings: dict[str, float]
+    hits: list[HitRecord]
+
+
+class MoveRecord(Record):
+    """A passage's rank without thinking and with it."""
+
+    id: str
+    before: int | None
+    after: int | None
+    change: Literal["new", "gone", "up", "down", "same"]
+    thoughts: list[int]
+
+
+class ExplainResponse(Record):
+    """The result, what is found without thinking, and what moved."""
+
+    query: str
+    result: SearchResponse
+    without: list[HitRecord]
+    moves: list[MoveRecord]
+    timings: dict[str, float]
+
+
+@router.post("/search")
+async def search(asked: SearchRequest, service: Serving) -> SearchResponse:
+    """Think about a query, and find the passages nearest to it."""
+    retriever = service.retriever(asked.index)
+    asked.check(service)
+    await service.count([asked.query])
+    result = await retriever.asearch(
+        asked.query,
+        k=asked.k,
+        where=asked.where,
+        settings=service.thought_settings(asked.thought_settings),
+        history=asked.turns(service),
+        **asked.options(),
+    )
+    service.metrics.embedded([result.embedding])
+    service.metrics.stages.labels("search").observe(result.search_ms / 1000)
+    return SearchResponse.model_validate(result.to_dict())
+
+
+@router.post("/explain")
+async def explain(asked: SearchRequest, service: Serving) -> ExplainResponse:
+    """Search with thinking and without, and say what moved and which thought did it."""
+    retriever = service.retriever(asked.index)
+    asked.check(service)
+    await service.count([asked.query])
+    explanation = await retriever.aexplain(
+        asked.query,
+        k=asked.k,
+        where=asked.where,
+        settings=service.thought_settings(asked.thought_settings),
+        history=asked.turns(service),
+        **asked.options(),
+    )
+    service.metrics.embedded([explanation.result.embedding])
+    return ExplainResponse.model_validate(explanation.to_dict())
+
+
+async def _pieces(asked: ThinkRequest, service: Serving) -> AsyncIterator[AsyncGenerator[ThoughtPiece]]:
+    """The thoughts about to be written; what cannot be used is refused before the answer begins."""
+    await service.count([asked.query])
+    settings = service.thought_settings(asked.thought_settings)
+    pieces = service.embedder.astream_thoughts(asked.query, settings=settings, history=asked.turns(service))
+    try:
+        yield pieces
+    finally:
+        await pieces.aclose()
+
+
+@router.post("/think", response_class=EventSourceResponse)
+async def think(
+    pieces: Annotated[AsyncGenerator[ThoughtPiece], Depends(_pieces)], service: Serving
+) -> AsyncIterator[ServerSentEvent]:
+    """Write thoughts about a query, as server-sent events.
+
+    `piece` comes while they are written, `thought` for each as it is kept, and `done` last; or `error`.
+    """
+    try:
+        async for piece in pieces:
+            if piece.text:
+                yield ServerSentEvent(event="piece", data={"index": piece.index, "text": piece.text})
+            if piece.thought is not None:
+                service.metrics.thought([piece.thought])
+                yield ServerSentEvent(event="thought", data={"index": piece.index, **piece.thought.to_dict()})
+        yield ServerSentEvent(event="done", data={})
+    except O1RetrieverError:
+        yield ServerSentEvent(event="error", data=body_of(500, "The thoughts could not be written."))

@@ -1,0 +1,156 @@
+"""What the routes of one server share: the embedder, its indexes, its limits and its figures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
+from o1_retriever.errors import InputError, SettingsError
+from o1_retriever.reporting.text import counted
+from o1_retriever.search.result import SearchOptions
+from o1_retriever.vectors import TokenLimit
+from o1_retriever_server.observing import Metrics
+from o1_retriever_server.settings import ServerSettings
+
+Kind = Literal["thinking", "fast", "document"]
+# Behind the name of a model: how its texts are embedded.
+SUFFIXES: dict[str, Kind] = {"": "thinking", ":fast": "fast", ":document": "document"}
+
+# So many characters are tokenised in well under a millisecond: sooner than a thread can be asked.
+_AT_ONCE = 4000
+
+
+class ThoughtOptions(BaseModel):
+    """How to think, where it is not to be as the server does it; the server's limits hold."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n_thoughts: int | None = Field(None, ge=1, description="How many thoughts.")
+    temperature: float | None = Field(None, ge=0, le=100, description="0 takes the likeliest token.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_new_tokens: int | None = Field(None, ge=1, description="How long a thought may get.")
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    budget_ms: float | None = Field(None, gt=0, description="How long may be written about a query.")
+    query_weight: float | None = Field(None, ge=0, le=100)
+
+
+class Service:
+    """One embedder behind an address, by its name, with the indexes that can be searched."""
+
+    def __init__(
+        self,
+        embedder: ThinkingEmbedder,
+        indexes: Mapping[str, Index | Retriever],
+        *,
+        name: str,
+        settings: ServerSettings,
+        options: SearchOptions,
+    ) -> None:
+        self.embedder, self.settings, self.name = embedder, settings, name
+        self.retrievers = {
+            each: found if isinstance(found, Retriever) else Retriever(embedder, found, **options)
+            for each, found in indexes.items()
+        }
+        self.metrics = Metrics()
+        self._warm: asyncio.Task[Any] | None = None
+        self.stopping = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the models are loaded and the server is not to stop; the first who asks has them loaded."""
+        if self._warm is None:
+            self.warm()
+        task = self._warm
+        return not self.stopping and task is not None and task.done() and not task.exception()
+
+    def warm(self) -> asyncio.Task[Any]:
+        """Load what is loaded when it is first used, and compute once."""
+        if self._warm is None or (self._warm.done() and (self._warm.cancelled() or self._warm.exception())):
+            self._warm = asyncio.ensure_future(self.embedder.aencode_documents(["Is everything here?"]))
+        return self._warm
+
+    @cached_property
+    def token_limit(self) -> TokenLimit | None:
+        """How the embedder counts tokens; None where nobody does."""
+        return self.embedder.token_limit
+
+    def kind_of(self, model: str | None) -> Kind:
+        """How the texts of a request are embedded, by the model that it names. 404 for an unknown one."""
+        for suffix, kind in SUFFIXES.items():
+            if model is None or model == f"{self.name}{suffix}":
+                return kind
+        names = ", ".join(f"{self.name}{suffix}" for suffix in SUFFIXES)
+        raise HTTPException(404, f"Found the model {model!r:.100}; expected one of {names}.")
+
+    def retriever(self, name: str | None) -> Retriever:
+        """The index of that name; None takes the only one. Raises 404."""
+        found = self.retrievers.get(name) if name is not None else next(iter(self.retrievers.values()), None)
+        if found is not None and (name is not None or len(self.retrievers) == 1):
+            return found
+        if not self.retrievers:
+            raise HTTPException(404, "This server has no index. Start it with --index FOLDER.")
+        names = ", ".join(map(repr, sorted(self.retrievers)))
+        given = "no index" if name is None else f"the index {name!r:.100}"
+        raise HTTPException(404, f"Found {given}; expected one of {names}.")
+
+    def thought_settings(self, options: ThoughtOptions | None, *, fast: bool = False) -> ThoughtSettings:
+        """The embedder's own settings with what a request changes. Raises `SettingsError` beyond a limit."""
+        changes = {} if options is None else options.model_dump(exclude_none=True)
+        for name, most in (
+            ("n_thoughts", self.settings.max_thoughts),
+            ("max_new_tokens", self.settings.max_new_tokens),
+        ):
+            if changes.get(name, 0) > most:
+                raise SettingsError(f"{name} is {changes[name]}; this server allows at most {most}.")
+        return self.embedder.settings.with_changes(**changes, thinking="never" if fast else None)
+
+    def check_texts(self, texts: Sequence[str], *, thinking: bool) -> None:
+        """Raise `InputError` or 413 for more texts than a request may have."""
+        if not texts:
+            raise InputError("The request has no text; expected at least one.")
+        most = self.settings.max_texts
+        if len(texts) > most:
+            raise HTTPException(
+                413, f"Found {counted(len(texts), 'text')}; expected at most {most:,} a request."
+            )
+        most = self.settings.max_queries
+        if thinking and len(texts) > most:
+            raise HTTPException(
+                413,
+                f"Found {counted(len(texts), 'text')} to think about; expected at most {most:,} a request. "
+                f"Documents are not thought about: name the model {self.name}:document, or pass "
+                "input_type='document'.",
+            )
+
+    async def count(self, texts: Sequence[str]) -> int:
+        """Tokens of all texts, 0 where the encoder does not count. 413 for more than a request may have."""
+        limit = self.token_limit
+        if limit is None:
+            return 0
+        if sum(map(len, texts)) <= _AT_ONCE:
+            found = sum(limit.count(texts))
+        else:
+            found = sum(await asyncio.to_thread(limit.count, texts))
+        if found > self.settings.max_tokens:
+            raise HTTPException(
+                413, f"Found {found:,} tokens; expected at most {self.settings.max_tokens:,} a request."
+            )
+        self.metrics.tokens.labels("input").inc(found)
+        return found
+
+
+async def _serving(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+# What a route takes.
+Serving = Annotated[Service, Depends(_serving)]
