@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
@@ -83,7 +84,11 @@ def create_app(
 def _middleware(service: Service, keys: Keys) -> list[Middleware]:
     """What a request passes, the outermost first."""
     settings = service.settings
-    cors = {"allow_origins": settings.cors_origins, "allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
+    cors: dict[str, Any] = {
+        "allow_origins": settings.cors_origins,
+        "allow_methods": ["GET", "POST"],
+        "allow_headers": ["*"],
+    }
     return [
         Middleware(Observed, metrics=service.metrics, log_texts=settings.log_texts),
         Middleware(TrustedHostMiddleware, allowed_hosts=settings.hosts, www_redirect=False),

@@ -19,7 +19,7 @@ from o1_retriever_server.service import Service, Serving, ThoughtOptions
 
 router = APIRouter(tags=["search"], responses=RESPONSES)
 
-_EXAMPLE = {
+_EXAMPLE: dict[str, Any] = {
     "query": "Why does my bathroom mirror go blank?",
     "documents": ["Yeast makes dough rise.", "Warm water vapour condenses on cold glass."],
     "top_n": 1,

@@ -81,6 +81,22 @@ def test_the_page_of_filters_runs_and_knows_every_operator(root: Path, tmp_path:
     assert named == {*OPERATORS, "$and", "$or", "$not"}
 
 
+def test_the_page_of_serving_runs(root: Path, tmp_path: Path) -> None:
+    for extra in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(extra)
+    from o1_retriever_server import create_app
+    from tests.support.http_server import serving
+
+    embedder = small_embedder()
+    with (
+        Index(tmp_path / "index", embedder) as index,
+        serving(create_app(embedder, name="ours")) as server,
+    ):
+        index.add(Document(id=str(number), text=text) for number, text in enumerate(TEXTS))
+        said = run(root / "docs" / "serving.md", embedder=embedder, index=index, address=server.url)
+    assert said == "Water vapour condenses on cold glass. 0\n"
+
+
 def test_the_page_of_documents_runs_and_names_the_formats(root: Path) -> None:
     page = root / "docs" / "documents.md"
     assert run(page).splitlines() == ["Why? 2020", "['line 2 is not JSON; left out.']"]

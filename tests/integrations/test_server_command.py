@@ -51,6 +51,7 @@ def process(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Pope
             started.kill()
 
 
+@pytest.mark.long
 def test_it_serves_an_index_and_ends_at_a_signal(tmp_path: Path) -> None:
     pytest.importorskip("chromadb", reason="needs the extra `index`")
     model = save(tmp_path / "tiny-model")
@@ -101,6 +102,7 @@ class TestRefused:
             port = str(taken.getsockname()[1])
             assert f"Cannot listen on 127.0.0.1, port {port}" in refused("serve", "--port", port)
 
+    @pytest.mark.long
     def test_an_index_that_is_not_there(self, tmp_path: Path) -> None:
         model = save(tmp_path / "tiny-model")
         said = refused("serve", "--port", "0", "--model", str(model), "--index", "nothing")

@@ -54,14 +54,15 @@ function parsed(text) {
   }
 }
 
-/** Show thoughts while they are written. */
+/** Show thoughts while they are written, and give the milliseconds that it took. */
 async function showThoughts(body, signal) {
+  const started = performance.now();
   const list = find("thoughts");
   const items = [];
   find("thinking").hidden = false;
   for await (const [name, value] of events(await ask("v1/think", body, signal))) {
     if (name === "error") throw new Error(value.error.message);
-    if (name === "done") return;
+    if (name === "done") return performance.now() - started;
     while (items.length <= value.index) {
       items.push(element("li"));
       list.append(items.at(-1));
@@ -70,6 +71,7 @@ async function showThoughts(body, signal) {
     if (name === "piece") item.append(value.text);
     else writeThought(item, value);
   }
+  throw new Error("The server ended before the thoughts were written.");
 }
 
 function writeThought(item, thought) {
@@ -119,7 +121,8 @@ function changeOf(move) {
   return texts[move.change];
 }
 
-function show(found) {
+/** Show what was found; `thinkMs` is what thinking took, where it was shown before. */
+function show(found, thinkMs) {
   const { result, without, moves, timings } = found;
   const asked = new Set(words(result.query));
   const thought = new Set(result.thoughts.flatMap((each) => words(each.text)));
@@ -141,7 +144,7 @@ function show(found) {
   }));
   find("rankings").hidden = false;
   find("verdict").textContent = verdict(found);
-  find("timings").textContent = `Thinking ${ms(timings.think_ms)}, embedding ${ms(timings.embed_ms)}, searching `
+  find("timings").textContent = `Thinking ${ms(thinkMs ?? timings.think_ms)}, embedding ${ms(timings.embed_ms)}, searching `
     + `${ms(timings.search_ms)}; without thinking ${ms(timings.without_ms)}.`;
 }
 
@@ -172,8 +175,9 @@ async function search() {
   try {
     const [body, whole] = request();
     // Where thinking is to be decided by what is found, or there is none, nothing is shown before.
-    if (!["never", "auto"].includes(fields.thinking.value)) await showThoughts(body, mine.signal);
-    show(await (await ask("v1/explain", whole, mine.signal)).json());
+    const aloud = !["never", "auto"].includes(fields.thinking.value);
+    const thinkMs = aloud ? await showThoughts(body, mine.signal) : undefined;
+    show(await (await ask("v1/explain", whole, mine.signal)).json(), thinkMs);
   } catch (error) {
     if (error.name !== "AbortError") showProblem(error);
   } finally {
