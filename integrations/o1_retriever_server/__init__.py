@@ -19,8 +19,8 @@ from o1_retriever.extras import require
 require("fastapi", extra="serve", purpose="The server")
 require("prometheus_client", extra="serve", purpose="The server", distribution="prometheus-client")
 
-from o1_retriever_server.access import Keys  # noqa: E402 - after the checks above
-from o1_retriever_server.app import create_app  # noqa: E402
-from o1_retriever_server.settings import ServerSettings  # noqa: E402
+from o1_retriever_server.access import Keys
+from o1_retriever_server.app import create_app
+from o1_retriever_server.settings import ServerSettings
 
 __all__ = ["Keys", "ServerSettings", "create_app"]

@@ -69,7 +69,8 @@ class Metrics:
     def thought(self, thoughts: Sequence[Thought]) -> None:
         """Count thoughts, and what those cost that were written now."""
         for thought in thoughts:
-            how = "failed" if thought.failed else "cached" if thought.cached else "written"
+            found = {"failed": "failed", "given": "given"}.get(thought.finish)
+            how = found or ("cached" if thought.cached else "written")
             self.thoughts.labels(how).inc()
             if how == "written":
                 self.tokens.labels("prompt").inc(thought.prompt_tokens)

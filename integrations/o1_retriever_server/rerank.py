@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import APIRouter
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from o1_retriever.ranking.relevance import of_cosine
+from o1_retriever.ranking.relevance import of_score
 from o1_retriever.thought import QueryEmbedding
 from o1_retriever_server.embeddings import ThoughtRecord, Usage
 from o1_retriever_server.problems import RESPONSES
@@ -126,7 +126,7 @@ async def rerank(asked: RerankRequest, service: Serving) -> RerankResponse:
         results=[
             RankedDocument(
                 index=place,
-                relevance_score=of_cosine(ranking.cosines[place]),
+                relevance_score=of_score(ranking.cosines[place]),
                 document=TextDocument(text=texts[place]) if asked.return_documents else None,
             )
             for place in ranking.places[: asked.top_n]
@@ -145,7 +145,7 @@ async def rerank_texts(asked: TextsRequest, service: Serving) -> list[RankedText
     return [
         RankedText(
             index=place,
-            score=ranking.cosines[place] if asked.raw_scores else of_cosine(ranking.cosines[place]),
+            score=ranking.cosines[place] if asked.raw_scores else of_score(ranking.cosines[place]),
             text=asked.texts[place] if asked.return_text else None,
         )
         for place in ranking.places

@@ -65,6 +65,7 @@ class SearchRequest(Asked):
             "examples": [
                 {"query": QUERY, "k": 3},
                 {"query": QUERY, "k": 3, "thinking": "never", "where": {"page": {"$gte": 1}}},
+                {"query": QUERY, "k": 3, "thoughts": ["Water vapour condenses on cold glass."]},
                 {
                     "query": "And on glass?",
                     "history": [
@@ -76,6 +77,9 @@ class SearchRequest(Asked):
         }
     )
 
+    thoughts: list[str] | None = Field(
+        None, description="Your own thoughts about the query: then none is written. [] searches without any."
+    )
     index: str | None = Field(None, description="Which index; None takes the only one.")
     k: int = Field(10, ge=1, description="How many passages.")
     where: dict[str, Any] | None = Field(None, description="A filter by metadata (docs/filters.md).")
@@ -95,8 +99,12 @@ class SearchRequest(Asked):
             if (value := getattr(self, name)) is not None
         }
 
-    def check(self, service: Service) -> None:
+    async def check(self, service: Service) -> None:
         """Raise 413 for more than the server accepts."""
+        given = self.thoughts or []
+        if len(given) > service.settings.max_thoughts:
+            most = service.settings.max_thoughts
+            raise HTTPException(413, f"Found {len(given)} thoughts about the query; expected at most {most}.")
         if self.k > service.settings.max_hits:
             raise HTTPException(
                 413, f"k is {self.k}; this server gives at most {service.settings.max_hits} passages."
@@ -104,6 +112,7 @@ class SearchRequest(Asked):
         most = service.settings.max_filter_characters
         if self.where is not None and len(json.dumps(self.where)) > most:
             raise HTTPException(413, f"The filter is longer than {most:,} characters as JSON.")
+        await service.count([self.query, *given])
 
 
 class Record(BaseModel):
@@ -157,14 +166,14 @@ class ExplainResponse(Record):
 async def search(asked: SearchRequest, service: Serving) -> SearchResponse:
     """Think about a query, and find the passages nearest to it."""
     retriever = service.retriever(asked.index)
-    asked.check(service)
-    await service.count([asked.query])
+    await asked.check(service)
     result = await retriever.asearch(
         asked.query,
         k=asked.k,
         where=asked.where,
         settings=service.thought_settings(asked.thought_settings),
         history=asked.turns(service),
+        thoughts=asked.thoughts,
         **asked.options(),
     )
     service.metrics.embedded([result.embedding])
@@ -176,14 +185,14 @@ async def search(asked: SearchRequest, service: Serving) -> SearchResponse:
 async def explain(asked: SearchRequest, service: Serving) -> ExplainResponse:
     """Search with thinking and without, and say what moved and which thought did it."""
     retriever = service.retriever(asked.index)
-    asked.check(service)
-    await service.count([asked.query])
+    await asked.check(service)
     explanation = await retriever.aexplain(
         asked.query,
         k=asked.k,
         where=asked.where,
         settings=service.thought_settings(asked.thought_settings),
         history=asked.turns(service),
+        thoughts=asked.thoughts,
         **asked.options(),
     )
     service.metrics.embedded([explanation.result.embedding])

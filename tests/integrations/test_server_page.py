@@ -120,6 +120,14 @@ def test_the_link_holds_the_state(page: Any, browser: Any) -> None:
     other.close()
 
 
+def test_a_thought_of_ones_own(page: Any) -> None:
+    page.click("#options summary")
+    page.fill("[name=thoughts]", "Yeast makes dough rise.")
+    ask(page, "Why?")
+    assert page.locator("#thoughts li").all_inner_texts() == ["Yeast makes dough rise."]
+    assert "bread" in page.locator("#with li h3").first.inner_text()
+
+
 def test_what_is_wrong_is_said(page: Any) -> None:
     page.click("#options summary")
     page.fill("[name=where]", "{topic")

@@ -72,6 +72,13 @@ class TestSearch:
         ]
         assert post(http, "/v1/search", query=QUERY, history=turns)["history"] == turns
 
+    def test_thoughts_that_are_brought_are_used(self, http: httpx.Client) -> None:
+        found = post(http, "/v1/search", query="Why?", k=1, thoughts=["Yeast makes dough.", "It does rise."])
+        assert found["hits"][0]["id"] == "bread"
+        assert [each["finish"] for each in found["thoughts"]] == ["given", "given"]
+        assert post(http, "/v1/explain", query="Why?", thoughts=[])["result"]["thoughts"] == []
+        assert http.post("/v1/search", json={"query": "a", "thoughts": ["b"] * 17}).status_code == 413
+
     def test_an_explanation_says_what_moved(self, http: httpx.Client, small_index: Index) -> None:
         found = post(http, "/v1/explain", query=QUERY, k=2)
         expected = Retriever(small_embedder(), small_index).explain(QUERY, k=2).to_dict()

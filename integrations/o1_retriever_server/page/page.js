@@ -2,7 +2,7 @@ import { ask, element, events, find, rememberKey, showProblem } from "./shared.j
 
 const form = find("ask");
 const fields = form.elements;
-const PLAIN = ["query", "index", "k", "thinking", "n_thoughts", "pooling", "where", "history"];
+const PLAIN = ["query", "index", "k", "thinking", "n_thoughts", "pooling", "where", "history", "thoughts"];
 const COMMON = new Set(
   "about after also and any are been but can could does each for from had has have how into its more most not one only other over such than that the their them then there these they this through very was were what when where which while who why will with would your".split(" "),
 );
@@ -28,8 +28,10 @@ function writeLink() {
   if (link !== location.hash) history.pushState(null, "", link);
 }
 
+const lines = (field) => field.value.split("\n").filter((line) => line.trim());
+
 function turns() {
-  return fields.history.value.split("\n").filter((line) => line.trim()).map((line) => {
+  return lines(fields.history).map((line) => {
     const [, role, content] = line.match(/^\s*(user|assistant|system)\s*:\s*(.*)$/i) ?? [null, "user", line];
     return { role: role.toLowerCase(), content };
   });
@@ -43,6 +45,7 @@ function request() {
   if (fields.pooling.value) search.pooling = fields.pooling.value;
   if (fields.index.value) search.index = fields.index.value;
   if (fields.where.value.trim()) search.where = parsed(fields.where.value);
+  if (lines(fields.thoughts).length) search.thoughts = lines(fields.thoughts);
   return [body, search];
 }
 
@@ -54,22 +57,26 @@ function parsed(text) {
   }
 }
 
-/** Show thoughts while they are written, and give the milliseconds that it took. */
+/** Show thoughts while they are written; their texts, and the milliseconds that they took. */
 async function showThoughts(body, signal) {
   const started = performance.now();
   const list = find("thoughts");
   const items = [];
+  const thoughts = [];
   find("thinking").hidden = false;
   for await (const [name, value] of events(await ask("v1/think", body, signal))) {
     if (name === "error") throw new Error(value.error.message);
-    if (name === "done") return performance.now() - started;
+    if (name === "done") return { thoughts, thinkMs: performance.now() - started };
     while (items.length <= value.index) {
       items.push(element("li"));
       list.append(items.at(-1));
     }
     const item = items[value.index];
     if (name === "piece") item.append(value.text);
-    else writeThought(item, value);
+    else {
+      writeThought(item, value);
+      if (!value.error) thoughts.push(value.text);
+    }
   }
   throw new Error("The server ended before the thoughts were written.");
 }
@@ -175,9 +182,10 @@ async function search() {
   try {
     const [body, whole] = request();
     // Where thinking is to be decided by what is found, or there is none, nothing is shown before.
-    const aloud = !["never", "auto"].includes(fields.thinking.value);
-    const thinkMs = aloud ? await showThoughts(body, mine.signal) : undefined;
-    show(await (await ask("v1/explain", whole, mine.signal)).json(), thinkMs);
+    const aloud = !whole.thoughts && !["never", "auto"].includes(fields.thinking.value);
+    const { thoughts, thinkMs } = aloud ? await showThoughts(body, mine.signal) : whole;
+    // What has been written is not written again.
+    show(await (await ask("v1/explain", { ...whole, thoughts }, mine.signal)).json(), thinkMs);
   } catch (error) {
     if (error.name !== "AbortError") showProblem(error);
   } finally {
