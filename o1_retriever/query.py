@@ -183,12 +183,14 @@ Given = Sequence[str | HasText] | None
 class Query:
     """A query and the conversation before it, made and checked by `as_queries` and trusted from there on.
 
-    `thoughts` are those that the caller brings: then none is written. None: there are none yet.
+    `thoughts` are those that the caller brings: then none is written. None: there are none yet. `passages`
+    are what a search found for the query before: the thinker reads them, as data, and writes what they lack.
     """
 
     text: str
     history: Conversation = Conversation()
     thoughts: tuple[str, ...] | None = None
+    passages: tuple[str, ...] = ()
 
     def alone(self) -> Query:
         """The same text without a conversation and without thoughts."""

@@ -387,6 +387,8 @@ _AT_ONCE = 32  # what sentence-transformers takes when nothing is said
 
 # Raised when a thinker is shown a history in another form, so that its thoughts are written anew.
 _HISTORY_FORM = 1
+# The same for passages.
+_PASSAGES_FORM = 1
 # Vectors are kept after so many: what an interruption can lose.
 _KEEP_EVERY = 512
 
@@ -492,4 +494,6 @@ def _thought_key(who: str, settings: ThoughtSettings, query: Query) -> bytes:
     parts: dict[str, JSON] = {"who": who, "sampling": settings.sampling(), "query": query.text}
     if len(query.history):  # without one the key is what it was before there were any
         parts["history"] = [_HISTORY_FORM, [[each.role, each.content] for each in query.history]]
+    if query.passages:
+        parts["passages"] = [_PASSAGES_FORM, list(query.passages)]
     return cache_key(kind="thought", **parts)

@@ -147,6 +147,35 @@ def local_table(rows: Rows) -> str:
     return markdown_table(heads, body)
 
 
+def audit_table(rows: Rows) -> str:
+    """Own thoughts and each control by set and system, with p and the effect size of the gain."""
+    values = _values(rows)
+    columns = {
+        "alone": "the query alone",
+        "others": "another's thoughts",
+        "empty": "empty",
+        "repeated": "the query again",
+        "random": "random words",
+    }
+    names = list(dict.fromkeys(name.removesuffix("/own") for name in values if name.endswith("/own")))
+    body = [
+        [
+            f"{name.rsplit('/', 2)[0]}, {COLUMNS[name.rsplit('/', 1)[1]]}",
+            _cell(values, f"{name}/own"),
+            *(_against(values, f"{name}/{key}") for key in columns),
+        ]
+        for name in names
+    ]
+    return markdown_table(["nDCG@10", "own thoughts", *columns.values()], body)
+
+
+def _against(values: Mapping[str, float], name: str) -> str:
+    if name not in values:
+        return _NONE
+    p, effect = values[f"{name}/p"], values[f"{name}/effect"]
+    return f"{values[name]:.3f} ({'p < 0.002' if p < 0.002 else f'p {p:.3f}'}, d {effect:+.2f})"
+
+
 def examples_table(rows: Rows) -> str:
     """Queries that thinking helped most and hurt most, with the thoughts and where the relevant ones went."""
     heads = ["", "query", "thoughts", "change in nDCG@10", "places, fast", "places, thinking"]
@@ -251,6 +280,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
     },
     "docs/engine.md": {"speed-all": ("speed.jsonl", full_table)},
     "docs/evaluation.md": {
+        "audit": ("audit.jsonl", audit_table),
         "gains": ("robustness.jsonl", gains_table),
         "robustness": ("robustness.jsonl", robustness_table),
         "curves": ("curves.jsonl", curves_table),

@@ -130,10 +130,18 @@ class SearchModes(ThinkingOptions):
         Literal["mean", "best"],
         _search(help="Search for the mean of the thoughts, or for each: the best counts."),
     ] = "mean"
+    rounds: Annotated[
+        int, _search(min=1, max=10, help="2: think again after reading the first hits, and search with all.")
+    ] = 1
 
     def options(self) -> SearchOptions:
         """The options of a `Retriever`. Raises `SettingsError` where two contradict each other."""
-        return {"hybrid": self.hybrid, "pooling": self.pooling, "thinking": self.chosen()}
+        return {
+            "hybrid": self.hybrid,
+            "pooling": self.pooling,
+            "thinking": self.chosen(),
+            "rounds": self.rounds,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from o1_retriever.engine.load import LoadOptions, LocalModel, load_model
 from o1_retriever.engine.passes import embed_sequences
 from o1_retriever.engine.rows import Job
 from o1_retriever.engine.template import Template
+from o1_retriever.errors import SettingsError
 from o1_retriever.query import Query, rendered
 from o1_retriever.thinking import NewThoughts
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
@@ -94,6 +95,11 @@ class LocalBackend(SentModel):
         The query has the room that it has by itself, and the newest turns of the history what is left of it.
         """
         template = self.template
+        if any(query.passages for query in queries):
+            raise SettingsError(
+                "This model thinks about a query alone and reads no passages; expected rounds=1.",
+                hint="For more rounds let a chat model think: ThinkingEmbedder.from_parts(thinker, encoder).",
+            )
         ids = self._query_ids([query.text for query in queries])
         histories = [
             rendered(query.history, template.text_ids, template.max_query_text - len(row))

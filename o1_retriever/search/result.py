@@ -11,7 +11,7 @@ import numpy as np
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import Decision, Gate
 from o1_retriever.index.hits import Hit
-from o1_retriever.thought import QueryEmbedding, Thinking, Thought, Vector, repeats
+from o1_retriever.thought import QueryEmbedding, Thinking, Thought, Vector, check_number, repeats
 from o1_retriever.vectors import unit
 
 Pooling = Literal["mean", "best"]
@@ -27,6 +27,9 @@ class SearchOptions(TypedDict, total=False):
     thinking: Thinking | None
     depth: int
     gate: Gate
+    rounds: int
+    rounds_read: int
+    rounds_ms: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,12 @@ class SearchSettings:
     `hybrid` fuses the ranking with that of BM25, which reads the thoughts too; `depth` documents of each
     ranking take part. `pooling="best"` searches once for each thought, in one batch: a document's score is
     its best. `thinking` None follows the `ThoughtSettings`; "auto" asks `gate`, which looks at what the
-    query finds without thoughts. Raises `SettingsError`.
+    query finds without thoughts.
+
+    `rounds=2` thinks again after reading the first `rounds_read` hits, and searches with all thoughts; a
+    round is the last one when it leaves the hits where they were or brings no new thought, and none begins
+    later than `rounds_ms` milliseconds after the search (None: whenever). Thoughts that were given are not
+    added to. Raises `SettingsError`.
     """
 
     hybrid: bool = False
@@ -44,6 +52,9 @@ class SearchSettings:
     thinking: Thinking | None = None
     depth: int = 1000
     gate: Gate = field(default_factory=Gate)
+    rounds: int = 1
+    rounds_read: int = 3
+    rounds_ms: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.hybrid, bool):
@@ -54,6 +65,10 @@ class SearchSettings:
                 raise SettingsError(f"{name} is {getattr(self, name)!r}; expected one of {expected}.")
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
             raise SettingsError(f"depth is {self.depth!r}; expected a whole number from 1.")
+        check_number("rounds", self.rounds, 1, 10, whole=True)
+        check_number("rounds_read", self.rounds_read, 1, 100, whole=True)
+        if self.rounds_ms is not None:
+            check_number("rounds_ms", self.rounds_ms, 0, 1e9)
         if not isinstance(self.gate, Gate):
             raise SettingsError(f"gate is {self.gate!r:.60}; expected an o1_retriever.guard.Gate.")
 
@@ -97,10 +112,11 @@ def split_options(options: Mapping[str, Any]) -> tuple[SearchOptions, dict[str, 
 class SearchResult(Sequence[Hit]):
     """What a query finds, best hit first, and what was thought on the way: a sequence of its hits.
 
-    A slice is a result of fewer hits with the same thoughts, and a result without hits is false.
-    `search_ms` are the wall-clock milliseconds of the index, divided by the queries of one call; those of
-    thinking and embedding are in `embedding.timings`. `how` are the settings of the search and `decision`
-    says whether the query was to be thought about and why; `embedding.thought_about` whether it was.
+    A slice is a result of fewer hits with the same thoughts, and a result without hits is false. `search_ms`
+    are the wall-clock milliseconds of the index, divided by the queries of one call; those of thinking and
+    embedding are in `embedding.timings`. `how` are the settings of the search and `decision` says whether the
+    query was to be thought about and why; `embedding.thought_about` whether it was. `rounds` is how often it
+    was searched for with new thoughts.
     """
 
     embedding: QueryEmbedding
@@ -108,6 +124,7 @@ class SearchResult(Sequence[Hit]):
     search_ms: float = 0.0
     how: SearchSettings = field(default_factory=SearchSettings)
     decision: Decision = field(default_factory=lambda: Decision(think=True, reason="thinking='always'"))
+    rounds: int = 1
 
     @property
     def query(self) -> str:
@@ -156,6 +173,11 @@ class SearchResult(Sequence[Hit]):
                 "embed_ms": round(timings.embed_ms, 3),
                 "search_ms": round(self.search_ms, 3),
             },
-            "search": {"hybrid": self.how.hybrid, "pooling": self.how.pooling, **self.decision.to_dict()},
+            "search": {
+                "hybrid": self.how.hybrid,
+                "pooling": self.how.pooling,
+                "rounds": self.rounds,
+                **self.decision.to_dict(),
+            },
             "hits": [hit.to_dict() for hit in self.hits],
         }

@@ -21,7 +21,7 @@ from o1_retriever.query import Given, History, Query, as_queries, as_query
 from o1_retriever.ranking.bm25 import Bm25, Reading
 from o1_retriever.reporting.text import counted
 from o1_retriever.search.result import SearchOptions, SearchResult, SearchSettings
-from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, Timings, Vector
+from o1_retriever.thought import QueryEmbedding, Thinking, Thought, ThoughtSettings, Timings, Vector
 
 
 class Retriever:
@@ -216,8 +216,77 @@ class _Search:
     blocking: bool
 
     async def results(self, queries: Sequence[Query]) -> list[SearchResult]:
-        """Think about the queries, or about those that the gate chooses, and look all up together."""
-        embedded = await self._embedded(queries)
+        """Think about the queries, or about those that the gate chooses, and look all up together.
+
+        With more rounds than one, those are thought about again whose hits the last round has changed.
+        """
+        started = time.perf_counter()
+        found = await self._answered(await self._embedded(queries))
+        open_ = {place for place, query in enumerate(queries) if query.thoughts is None}
+        for _ in range(1, self.how.rounds):
+            spent = (time.perf_counter() - started) * 1000
+            if self.how.rounds_ms is not None and spent > self.how.rounds_ms:
+                break
+            open_ = {place for place in open_ if found[place] and found[place].embedding.thought_about}
+            later = await self._grounded(queries, {place: found[place] for place in sorted(open_)})
+            open_ = {
+                place
+                for place, result in later.items()
+                if [hit.id for hit in result] != [hit.id for hit in found[place]]
+            }
+            found = [later.get(place, result) for place, result in enumerate(found)]
+        return found
+
+    async def _grounded(
+        self, queries: Sequence[Query], before: dict[int, SearchResult]
+    ) -> dict[int, SearchResult]:
+        """Think again about queries by their hits, and search anew for those with new thoughts."""
+        started = time.perf_counter()
+        read = {
+            place: replace(
+                queries[place], passages=tuple(hit.text for hit in result.hits[: self.how.rounds_read])
+            )
+            for place, result in before.items()
+        }
+        written = await self._think(list(read.values())) if read else []
+        share = (time.perf_counter() - started) * 1000 / max(1, len(read))
+        fresh = {
+            place: [
+                thought for thought in row if not thought.failed and thought.text not in _said(before[place])
+            ]
+            for place, row in zip(read, written, strict=True)
+        }
+        left = {place: [*before[place].thoughts, *row] for place, row in fresh.items() if row}
+        given = [
+            replace(queries[place], thoughts=tuple(each.text for each in thoughts if not each.failed))
+            for place, thoughts in left.items()
+        ]
+        embeddings = await self._embed(given, None) if given else []
+        embedded = [
+            _Embedded(
+                embedding=_of_rounds(before[place].embedding, embedding, thoughts, share),
+                decision=before[place].decision,
+            )
+            for (place, thoughts), embedding in zip(left.items(), embeddings, strict=True)
+        ]
+        results = zip(left, await self._answered(embedded) if embedded else (), strict=True)
+        return {
+            place: replace(
+                result,
+                rounds=before[place].rounds + 1,
+                search_ms=result.search_ms + before[place].search_ms,
+            )
+            for place, result in results
+        }
+
+    async def _think(self, queries: Sequence[Query]) -> list[list[Thought]]:
+        embedder, settings = self.retriever.embedder, self.settings
+        if self.blocking:
+            return embedder.think(queries, settings=settings)
+        return await embedder.athink(queries, settings=settings)
+
+    async def _answered(self, embedded: Sequence[_Embedded]) -> list[SearchResult]:
+        """Look up together what is not answered yet."""
         searched = [each for each in embedded if each.hits is None]
         rankings, search_ms = await self._ranked(
             [self.how.pooled(each.embedding) for each in searched],
@@ -235,9 +304,9 @@ class _Search:
     async def explanation(self, query: Query) -> Explanation:
         """Search without thinking, for each thought, and for all of them; nothing is thought about twice."""
         # Before the thoughts: writing them leaves the query's own vector in the cache, where it is free.
-        asked = self.how.thinking in ("always", None) or query.thoughts is not None
+        asked = self.how.thinking in ("always", None) or query.thoughts is not None or self.how.rounds > 1
         before = await self._embed([query.alone()], "never") if asked else []
-        (chosen,) = await self._embedded([query])
+        chosen, rounds = await self._chosen(query)
         embedding = chosen.embedding
         fast = chosen.fast or next(iter(before), embedding)
         usable = [thought for thought in embedding.thoughts if not thought.failed]
@@ -259,12 +328,20 @@ class _Search:
             without_ms=fast.timings.total_ms,
         )
         return Explanation(
-            result=self._result(chosen, after[: self.k], each_ms),
+            result=replace(self._result(chosen, after[: self.k], each_ms), rounds=rounds),
             per_thought=per_thought,
             without=tuple(without[: self.k]),
             moves=moves(after, without, self.k, [ranking for _, ranking in per_thought]),
             timings=timings,
         )
+
+    async def _chosen(self, query: Query) -> tuple[_Embedded, int]:
+        """A query with all its thoughts, and after how many rounds."""
+        if self.how.rounds == 1:
+            (chosen,) = await self._embedded([query])
+            return chosen, 1
+        (result,) = await self.results([query])
+        return _Embedded(embedding=result.embedding, decision=result.decision), result.rounds
 
     async def _embedded(self, queries: Sequence[Query]) -> list[_Embedded]:
         """Think about all queries, about none, or about those whose fast ranking the gate finds unclear.
@@ -356,6 +433,21 @@ class _Search:
             how=self.how,
             decision=embedded.decision,
         )
+
+
+def _said(result: SearchResult) -> frozenset[str]:
+    return frozenset(thought.text for thought in result.thoughts)
+
+
+def _of_rounds(
+    before: QueryEmbedding, embedding: QueryEmbedding, thoughts: Sequence[Thought], think_ms: float
+) -> QueryEmbedding:
+    """The embedding with all thoughts as they were written, and with the time of all rounds."""
+    timings = Timings(
+        think_ms=before.timings.think_ms + think_ms,
+        embed_ms=before.timings.embed_ms + embedding.timings.total_ms,
+    )
+    return replace(embedding, thoughts=tuple(thoughts), timings=timings)
 
 
 def _look_up(

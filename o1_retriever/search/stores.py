@@ -98,4 +98,9 @@ def store_settings(options: SearchOptions, store: str, hint: str) -> SearchSetti
         raise SettingsError(
             f"hybrid=True was passed for a {store}, which has no ranking by words to fuse with.", hint=hint
         )
+    if how.rounds > 1:
+        raise SettingsError(
+            f"rounds={how.rounds} was passed for a {store}; only a search of our own index reads its hits.",
+            hint="Type: Retriever(embedder, index, rounds=2)",
+        )
     return how

@@ -8,7 +8,7 @@ from typing import Any
 
 from o1_retriever.concurrency.sent import Sent
 from o1_retriever.errors import SettingsError, ThinkerError
-from o1_retriever.query import Conversation, Query
+from o1_retriever.query import Query
 from o1_retriever.reporting.text import counted
 from o1_retriever.thinkers.recorded import written
 from o1_retriever.thought import Thought, ThoughtSettings
@@ -20,7 +20,8 @@ class CallableThinker(Sent):
     None or an empty string stands for a thought that could not be had; a `Thought` is taken as it is.
     With a `name`, the thoughts may be kept in the cache under it: change the name when the function
     changes. Without one they are never kept. With a parameter `histories` it is passed a `Conversation` for
-    each query, `function(queries, n_thoughts, histories=...)`, when any of them has a history.
+    each query, `function(queries, n_thoughts, histories=...)`, when any of them has a history; likewise a
+    parameter `passages` is passed the texts that were found for each query, when any of them has some.
 
     Raises `SettingsError` for something that is no synchronous function.
     """
@@ -52,9 +53,9 @@ class CallableThinker(Sent):
         """
         if not queries or start >= settings.n_thoughts:
             return [[] for _ in queries]
-        texts, histories = [query.text for query in queries], self._histories(queries)
+        texts, others = [query.text for query in queries], self._others(queries)
         try:
-            answer = self._function(texts, settings.n_thoughts, **histories)
+            answer = self._function(texts, settings.n_thoughts, **others)
         except Exception as error:
             raise ThinkerError(f"{self!r} failed: {type(error).__name__}: {error}") from error
         answers = _listed(answer, len(queries), f"{self!r} returned", "query", "queries")
@@ -66,17 +67,21 @@ class CallableThinker(Sent):
             [self._thought(value, place) for value in each[start:]] for place, each in enumerate(thoughts)
         ]
 
-    def _histories(self, queries: Sequence[Query]) -> dict[str, list[Conversation]]:
-        """The keyword with the histories; nothing where all are empty, as many functions know of none."""
-        if not any(len(query.history) for query in queries):
-            return {}
-        if not _takes_histories(self._function):
-            raise ThinkerError(
-                f"{self!r} was given a conversation, and the function takes no histories.",
-                hint="Add a parameter: function(queries, n_thoughts, histories=None), a Conversation for "
-                "each query.",
-            )
-        return {"histories": [query.history for query in queries]}
+    def _others(self, queries: Sequence[Query]) -> dict[str, Any]:
+        """Histories and passages as keywords, each left out where all are empty: few functions know them."""
+        found: dict[str, list[Any]] = {
+            "histories": [query.history for query in queries],
+            "passages": [query.passages for query in queries],
+        }
+        given = {name: values for name, values in found.items() if any(map(len, values))}
+        for name in given:
+            if not _takes(self._function, name):
+                noun, each = _GIVEN[name]
+                raise ThinkerError(
+                    f"{self!r} was given {noun}, and the function takes no {name}.",
+                    hint=f"Add a parameter: function(queries, n_thoughts, {name}=None), {each} a query.",
+                )
+        return given
 
     def _thought(self, value: Any, place: int) -> Thought:
         if isinstance(value, Thought):
@@ -115,10 +120,13 @@ def _listed(value: Any, length: int, who: str, of: str, plural: str | None = Non
     return items
 
 
-def _takes_histories(function: Callable[..., Any]) -> bool:
-    """Whether a function has a parameter `histories`, or takes any keyword."""
+_GIVEN = {"histories": ("a conversation", "a Conversation"), "passages": ("passages", "a tuple of texts")}
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter of this name, or takes any keyword."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some built-in functions do not tell
         return False
-    return any(each.name == "histories" or each.kind is each.VAR_KEYWORD for each in parameters)
+    return any(each.name == name or each.kind is each.VAR_KEYWORD for each in parameters)

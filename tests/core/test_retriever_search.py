@@ -168,7 +168,8 @@ def test_the_record_says_what_was_done(embedder, index):
     result = Retriever(embedder, index, hybrid=True, thinking="auto", gate=GATE).search("unheard", k=2)
     record = result.to_dict()
     assert json.loads(json.dumps(record)) == record
-    assert record["search"] == {"hybrid": True, "pooling": "mean", **result.decision.to_dict()}
+    how = {"hybrid": True, "pooling": "mean", "rounds": 1}
+    assert record["search"] == {**how, **result.decision.to_dict()}
     assert list(record["hits"][0])[:3] == ["rank", "relevance", "score"]
     assert list(record["hits"][0])[-3:] == ["dense_rank", "lexical_rank", "lexical_score"]
 

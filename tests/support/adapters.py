@@ -65,7 +65,7 @@ class Mind:
         self.goes_on = threading.Event()
         self.goes_on.set()
 
-    def __call__(self, queries: list[str], k: int) -> list[list[str | None]]:
+    def __call__(self, queries: list[str], k: int, passages: Any = None) -> list[list[str | None]]:
         self.asked += queries
         assert self.goes_on.wait(200)
         return [[self._thought(query)] * k for query in queries]
