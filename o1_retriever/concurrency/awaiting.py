@@ -111,7 +111,7 @@ class AwaitedPipeline:
         rows = [np.zeros((0, self._backend.space.dimension), np.float32)]
         for first in range(0, len(texts), _AT_ONCE):
             part = texts[first : first + _AT_ONCE]
-            rows.append(await self._computing.ask(self._embed_documents, item=part))
+            rows.append(await self._computing.ask(self._embed_documents, item=part, size=len(part)))
         return np.concatenate(rows)
 
     async def _embed(self, query: Query, settings: ThoughtSettings, how: Pooling) -> QueryEmbedding:

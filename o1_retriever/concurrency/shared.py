@@ -67,15 +67,17 @@ class SharedWork(Renewed, Generic[Key, Result]):
 _IDLE_S = 2.0
 # What coroutines ask for in one turn of their loop arrives within this time, and is one batch.
 _QUIET_S, _LONGEST_QUIET_S = 0.001, 0.01
+# A batch takes no more than this together: of what is left, others have their turn first.
+_LARGEST = 512
 # How long the end of the program waits for what is being computed.
 _PATIENCE_AT_EXIT_S = 2.0
 
 
 class Ticket(Generic[Item, Result]):
-    """One item that a coroutine waits for."""
+    """One item that a coroutine waits for; `size` is how much of a batch it takes."""
 
-    def __init__(self, item: Item) -> None:
-        self.item = item
+    def __init__(self, item: Item, size: int = 1) -> None:
+        self.item, self.size = item, size
         self.future: Future[Result] = Future()
 
     @property
@@ -118,14 +120,15 @@ class Batches(Renewed):
         self._thread: threading.Thread | None = None
         self._ending = False
 
-    async def ask(self, work: Work, *shared: Hashable, item: Any) -> Any:
+    async def ask(self, work: Work, *shared: Hashable, item: Any, size: int = 1) -> Any:
         """The result that `work(tickets, *shared)` gives the item's ticket.
 
-        All tickets with the same `work` and `shared` that wait at the same time are one call. An exception is
-        that of the tickets without a result: of several, each is tried again by itself. A coroutine that is
-        cancelled takes its ticket back: it is no longer `wanted`.
+        Tickets with the same `work` and `shared` that wait at the same time are one call, up to a `size` of
+        512 together; then what waits besides has its turn. An exception is that of the tickets without a
+        result: of several, each is tried again by itself. A coroutine that is cancelled takes its ticket back:
+        it is no longer `wanted`.
         """
-        ticket: Ticket[Any, Any] = Ticket(item)
+        ticket: Ticket[Any, Any] = Ticket(item, size)
         with self._changed:
             self._waiting.append(((work, shared), ticket))
             if self._thread is None:
@@ -154,10 +157,25 @@ class Batches(Renewed):
                 return None
             if self._patient:
                 self._listen()
-            key = self._waiting[0][0]
-            tickets = [ticket for other, ticket in self._waiting if other == key]
-            self._waiting = deque(each for each in self._waiting if each[0] != key)
-            return key, [ticket for ticket in tickets if ticket.wanted]
+            return self._taken()
+
+    def _taken(self) -> tuple[WorkKey, list[Ticket[Any, Any]]]:
+        """What is to be done with the first that waits; what has no room goes behind all others."""
+        key, room = self._waiting[0][0], _LARGEST
+        tickets: list[Ticket[Any, Any]] = []
+        others: deque[tuple[WorkKey, Ticket[Any, Any]]] = deque()
+        later = []
+        for other, ticket in self._waiting:
+            if other != key:
+                others.append((other, ticket))
+            elif ticket.wanted and tickets and ticket.size > room:
+                later.append((other, ticket))
+            elif ticket.wanted:
+                tickets.append(ticket)
+                room -= ticket.size
+        self._waiting = others
+        self._waiting.extend(later)
+        return key, tickets
 
     def _listen(self) -> None:
         """Wait until nobody comes any more."""

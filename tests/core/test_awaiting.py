@@ -180,6 +180,24 @@ class TestBatches:
         assert model() is None
         assert not set(threading.enumerate()) - before
 
+    async def test_what_is_large_lets_others_have_their_turn(self) -> None:
+        done: list[list[str]] = []
+
+        def first(tickets: Sequence[Ticket[str, None]]) -> None:
+            done.append([ticket.item for ticket in tickets])
+            for ticket in tickets:
+                ticket.settle(None)
+
+        def second(tickets: Sequence[Ticket[str, None]]) -> None:
+            first(tickets)
+
+        batches = Batches("test", patient=True)
+        large = [
+            batches.ask(first, item=name, size=size) for name, size in (("a", 500), ("b", 500), ("c", 1))
+        ]
+        await asyncio.gather(*large, batches.ask(second, item="d"), batches.ask(second, item="e"))
+        assert done == [["a", "c"], ["d", "e"], ["b"]]
+
     async def test_work_that_gives_no_result_is_an_error_and_no_wait(self) -> None:
         def lazy(tickets: Sequence[Ticket[int, int]]) -> None:
             tickets[0].settle(1)

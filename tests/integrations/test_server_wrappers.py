@@ -1,0 +1,64 @@
+"""The wrappers that LangChain and LlamaIndex have for OpenAI's embeddings, unchanged, against the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra `serve`")
+pytest.importorskip("llama_index.embeddings.openai", reason="type: pip install llama-index-embeddings-openai")
+pytest.importorskip("langchain_openai", reason="type: pip install langchain-openai")
+
+import llama_index.core
+from langchain_openai import OpenAIEmbeddings
+from llama_index.embeddings.openai import OpenAIEmbedding
+
+from o1_retriever_server import create_app
+from tests.support.adapters import QUERY, TEXTS, small_embedder
+from tests.support.http_server import ThreadServer, serving
+
+DOCUMENTS = list(TEXTS.values())
+FAST = small_embedder().settings.with_changes(thinking="never")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ThreadServer]:
+    with serving(create_app(small_embedder(), name="small")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LangChain and the server read OpenAI's vocabulary, of which LlamaIndex brings a copy."""
+    cache = Path(llama_index.core.__file__).parent / "_static" / "tiktoken_cache"
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+
+
+def test_langchain(server: ThreadServer) -> None:
+    """It sends token ids by itself."""
+    asked = {"base_url": f"{server.url}/v1", "api_key": "none"}
+    queries, documents = (
+        OpenAIEmbeddings(model="small", **asked),
+        OpenAIEmbeddings(model="small:document", **asked),
+    )
+    expected = small_embedder().embed_query(QUERY).vector
+    assert np.allclose(queries.embed_query(QUERY), expected, atol=1e-4)
+    assert np.allclose(
+        documents.embed_documents(DOCUMENTS), small_embedder().encode_documents(DOCUMENTS), atol=1e-4
+    )
+    plain = OpenAIEmbeddings(model="small", check_embedding_ctx_length=False, **asked)
+    assert np.allclose(plain.embed_query(QUERY), expected, atol=1e-4)
+
+
+async def test_llama_index(server: ThreadServer) -> None:
+    asked = {"api_base": f"{server.url}/v1", "api_key": "none"}
+    queries = OpenAIEmbedding(model_name="small:fast", **asked)
+    documents = OpenAIEmbedding(model_name="small:document", **asked)
+    fast = small_embedder().embed_query(QUERY, settings=FAST).vector
+    assert np.allclose(queries.get_query_embedding(QUERY), fast, atol=1e-4)
+    assert np.allclose(await queries.aget_query_embedding(QUERY), fast, atol=1e-4)
+    rows = small_embedder().encode_documents(DOCUMENTS)
+    assert np.allclose(documents.get_text_embedding_batch(DOCUMENTS), rows, atol=1e-4)
