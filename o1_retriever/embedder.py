@@ -189,10 +189,10 @@ class ThinkingEmbedder:
         """The thoughts about one query, piece by piece while they are written; those of different thoughts
         take turns. At the end each comes whole, and is kept in the cache.
 
-        A thought from the cache, or of a thinker that writes elsewhere, is one piece. Whoever leaves the
-        iterator early ends the writing.
+        A thought from the cache is one piece, and one of a thinker that does not stream: a function, or a
+        server that cannot. Whoever leaves the iterator early ends the writing.
         """
-        from o1_retriever.thinkers.aloud import pieces
+        from o1_retriever.engine.follow import pieces
 
         checked = as_query(query, history)
         chosen = (settings or self.settings).with_changes(thinking="always")

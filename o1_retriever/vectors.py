@@ -128,6 +128,11 @@ class Precision:
     quantization: str | None = None
     device: str = "cpu"
 
+    @property
+    def format(self) -> str:
+        """The number format, in words."""
+        return f"{self.quantization}, computing in {self.dtype}" if self.quantization else self.dtype
+
     def to_dict(self) -> dict[str, str | None]:
         """The precision as plain JSON values."""
         return asdict(self)

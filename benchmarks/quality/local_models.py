@@ -3,6 +3,9 @@
 Run from the repository's root:
 
     python -m benchmarks.quality.local_models [DATA] [--thinker NAME] [--seeds 0,1,2] [--sets NAME,...]
+        [--queries N] [--label LABEL]
+
+The thinker may be an address; a label other than "local" keeps its figures apart from those of the default.
 
 MiniLM embeds, BM25 reads, and both are fused: each without thoughts, with three that the thinker writes with
 its own prompt and settings, and with those about another query. With several seeds the values of each query
@@ -38,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--thinker", default=THINKER)
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--queries", type=int, default=QUERIES)
+    parser.add_argument("--label", default="local")
     own, others = parser.parse_known_args(arguments)
     bench = open_bench(
         "benchmarks.quality.local_models",
@@ -51,23 +56,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in bench.sets:
         if name.endswith("/test"):
             raise SystemExit(f"{name} is a test split: nothing is chosen there.")
-        figures = list(measure(bench, name, embedder, [int(seed) for seed in own.seeds.split(",")]))
+        seeds = [int(seed) for seed in own.seeds.split(",")]
+        figures = list(measure(bench, name, embedder, seeds, queries=own.queries, label=own.label))
         bench.record(figures)
         for figure in figures:
             print(f"{figure.name}: {figure.value:.4f}", flush=True)
     return 0
 
 
-def measure(bench: Bench, name: str, embedder: ThinkingEmbedder, seeds: Sequence[int]) -> Iterator[Figure]:
+def measure(
+    bench: Bench,
+    name: str,
+    embedder: ThinkingEmbedder,
+    seeds: Sequence[int],
+    *,
+    queries: int = QUERIES,
+    label: str = "local",
+) -> Iterator[Figure]:
     """nDCG@10 of each system on one set, written `SET/SPLIT`, and p against the same without thoughts.
 
     Where there are several draws, also what each came to.
     """
-    draws = [_values(bench, name, embedder, seed) for seed in seeds]
+    draws = [_values(bench, name, embedder, seed, queries) for seed in seeds]
     for system, (own, others) in PAIRS.items():
-        thinks = f"{name}/{_NAMES[system]}_local"
-        for key, label in ((system, f"{name}/{_NAMES[system]}"), (own, thinks), (others, f"{thinks}_others")):
-            yield _figure(label, [float(draw[key].mean()) for draw in draws])
+        plain = f"{name}/{_NAMES[system]}"
+        thinks = f"{plain}_{label}"
+        without = plain if label == "local" else f"{plain}_for_{label}"  # perhaps of fewer queries
+        for key, figure in ((system, without), (own, thinks), (others, f"{thinks}_others")):
+            yield _figure(figure, [float(draw[key].mean()) for draw in draws])
         for seed, draw in zip(seeds, draws, strict=True) if len(seeds) > 1 else ():
             yield _figure(f"{thinks}/draw_{seed}", [float(draw[own].mean())])
         mean = {key: np.mean([draw[key] for draw in draws], axis=0) for key in (system, own, others)}
@@ -76,18 +92,18 @@ def measure(bench: Bench, name: str, embedder: ThinkingEmbedder, seeds: Sequence
             f"{thinks}_others/p": (others, system),
             f"{thinks}/p_against_others": (own, others),
         }
-        for label, (one, other) in compared.items():
-            yield Figure(name=label, value=round(randomisation_test(mean[one], mean[other]), 4), unit="p")
+        for figure, (one, other) in compared.items():
+            yield Figure(name=figure, value=round(randomisation_test(mean[one], mean[other]), 4), unit="p")
 
 
 def _figure(name: str, values: Sequence[float]) -> Figure:
     return Figure(name=name, value=round(float(np.mean(values)), 4), unit=MEASURE)
 
 
-def _values(bench: Bench, name: str, embedder: ThinkingEmbedder, seed: int) -> dict[str, Values]:
+def _values(bench: Bench, name: str, embedder: ThinkingEmbedder, seed: int, count: int) -> dict[str, Values]:
     """The measure of every query by system, for one draw of the thoughts."""
     whole = bench.collection(name)
-    collection = whole.with_queries(dict(islice(whole.queries.items(), QUERIES)))
+    collection = whole.with_queries(dict(islice(whole.queries.items(), count)))
     queries, corpus = list(collection.queries.values()), collection.corpus
     encoded = encode_corpus(embedder, corpus, bench.work / "corpora")
     settings = embedder.settings.with_changes(seed=seed)

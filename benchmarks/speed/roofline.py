@@ -8,7 +8,7 @@ memory. Rates are measured in the same process, right before and after the job.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 
 import torch
@@ -24,9 +24,10 @@ from o1_retriever.engine.weights import PackedLinear
 _RUNS = 5
 
 
-def measure(*, full: bool = False) -> list[Figure]:
+def measure(*, full: bool = False) -> Iterator[Figure]:
     """`roofline/<model>/q32`: the floor over the time taken; `sampling/...`: what drawing takes of it."""
-    return [figure for name in (["16M", "110M"] if full else ["16M"]) for figure in shares(name)]
+    for name in ["16M", "110M"] if full else ["16M"]:
+        yield from shares(name)
 
 
 def shares(name: str, *, count: int = 32, runs: int = _RUNS) -> list[Figure]:

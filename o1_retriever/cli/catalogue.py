@@ -68,7 +68,8 @@ def read_catalogue() -> dict[str, Any]:
 def measured(options: ModelOptions) -> dict[str, Any]:
     """What a thinker costs here: seconds to load, memory, tokens a second for one and for eight questions.
 
-    Memory in MB is what the process has gained, None where that cannot be told.
+    Memory in MB is what the process has gained, None where that cannot be told. `dtype` is the number format
+    of a model that was loaded here, None for one elsewhere.
     """
     from o1_retriever.cli.models import load_thinker
     from o1_retriever.query import as_queries
@@ -91,7 +92,13 @@ def measured(options: ModelOptions) -> dict[str, Any]:
             rates[f"q{count}"] = round(tokens / (time.perf_counter() - started), 1)
         after = _held()
     held = None if before is None or after is None else round((after - before) / 1e6)
-    return {"load_s": round(loaded, 1), "memory_mb": held, "tokens_per_s": rates}
+    precision = getattr(thinker, "precision", None)
+    return {
+        "dtype": precision and precision.format,
+        "load_s": round(loaded, 1),
+        "memory_mb": held,
+        "tokens_per_s": rates,
+    }
 
 
 def _held() -> int | None:
@@ -123,8 +130,9 @@ def _facts(row: dict[str, Any]) -> Facts:
     if row["measured"]:
         cost, rates = row["measured"], row["measured"]["tokens_per_s"]
         held = f", {cost['memory_mb']:,} MB" if cost["memory_mb"] else ""
+        dtype = f" in {cost['dtype']}" if cost["dtype"] else ""
         facts += [
-            ("here", f"loaded in {cost['load_s']} s{held}"),
+            ("here", f"loaded{dtype} within {cost['load_s']} s{held}"),
             ("tokens/s", f"{rates['q1']:,} for one question, {rates['q8']:,} for eight, three thoughts each"),
         ]
     elif not row["here"]:

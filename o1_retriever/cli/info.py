@@ -11,11 +11,12 @@ from rich.filesize import decimal
 
 from o1_retriever.cli.cache import cache_record, cache_rows
 from o1_retriever.cli.config import find_file
-from o1_retriever.cli.models import check_pair, encoder_name, model_name, thinker_name
+from o1_retriever.cli.models import check_pair, encoder_name, model_name, thinker_dtype, thinker_name
 from o1_retriever.cli.options import IndexOptions, ModelOptions, in_force, with_options
 from o1_retriever.cli.terminal import Facts, output, problem, section, write_json
 from o1_retriever.errors import ModelNotFoundError, O1RetrieverError
 from o1_retriever.reporting.text import counted
+from o1_retriever.vectors import Precision
 
 
 @with_options
@@ -120,12 +121,23 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def device_record(options: ModelOptions) -> dict[str, str]:
-    """Where the model would run, in which number format. Raises `SettingsError` for a device not here."""
-    from o1_retriever.engine.weights import device_named, dtype_named
+    """Where the model would run, in which number format, of a pair the thinker if it is a model here.
 
-    device = device_named(options.device)
-    dtype = str(dtype_named(options.dtype, device)[0]).removeprefix("torch.")
-    return {"device": device, "dtype": f"nf4, computing in {dtype}" if options.four_bit else dtype}
+    Raises `SettingsError` for a device not here.
+    """
+    from o1_retriever.engine.weights import device_named, dtype_named
+    from o1_retriever.thinkers import is_address, is_record
+
+    device, name, writes = device_named(options.device), str(options.dtype), options.model is None
+    if writes:
+        elsewhere = is_address(thinker_name(options)) or is_record(thinker_name(options))
+        name = "float32" if elsewhere else thinker_dtype(options)
+    if options.four_bit and name == "fastest":
+        name = "auto"
+    kind, in_8_bits = dtype_named(name, device, writes=writes)
+    quantised = "nf4" if options.four_bit else "int8" if in_8_bits else None
+    precision = Precision(dtype=str(kind).removeprefix("torch."), quantization=quantised)
+    return {"device": device, "dtype": precision.format}
 
 
 def index_record(path: Path) -> dict[str, Any]:

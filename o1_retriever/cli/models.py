@@ -68,6 +68,11 @@ def thinker_name(options: ModelOptions) -> str:
     return options.thinker or THINKER
 
 
+def thinker_dtype(options: ModelOptions) -> str:
+    """The number format of a pair's thinker. Its thoughts are text: no vector hangs on it."""
+    return "fastest" if options.dtype == "auto" else options.dtype
+
+
 def check_pair(options: ModelOptions) -> None:
     """Raise `SettingsError` for options of a thinker and an encoder that contradict each other."""
     from o1_retriever.thinkers import is_address, is_record
@@ -128,7 +133,7 @@ def load_thinker(options: ModelOptions) -> Thinker:
     return as_thinker(
         name,
         device=options.device,
-        dtype="fastest" if options.dtype == "auto" else options.dtype,
+        dtype=thinker_dtype(options),
         load_in_4bit=options.four_bit,
     )
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEBUG = "o1_retriever.debug"
 
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "fastest", "float32", "bfloat16", "float16", "int8"]
 
 
 _model = functools.partial(typer.Option, rich_help_panel="Model")
@@ -59,7 +59,9 @@ class ModelOptions(Configured):
     device: Annotated[
         str | None, _model(help="cpu, cuda, cuda:N or mps (default: a GPU if there is one).")
     ] = None
-    dtype: Annotated[Dtype, _model(help="Number format of the weights.")] = "auto"
+    dtype: Annotated[
+        Dtype, _model(help="Number format of the weights (auto: of a thinker alone the fastest).")
+    ] = "auto"
     four_bit: Annotated[
         bool, _model("--4bit/--no-4bit", help="Load the weights quantised to 4 bits (NF4).")
     ] = False

@@ -147,13 +147,14 @@ class AwaitedPipeline:
 
     async def _write(self, asked: _Asked, known: list[Thought], settings: ThoughtSettings) -> Written:
         start = len(known)
+        listener = asked.listener
         if getattr(self._backend, "awaits", False):
-            new = await self._backend.athink(asked.query, settings=settings, start=start)  # type: ignore[attr-defined]
+            with listening(listener and (lambda _place, index, text: listener(index, text))):
+                new = await self._backend.athink(asked.query, settings=settings, start=start)  # type: ignore[attr-defined]
             await self._looking.ask(self._keep, settings, item=(asked.query, new))
         else:
             # Reading tokens costs time: those who do are a batch by themselves.
-            heard = asked.listener is not None
-            new = await self._computing.ask(self._think, settings, start, heard, item=asked)
+            new = await self._computing.ask(self._think, settings, start, listener is not None, item=asked)
         return [*known, *new.thoughts], new
 
     async def _vectors(self, query: Query, thoughts: Sequence[Thought], free: Free, with_own: bool) -> Vector:

@@ -11,9 +11,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
 from threading import Thread
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -22,7 +22,9 @@ from o1_retriever.endpoint.limits import Pacer, Patience, RateLimit, RequestPoli
 from o1_retriever.endpoint.prompt import ChatRequest, without_system
 from o1_retriever.endpoint.reply import (
     Answer,
+    BrokenStreamError,
     Problem,
+    StreamedReply,
     cost_of,
     diagnose,
     presentable,
@@ -35,6 +37,7 @@ from o1_retriever.thought import Thought
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+Hear = Callable[[str], None]
 
 # A pool of connections looks at all of them whenever one is taken or given back; small ones are quicker.
 PER_POOL = 8
@@ -52,7 +55,11 @@ OPTIONAL = {
     "top_p": "it samples with a top_p of its own",
     "repetition_penalty": "it repeats itself as it likes",
     "temperature": "it samples with a temperature of its own",
+    "stream_options": "it does not tell what a thought has cost that was followed while it was written",
+    "stream": "its thoughts cannot be followed while they are written",
 }
+# What is asked for where somebody listens, and a server may not know.
+STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 # Not of OpenAI's interface, known to vLLM and other servers: its client takes them as an extra body.
 EXTRA = frozenset({"repetition_penalty"})
 
@@ -67,7 +74,8 @@ class Dialect:
 
     def request(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> dict[str, Any]:
         """The keyword arguments of a chat completion that this server takes."""
-        kept = {name: value for name, value in parameters.items() if name not in self._dropped}
+        dropped = self._dropped | ({"stream_options"} if "stream" in self._dropped else set())
+        kept = {name: value for name, value in parameters.items() if name not in dropped}
         kept[self._limit] = kept.pop("max_tokens")
         return {"messages": messages if self._system else without_system(messages), **kept}
 
@@ -143,6 +151,8 @@ class ChatClient:
         self._brought = None if client is None else _without_retries(client)
         self._options = options_of(base_url, api_key) if client is None else {}
         address = self._options.get("base_url") or getattr(self._brought, "base_url", None)
+        # What takes no such argument would call it a mistake.
+        self._streams = self._brought is None or "stream" in _parameters(self._brought)
         self._secret = self._options.get("api_key") or getattr(self._brought, "api_key", None)
         self.address = None if address is None else _public(str(address))
 
@@ -157,14 +167,19 @@ class ChatClient:
                 await pool.close()
         self._loop = None
 
-    async def ask_all(self, requests: Sequence[ChatRequest], patience: Patience) -> list[Answer]:
-        """The answers in the order of the requests; the rest is not sent when the patience has ended."""
+    async def ask_all(
+        self, requests: Sequence[ChatRequest], patience: Patience, hear: Sequence[Hear | None] = ()
+    ) -> list[Answer]:
+        """The answers in the order of the requests; the rest is not sent when the patience has ended.
+
+        `hear` has for each request who is told of its answer while it is written.
+        """
         answers: dict[int, Answer] = {}
         left = iter(enumerate(requests))
 
         async def work() -> None:
             for place, request in left:
-                answers[place] = await self.ask(request, patience)
+                answers[place] = await self.ask(request, patience, hear=hear[place] if hear else None)
                 if patience.ended is not None:
                     return
 
@@ -181,8 +196,18 @@ class ChatClient:
             await asyncio.gather(*workers, return_exceptions=True)
         return [answers.get(place) or patience.not_asked() for place in range(len(requests))]
 
-    async def ask(self, request: ChatRequest, patience: Patience, *, retries: int | None = None) -> Answer:
+    async def ask(
+        self,
+        request: ChatRequest,
+        patience: Patience,
+        *,
+        retries: int | None = None,
+        hear: Hear | None = None,
+    ) -> Answer:
         """A thought, or the problem that is left after all `retries` (None: those of the policy).
+
+        `hear` is told of all that was written by now, as often as some of it comes; of a reply in one piece,
+        and where the server does not stream, nothing. It is told of the reasoning too, as it came.
 
         Raises `ThinkerError` for an exception of the client that is a bug and no answer of a server.
         """
@@ -192,7 +217,8 @@ class ChatClient:
         try:
             if patience.ended is not None:
                 return patience.not_asked()
-            answer = await self._persist(request, pool, self.policy.retries if retries is None else retries)
+            tries = self.policy.retries if retries is None else retries
+            answer = await self._persist(request, pool, tries, hear)
             patience.judge(answer)
             return answer
         finally:
@@ -211,14 +237,14 @@ class ChatClient:
         for place in range(self.policy.concurrency):
             self._places.put_nowait(self._pools[place // PER_POOL % len(self._pools)])
 
-    async def _persist(self, request: ChatRequest, pool: Any, retries: int) -> Answer:
+    async def _persist(self, request: ChatRequest, pool: Any, retries: int, hear: Hear | None) -> Answer:
         """Try until there is a thought, or trying again is pointless; wasted tokens are added up."""
-        messages, wasted, tried = request.messages, (0, 0), 0
+        asked, wasted, tried = _Asked(request, request.messages, hear), (0, 0), 0
         try:
             async with asyncio.timeout(self.policy.deadline) as deadline:
                 while True:
                     tried += 1
-                    answer = await self._attempt(request, messages, pool, deadline)
+                    answer = await self._attempt(asked, pool, deadline)
                     if isinstance(answer, Thought):
                         return answer
                     wasted = (wasted[0] + answer.cost[0], wasted[1] + answer.cost[1])
@@ -241,16 +267,14 @@ class ChatClient:
             return f"; {self.policy.deadline:g} s were allowed"
         return ""
 
-    async def _attempt(
-        self, request: ChatRequest, messages: list[dict[str, str]], pool: Any, deadline: asyncio.Timeout
-    ) -> Answer:
-        characters = sum(len(message["content"]) for message in messages)
-        guess = characters / CHARACTERS_PER_TOKEN + request.settings.max_new_tokens
+    async def _attempt(self, asked: _Asked, pool: Any, deadline: asyncio.Timeout) -> Answer:
+        characters = sum(len(message["content"]) for message in asked.messages)
+        guess = characters / CHARACTERS_PER_TOKEN + asked.request.settings.max_new_tokens
         await self._keep_pace(guess, deadline)
         used = 0
         try:
             timeout = max(0.001, min(self.policy.timeout, _left(deadline)))
-            answer = await self._exchange(request, messages, pool, timeout)
+            answer = await self._exchange(asked, pool, timeout)
             used = sum(cost_of(answer))
         finally:
             self._pacer.settle(guess, used)
@@ -269,14 +293,13 @@ class ChatClient:
         if self._pacer.limited:
             deadline.reschedule(asyncio.get_running_loop().time() + left)
 
-    async def _exchange(
-        self, request: ChatRequest, messages: list[dict[str, str]], pool: Any, timeout: float
-    ) -> Answer:
+    async def _exchange(self, asked: _Asked, pool: Any, timeout: float) -> Answer:
         """One request, and at once another where the server refuses a parameter that can be left out."""
+        request, streamed = asked.request, asked.hear and self._streams
         while True:
-            sent = self._dialect.request(messages, request.parameters)
+            sent = self._dialect.request(asked.messages, request.parameters | (STREAM if streamed else {}))
             try:
-                reply = await self._send(pool, {"model": self.model, **sent}, timeout)
+                reply = await self._send(pool, {"model": self.model, **sent}, timeout, asked.hear)
             except Exception as error:
                 if self._dialect.learn(error, sent):
                     continue
@@ -287,22 +310,81 @@ class ChatClient:
                 return problem
             return read_reply(reply, limit=request.settings.max_new_tokens, reasoning=self.reasoning)
 
-    async def _send(self, pool: Any, sent: dict[str, Any], timeout: float) -> Any:
+    async def _send(self, pool: Any, sent: dict[str, Any], timeout: float, hear: Hear | None) -> Any:
+        streamed: dict[str, Any] = {}
         if self._brought is None:
+            if "stream" in sent:
+                import openai
+
+                streamed = {"stream": True, "stream_cls": openai.AsyncStream[object]}
             async with asyncio.timeout(timeout):
                 # The plain way: the typed one spends milliseconds on checking what is checked here.
                 body, options = sent | self._extra_body, {"timeout": timeout}
-                return await pool.post("/chat/completions", cast_to=object, body=body, options=options)
+                reply = await pool.post(
+                    "/chat/completions", cast_to=object, body=body, options=options, **streamed
+                )
+                return await _heard(reply, hear) if streamed else reply
         named = {name: value for name, value in sent.items() if name not in EXTRA}
         extra = {name: sent[name] for name in EXTRA & sent.keys()} | self._extra_body
         create = functools.partial(pool.chat.completions.create, **named, extra_body=extra, timeout=timeout)
         # Nothing stops a thread, so that another attempt beside it would be a second load: a synchronous
         # client keeps to the timeout by itself, or the deadline ends the waiting.
         reply = await in_thread(create)
-        if inspect.isawaitable(reply):
-            async with asyncio.timeout(timeout):
-                reply = await reply
-        return reply
+        async with asyncio.timeout(timeout if inspect.isawaitable(reply) else None):
+            reply = await reply if inspect.isawaitable(reply) else reply
+            return await _heard(reply, hear) if "stream" in sent else reply
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request with its messages, and who is told of the answer while it is written."""
+
+    request: ChatRequest
+    messages: list[dict[str, str]]
+    hear: Hear | None
+
+
+async def _heard(stream: Any, hear: Hear | None) -> Any:
+    """The completion of a stream, of which `hear` is told as it grows; what is no stream as it is.
+
+    Raises `BrokenStreamError` for a stream that ends before the reply does.
+    """
+    response = getattr(stream, "response", None)
+    if response is not None and "json" in response.headers.get("content-type", ""):
+        # A server that knows of no streams: its own bytes, not what a reader of events makes of them.
+        reading = (
+            response.aread if hasattr(stream, "__aiter__") else functools.partial(in_thread, response.read)
+        )
+        return json.loads(await reading())
+    if not hasattr(stream, "__aiter__") and not hasattr(stream, "__next__"):
+        return stream
+    grown = StreamedReply()
+    async with aclosing(_chunks(stream)) as chunks:
+        async for chunk in chunks:
+            before = grown.text
+            grown.add(chunk)
+            if hear and grown.text != before:
+                hear(grown.text)
+    whole = grown.completion()
+    if whole is None:
+        raise BrokenStreamError("the stream ended before the reply did")
+    return whole
+
+
+async def _chunks(stream: Any) -> AsyncGenerator[Any]:
+    """What comes of a stream; it is closed in the end, so that the server of one who leaves can stop."""
+    try:
+        if hasattr(stream, "__aiter__"):
+            async for chunk in stream:
+                yield chunk
+        else:
+            while (chunk := await in_thread(lambda: next(stream, None))) is not None:
+                yield chunk
+    finally:
+        close = getattr(stream, "close", None)
+        closing = close() if close else None
+        if inspect.isawaitable(closing):
+            await closing
 
 
 async def in_thread(call: Callable[[], Result]) -> Result:
@@ -381,6 +463,14 @@ def _without_retries(client: Any) -> Any:
             hint="For example openai.OpenAI(base_url=..., api_key=...).",
         )
     return client.with_options(max_retries=0) if hasattr(client, "with_options") else client
+
+
+def _parameters(client: Any) -> Collection[str]:
+    """The names that a client's function takes; none where it does not tell."""
+    try:
+        return inspect.signature(client.chat.completions.create).parameters
+    except (TypeError, ValueError):
+        return ()
 
 
 def _plain(extra_body: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def read_reply(reply: Any, *, limit: int, reasoning: Reasoning = "off") -> Answe
     cost = _count(_field(usage, "prompt_tokens")), _count(_field(usage, "completion_tokens"))
     content, beside = _content(message)
     written = read_written(content, cut=finish == "length")
-    written = replace(written, reasoning=written.reasoning or beside)
+    written = replace(written, reasoning=written.reasoning or beside.strip())
     text = written.thought(reasoning)
     if not text or refused(text):
         return _unusable(message, finish, written, limit=limit, cost=cost)
@@ -120,11 +120,61 @@ def _unusable(message: Any, finish: Any, written: Written, *, limit: int, cost: 
 def _content(message: Any) -> tuple[str, str]:
     """The text of a message, and the reasoning beside it (in a field or in parts of its own)."""
     fields = (_field(message, name) for name in ("reasoning_content", "reasoning", "thinking"))
-    beside = next((field for field in fields if isinstance(field, str) and field.strip()), "")
+    beside = next((field for field in fields if isinstance(field, str) and field), "")
     content = _field(message, "content")
     if not isinstance(content, list):
-        return (content if isinstance(content, str) else ""), beside.strip()
-    return _texts(content, "text", "output_text"), beside.strip() or _texts(content, "thinking", "reasoning")
+        return (content if isinstance(content, str) else ""), beside
+    return _texts(content, "text", "output_text"), beside or _texts(content, "thinking", "reasoning")
+
+
+class StreamedReply:
+    """A reply that comes in pieces, put together as the completion that it would be in one."""
+
+    def __init__(self) -> None:
+        self._content, self._reasoning, self._refusal = "", "", ""
+        self._finish: Any = None
+        self._usage: Any = None
+        self._error: Any = None
+        self._calls = False
+
+    @property
+    def text(self) -> str:
+        """All that has come: the reasoning first, then the answer."""
+        return "\n\n".join(part for part in (self._reasoning.strip(), self._content.lstrip()) if part)
+
+    def add(self, chunk: Any) -> None:
+        """Take in one chunk of the stream. Those without a choice may tell what was used."""
+        self._usage = _field(chunk, "usage") or self._usage
+        choices = _field(chunk, "choices")
+        choice = choices[0] if isinstance(choices, list | tuple) and choices else None
+        self._error = _field(chunk, "error") or _field(choice, "error") or self._error
+        self._finish = _field(choice, "finish_reason") or self._finish
+        delta = _field(choice, "delta") or _field(choice, "message")
+        content, reasoning = _content(delta)
+        refusal = _field(delta, "refusal") or _part(delta, "refusal")
+        self._content += content
+        self._reasoning += reasoning
+        self._refusal += refusal if isinstance(refusal, str) else ""
+        self._calls = self._calls or bool(_field(delta, "tool_calls"))
+
+    def completion(self) -> dict[str, Any] | None:
+        """The whole; None where the stream ended before the reply did."""
+        if self._error:
+            return {"error": self._error}
+        if self._finish is None:
+            return None
+        message = {
+            "content": self._content,
+            "reasoning_content": self._reasoning,
+            "refusal": self._refusal,
+            "tool_calls": self._calls,
+        }
+        choice = {"message": message, "finish_reason": self._finish}
+        return {"choices": [choice], "usage": self._usage}
+
+
+class BrokenStreamError(Exception):
+    """Raised where a stream ended before the reply did."""
 
 
 def _texts(parts: Any, *kinds: str) -> str:
@@ -175,8 +225,12 @@ def diagnose(error: Exception, *, timeout: float) -> Problem | None:
         return _diagnose_status(error, status)
     if "APITimeoutError" in names or isinstance(error, TimeoutError):
         return Problem(reason=f"no answer within {timeout:g} s", retry=True, down=True)
+    if isinstance(error, BrokenStreamError):
+        return Problem(reason=str(error), retry=True, down=True)
     if names & UNREACHED:
         return Problem(reason=f"no connection ({_cause(error)})", retry=True, down=True)
+    if "APIError" in names and getattr(error, "body", None) is not None:  # a stream may end with one
+        return _diagnose_body(error.body)  # type: ignore[attr-defined]
     if isinstance(error, ValueError) or "APIResponseValidationError" in names:
         return Problem(reason=f"the reply is not valid JSON ({quote(error)})", retry=True, down=True)
     return None

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Any
 
-from o1_retriever.thought import Finish, Listener
+from o1_retriever.thought import Finish, Listener, Thought, ThoughtPiece
 
 
 class Follower:
@@ -64,26 +66,40 @@ class Awaited(Follower):
         return wanted is None or wanted(self._audience.place(place))
 
 
-class Spoken(Awaited):
-    """Hands on what is written as text, whole characters at a time."""
+class Heard(Awaited):
+    """Hands on texts as they grow."""
+
+    def __init__(self, listener: Listener, audience: _Audience = _Audience()) -> None:
+        super().__init__(audience)
+        self._listener = listener
+        self._texts: dict[tuple[int, int], str] = {}
+
+    def said(self, place: int, index: int, text: str) -> None:
+        """Hand on what is new of all that a thought says by now; nothing where it does not go on from there.
+
+        So a thought that is begun again is not told twice.
+        """
+        known = self._texts.get((place, index), "")
+        if len(text) > len(known) and text.startswith(known):
+            self._texts[place, index] = text
+            self._listener(self._audience.place(place), index, text[len(known) :])
+
+
+class Spoken(Heard):
+    """Hands on what is written in tokens as text, whole characters at a time."""
 
     def __init__(self, tokenizer: Any, listener: Listener, audience: _Audience = _Audience()) -> None:
-        super().__init__(audience)
-        self._tokenizer, self._listener = tokenizer, listener
+        super().__init__(listener, audience)
+        self._tokenizer = tokenizer
         self._ids: dict[tuple[int, int], list[int]] = {}
-        self._texts: dict[tuple[int, int], str] = {}
 
     def written(self, place: int, index: int, token_ids: Sequence[int], finish: Finish | None) -> None:
         """Decode all that the thought has, as a token alone may be a part of a character or of a word."""
         ids = self._ids.setdefault((place, index), [])
         ids += token_ids
-        known = self._texts.get((place, index), "")
         text = self._tokenizer.decode(ids, skip_special_tokens=True).lstrip()
-        if finish is None and text.endswith("\ufffd"):
-            return  # the rest of the character is to come
-        if len(text) > len(known) and text.startswith(known):
-            self._texts[place, index] = text
-            self._listener(self._audience.place(place), index, text[len(known) :])
+        if finish is not None or not text.endswith("\ufffd"):  # else the rest of the character is to come
+            self.said(place, index, text)
 
 
 # Goes along with the call, so that no layer between the listener and the engine has to know of it.
@@ -108,6 +124,14 @@ def among(places: Sequence[int]) -> Iterator[None]:
 
 
 @contextmanager
+def unheard() -> Iterator[None]:
+    """Within it, nobody listens to what is written; who is waited for stays as it is."""
+    audience = _audience.get()
+    with _set(None if audience is None else replace(audience, listener=None)):
+        yield
+
+
+@contextmanager
 def _set(audience: _Audience | None) -> Iterator[None]:
     token = _audience.set(audience)
     try:
@@ -125,6 +149,18 @@ def follower(tokenizer: Any, places: Sequence[int] | None = None) -> Follower | 
     if audience.listener is None:
         return Awaited(audience)
     return Spoken(tokenizer, audience.listener, audience)
+
+
+def heard() -> Heard | None:
+    """Who listens to the texts that are written now, and is not written for in tokens; None: nobody."""
+    audience = _audience.get()
+    return None if audience is None or audience.listener is None else Heard(audience.listener, audience)
+
+
+def still_waited_for() -> Callable[[int], bool]:
+    """Whether anybody waits for a query, by its place among those of this call."""
+    audience = _audience.get()
+    return Follower().wanted if audience is None else Awaited(audience).wanted
 
 
 class Told:
@@ -145,3 +181,49 @@ class Told:
         if finish is not None:
             self._ended.add(thought)
         self.follower.written(place, index, tuple(token_ids[known:]), finish)
+
+
+class _LeftError(Exception):
+    """Ends the writing where nobody takes the pieces any more."""
+
+
+def pieces(think: Callable[[], Sequence[Thought]]) -> Iterator[ThoughtPiece]:
+    """What the call writes about one query, while it runs in a thread of its own; at the end its thoughts.
+
+    Raises what the call raises.
+    """
+    found: SimpleQueue[ThoughtPiece | BaseException | None] = SimpleQueue()
+    left = Event()
+    told: set[int] = set()
+
+    def wanted(_place: int) -> bool:
+        if left.is_set():
+            raise _LeftError
+        return True
+
+    def listen(_place: int, index: int, text: str) -> None:
+        told.add(index)
+        found.put(ThoughtPiece(index=index, text=text))
+
+    def write() -> None:
+        try:
+            with listening(listen, wanted=wanted):
+                thoughts = think()
+            for index, thought in enumerate(thoughts):
+                text = "" if index in told else thought.text
+                found.put(ThoughtPiece(index=index, text=text, thought=thought))
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
+
+    def taken() -> Iterator[ThoughtPiece]:
+        Thread(target=write, name="o1-retriever-aloud", daemon=True).start()
+        try:
+            while (piece := found.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            left.set()
+
+    return taken()

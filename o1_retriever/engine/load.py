@@ -152,12 +152,14 @@ def load_causal_lm(
     tokenizer: Path | None = None,
     attention: str | None = None,
     purpose: str = "Loading in 4 bits",
+    writes: bool = False,
 ) -> Loaded:
     """Read a causal language model from a folder or the Hub (safetensors only).
 
     An adapter is added to the base that it names, and brings its tokenizer or its chat template. `tokenizer`
     is the folder of another tokenizer than the model's own, `attention` transformers' name of a kernel,
-    `purpose` what needs the `4bit` extra, for the message where it is missing. Raises `ModelNotFoundError`
+    `purpose` what needs the `4bit` extra, for the message where it is missing. `writes`: it will write and
+    not embed, which decides what is "fastest". Raises `ModelNotFoundError`
     when there is nothing to load and `CheckpointError` when it is no causal language model, or not all of
     one.
     """
@@ -168,7 +170,12 @@ def load_causal_lm(
         read_stored(adapter)  # one that was cut is said
         tokenizer = tokenizer or (adapter if (adapter / "tokenizer.json").is_file() else None)
         folder, gguf = find_checkpoint(base_of(adapter))
-    given: dict[str, Any] = {"attention": attention, "purpose": purpose, "adapter": adapter}
+    given: dict[str, Any] = {
+        "attention": attention,
+        "purpose": purpose,
+        "adapter": adapter,
+        "writes": writes,
+    }
     if gguf is None:
         return _load(os.fspath(name), folder, options, tokenizer=tokenizer, **given)
     require("gguf", extra="local", purpose="Reading a .gguf file")
@@ -186,6 +193,7 @@ def _load(
     tokenizer: Path | None,
     attention: str | None,
     purpose: str,
+    writes: bool,
 ) -> Loaded:
     """The model of a folder, or of a `.gguf` file in it, with its adapter."""
     stored = read_stored(folder) if gguf is None else None
@@ -199,13 +207,14 @@ def _load(
     import torch
 
     device = device_named(options.device, in_4bit=options.load_in_4bit)
-    dtype, int8 = dtype_named(options.dtype, device)
+    dtype, int8 = dtype_named(options.dtype, device, writes=writes)
     if options.load_in_4bit and options.dtype in ("int8", "fastest"):
         raise SettingsError(f"Found load_in_4bit=True and dtype={options.dtype!r}; expected one of the two.")
     # Rounded before the sum, a low-rank change would be lost.
     read_as = torch.float32 if adapter else dtype
     weighed = stored or Stored(kinds={"F32": _parameters(config)}, bytes=0)
-    chosen = "nf4" if options.load_in_4bit else str(read_as).removeprefix("torch.")
+    # Those of 8 bits have others beside them, or come from float32.
+    chosen = "nf4" if options.load_in_4bit else "float32" if int8 else str(read_as).removeprefix("torch.")
     check_room(name, weighed, chosen, device)
     arguments: dict[str, Any] = {"dtype": read_as, "config": config, **trust}
     if attention is not None:

@@ -1,8 +1,9 @@
 """Fewer threads while other processes want the same cores.
 
 A parallel matrix product waits for its slowest thread. Where another process holds that thread's core, every
-product waits for the scheduler, and two threads are many times slower than one. Threads that are pushed off
-their core (involuntary context switches) tell of it.
+product waits for the scheduler, and two threads are many times slower than one. How long threads that could
+run have waited for a core tells of it; how often they were pushed off one does not: the system's own short
+work does that on a quiet machine too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,15 +20,12 @@ import torch
 
 from o1_retriever.concurrency.forks import Renewed
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
-
 logger = logging.getLogger(__name__)
 
-# Two threads on two quiet cores are pushed off some 40 times a second, beside a busy process 190 times.
-_PUSHED_OFF_PER_S_AND_THREAD = 55.0
+# Linux has a file for each thread: nanoseconds that it ran, nanoseconds that it waited for a core, and turns.
+_THREADS = Path("/proc/self/task")
+# Seconds in a second that all threads together wait.
+_WAITED = 0.15
 _LOOK_EVERY_S = 0.15
 # How long a crowded machine is remembered before all threads are tried again.
 _REMEMBER_S = 5.0
@@ -70,11 +70,12 @@ _overlap = _Overlap()
 class SparingThreads:
     """Within it, `look` halves torch's threads while the cores are wanted elsewhere; in the end all are back.
 
-    Never more threads than torch had. On a GPU, or where the system counts no switches, nothing happens.
+    Never more threads than torch had. On a GPU, or where the system does not tell (it is not Linux), nothing
+    happens.
     """
 
     def __init__(self, device: Any) -> None:
-        self._on = device.type == "cpu" and resource is not None
+        self._on = device.type == "cpu" and _waited() is not None
         self._before = 1
         self._crowded = 0
 
@@ -96,14 +97,14 @@ class SparingThreads:
         _overlap.leave()
 
     def look(self) -> None:
-        """Notice whether threads were pushed off their cores since the last look."""
+        """Notice whether threads have waited for their cores since the last look."""
         global _crowded_until
         if not self._on or time.monotonic() - self._at < _LOOK_EVERY_S:
             return
-        rate = (_pushed_off() - self._seen) / (time.monotonic() - self._at)
+        share = ((_waited() or 0.0) - self._seen) / (time.monotonic() - self._at)
         threads = torch.get_num_threads()
         # One crowded look may be chance, or torch starting its threads.
-        self._crowded = self._crowded + 1 if rate > _PUSHED_OFF_PER_S_AND_THREAD * threads else 0
+        self._crowded = self._crowded + 1 if share > _WAITED else 0
         if self._crowded > 1:
             _crowded_until = time.monotonic() + _REMEMBER_S
             if threads > 1:
@@ -114,8 +115,13 @@ class SparingThreads:
         self._mark()
 
     def _mark(self) -> None:
-        self._at, self._seen = time.monotonic(), _pushed_off()
+        self._at, self._seen = time.monotonic(), _waited() or 0.0
 
 
-def _pushed_off() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+def _waited() -> float | None:
+    """Seconds that this process's threads have waited for a core; None where the system does not tell."""
+    waited = None
+    for file in _THREADS.glob("*/schedstat"):
+        with suppress(OSError, IndexError, ValueError):  # a thread that has ended since
+            waited = (waited or 0.0) + int(file.read_text().split()[1]) / 1e9
+    return waited

@@ -30,6 +30,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _FOR_CPU = ("int8", "fastest")
 # The layout depends little on the rows of a batch; it is made for this many.
 _ROWS = 64
+# So many rows at most are multiplied by weights of 8 bits as they lie: the kernel takes them four at a time.
+_FEW = 4
 
 
 class _Prepared(torch.nn.Module):
@@ -64,12 +66,52 @@ class PackedLinear(_Prepared):
         )
         return result
 
+    def fuses(self, states: torch.Tensor) -> bool:
+        """Whether what follows the product of these states is a part of its kernel."""
+        return True
+
     def joined(self, states: torch.Tensor, other: torch.Tensor, how: str) -> torch.Tensor:
         """The product, to which `other` is added ("add") or by which it is multiplied ("mul")."""
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
             states, other, self._packed, self.bias, how
         )
         return result
+
+
+class Int8Weights(PackedLinear):
+    """A bfloat16 layer whose weights are rounded to 8 bits, scaled by output; states stay as they are.
+
+    A product of few rows costs the reading of its weights, and so they read 8 bits. For more rows there are
+    the same weights in bfloat16, whose product costs no more then.
+    """
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        weight = linear.weight.detach().float()
+        scales = (weight.abs().amax(1).clamp(min=1e-12) / 127).bfloat16()
+        rounded = (weight / scales.float()[:, None]).round_().clamp_(-127, 127)
+        rough = torch.nn.Linear(1, 1, bias=False)
+        rough.in_features, rough.out_features = linear.in_features, linear.out_features
+        rough.weight = torch.nn.Parameter((rounded * scales.float()[:, None]).bfloat16(), requires_grad=False)
+        rough.bias = linear.bias
+        super().__init__(rough)
+        self._scales, self._rounded = scales, rounded.to(torch.int8)
+        # The kernel reads whole vectors of inputs and blocks of outputs, and checks neither.
+        fits = linear.in_features % 64 == 0 and linear.out_features % 16 == 0
+        self._few = _FEW * linear.in_features if fits else 0
+
+    def fuses(self, states: torch.Tensor) -> bool:
+        """Whether what follows the product of these states is a part of its kernel."""
+        return states.numel() > self._few
+
+    def forward(self, states: torch.Tensor, then: tuple[str, str] = ("none", "")) -> torch.Tensor:
+        """The layer's product; states (..., in) give (..., out). `then` only where it `fuses`."""
+        if self.fuses(states):
+            return super().forward(states, then)
+        rows = states.reshape(-1, self.in_features).contiguous()
+        product: torch.Tensor = torch.ops.aten._weight_int8pack_mm(rows, self._rounded, self._scales)
+        if self.bias is not None:
+            product = product + self.bias
+        return product.view(*states.shape[:-1], self.out_features)
 
 
 class Int8Linear(_Prepared):
@@ -116,14 +158,14 @@ ACTIVATIONS = {
 def activated(layer: Any, states: torch.Tensor, activation: str) -> torch.Tensor:
     """The product of a layer and what the activation makes of it: one kernel where there is one for both."""
     known = ACTIVATIONS[activation]
-    if type(layer) is PackedLinear:
+    if isinstance(layer, PackedLinear) and layer.fuses(states):
         return layer.forward(states, known.then)
     return known.function(layer(states))
 
 
 def plus(layer: Any, states: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The product of a layer and the sum with other states (rows, out)."""
-    if type(layer) is PackedLinear:
+    if isinstance(layer, PackedLinear) and layer.fuses(states):
         return layer.joined(states, other, "add")
     product: torch.Tensor = layer(states)
     return product.add_(other)
@@ -131,7 +173,7 @@ def plus(layer: Any, states: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def times(layer: Any, states: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The product of a layer, times other states (rows, out)."""
-    if type(layer) is PackedLinear:
+    if isinstance(layer, PackedLinear) and layer.fuses(states):
         return layer.joined(states, other, "mul")
     product: torch.Tensor = layer(states)
     return product.mul_(other)
@@ -157,7 +199,7 @@ def has_kernel(kind: Kind, dtype: torch.dtype = torch.float32) -> bool:
 
     The kernels for bfloat16 need AVX-512 or newer, and some builds of torch have none of them.
     """
-    layer, states = torch.nn.Linear(16, 16, dtype=dtype), torch.ones(2, 16, dtype=dtype)
+    layer, states = torch.nn.Linear(64, 64, dtype=dtype), torch.ones(2, 64, dtype=dtype)
     try:
         with torch.inference_mode():
             kind(layer)(states)
@@ -179,13 +221,16 @@ def is_for_kernels(model: Any) -> bool:
 def pack(model: Any, *, int8: bool = False) -> None:
     """Replace a model's linear layers by packed ones, in place, where the machine can; `int8` quantises them.
 
+    Of a float32 model weights and states become 8 bits then, of a bfloat16 model the weights alone.
     Layers that are quantised already stay as they are. Where the machine cannot, torch's own layers stay, and
     a warning says so once.
     """
-    kind: Kind = Int8Linear if int8 else PackedLinear
+    kind: Kind = PackedLinear
+    if int8:
+        kind = Int8Weights if model.dtype == torch.bfloat16 else Int8Linear
     if not int8 and not is_for_kernels(model):
         return
-    if not has_kernel(kind, torch.float32 if int8 else model.dtype):
+    if not has_kernel(kind, torch.float32 if kind is Int8Linear else model.dtype):
         _warn_once("int8" if int8 else str(model.dtype).removeprefix("torch."))
         return
     for parent in list(model.modules()):
@@ -206,19 +251,25 @@ def _warn_once(dtype: str) -> None:
     logger.warning("This processor has no fast kernels for %s: %s.", dtype, _INSTEAD[dtype])
 
 
-@torch.inference_mode()
 def fastest(*, width: int = 768, rows: int = 96) -> str:
-    """The precision in which this processor multiplies fastest, tried on one layer.
+    """The precision in which this processor multiplies fastest.
 
-    "bfloat16" before "int8" where both are faster than "float32": it moves vectors a hundred times less.
+    "bfloat16" wherever it has the instructions and the kernels: it moves vectors a hundred times less than
+    "int8", which is tried on one layer elsewhere, against "float32".
     """
-    layer, states = torch.nn.Linear(width, width, bias=False), torch.randn(rows, width)
-    plain = _seconds(_prepared(layer), states)
-    if _seconds(_prepared(layer.bfloat16()), states.bfloat16()) < _WORTH_IT * plain:
+    if has_bfloat16() and has_kernel(PackedLinear, torch.bfloat16):
         return "bfloat16"
-    if has_kernel(Int8Linear) and _seconds(Int8Linear(layer), states) < _WORTH_IT * plain:
-        return "int8"
-    return "float32"
+    return "int8" if has_kernel(Int8Linear) and _int8_is_faster(width, rows) else "float32"
+
+
+@functools.cache
+@torch.inference_mode()
+def _int8_is_faster(width: int, rows: int) -> bool:
+    layer, states = torch.nn.Linear(width, width, bias=False), torch.randn(rows, width)
+    plain, int8 = _prepared(layer), Int8Linear(layer)
+    # In turns, so that what else the machine does meets both.
+    times = [(_seconds(plain, states), _seconds(int8, states)) for _ in range(5)]
+    return min(int8 for _, int8 in times) < _WORTH_IT * min(plain for plain, _ in times)
 
 
 def _prepared(layer: torch.nn.Linear) -> torch.nn.Module:
@@ -231,7 +282,7 @@ _WORTH_IT = 0.8
 
 def _seconds(layer: torch.nn.Module, states: torch.Tensor) -> float:
     layer(states)
-    return min(timeit.repeat(lambda: layer(states), repeat=9, number=1))
+    return min(timeit.repeat(lambda: layer(states), repeat=5, number=1))
 
 
 def device_named(name: str | None, *, in_4bit: bool = False) -> str:
@@ -253,10 +304,13 @@ def device_named(name: str | None, *, in_4bit: bool = False) -> str:
     return name
 
 
-def dtype_named(name: str, device: str) -> tuple[torch.dtype, bool]:
-    """The type that weights are loaded as, and whether they are quantised to 8 bits then."""
+def dtype_named(name: str, device: str, *, writes: bool = False) -> tuple[torch.dtype, bool]:
+    """The type that weights are loaded as, and whether they are quantised to 8 bits then.
+
+    A model that only `writes` makes no vectors that could move, and is fastest with weights of 8 bits.
+    """
     on_gpu = not device.startswith("cpu")
-    if name == "auto":
+    if name == "auto" or (name == "fastest" and on_gpu):
         if not device.startswith("cuda"):
             return torch.float32, False
         return (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16), False
@@ -266,7 +320,10 @@ def dtype_named(name: str, device: str) -> tuple[torch.dtype, bool]:
                 f"dtype is {name!r} on a GPU; expected auto, float32, bfloat16 or float16 there.",
                 hint="To save a GPU's memory pass load_in_4bit=True.",
             )
-        name = fastest() if name == "fastest" else name
+        if name == "fastest":
+            name = fastest()
+            if writes and name == "bfloat16" and has_kernel(Int8Weights, torch.bfloat16):
+                return torch.bfloat16, True
         return (torch.float32, True) if name == "int8" else (_DTYPES[name], False)
     if name not in _DTYPES:
         raise SettingsError(f"dtype is {name!r}; expected one of {['auto', *_DTYPES, *_FOR_CPU]}.")
@@ -281,7 +338,7 @@ def precision_of(model: Any) -> Precision:
         values = config if isinstance(config, dict) else config.to_dict()
         name = "bnb_4bit_quant_type" if values.get("load_in_4bit") else "quant_method"
         quantization = str(values.get(name))
-    elif any(isinstance(module, Int8Linear) for module in model.modules()):
+    elif any(isinstance(module, Int8Linear | Int8Weights) for module in model.modules()):
         quantization = "int8"
     return Precision(
         dtype=str(model.dtype).removeprefix("torch."), quantization=quantization, device=model.device.type

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
+from o1_retriever.engine.follow import unheard
 from o1_retriever.thought import Thought, ThoughtSettings, repeats
 
 # Added to a thought's number for its second draw: no query has so many thoughts.
@@ -28,7 +29,8 @@ async def distinct(queries: int, settings: ThoughtSettings, start: int, write: W
     rows = await write([tuple(range(first, settings.n_thoughts))] * queries)
     again = [() if once else repeats(row) for row in rows]
     if any(again):
-        draws = await write([tuple(AGAIN + number for number in numbers) for numbers in again])
+        with unheard():  # the end brings the better one of two draws
+            draws = await write([tuple(AGAIN + number for number in numbers) for numbers in again])
         for row, numbers, second in zip(rows, again, draws, strict=True):
             for number, thought in zip(numbers, second, strict=True):
                 row[number] = _better(row[number], thought, row[:number])

@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 from o1_retriever.concurrency.blocking import finished
 from o1_retriever.concurrency.forks import Renewed
 from o1_retriever.concurrency.sent import Sent
-from o1_retriever.endpoint.client import ChatClient, in_thread, options_of
+from o1_retriever.endpoint.client import ChatClient, Hear, in_thread, options_of
 from o1_retriever.endpoint.limits import Patience, RequestPolicy
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, ChatRequest, as_prompt
 from o1_retriever.endpoint.reply import Answer, ModelCallError, Problem
 from o1_retriever.endpoint.written import Reasoning, whole_sentences
+from o1_retriever.engine.follow import heard, still_waited_for
 from o1_retriever.errors import ThinkerError
 from o1_retriever.query import Query
 from o1_retriever.reporting.text import counted
@@ -121,14 +122,16 @@ class OpenAIThinker(Sent):
         self, queries: Sequence[Query], settings: ThoughtSettings, start: int, *, blocking: bool
     ) -> list[list[Thought]]:
         async def write(numbers: Sequence[tuple[int, ...]]) -> list[list[Thought]]:
+            wanted = [(place, index) for place, own in enumerate(numbers) for index in own]
             requests = [
-                ChatRequest(query=query, prompt=self.prompt, index=index, settings=settings)
-                for query, own in zip(queries, numbers, strict=True)
-                for index in own
+                ChatRequest(query=queries[place], prompt=self.prompt, index=index, settings=settings)
+                for place, index in wanted
             ]
+            listener = heard()
+            hear = [functools.partial(listener.said, *one) for one in wanted] if listener else []
             answers: list[Answer] = []
             if requests:
-                work = self._ask(requests)
+                work = self._ask(requests, hear)
                 answers = _background.run(work) if blocking else await _background.awaited(work)
             self._report(answers)
             thoughts = iter([_recorded(answer) for answer in answers])
@@ -136,15 +139,16 @@ class OpenAIThinker(Sent):
 
         return await distinct(len(queries), settings, start, write)
 
-    async def _ask(self, requests: Sequence[ChatRequest]) -> list[Answer]:
+    async def _ask(self, requests: Sequence[ChatRequest], hear: Sequence[Hear]) -> list[Answer]:
         """Ask for all; when the last call was given up, find out first with one request, sent once."""
         patience = Patience(self.policy, silence=self.policy.deadline)
         probe: list[Answer] = []
         if self._was_down:
-            probe.append(await self._chat.ask(requests[0], patience, retries=0))
+            first = hear[0] if hear else None
+            probe.append(await self._chat.ask(requests[0], patience, retries=0, hear=first))
             if isinstance(probe[0], Problem) and (probe[0].down or probe[0].setup):
                 patience.ended = probe[0]
-        answers = await self._chat.ask_all(requests[len(probe) :], patience)
+        answers = await self._chat.ask_all(requests[len(probe) :], patience, hear[len(probe) :])
         self._was_down = patience.ended is not None
         return probe + answers
 
@@ -251,10 +255,11 @@ class _Background(Renewed):
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Wait for the result; Ctrl-C, and whatever else interrupts the wait, cancels the work."""
-        future = asyncio.run_coroutine_threadsafe(work, self._started())
+        future, waited_for = asyncio.run_coroutine_threadsafe(work, self._started()), still_waited_for()
         try:
             while not future.done():
                 wait([future], TICK)
+                waited_for(0)  # ends the call where its only listener has left
         except BaseException:
             future.cancel()
             raise

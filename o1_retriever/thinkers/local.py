@@ -17,6 +17,7 @@ from o1_retriever.query import Query
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever.thinkers.distinct import distinct
 from o1_retriever.thought import Thought, ThoughtSettings
+from o1_retriever.vectors import Precision
 
 if TYPE_CHECKING:
     from o1_retriever.engine.load import LocalModel
@@ -41,8 +42,9 @@ class LocalThinker(SentModel):
     that reason first begin with their answer; "thought" lets them reason, and where their tokens run out
     before they answer, the reasoning is the thought.
 
-    `dtype` "fastest" is bfloat16 or int8 where this processor is faster with it. The other arguments are
-    those of `ThinkingEmbedder.from_pretrained`. Or pass a loaded `model` with its `tokenizer`.
+    `dtype` "fastest" is bfloat16 with weights of 8 bits on a processor that multiplies in it, else float32 or
+    int8, whichever is faster (`precision` tells). The other arguments are those of
+    `ThinkingEmbedder.from_pretrained`. Or pass a loaded `model` with its `tokenizer`.
 
     Raises `ModelNotFoundError` when there is no such model and `CheckpointError` for one that does not write.
     """
@@ -80,7 +82,7 @@ class LocalThinker(SentModel):
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-        name, loaded = os.fspath(model), load_causal_lm(model, options)
+        name, loaded = os.fspath(model), load_causal_lm(model, options, writes=True)
         folder = loaded.adapter or loaded.folder
         config = ThinkerConfig.beside(folder)
         if config is not None:
@@ -106,6 +108,11 @@ class LocalThinker(SentModel):
         return f"LocalThinker({self.local.name!r})"
 
     @property
+    def precision(self) -> Precision:
+        """How it computes: what "fastest" has come to."""
+        return self.local.precision
+
+    @property
     def weights_hash(self) -> str:
         """The hash of the files."""
         return self.local.weights
@@ -113,7 +120,7 @@ class LocalThinker(SentModel):
     @property
     def identity(self) -> str | None:
         """A hash of the weights, how they are computed, and the prompt."""
-        how = f"{self.local.precision.to_dict()} prompt {self.prompt.fingerprint} reasoning {self.reasoning}"
+        how = f"{self.precision.to_dict()} prompt {self.prompt.fingerprint} reasoning {self.reasoning}"
         return f"local {self.local.weights} {how}"
 
     def think(

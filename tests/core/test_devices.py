@@ -41,6 +41,9 @@ def test_cuda_then_mps_then_the_processor(
 def test_number_formats_of_apples_gpus() -> None:
     assert dtype_named("auto", "mps") == (torch.float32, False)
     assert dtype_named("float16", "mps") == (torch.float16, False)
+    # What a thinker is loaded with where nothing is said: only a processor has to try what is fastest.
+    assert dtype_named("fastest", "mps") == dtype_named("auto", "mps")
+    assert dtype_named("fastest", "cuda:1") == dtype_named("auto", "cuda:1")
     with pytest.raises(SettingsError, match="'int8' on a GPU"):
         dtype_named("int8", "mps")
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, MambaCon
 
 from o1_retriever.engine.decode import write_thoughts
 from o1_retriever.engine.follow import Follower
+from o1_retriever.engine.generating import steps_work
 from o1_retriever.engine.load import LocalModel, assemble_writer
 from o1_retriever.engine.rows import Drafts, Job
-from o1_retriever.engine.trial import steps_work
 from o1_retriever.query import as_queries
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.thought import ThoughtSettings

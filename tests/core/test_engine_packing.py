@@ -20,9 +20,19 @@ from torch.nn import Linear
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine import weights
+from o1_retriever.engine.fused import lay_out
 from o1_retriever.engine.load import LoadOptions, LocalModel, assemble, load_model
 from o1_retriever.engine.passes import last_states
-from o1_retriever.engine.weights import Int8Linear, PackedLinear, fastest, has_kernel, pack
+from o1_retriever.engine.weights import (
+    Int8Linear,
+    Int8Weights,
+    PackedLinear,
+    dtype_named,
+    fastest,
+    has_bfloat16,
+    has_kernel,
+    pack,
+)
 from o1_retriever.errors import ModelError
 from tests.support.caches import EXAMPLES
 from tests.support.engine import TOLERANCE, can_pack, gap, job_for, written_by
@@ -36,9 +46,11 @@ packable = pytest.mark.skipif(
 
 
 @st.composite
-def layers(draw: st.DrawFn, *, widest: int = 130) -> tuple[Linear, torch.Tensor]:
-    """A layer of any shape, with or without bias, and states for it, contiguous or not."""
-    inputs, outputs = draw(st.integers(1, widest)), draw(st.integers(1, widest))
+def layers(
+    draw: st.DrawFn, *, widest: int = 130, steps: tuple[int, int] = (1, 1)
+) -> tuple[Linear, torch.Tensor]:
+    """A layer of any shape in `steps`, with or without bias, and states for it, contiguous or not."""
+    inputs, outputs = (step * draw(st.integers(1, widest // step)) for step in steps)
     leading = draw(st.sampled_from([(), (1,), (3,), (1, 5)]))
     rows = draw(st.integers(1, 200))
     torch.manual_seed(draw(st.integers(0, 99)))
@@ -96,6 +108,27 @@ def test_a_weight_in_8_bits_is_off_by_half_a_step_of_its_own_output(
         error = (Int8Linear(layer)(ones) - layer(ones)).abs()
         half_a_step = layer.weight.abs().amax(1) / 254
     assert (error <= 1.01 * half_a_step + 1e-6).all()
+
+
+@pytest.mark.skipif(not has_kernel(Int8Weights, torch.bfloat16), reason="this machine has no such kernel")
+@settings(EXAMPLES)
+@given(layers() | layers(steps=(64, 16)), st.integers(0, 9))
+def test_weights_in_8_bits_are_within_what_rounding_allows_for_few_rows_and_many(
+    drawn: tuple[Linear, torch.Tensor], few: int
+) -> None:
+    layer, states = drawn
+    states = states.reshape(-1, layer.in_features)[: few or None].bfloat16()
+    exact = layer.bfloat16()
+    small = Int8Weights(exact)
+    with torch.inference_mode():
+        found, expected = small(states), exact.float()(states.float())
+        # Half a step of each weight, its scale's rounding, and that of bfloat16 in weights and product.
+        largest = exact.weight.float().abs().amax(1)
+        reach = largest * (0.5 / 127 + 2**-8) * states.float().abs().sum(-1, keepdim=True)
+        assert (found.float() - expected).abs().le(reach + 2**-7 * expected.abs() + 1e-5).all()
+        # Alone or among others, a row is the same up to bfloat16's rounding.
+        alone = torch.cat([small(row[None]) for row in states])
+        assert (found.float() - alone.float()).abs().le(2**-8 * reach * 127 + 2**-6 * expected.abs()).all()
 
 
 def two_of(architecture: str, *, int8: bool = False) -> tuple[LocalModel, LocalModel]:
@@ -164,6 +197,34 @@ def test_8_bit_thoughts_are_embedded_as_a_second_pass_would() -> None:
         again = last_states(packed, [ids])[0]
         state = drafts.drafts[0].state
         assert float(state @ again / np.linalg.norm(state) / np.linalg.norm(again)) > 0.97
+
+
+@pytest.mark.skipif(not has_kernel(Int8Weights, torch.bfloat16), reason="this machine has no such kernel")
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
+def test_a_model_with_weights_in_8_bits_gives_nearly_the_same_for_few_rows_and_many(
+    architecture: str,
+) -> None:
+    model, tokenizer = tiny_model(architecture)
+    small = tiny_model(architecture)[0].bfloat16()
+    lay_out(small, int8=True)
+    kinds = {type(module) for module in small.modules()}
+    assert Int8Weights in kinds
+    assert Linear not in kinds
+    local = assemble(architecture, small, tokenizer)
+    assert local.precision.format == "int8, computing in bfloat16"
+    with torch.inference_mode():
+        for rows in (1, 3, 40):
+            ids = torch.arange(5, 5 + rows)[:, None]
+            exact, found = model(input_ids=ids).logits, small(input_ids=ids).logits.float()
+            assert float((found - exact).norm() / exact.norm()) < 0.05
+
+
+def test_what_only_writes_has_weights_in_8_bits_where_that_is_fastest() -> None:
+    if has_bfloat16() and has_kernel(Int8Weights, torch.bfloat16):
+        assert dtype_named("fastest", "cpu", writes=True) == (torch.bfloat16, True)
+        assert dtype_named("fastest", "cpu") == (torch.bfloat16, False)
+    assert dtype_named("bfloat16", "cpu", writes=True) == (torch.bfloat16, False)
+    assert dtype_named("int8", "cpu", writes=True) == (torch.float32, True)
 
 
 def saved(folder: Path) -> Path:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -18,23 +22,24 @@ from o1_retriever.thought import ThoughtSettings
 from tests.support.engine import before_passes, exact_model, job_for
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(threads.resource is None, reason="the system counts no switches")
+WAITED = threads._waited
+pytestmark = pytest.mark.skipif(WAITED() is None, reason="the system does not tell how long threads wait")
 
 
 class System:
-    """What the operating system reports: so many involuntary switches a second, on a clock of its own."""
+    """What the operating system reports: how long threads have waited, on a clock of its own."""
 
     def __init__(self) -> None:
-        self.now, self.switches = 1000.0, 0.0
+        self.now, self.waited = 1000.0, 0.0
 
     def monotonic(self) -> float:
         """The clock."""
         return self.now
 
-    def passes(self, seconds: float, *, pushed_off_per_s: float = 0.0) -> None:
-        """Time goes by, with this many switches in each second of it."""
+    def passes(self, seconds: float, *, waiting: float = 0.0) -> None:
+        """Time goes by, of each second of which this much was waited for a core."""
         self.now += seconds
-        self.switches += seconds * pushed_off_per_s
+        self.waited += seconds * waiting
 
 
 @pytest.fixture
@@ -42,7 +47,7 @@ def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
     """Four threads on a machine whose reports the test writes."""
     reports = System()
     monkeypatch.setattr(threads.time, "monotonic", reports.monotonic)
-    monkeypatch.setattr(threads, "_pushed_off", lambda: int(reports.switches))
+    monkeypatch.setattr(threads, "_waited", lambda: reports.waited)
     monkeypatch.setattr(threads, "_crowded_until", 0.0)
     before = torch.get_num_threads()
     torch.set_num_threads(4)
@@ -52,14 +57,35 @@ def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
 
 def crowd(system: System, sparing: SparingThreads, looks: int = 1) -> None:
     for _ in range(looks):
-        system.passes(0.2, pushed_off_per_s=2000)
+        system.passes(0.2, waiting=0.6)
         sparing.look()
 
 
 def calm(system: System, sparing: SparingThreads, seconds: float) -> None:
     for _ in range(int(seconds / 0.2)):
-        system.passes(0.2, pushed_off_per_s=20)
+        system.passes(0.2, waiting=0.02)
         sparing.look()
+
+
+def test_waiting_for_a_core_is_seen() -> None:
+    seen: list[float] = []
+
+    def beside_another() -> None:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # of this thread, and of what it starts
+        other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        try:
+            before, until = WAITED() or 0.0, time.monotonic() + 30
+            while (WAITED() or 0.0) - before < 0.05 and time.monotonic() < until:
+                pass
+            seen.append((WAITED() or 0.0) - before)
+        finally:
+            other.kill()
+            other.wait()
+
+    crowded = threading.Thread(target=beside_another)
+    crowded.start()
+    crowded.join()
+    assert seen[0] >= 0.05
 
 
 def test_a_quiet_machine_keeps_all_threads(system: System) -> None:
@@ -68,7 +94,7 @@ def test_a_quiet_machine_keeps_all_threads(system: System) -> None:
         assert torch.get_num_threads() == 4
 
 
-def test_threads_are_halved_as_long_as_they_are_pushed_off(system: System) -> None:
+def test_threads_are_halved_as_long_as_they_wait_for_cores(system: System) -> None:
     with SparingThreads(CPU) as sparing:
         crowd(system, sparing)
         assert torch.get_num_threads() == 4, "one crowded look may be chance"
@@ -92,7 +118,7 @@ def test_a_single_crowded_look_between_quiet_ones_is_forgotten(system: System) -
 def test_looking_often_changes_nothing(system: System) -> None:
     with SparingThreads(CPU) as sparing:
         for _ in range(100):
-            system.passes(0.001, pushed_off_per_s=2000)
+            system.passes(0.001, waiting=0.6)
             sparing.look()
         assert torch.get_num_threads() == 4, "too short a time to tell anything"
 
@@ -137,7 +163,7 @@ def test_on_a_gpu_nothing_happens(system: System) -> None:
 
 
 actions = st.lists(
-    st.tuples(st.sampled_from(["crowd", "calm"]), st.floats(0.01, 7.0), st.floats(0, 3000)), max_size=25
+    st.tuples(st.sampled_from(["crowd", "calm"]), st.floats(0.01, 7.0), st.floats(0, 4)), max_size=25
 )
 
 
@@ -150,7 +176,7 @@ def test_never_more_threads_than_before_and_never_none(
     try:
         with SparingThreads(CPU) as sparing:
             for kind, seconds, rate in actions:
-                system.passes(seconds, pushed_off_per_s=rate if kind == "crowd" else 0)
+                system.passes(seconds, waiting=rate if kind == "crowd" else 0)
                 sparing.look()
                 assert 1 <= torch.get_num_threads() <= before
             if fails:
@@ -210,7 +236,7 @@ def test_the_engine_looks_while_it_thinks_and_embeds_and_gives_all_back(system: 
     seen: list[int] = []
 
     def crowded(_: int) -> None:
-        system.passes(0.2, pushed_off_per_s=2000)
+        system.passes(0.2, waiting=0.6)
         seen.append(torch.get_num_threads())
 
     how = ThoughtSettings(max_new_tokens=8)
@@ -231,7 +257,7 @@ def test_a_caller_who_leaves_early_gets_all_threads_back(system: System) -> None
     jobs = [job_for(local, query) for query in ("why?", "how?", "a")]
 
     def crowded(_: int) -> None:
-        system.passes(0.2, pushed_off_per_s=2000)
+        system.passes(0.2, waiting=0.6)
 
     with before_passes(local.model, crowded):
         writing = write_thoughts(local, jobs, ThoughtSettings(max_new_tokens=8), most=1)

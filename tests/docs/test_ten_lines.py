@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from o1_retriever import ThinkingEmbedder
 from o1_retriever.engine.checkpoint import wheel_of
 from tests.docs.test_pages import PAIR, snippets
+from tests.support.adapters import bag_of_words
 from tests.support.sentences import ends_in_a_sentence, longest_run
 
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -75,6 +77,21 @@ def test_the_ten_lines_run_with(
     for text in thoughts:
         assert ends_in_a_sentence(text), text
         assert longest_run(text) <= 3, text
+
+
+def test_a_server_of_llama_cpp_is_followed_while_it_writes(address: str) -> None:
+    embedder = ThinkingEmbedder.from_parts(address, bag_of_words, cache=False)
+    pieces = list(embedder.stream_thoughts("Why does ice float on water?"))
+    for index in range(3):
+        own = [piece for piece in pieces if piece.index == index]
+        assert len(own) > 5
+        assert own[-1].thought is not None
+        assert own[-1].thought.text in "".join(piece.text for piece in own)
+        assert own[-1].thought.prompt_tokens > 100
+        assert own[-1].thought.completion_tokens > 5
+    # They take turns, as they are written at the same time.
+    order = [piece.index for piece in pieces]
+    assert order.index(1) < max(place for place, index in enumerate(order[:-3]) if index == 0)
 
 
 def test_the_wheel_of_llama_cpp_belongs_to_the_tests(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ from typing import Any
 @dataclass(frozen=True)
 class Answer:
     """One HTTP answer. `drop` closes the connection instead; `missing` bytes are promised and not sent;
-    `drip` is the pause in seconds before each byte of the body."""
+    `drip` is the pause in seconds before each byte of the body; what is behind its first event waits for
+    `more`."""
 
     body: bytes = b""
     status: int = 200
@@ -24,6 +26,7 @@ class Answer:
     drip: float = 0.0
     drop: bool = False
     missing: int = 0
+    more: threading.Event | None = None
 
 
 def completion(content: Any = "a thought", *, finish: str = "stop", **message: Any) -> Answer:
@@ -44,6 +47,21 @@ def completion(content: Any = "a thought", *, finish: str = "stop", **message: A
             "usage": usage,
         }
     )
+
+
+def streamed(*pieces: Any, finish: str | None = "stop", done: bool = True) -> Answer:
+    """A completion as server-sent events: texts, fields of a delta as a dict, or whole chunks of choices."""
+    chunks = [
+        piece
+        if isinstance(piece, dict) and {"choices", "error"} & piece.keys()
+        else {"choices": [{"index": 0, "delta": {"content": piece} if isinstance(piece, str) else piece}]}
+        for piece in pieces
+    ]
+    if finish:
+        chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+        chunks.append({"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": len(pieces)}})
+    events = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"] * done
+    return Answer("".join(events).encode(), headers={"Content-Type": "text/event-stream"})
 
 
 def as_json(value: Any, *, status: int = 200, **headers: str) -> Answer:
@@ -149,6 +167,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(answer.body)
 
     def _send(self, answer: Answer) -> None:
+        if answer.more:
+            first, _, rest = answer.body.partition(b"\n\n")
+            self.wfile.write(first + b"\n\n")
+            self.wfile.flush()
+            while not answer.more.wait(0.01):
+                if select.select([self.connection], [], [], 0)[0]:  # the client has hung up
+                    self.close_connection = True
+                    return
+            self.wfile.write(rest)
+            return
         if not answer.drip:
             self.wfile.write(answer.body)
             return

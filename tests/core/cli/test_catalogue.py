@@ -51,6 +51,7 @@ def test_a_thinker_of_yours_is_measured_beside_them(here, model, monkeypatch):
     assert result.exit_code == 0, result.output
     mine, smol = json.loads(result.stdout)["tried"]
     assert mine["name"] == "mine"
+    assert mine["measured"]["dtype"] == "float32"
     assert mine["measured"]["tokens_per_s"]["q1"] > 0
     assert mine["measured"]["tokens_per_s"]["q8"] > 0
     assert smol["measured"] is None

@@ -7,6 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+
+from o1_retriever.engine.weights import Int8Weights, has_bfloat16, has_kernel
 from tests.support.commands import ok
 
 
@@ -39,6 +42,19 @@ def test_info_says_what_is_missing(here, monkeypatch):
     assert pair["model"]["problem"] is None
     monkeypatch.delenv("O1_RETRIEVER_MODEL")
     assert json.loads(ok("info", "--json"))["model"]["thinker"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_info_says_in_which_numbers_a_thinker_computes(here):
+    def dtype(*options):
+        return json.loads(ok("info", "--json", *options))["dtype"]
+
+    assert dtype("--dtype", "int8") == "int8, computing in float32"
+    if has_bfloat16() and has_kernel(Int8Weights, torch.bfloat16):
+        assert dtype("--thinker", "mine") == "int8, computing in bfloat16"
+        assert dtype("--dtype", "fastest", "--model", "some/model") == "bfloat16"
+    assert dtype("--dtype", "auto", "--model", "some/model") == "float32"
+    assert dtype("--thinker", "http://127.0.0.1:1/v1") == "float32"  # of the encoder, which alone is here
+    assert dtype("--4bit", "--thinker", "mine") == "nf4, computing in float32"
 
 
 def test_info_names_markers_that_the_tokenizer_lacks(here, model):

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from o1_retriever.cli.models import quiet
-from o1_retriever.cli.options import Dtype, with_options
+from o1_retriever.cli.options import with_options
 from o1_retriever.cli.terminal import messages, output, warn
 from o1_retriever.reporting.text import counted
 from o1_retriever.thinkers.config import CONFIG_NAME as THINKER
@@ -64,7 +64,9 @@ class WeightOptions:
     nf4: Annotated[bool, _model("--nf4", help="Add a copy in 4 bits, in the folder nf4.")] = False
     base: Annotated[str | None, _model(help="Base of an adapter (default: as its config says).")] = None
     qlora: Annotated[bool | None, _model("--qlora/--no-qlora", help=_QLORA)] = None
-    dtype: Annotated[Dtype, _model(help="Type of an adapter's merged weights.")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], _model(help="Type of an adapter's merged weights.")
+    ] = "auto"
 
 
 @with_options
