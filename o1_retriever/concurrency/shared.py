@@ -125,8 +125,8 @@ class Batches(Renewed):
 
         Tickets with the same `work` and `shared` that wait at the same time are one call, up to a `size` of
         512 together; then what waits besides has its turn. An exception is that of the tickets without a
-        result: of several, each is tried again by itself. A coroutine that is cancelled takes its ticket back:
-        it is no longer `wanted`.
+        result: of several, each is tried again by itself. A coroutine that is cancelled takes its ticket
+        back: it is no longer `wanted`.
         """
         ticket: Ticket[Any, Any] = Ticket(item, size)
         with self._changed:
