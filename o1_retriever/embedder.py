@@ -11,8 +11,8 @@ import numpy as np
 
 from o1_retriever.concurrency.awaiting import AwaitedPipeline
 from o1_retriever.concurrency.sent import made_again
-from o1_retriever.progress import progress
 from o1_retriever.query import Given, History, Query, as_queries, as_query, check_texts, text_blocks
+from o1_retriever.reporting.progress import progress
 from o1_retriever.thinking import Backend, PairBackend, Pooling, ThoughtPipeline, settings_of
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtPiece, ThoughtSettings, Vector
 from o1_retriever.vectors import Precision, TokenLimit, VectorSpace, check_dim, delivered, stacked, unit
@@ -186,8 +186,8 @@ class ThinkingEmbedder:
     def stream_thoughts(
         self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
     ) -> Iterator[ThoughtPiece]:
-        """The thoughts about one query, piece by piece while they are written; those of different thoughts
-        take turns. At the end each comes whole, and is kept in the cache.
+        """The thoughts about one query, piece by piece while they are written; pieces of different thoughts
+        take turns. At its end each thought comes whole, and is kept in the cache.
 
         A thought from the cache is one piece, and one of a thinker that does not stream: a function, or a
         server that cannot. Whoever leaves the iterator early ends the writing.
@@ -230,7 +230,7 @@ class ThinkingEmbedder:
     ) -> QueryEmbedding:
         """One query with its thoughts, their vectors and the vector to search with.
 
-        `history` is what was said before it: a `Conversation`, or a list of turns as `Conversation.of` reads.
+        `history` is the conversation before it: a `Conversation`, or turns that `Conversation.of` reads.
         `thoughts` are your own: see `embed_queries`.
         """
         return self.embed_queries([as_query(query, history, thoughts)], settings=settings)[0]
@@ -262,9 +262,9 @@ class ThinkingEmbedder:
 
         Vectors are truncated to `truncate_dim`, normalised, averaged, and the mean is normalised again
         unless `normalize_embeddings=False` (the reference implementation leaves the plain mean). A
-        query none of whose thoughts could be had is embedded without, with a warning, and its thoughts
+        query for which no thought could be written is embedded alone, with a warning, and its thoughts
         say why. Equal queries are computed once. `batch_size` is how many are in flight at most; None sizes
-        batches by tokens. `histories` are what was said before each query: the thinker alone reads them.
+        batches by tokens. `histories` are the conversations before the queries; only the thinker reads them.
 
         `thoughts` has for each query those that you bring, texts or `Thought` objects, or None where they are
         to be written. Yours are embedded as written ones are, whatever `settings` say of thinking and of

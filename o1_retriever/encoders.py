@@ -284,9 +284,10 @@ class SentenceTransformerEncoder(SentModel, _Checking):
         if long:
             self._warned.add(what)
             logger.warning(
-                "%d of %d texts are longer than %s tokens: the rest of each is not embedded (said once).",
+                "%d of %s %s longer than %s tokens: the rest of each is not embedded (said once).",
                 long,
-                len(texts),
+                counted(len(texts), "text"),
+                "is" if long == 1 else "are",
                 self._max_tokens,
             )
         encode = self.model.encode_query if what == "query" else self.model.encode_document

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from o1_retriever.cache.folder import absolute
+from o1_retriever.cache.sqlite import absolute
 from o1_retriever.cache.store import JSON, ThoughtCache, cache_key
 from o1_retriever.concurrency.sent import Sent
 from o1_retriever.concurrency.shared import SharedWork
 from o1_retriever.engine.follow import among
 from o1_retriever.errors import CheckpointError, SettingsError, ThinkerError
-from o1_retriever.progress import progress
 from o1_retriever.query import Query
+from o1_retriever.reporting.progress import progress
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings, Vector
 from o1_retriever.vectors import InSpace, Precision, TokenLimit, VectorSpace, unit
@@ -238,7 +238,7 @@ def pairs_of(
     """What is embedded: the query with each usable thought; alone too `with_own`, or where there is none."""
     usable: list[Thought | None] = [thought for thought in written if not thought.failed]
     if written and not usable:
-        logger.warning("No thought could be had about %.60r: %s", query.text, written[0].error)
+        logger.warning("No thought could be written about %.60r: %s", query.text, written[0].error)
     alone = [None] if with_own or not usable else []
     return [(query.text, thought) for thought in [*usable, *alone]]
 

@@ -112,7 +112,7 @@ class Thought:
     `token_ids` are the model's own tokens without the final eos (empty when the thinker gave text only).
     `finish` says why it ended: the model stopped (`eos`), the length limit (`length`), its time was up
     (`budget`), it was read from a record (`recorded`), the caller brought it (`given`), or it could not be
-    had (`failed`; then `text` is empty and `error` says why).
+    written (`failed`; then `text` is empty and `error` says why).
     `prompt_tokens` and `completion_tokens` are what it cost, 0 where the thinker does not count.
     `cached` is True when no model ran for it.
     """
@@ -132,7 +132,7 @@ class Thought:
 
     @property
     def failed(self) -> bool:
-        """Whether the thought could not be had."""
+        """Whether the thought could not be written."""
         return self.finish == "failed"
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,13 +166,13 @@ def texts_of(thoughts: Iterable[Thought]) -> list[str]:
 
 
 def flat(thoughts: Iterable[Thought]) -> str:
-    """Thoughts as one string, a line each; those that could not be had are left out."""
+    """Thoughts as one string, a line each; those that could not be written are left out."""
     return "\n".join(" ".join(text.split()) for text in texts_of(thoughts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThoughtPiece:
-    """What a thought has got since its last piece: `text` of thought number `index`, from 0.
+    """What was added to a thought since its last piece: the `text` of thought number `index`, from 0.
 
     The last piece of each has the whole `thought`, which may lack a sentence that was cut and the reasoning
     before an answer, though both were among the pieces.
@@ -206,8 +206,8 @@ class QueryEmbedding:
 
     `vectors` is float32 of shape (n, dimension): one unit vector per usable thought, or the single fast
     vector when there is none. `vector` of shape (dimension,) is their mean, a unit vector unless
-    `normalize_embeddings=False` was asked for. `history` is what the thoughts were written after, and is
-    empty where nothing was thought; the vectors are of the query and its thoughts alone.
+    `normalize_embeddings=False` was passed. `history` is the conversation that the thinker read, and is empty
+    where no thought was written; the vectors are those of the query and its thoughts alone.
     """
 
     query: str

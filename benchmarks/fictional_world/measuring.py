@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from o1_retriever.embedder import ThinkingEmbedder
-from o1_retriever.evaluation.collection import load_collection
+from o1_retriever.evaluation.collection import EncodedCorpus, load_collection
 from o1_retriever.evaluation.comparison import Evaluation, evaluate
-from o1_retriever.evaluation.corpus import EncodedCorpus
 from o1_retriever.evaluation.systems import NEVER, Dense
 from o1_retriever.thought import ThoughtSettings
 

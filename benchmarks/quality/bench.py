@@ -15,10 +15,9 @@ from benchmarks.record import RESULTS, ROOT, Figure, record
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.cache import default_cache_path
 from o1_retriever.encoders import Encoder, as_encoder
-from o1_retriever.evaluation.collection import Collection, load_collection
+from o1_retriever.evaluation.collection import Collection, encode_corpus, load_collection
 from o1_retriever.evaluation.controls import with_other_thoughts
-from o1_retriever.evaluation.corpus import encode_corpus
-from o1_retriever.evaluation.robustness import follow_wording
+from o1_retriever.evaluation.sources import follow_wording
 from o1_retriever.evaluation.systems import NEVER, Dense, Hybrid, Lexical, System, bm25_over
 
 MEASURE = "nDCG@10"

@@ -15,9 +15,8 @@ from collections.abc import Iterator, Sequence
 from benchmarks.quality.bench import MEASURE, Bench, open_bench
 from benchmarks.record import Figure
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
-from o1_retriever.evaluation.collection import Collection
+from o1_retriever.evaluation.collection import Collection, EncodedCorpus, encode_corpus
 from o1_retriever.evaluation.comparison import evaluate
-from o1_retriever.evaluation.corpus import EncodedCorpus, encode_corpus
 from o1_retriever.evaluation.systems import NEVER, Dense
 from o1_retriever.thinkers import RecordedThinker
 

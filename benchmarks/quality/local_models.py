@@ -24,9 +24,9 @@ import numpy as np
 from benchmarks.quality.bench import MEASURE, Bench, open_bench
 from benchmarks.record import Figure
 from o1_retriever import ThinkingEmbedder
+from o1_retriever.evaluation.collection import encode_corpus
 from o1_retriever.evaluation.comparison import Values, evaluate, randomisation_test
 from o1_retriever.evaluation.controls import PAIRS, thinking_systems
-from o1_retriever.evaluation.corpus import encode_corpus
 from o1_retriever.evaluation.metrics import aligned
 from o1_retriever.thinkers import as_thinker
 

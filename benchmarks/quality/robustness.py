@@ -17,7 +17,7 @@ from benchmarks.quality.pages import GAINS
 from benchmarks.record import Figure
 from o1_retriever.evaluation.collection import Collection
 from o1_retriever.evaluation.comparison import evaluate
-from o1_retriever.evaluation.robustness import WORDINGS, variants
+from o1_retriever.evaluation.sources import WORDINGS, variants
 
 SETS = ("entailmentbank/test", "strategyqa_facts/train", "hotpotqa_1k/train", "scifact/test")
 PLAIN = "as_written"

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import Document
-from o1_retriever.evaluation.collection import Collection, Corpus, load_collection
-from o1_retriever.evaluation.corpus import encode_corpus
+from o1_retriever.evaluation.collection import Collection, Corpus, encode_corpus, load_collection
 from o1_retriever.evaluation.metrics import per_query
 from o1_retriever.search.result import SearchOptions, SearchResult
 

@@ -23,8 +23,7 @@ import numpy as np
 from benchmarks.record import RESULTS, ROOT, Figure, record
 from o1_retriever import ThinkingEmbedder
 from o1_retriever.cache import default_cache_path
-from o1_retriever.evaluation.collection import Corpus, load_collection
-from o1_retriever.evaluation.corpus import encode_corpus
+from o1_retriever.evaluation.collection import Corpus, encode_corpus, load_collection
 from o1_retriever.evaluation.metrics import per_query
 from o1_retriever.ranking.ranking import search_exactly, tie_order
 from o1_retriever.vectors import unit

@@ -1,10 +1,11 @@
-"""One SQLite file that many threads and processes share, and that begins anew when it is damaged.
+"""The file of a cache: where it lies, kept from other users, and shared by threads and processes.
 
-Three rules of SQLite are kept here so that nobody else needs to know them. A connection never crosses a
-fork: idle ones are closed before it, and the child begins with none. A file is opened, created and moved
-aside under one lock between processes, because SQLite finds the `-wal` file by name: a process that opens
-the old file while another begins the new one would mix the two. And no file that SQLite has open is opened
-in any other way: closing it would drop all locks that this process holds on it (POSIX).
+It is one SQLite file that begins anew when it is damaged. Three rules of SQLite are kept here, so that
+nobody else needs to know them. A connection never crosses a fork: idle ones are closed before it, and the
+child begins with none. A file is opened, created and moved aside under one lock between processes, because
+SQLite finds the `-wal` file by name: a process that opens the old file while another begins the new one
+would mix the two. And no file that SQLite has open is opened in any other way: closing it would drop all
+locks that this process holds on it (POSIX).
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import contextlib
 import logging
 import os
 import sqlite3
+import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from o1_retriever.cache.folder import create_private_file, make_private_folder
 from o1_retriever.concurrency.forks import Renewed
-from o1_retriever.storage.lock import locked
+from o1_retriever.errors import CacheError
+from o1_retriever.storage import locked
 
 logger = logging.getLogger(__name__)
 
@@ -288,3 +290,84 @@ def _before_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork)
+
+
+_VARIABLE = "O1_RETRIEVER_CACHE"
+
+
+def default_cache_path() -> Path:
+    """The cache folder when none is named: `$O1_RETRIEVER_CACHE`, else one in the user's cache folder."""
+    return absolute(default_for(sys.platform, os.environ))
+
+
+def default_for(platform: str, environ: Mapping[str, str]) -> Path:
+    """The default on a platform (as `sys.platform` says it), where `~` still stands for the home folder."""
+    if chosen := environ.get(_VARIABLE):
+        return Path(chosen)
+    if platform == "win32":
+        base = Path(environ.get("LOCALAPPDATA") or Path("~", "AppData", "Local"))
+    elif platform == "darwin":
+        base = Path("~", "Library", "Caches")
+    else:
+        base = Path(environ.get("XDG_CACHE_HOME", ""))
+        if not base.is_absolute():  # its standard calls a relative one invalid
+            base = Path("~", ".cache")
+    return base / "o1-retriever"
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """The folder's absolute path, so that a later change of the working folder changes nothing."""
+    if not os.fspath(path):
+        raise CacheError(
+            "The cache folder is an empty string; expected a path.",
+            hint="Name a folder, or pass cache=False for none.",
+        )
+    try:
+        return Path.cwd() / Path(path).expanduser()
+    except RuntimeError as error:
+        raise CacheError(
+            f"The cache folder {str(path)!r} has no place ({error}).",
+            hint="Set O1_RETRIEVER_CACHE to a folder.",
+        ) from None
+
+
+def make_private_folder(folder: Path) -> None:
+    """Create `folder` and its missing parents with mode 0700, whatever the umask.
+
+    An existing folder keeps its mode, because it may hold other things, unless it is the platform's default:
+    that one is ours by its name. Raises `OSError` when there is no writable folder in the end, `ValueError`
+    for a name that cannot be one.
+    """
+    missing = []
+    for part in (folder, *folder.parents):
+        if part.exists():
+            break
+        missing.append(part)
+    for part in reversed(missing):
+        try:
+            part.mkdir(mode=0o700)
+            part.chmod(0o700)
+        except FileExistsError:  # another process was faster, or a dangling link is in the way
+            if not part.is_dir():
+                raise
+    if not folder.is_dir():
+        raise NotADirectoryError("it is a file")
+    if _is_platform_default(folder):
+        with contextlib.suppress(PermissionError):  # another user's
+            folder.chmod(0o700)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError("it is not writable")
+
+
+def _is_platform_default(folder: Path) -> bool:
+    environ = {name: value for name, value in os.environ.items() if name != _VARIABLE}
+    try:
+        return folder == default_for(sys.platform, environ).expanduser()
+    except RuntimeError:  # no home folder
+        return False
+
+
+def create_private_file(file: Path) -> None:
+    """Create an empty file with mode 0600 unless it exists; an existing one is not even opened."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

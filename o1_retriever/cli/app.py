@@ -34,7 +34,7 @@ OWN = {
     "eval": ("o1_retriever.cli.evaluate:evaluate", "Measure retrieval with and without thoughts."),
     "info": ("o1_retriever.cli.info:info", "Show the model, device, number format, cache and index."),
     "models": (
-        "o1_retriever.cli.catalogue:models",
+        "o1_retriever.cli.models:models",
         "List language models that were tried as thinkers, and what they cost here.",
     ),
     "demo": ("o1_retriever.cli.demo:demo", "Ask a small corpus five questions, and see what thinking does."),
@@ -42,7 +42,7 @@ OWN = {
         "o1_retriever_server.command:serve [serve]",
         "Serve vectors, thoughts and search over HTTP, as clients of OpenAI, Cohere and Jina ask for them.",
     ),
-    "cache": ("o1_retriever.cli.cache:app", "Look after the cache of thoughts and query vectors."),
+    "cache": ("o1_retriever.cli.info:cache", "Look after the cache of thoughts and query vectors."),
     "synthesize": (
         "o1_retriever_training.commands:synthesize [train]",
         "Have an expert write several thoughts about every query of a file.",

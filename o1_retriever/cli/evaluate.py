@@ -92,8 +92,7 @@ def evaluate(
     """Measure retrieval with and without thoughts: one table per collection, with statistics and costs."""
     from o1_retriever.evaluation.comparison import evaluate as measure
     from o1_retriever.evaluation.controls import audited
-    from o1_retriever.evaluation.robustness import follow_wording, variants
-    from o1_retriever.evaluation.sources import members, open_collection
+    from o1_retriever.evaluation.sources import follow_wording, members, open_collection, variants
     from o1_retriever.evaluation.systems import Plan, parse_dimensions, parse_pooling, parse_thoughts
     from o1_retriever.thought import ThoughtSettings
 

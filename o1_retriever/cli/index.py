@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from o1_retriever.cli.options import IndexOptions, ModelOptions, with_options
+from o1_retriever.cli.options import IndexOptions, ModelOptions, index_option, with_options
 from o1_retriever.cli.terminal import output, warn
 from o1_retriever.errors import DocumentError
 from o1_retriever.reporting.text import counted
@@ -185,11 +184,6 @@ def _by_value(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     for name, what in pairs:
         found.setdefault(what, []).append(name)
     return sorted(found.items(), key=lambda each: -len(each[1]))
-
-
-def index_option(index: Path) -> str:
-    """What to type so that another command uses this index."""
-    return "" if index == IndexOptions.index else f" --index {shlex.quote(str(index))}"
 
 
 def _names(names: Sequence[str], shown: int = _SHOWN) -> str:

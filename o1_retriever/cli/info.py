@@ -1,7 +1,11 @@
-"""`o1-retriever info`: the model, where it would run, the cache and the index, without loading the model."""
+"""`o1-retriever info`: the model, where it would run, the cache and the index, without loading the model.
+
+`o1-retriever cache` shows the cache alone, and forgets what it holds.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,10 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.filesize import decimal
 
-from o1_retriever.cli.cache import cache_record, cache_rows
-from o1_retriever.cli.config import find_file
 from o1_retriever.cli.models import check_pair, encoder_name, model_name, thinker_dtype, thinker_name
-from o1_retriever.cli.options import IndexOptions, ModelOptions, in_force, with_options
+from o1_retriever.cli.options import IndexOptions, ModelOptions, find_file, in_force, with_options
 from o1_retriever.cli.terminal import Facts, output, problem, section, write_json
 from o1_retriever.errors import ModelNotFoundError, O1RetrieverError
 from o1_retriever.reporting.text import counted
@@ -197,4 +199,69 @@ def index_rows(record: dict[str, Any]) -> Facts:
         ("holds", f"{counted(record['documents'], 'passage')}, {decimal(record['bytes'])}"),
         *(("folder", f"{name} ({counted(files, 'file')})") for name, files in folders if name),
         ("fingerprint", record["fingerprint"]),
+    ]
+
+
+cache = typer.Typer(
+    help="Look after the cache of thoughts and query vectors.", no_args_is_help=True, add_completion=False
+)
+
+
+@cache.command("info")
+@with_options
+def cache_info(as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False) -> None:
+    """Show what the cache holds."""
+    record = cache_record()
+    if as_json:
+        write_json(record)
+    else:
+        output().print(section("Cache", cache_rows(record)))
+
+
+@cache.command("clear")
+@with_options
+def clear() -> None:
+    """Forget all thoughts and vectors."""
+    from o1_retriever.cache import ThoughtCache, default_cache_path
+
+    if not default_cache_path().is_dir():
+        output().print("The cache was empty.")
+        return
+    with ThoughtCache() as kept:
+        before = kept.info()
+        kept.clear()
+    output().print(f"Forgot {counted(before.thoughts, 'thought')} and {counted(before.vectors, 'vector')}.")
+
+
+@cache.command("path")
+@with_options
+def path() -> None:
+    """Show where the cache is."""
+    from o1_retriever.cache import default_cache_path
+
+    sys.stdout.write(f"{default_cache_path()}\n")
+
+
+def cache_record() -> dict[str, Any]:
+    """What the cache holds; looking does not create it."""
+    from o1_retriever.cache import ThoughtCache, default_cache_path
+
+    path = default_cache_path()
+    if not path.is_dir():
+        return {"path": str(path), "max_bytes": None} | dict.fromkeys(
+            ("thoughts", "vectors", "bytes", "file_bytes"), 0
+        )
+    with ThoughtCache() as kept:
+        return kept.info().to_dict()
+
+
+def cache_rows(record: dict[str, Any]) -> Facts:
+    """The cache as lines."""
+    if "problem" in record:
+        return problem(record)
+    room = f" of at most {decimal(record['max_bytes'])}" if record["max_bytes"] else ""
+    return [
+        ("path", record["path"]),
+        ("holds", f"{counted(record['thoughts'], 'thought')}, {counted(record['vectors'], 'query vector')}"),
+        ("size", f"{decimal(record['file_bytes'])}{room}"),
     ]

@@ -15,8 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from o1_retriever.cli.index import index_option
-from o1_retriever.cli.options import IndexOptions, ModelOptions, SearchModes, ThoughtOptions, with_options
+from o1_retriever.cli.options import (
+    IndexOptions,
+    ModelOptions,
+    SearchModes,
+    ThoughtOptions,
+    index_option,
+    with_options,
+)
 from o1_retriever.cli.terminal import fail, messages, output, warn, working, write_json
 from o1_retriever.errors import IndexNotFoundError, InputError, O1RetrieverError
 from o1_retriever.reporting.text import counted

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from o1_retriever.documents.structure import valid
 from o1_retriever.extras import require
+from o1_retriever.reporting.text import counted
 
 # A UTF-32 mark begins with that of UTF-16, so that it is looked for first.
 _MARKS = (
@@ -95,7 +96,10 @@ def _lossy(data: bytes, codec: str) -> Decoded:
             return Decoded(valid("".join(_WESTERN[byte] for byte in data)))
         text = data.decode(codec, "replace")
         count = text.count("\ufffd")
-        return Decoded(valid(text), f"{count:,} characters are not {codec.upper()} and were replaced.")
+        return Decoded(
+            valid(text),
+            f"{counted(count, 'character')} could not be read as {codec.upper()} and had to be replaced.",
+        )
 
 
 _WESTERN = [bytes([byte]).decode("cp1252", "replace").replace("\ufffd", chr(byte)) for byte in range(256)]

@@ -10,6 +10,7 @@ from typing import Any
 from o1_retriever.documents.source import Source
 from o1_retriever.documents.structure import Section, Value, valid
 from o1_retriever.extras import require
+from o1_retriever.reporting.text import counted
 
 # PDFium puts a sign of its own for a hyphen at the end of a line, and no end of the line.
 _HYPHENATED = re.compile(r"([\w-]*[^\W\d_])(?:[\x02\ufffe]\n?|-\n)(?=([a-zß-öø-ÿ])?)")
@@ -45,7 +46,8 @@ def _sections(source: Source, pages: Sequence[str], title: str) -> Iterator[Sect
     empty = [number for number, text in enumerate(pages, start=1) if not text.strip()]
     if len(empty) == len(pages):
         raise source.error(
-            f"none of its {len(pages):,} pages has text (images only?); expected a PDF with a text layer.",
+            f"it has {counted(len(pages), 'page')} and no text (images only?); expected "
+            "a PDF with a text layer.",
             hint="Type: ocrmypdf OLD NEW",
         )
     if empty:

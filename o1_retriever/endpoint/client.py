@@ -24,13 +24,14 @@ from o1_retriever.endpoint.reply import (
     Answer,
     BrokenStreamError,
     Problem,
+    Reasoning,
     StreamedReply,
+    check_reasoning,
     cost_of,
     diagnose,
     presentable,
     read_reply,
 )
-from o1_retriever.endpoint.written import Reasoning, check_reasoning
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.extras import require
 from o1_retriever.thought import Thought

@@ -24,6 +24,7 @@ from o1_retriever.engine.passes import Prefix, common_prefix, prefill
 from o1_retriever.engine.rows import Draft, Drafts, Job, Rows
 from o1_retriever.engine.steps import Shared
 from o1_retriever.engine.threads import SparingThreads
+from o1_retriever.reporting.text import counted
 from o1_retriever.thought import ThoughtSettings, Vector
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def _write_group(
             if not is_out_of_memory(error) or rows <= least:
                 raise
             rows = max(least, rows // 2)
-            logger.warning("Out of memory: going on with %d thoughts at once (%s)", rows, str(error))
+            logger.warning("Out of memory: going on with %s at once (%s)", counted(rows, "thought"), error)
             waiting.extendleft(sorted(again, key=lambda place: len(jobs[place].prompt)))
         flight = None
         free_memory(local.device)

@@ -24,6 +24,7 @@ from o1_retriever.engine.batching import by_tokens, forward_tokens, free_memory,
 from o1_retriever.engine.load import LocalModel
 from o1_retriever.engine.slots import layer_windows
 from o1_retriever.engine.threads import SparingThreads
+from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
 
 logger = logging.getLogger(__name__)
@@ -216,7 +217,7 @@ def embed_sequences(
 def _halved(batches: Sequence[Sequence[int]], error: Exception) -> deque[list[int]]:
     """All batches cut to half the rows of the first, which was too large."""
     most = -(-len(batches[0]) // 2)
-    logger.warning("Out of memory: going on with batches of at most %d texts (%s)", most, str(error))
+    logger.warning("Out of memory: going on with batches of at most %s (%s)", counted(most, "text"), error)
     return deque(
         list(batch[start : start + most]) for batch in batches for start in range(0, len(batch), most)
     )

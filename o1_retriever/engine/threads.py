@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from o1_retriever.concurrency.forks import Renewed
+from o1_retriever.reporting.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,8 @@ class SparingThreads:
         if self._crowded > 1:
             _crowded_until = time.monotonic() + _REMEMBER_S
             if threads > 1:
-                logger.info("Other processes want the cores: %d threads instead of %d", threads // 2, threads)
+                fewer = counted(threads // 2, "thread")
+                logger.info("Other processes want the cores: %s instead of %d", fewer, threads)
                 _overlap.reduce(threads // 2)
         elif threads < self._before and time.monotonic() >= _crowded_until:
             torch.set_num_threads(self._before)

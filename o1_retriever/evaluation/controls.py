@@ -17,7 +17,7 @@ import numpy as np
 
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
-from o1_retriever.evaluation.collection import Collection, Corpus
+from o1_retriever.evaluation.collection import Collection, Corpus, EncodedCorpus
 from o1_retriever.evaluation.comparison import (
     ALONE,
     CONTROLS,
@@ -34,7 +34,6 @@ from o1_retriever.evaluation.comparison import (
     evaluate,
     holm,
 )
-from o1_retriever.evaluation.corpus import EncodedCorpus
 from o1_retriever.evaluation.systems import (
     Dense,
     Hybrid,

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from o1_retriever.errors import CollectionError, SettingsError
 from o1_retriever.evaluation.collection import Qrels
 from o1_retriever.extras import require
-from o1_retriever.reporting.text import counted
-from o1_retriever.storage.files import written_whole
+from o1_retriever.storage import written_whole
 from o1_retriever.thought import Thought
 
 Run: TypeAlias = Mapping[str, Mapping[str, float]]
@@ -30,7 +29,6 @@ MEASURES = {
     "MAP": "AP",
     "Success@1": "Success@1",
 }
-_COLUMNS = "query Q0 document rank score tag"
 DEPTH = 1000  # documents per query that the deepest of the measures reads
 
 
@@ -132,46 +130,9 @@ def write_run(
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
-    """Read a TREC run: query id to document id to score, best first whatever the order of the lines.
-
-    Raises `CollectionError`, naming the line, for one that does not have the six columns or a number as
-    score, and for a document that is listed twice for a query.
-    """
-    found: dict[str, dict[str, float]] = {}
-    with Path(path).open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            columns = line.split()
-            if not columns:
-                continue
-            where = f"{path}, line {number}"
-            if len(columns) != 6:
-                raise CollectionError(
-                    f"{where} has {counted(len(columns), 'column')}; expected {_COLUMNS!r}."
-                )
-            query, _, document, _, score, _ = columns
-            documents = found.setdefault(query, {})
-            if document in documents:
-                raise CollectionError(f"{where} lists {document!r} for query {query!r} a second time.")
-            documents[document] = _score(score, where)
-    return {
-        query: {document: scores[document] for document in ordered(scores)} for query, scores in found.items()
-    }
-
-
 def _check_names(what: str, names: Iterable[str]) -> None:
     for name in names:
         if len(name.split()) != 1 or name != name.strip():
             raise CollectionError(
                 f"The {what} {name!r} cannot stand in a TREC run; expected no white space in it."
             )
-
-
-def _score(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise CollectionError(f"{where} has the score {text!r}; expected a number.")
-    return value

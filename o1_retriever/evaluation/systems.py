@@ -17,8 +17,7 @@ from o1_retriever.cache import default_cache_path
 from o1_retriever.documents import Document
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
-from o1_retriever.evaluation.collection import Corpus
-from o1_retriever.evaluation.corpus import EncodedCorpus, encode_corpus
+from o1_retriever.evaluation.collection import Corpus, EncodedCorpus, encode_corpus
 from o1_retriever.index.graph import Graph
 from o1_retriever.index.ledger import EmbeddedDocument
 from o1_retriever.ranking.bm25 import Bm25, Reading
@@ -301,7 +300,7 @@ class Plan:
         for dimension in self.dimensions:
             encoded = encode_corpus(embedder, corpus, work, truncate_dim=dimension)
             graph = VectorGraph(encoded.matrix) if self.hnsw else None
-            label = name if dimension is None else f"{name}, {dimension} dimensions"
+            label = name if dimension is None else f"{name}, {counted(dimension, 'dimension')}"
             for n_thoughts in self.thoughts:
                 how = _thinking(n_thoughts)
                 common: dict[str, Any] = {

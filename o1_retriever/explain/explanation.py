@@ -35,7 +35,7 @@ RANKED = 100
 
 Change = Literal["new", "gone", "up", "down", "same"]
 
-# Each thought with its own first hits, none where the thought could not be had.
+# Each thought with its own first hits, none where the thought could not be written.
 PerThought = tuple[tuple[Thought, tuple[Hit, ...]], ...]
 
 # Of what each thought finds by itself, so much is shown.
@@ -132,7 +132,7 @@ class Explanation:
     """What was thought about a query, what each thought finds by itself, and what thinking moved.
 
     `result` is what `Retriever.search` returns, its `search_ms` being one ranking's share. `per_thought` has
-    each thought with its own first hits (none where it could not be had), `without` the hits without
+    each thought with its own first hits (none where it could not be written), `without` the hits without
     thinking, both searched for as the result was. `moves` go by the rank with thinking; those gone come last.
 
     Shown by `print`, by rich in colour, and as HTML in a notebook.
@@ -160,7 +160,7 @@ class Explanation:
         if not self.result.thoughts:
             return "Nothing moved: the question was not thought about."
         if not self.result.embedding.thought_about:
-            return "Nothing moved: no thought could be had."
+            return "Nothing moved: no thought could be written."
         if not self.moves:
             return "Nothing moved: no passage matches."
         if not self.moved:

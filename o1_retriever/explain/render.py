@@ -49,7 +49,7 @@ def name_of(hit: Hit) -> str:
 
 
 def thoughts_view(thoughts: Sequence[Thought]) -> RenderableType:
-    """Thoughts, numbered; one that could not be had is shown as failed, with its reason."""
+    """Thoughts, numbered; one that could not be written is shown as failed, with its reason."""
     table = grid(marks=1)
     for number, thought in enumerate(thoughts, start=1):
         table.add_row(str(number), thought_line(thought))
@@ -120,7 +120,7 @@ def grid(*, marks: int) -> Table:
 
 
 def thought_line(thought: Thought) -> Text:
-    """A thought and why it ends where it does, or why it could not be had."""
+    """A thought and why it ends where it does, or why it could not be written."""
     if thought.failed:
         return Text(f"failed: {printable(thought.error or 'no reason was given')}", style="red")
     text = Text(printable(thought.text))

@@ -22,8 +22,8 @@ from o1_retriever.errors import DocumentError, SettingsError
 from o1_retriever.index.filetable import FileRecord, FileTable, ids_digest, now_ns
 from o1_retriever.index.index import Index
 from o1_retriever.index.report import FileEntry, FolderReport, Status, entries_of
-from o1_retriever.progress import progress
 from o1_retriever.query import check_text
+from o1_retriever.reporting.progress import progress
 from o1_retriever.reporting.text import counted
 
 logger = logging.getLogger(__name__)

@@ -34,10 +34,10 @@ from o1_retriever.index.matching import MatchKeeper
 from o1_retriever.index.nearest import nearest
 from o1_retriever.index.store import Store
 from o1_retriever.index.values import kept_metadata
-from o1_retriever.progress import progress
 from o1_retriever.query import check_text
 from o1_retriever.ranking.bm25 import Reading
 from o1_retriever.ranking.fusion import FUSION_DEPTH
+from o1_retriever.reporting.progress import progress
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import InSpace, Precision, TokenLimit, VectorSpace
@@ -140,10 +140,10 @@ class Index(SentUnmade):
 
         A document is a `Document`, or what `Document.of` makes one of: a string, a dict, a document of
         LangChain, LlamaIndex or Haystack. They are streamed. Those that are in the index already are skipped,
-        so that a run that was cut short can be repeated; one with a known id and another text or metadata
-        replaces it; a text that is known under another id keeps its vector. Equal texts without an id are
-        kept as often as they come. `batch_size` is the embedder's. `total` is for the progress bar, where the
-        documents have no length.
+        so that a run that was cut short can be repeated; a document with a known id and another text or
+        metadata replaces it; a text that is known under another id is not embedded again. Equal texts without
+        an id are kept as often as they come. `batch_size` is the embedder's. `total` is for the progress bar,
+        where the documents have no length.
 
         Raises `InputError` with the position of a document that cannot be used, or that has the id of another
         one of this call, after keeping those before.

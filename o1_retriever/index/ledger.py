@@ -25,7 +25,7 @@ import numpy as np
 from o1_retriever.documents import Document
 from o1_retriever.errors import IndexNotFoundError, StoreError
 from o1_retriever.index.fields import AT_ONCE, SCHEMA, Fields, Numbers
-from o1_retriever.storage.lock import is_busy, locked_fairly
+from o1_retriever.storage import is_busy, locked_fairly
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import VectorSpace
 

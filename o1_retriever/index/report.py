@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from o1_retriever.documents.readers import suffix_of
-from o1_retriever.storage.files import written_whole
+from o1_retriever.storage import written_whole
 
 _COLUMNS = {"skipped": "skipped", "copy": "copies"}
 Status = Literal["new", "changed", "same", "copy", "skipped"]

@@ -1,1 +1,1 @@
-"""What reports share: Markdown tables, HTML, counted nouns, and a list of problems. It knows texts alone."""
+"""What people read: counted nouns, tables, lists of problems, HTML pages and progress bars."""

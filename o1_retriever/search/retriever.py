@@ -99,10 +99,11 @@ class Retriever:
 
         They are thought about together and looked up together. `where` filters by metadata as in
         `Index.search`; `settings` None takes the embedder's own; `options` are those of the class, for this
-        search. Where `settings` say `thinking="never"` and no `thinking` is passed here, nothing is thought.
-        `histories` are the conversations before each query (None: none). The thoughts are written after
-        them; all else, and whether thinking="auto" thinks, is of the query alone. `thoughts` are what you
-        bring for each query (None: they are written), and are used whatever `thinking` says.
+        search. Where `settings` say `thinking="never"` and no `thinking` is passed here, no thought is
+        written. `histories` are the conversations before each query (None: none). Only the thinker reads
+        them: the vectors, and what thinking="auto" decides, belong to the query alone. `thoughts` are what
+        you bring for each query (None: they are written), and are used whatever `thinking` says.
+
         Everything is checked before any model runs: `InputError` with the position of a query that cannot
         be used, `FilterError`, `SettingsError` for `k` and options, `MissingExtraError` without bm25s.
         """

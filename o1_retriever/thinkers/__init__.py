@@ -46,8 +46,8 @@ class Thinker(Protocol):
 
         A query has a `text` and the `history` before it, both checked. Thought i of a query depends on the
         settings, the query and i, neither on how many thoughts there are nor on the other queries. A thought
-        that could not be had is `Thought.failure`, never an empty one. Raises `ThinkerError` when no thought
-        can be had at all.
+        that could not be written is `Thought.failure`, never an empty one. Raises `ThinkerError` when no
+        thought can be written at all.
         """
         ...
 

@@ -22,8 +22,7 @@ from o1_retriever.concurrency.sent import Sent
 from o1_retriever.endpoint.client import ChatClient, Hear, in_thread, options_of
 from o1_retriever.endpoint.limits import Patience, RequestPolicy
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, ChatRequest, as_prompt
-from o1_retriever.endpoint.reply import Answer, ModelCallError, Problem
-from o1_retriever.endpoint.written import Reasoning, whole_sentences
+from o1_retriever.endpoint.reply import Answer, ModelCallError, Problem, Reasoning, whole_sentences
 from o1_retriever.engine.follow import heard, still_waited_for
 from o1_retriever.errors import ThinkerError
 from o1_retriever.query import Query
@@ -106,7 +105,7 @@ class OpenAIThinker(Sent):
 
         The history of a query is sent as the messages before it (see `ChatPrompt.messages`).
 
-        A thought that could not be had is a recorded failure with its reason, and one warning counts
+        A thought that could not be written is a recorded failure with its reason, and one warning counts
         them. Raises `ThinkerError` when nothing can succeed before the caller changes something (wrong
         key, model or address), and none of this call's thoughts had been written.
         """
@@ -161,9 +160,9 @@ class OpenAIThinker(Sent):
             raise ThinkerError(f"{self!r} cannot think: {setup.reason}.", hint=setup.setup)
         (reason, count), *others = Counter(problem.reason for problem in problems).most_common()
         logger.warning(
-            "%d of %d thoughts could not be had from %r. %s of them: %s%s",
+            "%d of %s could not be written from %r. %s of them: %s%s",
             len(problems),
-            len(answers),
+            counted(len(answers), "thought"),
             self,
             count if others else "All",
             reason,

@@ -17,7 +17,7 @@ from o1_retriever.thought import Thought, ThoughtSettings
 class CallableThinker(Sent):
     """A function of yours: `function(queries, n_thoughts)` returns so many thoughts of each query, in order.
 
-    None or an empty string stands for a thought that could not be had; a `Thought` is taken as it is.
+    None or an empty string stands for a thought that could not be written; a `Thought` is taken as it is.
     With a `name`, the thoughts may be kept in the cache under it: change the name when the function
     changes. Without one they are never kept. With a parameter `histories` it is passed a `Conversation` for
     each query, `function(queries, n_thoughts, histories=...)`, when any of them has a history; likewise a

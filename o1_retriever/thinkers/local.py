@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from o1_retriever.concurrency.blocking import finished
 from o1_retriever.concurrency.sent import SentModel
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, as_prompt
-from o1_retriever.endpoint.written import Reasoning, check_reasoning, read_written, refused, whole_sentences
+from o1_retriever.endpoint.reply import Reasoning, check_reasoning, read_written, refused, whole_sentences
 from o1_retriever.query import Query
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever.thinkers.distinct import distinct

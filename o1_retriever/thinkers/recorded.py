@@ -68,7 +68,7 @@ class RecordedThinker:
             return Thought.failure(f"Found {found} recorded for this query; expected {index + 1} or more.")
         text = thoughts[index]
         if text is None:
-            return Thought.failure("It is recorded that this thought could not be had.")
+            return Thought.failure("It is recorded that this thought could not be written.")
         return written(text, finish="recorded")
 
 

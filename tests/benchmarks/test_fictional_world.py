@@ -19,7 +19,7 @@ from benchmarks.fictional_world.writing import WorldReport, write_world
 from o1_retriever.engine.load import LoadOptions, load_model
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation import load_collection
-from o1_retriever_training.reading import RowProblems, read_rows
+from o1_retriever_training.rows import RowProblems, read_rows
 from o1_retriever_training.vote import vote
 
 SMALL = WorldSettings(people=12, companies=5, cities=6, countries=3, layers=1, width=16, heads=2)

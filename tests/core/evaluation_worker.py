@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-import o1_retriever.evaluation.corpus as corpus_module
+import o1_retriever.evaluation.collection as corpus_module
 from o1_retriever.evaluation.collection import load_collection
 from o1_retriever.vectors import Precision, VectorSpace
 

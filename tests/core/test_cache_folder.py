@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from o1_retriever.cache import ThoughtCache, default_cache_path
-from o1_retriever.cache.folder import default_for
+from o1_retriever.cache.sqlite import default_for
 from o1_retriever.errors import CacheError
 from tests.support.caches import FILE, vector
 

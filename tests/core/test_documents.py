@@ -337,7 +337,7 @@ def test_pdf_that_anyone_may_open_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (pdf("", ""), "none of its 2 pages has text .images only."),
+        (pdf("", ""), "it has 2 pages and no text .images only."),
         (encrypted("x"), "it is encrypted"),
         (pdf("some text")[:300], "cannot be read as PDF"),
     ],

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import o1_retriever.evaluation.corpus as corpus_module
+import o1_retriever.evaluation.collection as corpus_module
 from o1_retriever.errors import CollectionError, SettingsError
 from o1_retriever.evaluation import load_collection
-from o1_retriever.evaluation.collection import CollectionReport, Corpus, splits_of
-from o1_retriever.evaluation.corpus import encode_corpus
+from o1_retriever.evaluation.collection import CollectionReport, Corpus, encode_corpus, splits_of
 from o1_retriever.evaluation.metrics import per_query
 from o1_retriever.ranking.ranking import search_exactly, tie_order
 from tests.core.evaluation_worker import Encoder, vector

@@ -7,6 +7,7 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import ir_measures
 import numpy as np
 import pytest
 
@@ -15,19 +16,17 @@ from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import CollectionError, SettingsError
 from o1_retriever.evaluation import load_collection
-from o1_retriever.evaluation.collection import Collection
+from o1_retriever.evaluation.collection import Collection, encode_corpus
 from o1_retriever.evaluation.comparison import Evaluation, evaluate
-from o1_retriever.evaluation.corpus import encode_corpus
-from o1_retriever.evaluation.metrics import read_run
 from o1_retriever.evaluation.report import changes, markdown, records, write_report
-from o1_retriever.evaluation.robustness import (
+from o1_retriever.evaluation.sources import (
     SYNONYMS,
     follow_wording,
+    open_collection,
     variants,
     with_synonyms,
     with_typos,
 )
-from o1_retriever.evaluation.sources import open_collection
 from o1_retriever.evaluation.systems import (
     NEVER,
     Dense,
@@ -253,10 +252,10 @@ def test_the_report_stands_alone_and_shows_whom_thinking_helps(
     assert "Thinking hurts most (words, 2 thoughts against words, no thoughts, nDCG@10)" in text
     assert THOUGHTS["q4"][0] in text
     assert THOUGHTS["q4"][0] in page
-    run = read_run(target / "runs" / "words-2-thoughts.trec")
-    assert {key: list(found) for key, found in run.items()} == {
-        key: list(found) for key, found in evaluation["words, 2 thoughts"].run.items()
-    }
+    run: dict[str, list[str]] = {}
+    for row in ir_measures.read_trec_run(str(target / "runs" / "words-2-thoughts.trec")):
+        run.setdefault(row.query_id, []).append(row.doc_id)
+    assert run == {key: list(found) for key, found in evaluation["words, 2 thoughts"].run.items()}
     assert (target / "runs" / "words-2-thoughts.thoughts.jsonl").is_file()
     assert len((target / "per_query.jsonl").read_text().splitlines()) == 4
     again = write_report(evaluation, tmp_path / "again")

@@ -215,7 +215,7 @@ def test_no_thought_could_be_had(tmp_path, caplog):
     with caplog.at_level(logging.ERROR):
         found = retriever.explain(QUERY, k=2)
     assert found.moved == ()
-    assert found.verdict == "Nothing moved: no thought could be had."
+    assert found.verdict == "Nothing moved: no thought could be written."
     assert "failed: asleep" in str(found)
 
 

@@ -31,7 +31,7 @@ SERVER = {"o1_retriever_server": {"fastapi", "starlette", "uvicorn", "prometheus
 # The rooms of the core, lowest first: a module imports from lower ones and from its own alone. A module that
 # stands in another place than its room has a line of its own.
 LAYERS = [
-    "errors", "extras", "concurrency", "storage", "reporting", "query", "thought", "vectors", "progress",
+    "errors", "extras", "concurrency", "storage", "reporting", "query", "thought", "vectors",
     "guard", "cache", "endpoint", "engine", "thinkers", "encoders", "thinking", "concurrency.awaiting",
     "engine.backend", "embedder", "documents", "ranking", "index", "search.result", "explain", "search",
     "evaluation", "cli", "__main__",

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
-from o1_retriever.evaluation.collection import Collection, load_collection
-from o1_retriever.evaluation.corpus import encode_corpus
+from o1_retriever.evaluation.collection import Collection, encode_corpus, load_collection
 from o1_retriever.evaluation.metrics import means, per_query
 from o1_retriever.ranking.ranking import search_exactly, tie_order
 

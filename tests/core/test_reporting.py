@@ -9,8 +9,7 @@ import pytest
 
 from o1_retriever.errors import CollectionError
 from o1_retriever.reporting import html
-from o1_retriever.reporting.problems import SHOWN, Problems
-from o1_retriever.reporting.text import counted, markdown_table
+from o1_retriever.reporting.text import SHOWN, Problems, counted, markdown_table
 
 
 class Doubts(Problems):

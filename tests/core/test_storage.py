@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from o1_retriever.storage.files import written_whole
-from o1_retriever.storage.lock import acquire, is_busy, locked, locked_fairly
+from o1_retriever.storage import acquire, is_busy, locked, locked_fairly, written_whole
 
 HOLD = """
 import sys, time
-from o1_retriever.storage.lock import acquire
+from o1_retriever.storage import acquire
 from pathlib import Path
 lock = acquire(Path(sys.argv[1]))
 print("held", flush=True)

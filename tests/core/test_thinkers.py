@@ -70,7 +70,7 @@ def test_what_is_not_recorded_is_a_failure_with_its_reason(record):
     )
     (row,) = thinker.think(as_queries(["why?"]), settings=SETTINGS.with_changes(n_thoughts=5))
     assert [thought.failed for thought in row] == [False, True, True, True, True]
-    assert "recorded that this thought could not be had" in row[1].error
+    assert "recorded that this thought could not be written" in row[1].error
     assert "empty" in row[2].error
     assert "Found 3 thoughts recorded for this query; expected 5 or more" in row[4].error
     assert thinker.think(as_queries(["why?"]), settings=SETTINGS.with_changes(n_thoughts=4))[0] == row[:4]

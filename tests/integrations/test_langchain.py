@@ -161,7 +161,7 @@ def test_a_thought_that_could_not_be_had_is_said_so(both: Any, caplog: pytest.Lo
     [told] = heard.told
     assert {record["finish"] for record in told["thoughts"]} == {"failed"}
     assert told["thoughts"][0]["error"]
-    assert "No thought could be had" in caplog.text
+    assert "No thought could be written" in caplog.text
 
 
 def test_what_cannot_work_is_refused_when_it_is_made(

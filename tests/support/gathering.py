@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from o1_retriever_training.joint.gather import VectorBatch, gather_vectors, processes, total
 from o1_retriever_training.joint.losses import (
     allowed_negatives,
     contrastive_loss,
     distillation_loss,
     generation_loss,
 )
+from o1_retriever_training.joint.steps import VectorBatch, gather_vectors, processes, total
 from tests.support.forks import leave_together
 
 SIZE, WORDS, TEMPERATURE = 5, 7, 0.1

@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from o1_retriever.engine.template import Layout
 from o1_retriever.evaluation.sources import write_collection
-from o1_retriever_training.joint.backbone import Backbone, open_backbone
 from o1_retriever_training.joint.batches import Batch, Collator, DrawnRows
-from o1_retriever_training.joint.model import JointModel
+from o1_retriever_training.joint.model import Backbone, JointModel, open_backbone
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from tests.support.forks import leave_together

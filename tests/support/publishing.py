@@ -83,7 +83,7 @@ def adapted(folder: Path, base: Path, *, quantised: bool = False, seed: int = 5)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from o1_retriever.engine.weights import nf4_config
-    from o1_retriever_training.joint.backbone import marker_ids
+    from o1_retriever_training.joint.model import marker_ids
 
     more: dict[str, Any] = {"quantization_config": nf4_config()} if quantised else {}
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **more)

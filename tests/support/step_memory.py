@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from o1_retriever_training.joint.backbone import open_backbone
 from o1_retriever_training.joint.batches import Collator, DrawnRows
 from o1_retriever_training.joint.dry_run import Hardware, memory_of
-from o1_retriever_training.joint.model import JointModel
+from o1_retriever_training.joint.model import JointModel, open_backbone
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.rows import open_rows
 from o1_retriever_training.joint.sizes import sample, shape_of

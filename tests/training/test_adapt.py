@@ -16,8 +16,7 @@ from o1_retriever import ThinkingEmbedder
 from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import SettingsError
-from o1_retriever.evaluation.collection import load_collection
-from o1_retriever.evaluation.corpus import EncodedCorpus
+from o1_retriever.evaluation.collection import EncodedCorpus, load_collection
 from o1_retriever.index.index import Index
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.vectors import unit
@@ -144,7 +143,7 @@ def test_the_whole_way_and_the_same_call_again(base: Path, index: Index, tmp_pat
 def test_without_questions_the_base_writes_some_and_too_few_are_said(
     base: Path, index: Index, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"No query could be had|leads to its passage"):
+    with pytest.raises(DataError, match=r"No query could be written|leads to its passage"):
         adapt(workplace(tmp_path / "work", index, base, asked=4))
     asked = workplace(tmp_path / "asked", index, base, asked=40, writer=lambda passages, k: [
         [f"Which {passage.split()[1]} and {passage.split()[-1]}?"] * k for passage in passages

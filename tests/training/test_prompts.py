@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever.query import Query
-from o1_retriever_training.prompts import Examples, prompt_for
 from o1_retriever_training.recipe import INSTRUCTIONS, Recipe
 from o1_retriever_training.rows import TrainingRow
+from o1_retriever_training.synthesize import Examples, prompt_for
 
 POOL = [TrainingRow(query=f"query {n}", pos=[f"passage number {n} says so", "another"]) for n in range(30)]
 RECIPE = Recipe(examples=4)

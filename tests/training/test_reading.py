@@ -13,8 +13,7 @@ import pytest
 import zstandard
 
 from o1_retriever_training.errors import DataError
-from o1_retriever_training.reading import RowProblems, count_rows, read_rows
-from o1_retriever_training.rows import TrainingRow
+from o1_retriever_training.rows import RowProblems, TrainingRow, count_rows, read_rows
 
 ROWS = [
     {"query": "Was ist Wärme?", "pos": ["Bewegung\u2028kleiner Teilchen"], "type": "question", "answer": "x"},

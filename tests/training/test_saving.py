@@ -149,7 +149,7 @@ def test_an_instruction_goes_with_the_model(tmp_path: Path, architecture: str) -
 def test_a_training_hands_on_its_instruction(tmp_path: Path) -> None:
     import torch
 
-    from o1_retriever_training.joint.backbone import open_backbone
+    from o1_retriever_training.joint.model import open_backbone
     from o1_retriever_training.joint.recipe import DataSection, ModelSection
 
     base = save_embedder(tmp_path / "base", *tiny_model("llama"), CONFIG)

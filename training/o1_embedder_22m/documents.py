@@ -89,9 +89,9 @@ def _sentence_rows(documents: list[tuple[str, str]], rng: random.Random) -> Iter
         found = _sentences(text)
         for sentence in rng.sample(found, min(SENTENCES_A_DOCUMENT, len(found))):
             yield Row("query", sentence)
-        said = cut_to_sentences(text, MAX_THOUGHT_WORDS)
-        if title and said:
-            yield Row("thinking", rng.choice(QUESTIONS).format(title), said)
+        thought = cut_to_sentences(text, MAX_THOUGHT_WORDS)
+        if title and thought:
+            yield Row("thinking", rng.choice(QUESTIONS).format(title), thought)
 
 
 def _naming_rows(documents: list[tuple[str, str]], rng: random.Random) -> Iterator[Row]:
@@ -101,10 +101,9 @@ def _naming_rows(documents: list[tuple[str, str]], rng: random.Random) -> Iterat
         for sentence in _sentences(text):
             for name in dict.fromkeys(NAMED.findall(sentence)):
                 other = by_name.get(name)
-                said = cut_to_sentences(other[1], MAX_THOUGHT_WORDS) if other and other[0] != title else ""
-                if said:
+                if other and other[0] != title and (thought := cut_to_sentences(other[1], MAX_THOUGHT_WORDS)):
                     about = f"{title}: {sentence}" if rng.random() < 0.5 else sentence
-                    yield Row("thinking", about, said)
+                    yield Row("thinking", about, thought)
 
 
 def _neighbour_rows(statements: list[str], rng: random.Random) -> Iterator[Row]:

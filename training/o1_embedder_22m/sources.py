@@ -182,9 +182,8 @@ def question_rows(path: Path, rng: random.Random, held_out: frozenset[str]) -> I
         if written := cut_to_sentences(str(row.get("thought") or ""), MAX_THOUGHT_WORDS):
             yield Row("thinking", row["query"], written)
         for _ in range(ANSWERS_A_QUESTION):
-            said = cut_to_sentences(rng.choice(row["pos"]), MAX_THOUGHT_WORDS)
-            if said:
-                yield Row("thinking", row["query"], said)
+            if answer := cut_to_sentences(rng.choice(row["pos"]), MAX_THOUGHT_WORDS):
+                yield Row("thinking", row["query"], answer)
 
 
 # Thoughts as a small model can write them: ten million parameters do not write true sentences. What a
@@ -209,7 +208,7 @@ FUNCTION_WORDS = frozenset(
 )
 
 
-def telegram(text: str, most: int = MOST_WORDS) -> str:
-    """The first `most` different words of `text` that are no function words."""
+def telegram(text: str) -> str:
+    """The first `MOST_WORDS` different words of `text` that are no function words."""
     words = dict.fromkeys(word.lower() for word in WORD.findall(text))
-    return " ".join([word for word in words if word not in FUNCTION_WORDS][:most])
+    return " ".join([word for word in words if word not in FUNCTION_WORDS][:MOST_WORDS])

@@ -8,10 +8,10 @@ pairs ──────────────────────> synthe
                                              model2scores
 ```
 
-Every stage reads a file of rows and writes one (`rows` has the fields, `reading` the formats), can be
-stopped anywhere and goes on where it was (`ledger`). `recipe` says what is asked of whom, `prompts` words it,
-`experts` answer. `scorers` has who scores texts: the members of a
-committee, whoever searches for negatives, and teachers. `vote` counts the votes and how far members agree.
+Every stage reads a file of rows and writes one (`rows` has the fields and the formats), can be stopped
+anywhere and goes on where it was (`ledger`). `recipe` says what is asked of whom, `synthesize` words it and
+`experts` answer. `scorers` has who scores texts: the members of a committee, whoever searches for negatives,
+and teachers. `vote` counts the votes and how far members agree.
 
 Nothing is imported here: take `o1_retriever_training.synthesize.synthesize` and its neighbours.
 """

@@ -21,8 +21,7 @@ import yaml
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.endpoint.prompt import ChatPrompt
 from o1_retriever.errors import SettingsError
-from o1_retriever.evaluation.collection import load_collection
-from o1_retriever.evaluation.corpus import EncodedCorpus
+from o1_retriever.evaluation.collection import EncodedCorpus, load_collection
 from o1_retriever.evaluation.sources import write_collection
 from o1_retriever.index.index import Index
 from o1_retriever.reporting.text import counted
@@ -32,9 +31,8 @@ from o1_retriever_training.errors import DataError, OtherRecipeError
 from o1_retriever_training.ledger import write_whole
 from o1_retriever_training.make_data import DataPlan, question_pairs
 from o1_retriever_training.passage_rows import RowPlan, write_rows
-from o1_retriever_training.reading import read_corpus, read_rows
 from o1_retriever_training.recipe import Recipe
-from o1_retriever_training.rows import TrainingRow, plain_text
+from o1_retriever_training.rows import TrainingRow, plain_text, read_corpus, read_rows
 from o1_retriever_training.synthesize import Options
 from o1_retriever_training.verdict import Verdict, judge
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from o1_retriever.ranking.bm25 import content_words
 from o1_retriever_training.ledger import writing_whole
-from o1_retriever_training.reading import read_rows
-from o1_retriever_training.rows import TrainingRow
+from o1_retriever_training.rows import TrainingRow, read_rows
 
 
 def share_copied(thought: str, documents: list[str]) -> float:

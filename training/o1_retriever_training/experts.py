@@ -47,7 +47,7 @@ class Expert(Protocol):
         ...
 
     async def write(self, requests: Sequence[ChatRequest]) -> list[Answer]:
-        """A thought or a problem for every request, in order. Raises `ThinkerError` when none can be had.
+        """A thought or a problem for every request, in order. Raises `ThinkerError` when none can be written.
 
         All requests of a call have the same settings; their index is that of the expert's own for a query.
         """
@@ -69,7 +69,7 @@ class _HereExpert(ABC):
 
     @abstractmethod
     def thoughts(self, requests: Sequence[ChatRequest]) -> list[Thought]:
-        """A thought for every request, in order; one that could not be had is a failure."""
+        """A thought for every request, in order; one that could not be written is a failure."""
 
     async def write(self, requests: Sequence[ChatRequest]) -> list[Answer]:
         """Write about all requests together."""
@@ -79,7 +79,9 @@ class _HereExpert(ABC):
         with self._turn:
             thoughts = self.thoughts(requests)
         return [
-            Problem(reason=each.error or "it could not be had", cost=cost_of(each)) if each.failed else each
+            Problem(reason=each.error or "it could not be written", cost=cost_of(each))
+            if each.failed
+            else each
             for each in thoughts
         ]
 

@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from o1_retriever.storage.files import written_whole
-from o1_retriever.storage.lock import acquire, is_busy
+from o1_retriever.reporting.text import counted
+from o1_retriever.storage import acquire, is_busy, written_whole
 from o1_retriever_training.errors import LedgerError, OtherRecipeError
-from o1_retriever_training.reading import RowProblems, read_rows
-from o1_retriever_training.rows import TrainingRow, key_of
+from o1_retriever_training.rows import RowProblems, TrainingRow, key_of, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -159,8 +158,11 @@ class Ledger:
             if finished:
                 strangers = self.index.strangers()
                 if strangers:
-                    said = "%d rows of %s are not in the input any more; they stay at the end."
-                    logger.warning(said, strangers, self.path)
+                    logger.warning(
+                        "Not in the input any more, and kept at the end of %s: %s",
+                        self.path,
+                        counted(strangers, "row"),
+                    )
                 if not self.index.in_order():
                     self._replace(self._lines(ordered=True))
             self.manifest |= {"finished": finished, "rows": len(self), "counts": dict(counts)}
@@ -207,11 +209,9 @@ class Ledger:
             return acquire(self.path.with_name(f"{self.path.name}.lock"))
         except sqlite3.OperationalError as error:
             if is_busy(error):
-                said, hint = (
-                    f"Another process is writing {self.path}.",
-                    "Wait for it, or choose another --out.",
-                )
-                raise LedgerError(said, hint=hint) from None
+                raise LedgerError(
+                    f"Another process is writing {self.path}.", hint="Wait for it, or choose another --out."
+                ) from None
             raise LedgerError(f"{self.path} cannot be written ({error}).", hint=_FULL) from error
 
     def _check_manifest(self) -> None:

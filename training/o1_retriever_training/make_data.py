@@ -15,16 +15,15 @@ import numpy as np
 from o1_retriever.documents import Chunking, read_documents
 from o1_retriever.documents.files import find_files
 from o1_retriever.errors import DocumentError
-from o1_retriever.progress import progress
+from o1_retriever.reporting.progress import progress
 from o1_retriever.reporting.text import counted
 from o1_retriever_training.errors import DataError, OtherRecipeError
 from o1_retriever_training.experts import Expert, as_experts
 from o1_retriever_training.ledger import KeyIndex, writing_whole
 from o1_retriever_training.negatives import MiningRules, mine_negatives
 from o1_retriever_training.quality_page import write_page
-from o1_retriever_training.reading import Corpus, count_rows, read_corpus, read_rows
 from o1_retriever_training.recipe import Contributor, Recipe
-from o1_retriever_training.rows import TrainingRow, key_of
+from o1_retriever_training.rows import Corpus, TrainingRow, count_rows, key_of, read_corpus, read_rows
 from o1_retriever_training.scorers import as_scorer
 from o1_retriever_training.synthesize import Options, synthesize
 from o1_retriever_training.vote import VoteRules, vote
@@ -150,7 +149,8 @@ def question_pairs(
     say(f"{queries_written} written, {trip['kept']} kept that lead to their passage; {tally.failures} failed")
     if not trip["written"]:
         raise DataError(
-            f"No query could be had; {queries} says why of each.", hint="Type the command with --retry-failed"
+            f"No query could be written; {queries} says why of each.",
+            hint="Type the command with --retry-failed",
         )
     if not trip["kept"]:
         raise DataError(

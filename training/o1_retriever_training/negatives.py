@@ -11,11 +11,18 @@ from typing import Any
 import numpy as np
 
 from o1_retriever.errors import SettingsError
-from o1_retriever.progress import progress
+from o1_retriever.reporting.progress import progress
 from o1_retriever.thought import Vector
 from o1_retriever_training.ledger import Input, Ledger
-from o1_retriever_training.reading import Corpus, RowProblems, count_rows, digest, read_corpus
-from o1_retriever_training.rows import TrainingRow, plain_text
+from o1_retriever_training.rows import (
+    Corpus,
+    RowProblems,
+    TrainingRow,
+    count_rows,
+    digest,
+    plain_text,
+    read_corpus,
+)
 from o1_retriever_training.scorers import Scorer, as_scorer
 from o1_retriever_training.synthesize import Options
 
@@ -111,7 +118,7 @@ class _Miner:
         asked = [row for _, row in chunk if row.pos]
         found = self.search([row.query for row in asked])
         chosen = [
-            [self.corpus.texts[one] for one in self._chosen(row, scores)]
+            [self.corpus.texts[place] for place in self._chosen(row, scores)]
             for row, scores in zip(asked, found, strict=True)
         ]
         taught = iter(self._taught(asked, chosen))
@@ -132,7 +139,7 @@ class _Miner:
     def _chosen(self, row: TrainingRow, scores: Vector) -> list[int]:
         positives = {place for text in row.pos for place in self.by_text.get(plain_text(text), [])}
         ids = getattr(row, "pos_ids", None) or []
-        positives |= {self.corpus.places[str(one)] for one in ids if str(one) in self.corpus.places}
+        positives |= {self.corpus.places[str(name)] for name in ids if str(name) in self.corpus.places}
         # Where no positive is in the corpus, nothing says how high a score is too high.
         best = max((float(scores[place]) for place in positives), default=np.inf)
         ceiling = best + self.rules.margin * abs(best)

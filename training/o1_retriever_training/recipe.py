@@ -149,8 +149,8 @@ def read_yaml(path: str | Path) -> Any:
     try:
         value = yaml_value(text)
     except yaml.YAMLError as error:
-        said = " ".join(str(error).split())
-        raise SettingsError(f"The recipe {path} cannot be read: {said}.") from None
+        problem = " ".join(str(error).split())
+        raise SettingsError(f"The recipe {path} cannot be read: {problem}.") from None
     return {} if value is None else value
 
 
@@ -179,9 +179,9 @@ def changed(value: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
             raise SettingsError(f"The value of {change!r} is no YAML.", hint="Quote it.") from None
         _set(value, path, new, change)
     named = {change.partition("=")[0].strip() for change in changes}
-    for one, other in (("steps", "epochs"), ("epochs", "steps")):
-        alone = f"optimisation.{one}" in named and f"optimisation.{other}" not in named
-        if alone and value["optimisation"].get(one) is not None:
+    for length, other in (("steps", "epochs"), ("epochs", "steps")):
+        alone = f"optimisation.{length}" in named and f"optimisation.{other}" not in named
+        if alone and value["optimisation"].get(length) is not None:
             value["optimisation"].pop(other, None)
     return value
 
@@ -217,11 +217,11 @@ def _refusal(error: ValidationError, model: type[BaseModel], where: str) -> Sett
         return SettingsError(f"{where}: {field} is no known field.", hint=f"{_closest(model, place)}{known}")
     if first["type"] == "missing":
         return SettingsError(f"{where}: {field} is missing.", hint=known)
-    said = first["msg"].removeprefix("Value error, ")
+    problem = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error" and isinstance(first["input"], dict):
         # Fields that contradict each other: the message names them.
-        return SettingsError(f"{where}: {f'{field}: ' if place else ''}{said}.")
-    return SettingsError(f"{where}: {field} is {first['input']!r:.80}: {said}.")
+        return SettingsError(f"{where}: {f'{field}: ' if place else ''}{problem}.")
+    return SettingsError(f"{where}: {field} is {first['input']!r:.80}: {problem}.")
 
 
 def _closest(model: type[BaseModel], place: Sequence[str]) -> str:

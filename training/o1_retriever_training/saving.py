@@ -3,19 +3,31 @@
 Documents (and, in the paper layout, fast queries) have the same vectors in plain sentence-transformers as in
 `ThinkingEmbedder`, without any code of ours: the tokenizer itself puts `<emb>` at the end, after truncation,
 and what opens a text is a prompt.
+
+A thinker that does not embed is saved as its adapter where it has one, so that the base is not copied
+(`save_thinker`); `merged` makes one plain model of an adapter and its base.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from o1_retriever.engine.load import positions_of, stop_ids
-from o1_retriever.engine.template import Layout, Template, TemplateConfig
+import torch
+from safetensors.torch import save_file
+
+from o1_retriever.engine.adapters import base_of, with_adapter
+from o1_retriever.engine.checkpoint import find_folder
+from o1_retriever.engine.load import LoadOptions, load_causal_lm, positions_of, read_template, stop_ids
+from o1_retriever.engine.template import CONFIG_NAME, Layout, Template, TemplateConfig
+from o1_retriever.engine.weights import quieten_bitsandbytes
 from o1_retriever.errors import CheckpointError, SettingsError
+from o1_retriever.reporting.text import counted
+from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever.thought import ThoughtSettings
 
 logger = logging.getLogger(__name__)
@@ -194,12 +206,12 @@ def _prompts(folder: Path, template: Template) -> dict[str, str]:
         "query": [template.fast_query(ids) for ids in texts],
         "document": [template.document(ids) for ids in texts],
     }
-    said = template.instruction.strip()
+    instruction = template.instruction.strip()
     # Whether a space belongs between a marker and a text differs from tokenizer to tokenizer.
     openings = {
         "query": ("<query> ", "<query>")
-        if not said
-        else (f"<query> {said} ", f"<query>{said} ", f"<query>{said}"),
+        if not instruction
+        else (f"<query> {instruction} ", f"<query>{instruction} ", f"<query>{instruction}"),
         "document": ("<doc> ", "<doc>"),
     }
     return {name: _prompt(saved, openings[name], rows) for name, rows in wanted.items()}
@@ -213,9 +225,9 @@ def _prompt(tokenizer: Any, tried: tuple[str, ...], wanted: list[list[int]]) -> 
     best = max(tried, key=agreeing)
     if (right := agreeing(best)) < len(wanted):
         logger.warning(
-            "Plain sentence-transformers reads %d of %d texts after %s as other tokens than we do",
+            "Plain sentence-transformers reads %d of %s after %s as other tokens than we do",
             len(wanted) - right,
-            len(wanted),
+            counted(len(wanted), "text"),
             best,
         )
     return best
@@ -228,3 +240,91 @@ def _read(path: Path) -> dict[str, Any]:
 def _write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_thinker(folder: Path, model: Any, tokenizer: Any, config: ThinkerConfig, *, base: str) -> Path:
+    """Write what `LocalThinker(folder)` loads, and return the folder.
+
+    Of a `PeftModel` these are its low-rank matrices in bfloat16, and `base`, the name of what they lie upon;
+    of another model its weights and its tokenizer. The chat template and our config stand beside both.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(model, "peft_config"):
+        _save_adapter(folder, model, base)
+        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+    else:
+        with _using_its_cache(model.config):
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    config.save(folder)
+    return folder
+
+
+def _save_adapter(folder: Path, model: Any, base: str) -> None:
+    from peft import get_peft_model_state_dict
+
+    matrices = get_peft_model_state_dict(model)
+    half = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in matrices.items()}
+    weights = folder / "adapter_model.safetensors"
+    save_file(half, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # the library lets nobody else read it
+    (settings,) = model.peft_config.values()
+    before = settings.base_model_name_or_path, settings.inference_mode
+    settings.base_model_name_or_path, settings.inference_mode = base, True
+    try:
+        settings.save_pretrained(str(folder))
+    finally:
+        settings.base_model_name_or_path, settings.inference_mode = before
+
+
+@contextlib.contextmanager
+def _using_its_cache(config: Any) -> Any:
+    """Training turns the cache off, which whoever loads the model wants."""
+    config.use_cache = True
+    try:
+        yield
+    finally:
+        config.use_cache = False
+
+
+QUANTISING = "Quantising to NF4"
+
+
+def merge_adapter(
+    folder: Path, *, base: str | None = None, quantised: bool = False, dtype: str = "auto"
+) -> tuple[Any, Any, TemplateConfig]:
+    """The base with the adapter's changes added to its weights: what `save_embedder` takes.
+
+    These are a plain causal language model, its tokenizer and its template config.
+
+    `quantised` is for QLoRA: the base is quantised to NF4 and back first, because those rounded weights are
+    what the adapter was trained on. Sums are made in float32 and then stored as `dtype`; "auto" is the type
+    that the base is stored in. Raises `ModelNotFoundError` and `CheckpointError`.
+    """
+    import torch
+
+    quieten_bitsandbytes()  # which peft imports
+    found = find_folder(base or base_of(folder))
+    stored = stored_dtype(found) if dtype == "auto" else dtype
+    # NF4 is made of the type that it was trained in: another rounding first would choose other codes.
+    options = (
+        LoadOptions(dtype=stored, load_in_4bit=True)
+        if quantised
+        else LoadOptions(device="cpu", dtype="float32")
+    )
+    own_tokenizer = folder if (folder / "tokenizer.json").is_file() else None
+    loaded = load_causal_lm(found, options, tokenizer=own_tokenizer, purpose=QUANTISING)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    plain = with_adapter(model, folder).cpu().to(getattr(torch, stored)).eval()
+    plain.config.dtype = getattr(torch, stored)
+    config = read_template(folder if (folder / CONFIG_NAME).is_file() else found, tokenizer)
+    return plain, tokenizer, config
+
+
+def stored_dtype(folder: Path) -> str:
+    """The type that a checkpoint's weights are stored in, float32 where its config names none of ours."""
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = values.get("dtype") or values.get("torch_dtype")
+    return name if name in ("float32", "bfloat16", "float16") else "float32"

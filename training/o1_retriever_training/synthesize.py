@@ -5,24 +5,31 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from o1_retriever.endpoint.prompt import ChatRequest
+from o1_retriever.endpoint.prompt import ChatPrompt, ChatRequest
 from o1_retriever.endpoint.reply import Answer, Problem, cost_of
 from o1_retriever.errors import SettingsError
-from o1_retriever.progress import Advance, progress
 from o1_retriever.query import Query
+from o1_retriever.reporting.progress import Advance, progress
 from o1_retriever.reporting.text import counted
 from o1_retriever_training.experts import Expert, as_experts
 from o1_retriever_training.ledger import Input, Ledger
-from o1_retriever_training.prompts import Examples, prompt_for
-from o1_retriever_training.reading import RowProblems, count_rows, read_rows
-from o1_retriever_training.recipe import Recipe
-from o1_retriever_training.rows import Failure, TrainingRow, key_of
+from o1_retriever_training.recipe import INSTRUCTIONS, Recipe
+from o1_retriever_training.rows import (
+    Failure,
+    RowProblems,
+    TrainingRow,
+    count_rows,
+    key_of,
+    plain_text,
+    read_rows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +40,7 @@ Experts = Mapping[str, Any] | Any
 class Options:
     """How a stage is run, none of which changes a row: what to retry, to refuse and to show.
 
-    `retry_failed` asks again for what could not be had before. `strict` raises the first problem of the
+    `retry_failed` asks again for what could not be written before. `strict` raises the first problem of the
     input. `show` is the progress bar (None: only on a terminal), with the cost at `prices`: dollars per
     million tokens of the prompt and of the completion.
     """
@@ -48,7 +55,7 @@ class Options:
 class Tally:
     """Counts of one run: rows of the input, those `kept` from before, and what was written now.
 
-    `failures` counts candidates that could not be had, `without` rows without any candidate. Tokens are
+    `failures` counts candidates that could not be written, `without` rows without any candidate. Tokens are
     all that were spent, those of answers that could not be used included.
     """
 
@@ -90,23 +97,23 @@ def synthesize(
     written stays, and the same call goes on.
     """
     recipe, options = recipe or Recipe(), options or Options()
-    voices = _voices(recipe, as_experts(experts))
+    writers = _writers(recipe, as_experts(experts))
     source = pairs if examples is None else examples
     # RowProblems are told when the rows themselves are read.
     rows = read_rows(source) if isinstance(source, str | Path) else iter(source)
     pool = Examples(list(islice(rows, recipe.example_pool)) if recipe.examples else [])
     manifest = {
         **recipe.to_dict(),
-        "experts": [voice.expert.identity for voice in voices],
+        "experts": [writer.expert.identity for writer in writers],
         "examples drawn from": key_of(json.dumps(pool.content)),
         "hash": recipe.fingerprint,
     }
     with Ledger(out, stage="synthesize", recipe=manifest) as ledger:
-        return asyncio.run(_Run(pairs, ledger, recipe, options, voices, pool).work())
+        return asyncio.run(_Run(pairs, ledger, recipe, options, writers, pool).work())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Voice:
+class _Writer:
     """One candidate of a row: who writes it, which of that expert's it is, and what it is told."""
 
     expert: Expert
@@ -123,11 +130,11 @@ class _Run:
         ledger: Ledger,
         recipe: Recipe,
         options: Options,
-        voices: Sequence[_Voice],
+        writers: Sequence[_Writer],
         examples: Examples,
     ) -> None:
         self.ledger, self.recipe, self.options = ledger, recipe, options
-        self.voices, self.examples = voices, examples
+        self.writers, self.examples = writers, examples
         self.problems = RowProblems(str(pairs), strict=options.strict)
         self.input = Input(pairs, ledger, self.problems)
         self.tally = Tally()
@@ -158,12 +165,12 @@ class _Run:
         return self.tally, self.problems
 
     def _experts(self) -> list[Expert]:
-        return list({id(voice.expert): voice.expert for voice in self.voices}.values())
+        return list({id(writer.expert): writer.expert for writer in self.writers}.values())
 
     async def _all(self, advance: Advance) -> None:
         """Keep as many batches of rows going as the experts take, and stop at the first error."""
         experts = self._experts()
-        size, most = max(one.batch for one in experts), max(one.at_once for one in experts)
+        size, most = max(each.batch for each in experts), max(each.at_once for each in experts)
 
         def kept() -> None:
             self.tally.kept += 1
@@ -198,8 +205,8 @@ class _Run:
         wanted: dict[int, list[tuple[int, int, ChatRequest]]] = {}
         for place, row in enumerate(rows):
             for candidate, request in self._requests(row):
-                voice = self.voices[candidate]
-                wanted.setdefault(id(voice.expert), []).append((place, candidate, request))
+                writer = self.writers[candidate]
+                wanted.setdefault(id(writer.expert), []).append((place, candidate, request))
         experts = {id(expert): expert for expert in self._experts()}
         calls = [experts[key].write([request for _, _, request in asked]) for key, asked in wanted.items()]
         for asked, answers in zip(wanted.values(), await asyncio.gather(*calls), strict=True):
@@ -213,19 +220,19 @@ class _Run:
     def _requests(self, row: TrainingRow) -> Iterator[tuple[int, ChatRequest]]:
         known = self.known.get(row.identity)
         prompts: dict[str | None, Any] = {}
-        for candidate, voice in enumerate(self.voices):
+        for candidate, writer in enumerate(self.writers):
             if known is not None and known.all_thought[candidate] is not None:
                 continue
-            if voice.instruction not in prompts:
-                prompts[voice.instruction] = prompt_for(row, self.recipe, self.examples, voice.instruction)
-            prompt, sampling = prompts[voice.instruction], self.recipe.sampling
+            if writer.instruction not in prompts:
+                prompts[writer.instruction] = prompt_for(row, self.recipe, self.examples, writer.instruction)
+            prompt, sampling = prompts[writer.instruction], self.recipe.sampling
             query = Query(row.query)
-            yield candidate, ChatRequest(query=query, prompt=prompt, index=voice.index, settings=sampling)
+            yield candidate, ChatRequest(query=query, prompt=prompt, index=writer.index, settings=sampling)
 
     def _with_thoughts(self, row: TrainingRow, answers: Mapping[int, Answer]) -> TrainingRow:
         """The row with its candidates; the tokens are those of the thoughts that it holds."""
         known = self.known.get(row.identity)
-        thoughts: list[str | None] = list(known.all_thought) if known else [None] * len(self.voices)
+        thoughts: list[str | None] = list(known.all_thought) if known else [None] * len(self.writers)
         prompt, completion = (known and known.tokens) or (0, 0)
         failures = []
         for candidate, answer in sorted(answers.items()):
@@ -239,24 +246,26 @@ class _Run:
                 "key": row.identity,
                 "all_thought": thoughts,
                 "thought": None,
-                "writers": [voice.expert.identity for voice in self.voices],
+                "writers": [writer.expert.identity for writer in self.writers],
                 "failures": failures,
                 "tokens": (prompt, completion),
             }
         )
 
 
-def _voices(recipe: Recipe, experts: Mapping[str, Expert]) -> list[_Voice]:
-    voices: list[_Voice] = []
+def _writers(recipe: Recipe, experts: Mapping[str, Expert]) -> list[_Writer]:
+    writers: list[_Writer] = []
     for contributor in recipe.contributors:
         name = contributor.expert or next(iter(experts))
         if name not in experts:
             raise SettingsError(f"The recipe asks the expert {name!r}; expected one of {sorted(experts)}.")
-        expert, said = experts[name], contributor.instruction
-        first = sum(voice.expert is expert for voice in voices)
+        expert = experts[name]
+        first = sum(writer.expert is expert for writer in writers)
         indices = range(first, first + contributor.n)
-        voices += [_Voice(expert=expert, index=index, instruction=said) for index in indices]
-    return voices
+        writers += [
+            _Writer(expert=expert, index=index, instruction=contributor.instruction) for index in indices
+        ]
+    return writers
 
 
 def _summarise(path: Path) -> dict[str, int]:
@@ -271,3 +280,68 @@ def _summarise(path: Path) -> dict[str, int]:
             for name, count in zip(names, own, strict=True):
                 counts[name] += count
     return counts
+
+
+_TRIES = 20  # draws per example that is wanted, before a small pool counts as used up
+
+
+class Examples:
+    """Rows to draw in-context examples from: other queries, each with its first positive as the response."""
+
+    def __init__(self, pool: Sequence[TrainingRow]) -> None:
+        self._pool = [(row.query, row.pos[0]) for row in pool if row.pos]
+        self._plain = [(plain_text(query), plain_text(passage)) for query, passage in self._pool]
+
+    def __len__(self) -> int:
+        return len(self._pool)
+
+    @property
+    def content(self) -> list[tuple[str, str]]:
+        """What may be drawn, in order."""
+        return list(self._pool)
+
+    def draw(self, row: TrainingRow, recipe: Recipe) -> list[tuple[str, str]]:
+        """Examples for a row: never its query, never a passage that is or contains one of its documents.
+
+        What is drawn depends on the row, the seed and the pool alone.
+        """
+        if not self._pool or not recipe.examples:
+            return []
+        forbidden = {plain_text(document) for document in row.pos}
+        queries = {plain_text(row.query)}
+        generator = random.Random(f"{recipe.seed}:{row.identity}")
+        chosen: list[tuple[str, str]] = []
+        for _ in range(_TRIES * recipe.examples):
+            place = generator.randrange(len(self._pool))
+            plain_query, plain_passage = self._plain[place]
+            overlaps = any(own in plain_passage or plain_passage in own for own in forbidden)
+            if plain_query in queries or overlaps:
+                continue
+            queries.add(plain_query)
+            query, passage = self._pool[place]
+            chosen.append((query, _cut(passage, recipe.example_characters)))
+            if len(chosen) == recipe.examples:
+                break
+        return chosen
+
+
+def prompt_for(
+    row: TrainingRow, recipe: Recipe, examples: Examples, instruction: str | None = None
+) -> ChatPrompt:
+    """The chat that asks for a thought about a row; its `{query}` is to be filled in.
+
+    The examples stand in the one message of the user, which servers without roles understand too.
+    """
+    known = INSTRUCTIONS | recipe.instructions
+    system = instruction or row.prompt or known.get(row.type or "default", known["default"])
+    query, response = recipe.labels
+    shown = [f"{query}: {text}\n{response}: {passage}" for text, passage in examples.draw(row, recipe)]
+    # A `{query}` inside an example would be filled in as well.
+    parts = [part.replace("{query}", "{ query }") for part in shown]
+    last = f"{query}: {{query}}\n{response}:" if shown else "{query}"
+    return ChatPrompt("\n\n".join([*parts, last]), system=system)
+
+
+def _cut(text: str, most: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 2].rsplit(" ", 1)[0] + " …"

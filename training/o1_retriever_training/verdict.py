@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from o1_retriever.embedder import ThinkingEmbedder
-from o1_retriever.evaluation.collection import Collection
+from o1_retriever.evaluation.collection import Collection, EncodedCorpus
 from o1_retriever.evaluation.comparison import Comparison, Values, compare, evaluate, holm
 from o1_retriever.evaluation.controls import PAIRS, thinking_systems
-from o1_retriever.evaluation.corpus import EncodedCorpus
 from o1_retriever.evaluation.metrics import aligned
 from o1_retriever.reporting.text import counted, markdown_table
 

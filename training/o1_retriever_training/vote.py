@@ -16,11 +16,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from o1_retriever.errors import SettingsError
-from o1_retriever.progress import progress
+from o1_retriever.reporting.progress import progress
 from o1_retriever_training.errors import LedgerError
 from o1_retriever_training.ledger import Input, Ledger
-from o1_retriever_training.reading import RowProblems, count_rows, digest
-from o1_retriever_training.rows import TrainingRow
+from o1_retriever_training.rows import RowProblems, TrainingRow, count_rows, digest
 from o1_retriever_training.scorers import Scorer, as_scorer
 
 Read = Literal["thought", "query+thought"]

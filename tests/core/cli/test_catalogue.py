@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from o1_retriever.cli.catalogue import read_catalogue
+from o1_retriever.cli.models import read_catalogue
 from tests.support.commands import ok, run
 from tests.support.writers import writer
 

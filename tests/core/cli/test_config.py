@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from o1_retriever.cli.config import Setting, layered
-from o1_retriever.cli.options import Configured, _subclasses, in_force, named
+from o1_retriever.cli.options import Configured, Setting, _subclasses, in_force, layered, named
 from tests.support.commands import ok, refused, run
 
 

@@ -163,7 +163,7 @@ def test_a_bad_answer_is_a_recorded_failure_with_its_reason(
     (record,) = [
         each for each in caplog.records if each.levelno == logging.WARNING and "o1_retriever" in each.name
     ]
-    assert "1 of 1 thoughts could not be had" in record.getMessage()
+    assert "1 of 1 thought could not be written" in record.getMessage()
 
 
 def test_all_attempts_of_a_failure_are_counted(server, thinker):

@@ -93,4 +93,4 @@ def test_a_model_that_the_server_does_not_serve_is_a_recorded_failure(
     assert thought.failed
     assert "answered 400" in str(thought.error)
     assert "no/such-model" in str(thought.error)
-    assert "1 of 1 thoughts could not be had" in caplog.text
+    assert "1 of 1 thought could not be written" in caplog.text

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from o1_retriever_training.joint.gather import VectorBatch
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.steps import (
     How,
+    VectorBatch,
     document_chunks,
     joint_step,
     query_chunks,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from o1_retriever_training.joint.checkpoints import newest
 from o1_retriever_training.joint.recipe import TrainRecipe
+from o1_retriever_training.joint.trainer import newest
 from tests.support.forks import Forks, ran_well, said
 from tests.support.joint_runs import base_folder, dev_collection, recipe_of, rows_file
 

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from o1_retriever.errors import ModelNotFoundError, SettingsError
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint import dry_run, model
-from o1_retriever_training.joint.backbone import open_backbone
 from o1_retriever_training.joint.batches import Batch, Collator, DrawnRows
 from o1_retriever_training.joint.dry_run import (
     KNOWN,
@@ -28,7 +27,7 @@ from o1_retriever_training.joint.dry_run import (
     step_flops,
     work_table,
 )
-from o1_retriever_training.joint.model import JointModel
+from o1_retriever_training.joint.model import JointModel, open_backbone
 from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 from o1_retriever_training.joint.rows import open_rows
 from o1_retriever_training.joint.sizes import StepSize, chunks, sample, shape_of

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from o1_retriever_training.joint.gather import VectorBatch, gather_vectors, processes, total
+from o1_retriever_training.joint.steps import VectorBatch, gather_vectors, processes, total
 from tests.support import gathering
 from tests.support.forks import Forks, ran_well
 

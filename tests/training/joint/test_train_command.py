@@ -77,7 +77,7 @@ def test_a_recipe_becomes_a_model_that_loads(recipe: Path, tmp_path: Path) -> No
     embedder = ThinkingEmbedder.from_pretrained(folder)
     assert embedder.encode_documents(["iron"]).shape == (1, 32)
     again = ok(str(recipe), "--output", str(folder), "--set", "optimisation.steps=3").stderr
-    assert "3 steps were trained before; --from-scratch trains them again" in again
+    assert "trained before, 3 steps; --from-scratch trains again" in again
     assert "--from-scratch" in refused(str(recipe), "--output", str(folder), "--set", "optimisation.seed=7")
     more = ["--output", str(folder), "--set", "optimisation.steps=2", "--from-scratch"]
     assert "2 steps in" in ok(str(recipe), *more).stderr
@@ -89,7 +89,7 @@ def test_another_number_of_processes_than_the_recipes_is_said(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     more = ["--set", "hardware.processes=8", "--set", "optimisation.steps=1"]
     said = ok(str(recipe), *more).stderr
-    assert "is for 8 processes and 1 process run it: 8 queries make a batch, not 64" in said
+    assert "is for 8 processes and this is a run of 1 process: a batch has 8 queries, not 64" in said
     assert "hardware.processes=1" in said
     # one process is to train on one GPU
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"

@@ -15,10 +15,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from o1_retriever.errors import CollectionError
 from o1_retriever_training.errors import TrainingError
-from o1_retriever_training.joint.checkpoints import newest
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.run import train
-from o1_retriever_training.joint.trainer import Divergence
+from o1_retriever_training.joint.trainer import Divergence, newest
 from tests.support.joint_runs import base_folder, dev_collection, recipe_of, rows_file
 
 PARTS = {

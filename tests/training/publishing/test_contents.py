@@ -13,8 +13,7 @@ from o1_retriever.errors import ModelNotFoundError, SettingsError
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.publishing.card import CardFacts
 from o1_retriever_training.publishing.contents import look_into
-from o1_retriever_training.publishing.secret_scan import SecretError, refuse_secrets
-from o1_retriever_training.publishing.staging import StageOptions, stage
+from o1_retriever_training.publishing.staging import SecretError, StageOptions, refuse_secrets, stage
 from tests.support.publishing import adapted, digests, litter, saved
 
 FACTS = CardFacts(repo="me/tiny")

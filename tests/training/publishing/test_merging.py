@@ -14,10 +14,9 @@ from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine.load import LoadOptions, load_causal_lm
 from o1_retriever.engine.weights import keep_float32
 from o1_retriever.errors import CheckpointError
-from o1_retriever_training.merging import merge_adapter
 from o1_retriever_training.publishing.card import CardFacts
 from o1_retriever_training.publishing.staging import StageOptions, stage
-from o1_retriever_training.saving import save_embedder
+from o1_retriever_training.saving import merge_adapter, save_embedder
 from tests.support.publishing import adapted, digests, saved
 
 FACTS = CardFacts(repo="me/tiny")

@@ -5,8 +5,8 @@ recipe.yaml ── recipe ──> dry_run              what it will cost, before
                  │
                  v
 rows ──> batches ──> model ──> losses          one forward gives the thought's logits and the vectors
-                       │         │
-                     steps    gather           a contrastive batch larger than memory, and than one device
+                       │
+                     steps                     a contrastive batch larger than memory, and than one device
                        └── trainer ──> run     checkpoints, the dev collection, a folder for from_pretrained
 ```
 

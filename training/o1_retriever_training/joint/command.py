@@ -50,11 +50,11 @@ def train(
     if hardware is not None and not dry_run:
         raise SettingsError("Found --hardware without --dry-run.", hint="Training takes what is there.")
     alone = list(changes or []) + ([] if folder is None else [f"output={json.dumps(folder)}"])
-    said = _read(recipe, alone, check_files=not dry_run)
+    checked = _read(recipe, alone, check_files=not dry_run)
     if not dry_run:
-        _train(said, from_scratch)
+        _train(checked, from_scratch)
     elif _speaks():
-        _estimate(said, hardware)
+        _estimate(checked, hardware)
 
 
 def _read(path: Path, changes: list[str], *, check_files: bool) -> TrainRecipe:
@@ -103,8 +103,9 @@ def _check_processes(recipe: TrainRecipe) -> None:
     each = recipe.optimisation.queries
     meant, running = (counted(count, "process", "processes") for count in (planned, found))
     warn(
-        f"The recipe is for {meant} and {running} run it: {each * found} queries "
-        f"make a batch, not {each * planned}. If that is meant, type --set hardware.processes={found}."
+        f"The recipe is for {meant} and this is a run of {running}: a batch has "
+        f"{counted(each * found, 'query', 'queries')}, not {each * planned}. If that is meant, "
+        f"type --set hardware.processes={found}."
     )
 
 
@@ -115,7 +116,7 @@ def _report(result: TrainResult, recipe: TrainRecipe) -> None:
     resumed = f", from step {result.resumed_from:,} on" if result.resumed_from else ""
     done = f"{counted(result.steps, 'step')} in {duration(result.seconds)}{resumed}"
     if result.finished_before:
-        done = f"{result.steps:,} steps were trained before; --from-scratch trains them again"
+        done = f"trained before, {counted(result.steps, 'step')}; --from-scratch trains again"
     if result.best and recipe.evaluation is not None:
         metric = recipe.evaluation.metric
         figures = [f"{name} {value:.3f}" for name, value in result.best.items() if name.startswith(metric)]

@@ -19,12 +19,12 @@ from rich.table import Table
 from o1_retriever.errors import SettingsError
 from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
-from o1_retriever_training.joint.backbone import compute_dtype
 from o1_retriever_training.joint.batches import steps_per_epoch
 from o1_retriever_training.joint.losses import BLOCK
+from o1_retriever_training.joint.model import compute_dtype
 from o1_retriever_training.joint.recipe import ModelSection, TrainRecipe
 from o1_retriever_training.joint.sizes import Sampled, Shape, StepSize, sample, shape_of
-from o1_retriever_training.reading import HUB, count_rows
+from o1_retriever_training.rows import HUB, count_rows
 
 GIGA = 10**9
 THIS = "this"

@@ -157,9 +157,9 @@ def allowed_negatives(
     """
     keys = document_keys if document_keys.dim() == 2 else document_keys[:, None]
     same = torch.zeros(len(targets), len(keys), dtype=torch.bool, device=keys.device)
-    for one in positive_keys.unbind(1):
+    for own in positive_keys.unbind(1):
         for other in keys.unbind(1):
-            same |= (one[:, None] == other[None, :]) & (one != 0)[:, None]
+            same |= (own[:, None] == other[None, :]) & (own != 0)[:, None]
     compared = ~_copies(keys) if groups is None else _members(groups, len(keys))
     allowed = compared & ~same
     allowed[torch.arange(len(targets), device=keys.device), targets] = True

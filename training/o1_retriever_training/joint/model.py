@@ -1,9 +1,15 @@
-"""One forward for everything: the vectors at `<emb>`, and how surprising the thoughts' tokens are."""
+"""The model that is trained: a causal language model with its layout's markers, and what of it learns.
+
+One forward gives everything: the vectors at `<emb>`, and how surprising the thoughts' tokens are.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +18,16 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import linear, normalize
 from torch.utils.checkpoint import checkpoint
 
+from o1_retriever.engine.adapters import base_of, is_adapter
+from o1_retriever.engine.checkpoint import first_line
+from o1_retriever.engine.load import LoadOptions, load_causal_lm
+from o1_retriever.engine.template import CONFIG_NAME, Layout, TemplateConfig
+from o1_retriever.engine.weights import has_bfloat16
+from o1_retriever.errors import SettingsError
+from o1_retriever.thinkers.config import ThinkerConfig
+from o1_retriever_training.joint.layouts import AnyTemplate, markers_of, template_of, writer_prompt
 from o1_retriever_training.joint.losses import generation_loss
+from o1_retriever_training.joint.recipe import DataSection, ModelSection, TrainedLayout
 
 # Logits of so many numbers at once: a thought's vocabulary-sized rows are the largest thing in a step.
 _LOGITS = 1 << 26
@@ -174,3 +189,210 @@ def without_shards(model: Any) -> Any:
     plain.load_state_dict({name: value.detach() for name, value in named if name in kept}, assign=True)
     plain.tie_weights()
     return plain
+
+
+logger = logging.getLogger(__name__)
+
+# A new marker starts at the mean of all tokens, moved by this share of their spread, so that no two agree.
+_SPREAD = 0.1
+# What a thinker prefers: warm, because what differs between its thoughts is part of what they gain; two
+# sentences; and the query's own vector stays in the mean. Chosen on EntailmentBank's dev split.
+_SETTINGS = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 48, "query_weight": 1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Backbone:
+    """A model ready to be trained.
+
+    `model` is the whole as it is trained (for LoRA a `PeftModel`), `language_model` the causal language model
+    in it. `base` names what a low-rank adapter lies upon. `template` has the limits of training, `deployed`
+    those of the checkpoint that will be saved.
+    """
+
+    model: Any
+    language_model: Any
+    base: str
+    tokenizer: Any
+    template: AnyTemplate
+    deployed: TemplateConfig | ThinkerConfig
+
+    @property
+    def width(self) -> int:
+        """How many numbers a vector has."""
+        return int(self.language_model.config.get_text_config().hidden_size)
+
+
+def open_backbone(model: ModelSection, data: DataSection, *, seed: int, device: torch.device) -> Backbone:
+    """Load the base, give it the markers it lacks and choose what is trained.
+
+    Full tuning trains every weight; LoRA and QLoRA train low-rank matrices and the rows of the markers. A
+    base that is an adapter itself is trained further, upon its own base. Raises `ModelNotFoundError` and
+    `CheckpointError` for a base that cannot be trained to think and embed.
+    """
+    know_plain_attention()
+    before = Path(model.base) if model.tuning == "lora" and is_adapter(Path(model.base)) else None
+    base = model.base if before is None else base_of(before)
+    loaded = load_causal_lm(base, _options(model, device), attention=model.attention, purpose="QLoRA")
+    language_model, tokenizer = loaded.model, loaded.tokenizer
+    add_markers(language_model, tokenizer, model.layout, seed=seed)
+    template = template_of(model.layout, tokenizer, data, positions=_positions(language_model))
+    if model.gradient_checkpointing:
+        _checkpoint_activations(language_model)
+    language_model.config.use_cache = False
+    if before is not None:
+        trained = _further(language_model, before)
+    elif model.tuning == "full":
+        trained = language_model
+    else:
+        trained = _with_lora(language_model, model, tokenizer, seed)
+    return Backbone(
+        model=trained,
+        language_model=language_model,
+        base=base,
+        tokenizer=tokenizer,
+        template=template,
+        deployed=_deployed(loaded.folder, model.layout, language_model, data.instruction),
+    )
+
+
+def _checkpoint_activations(language_model: Any) -> None:
+    # The method has a new name from transformers 5.2x on, where the old one warns.
+    newer = getattr(language_model, "activation_checkpointing_enable", None)
+    if newer is not None:
+        newer(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def compute_dtype(model: ModelSection, device: torch.device) -> torch.dtype:
+    """What the forward computes in."""
+    if model.dtype == "fastest":
+        return torch.bfloat16 if device.type == "cuda" or has_bfloat16() else torch.float32
+    if model.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
+
+
+def add_markers(model: Any, tokenizer: Any, layout: TrainedLayout, *, seed: int) -> None:
+    """Give a model and its tokenizer the markers of a layout that they lack.
+
+    Their rows start near the mean of all rows, each moved by a little of its own.
+    """
+    from tokenizers import AddedToken
+
+    known = tokenizer.get_vocab()
+    missing = tuple(marker for marker in markers_of(layout) if marker not in known)
+    if not missing:
+        return
+    tokens = [AddedToken(marker, special=True, normalized=False) for marker in missing]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    before = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > before:
+        # Rows beyond the vocabulary are often there for alignment already.
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(missing)))
+    used = min(before, int(ids.min()))
+    for table in {id(t): t for t in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        _start_rows(table, ids, used, seed)
+    logger.info("New tokens of the %s layout: %s", layout, " ".join(missing))
+
+
+def _start_rows(table: nn.Module | None, ids: torch.Tensor, used: int, seed: int) -> None:
+    if table is None:
+        return
+    weight: torch.Tensor = table.weight  # type: ignore[assignment]
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        known = weight[:used].float()
+        moved = torch.randn(len(ids), weight.shape[1], generator=noise).to(known) * known.std(0) * _SPREAD
+        weight[ids.to(weight.device)] = (known.mean(0) + moved).to(weight.dtype)
+
+
+def marker_ids(tokenizer: Any, layout: TrainedLayout) -> list[int]:
+    """The ids of the markers, whose rows are trained in every kind of tuning."""
+    return [int(i) for i in tokenizer.convert_tokens_to_ids(list(markers_of(layout)))]
+
+
+def _options(model: ModelSection, device: torch.device) -> LoadOptions:
+    # Full tuning keeps float32 weights and computes under autocast: bfloat16 weights would lose small steps.
+    dtype = torch.float32 if model.tuning == "full" else compute_dtype(model, device)
+    return LoadOptions(
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        load_in_4bit=model.tuning == "qlora",
+    )
+
+
+def _with_lora(language_model: Any, model: ModelSection, tokenizer: Any, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    for parameter in language_model.parameters():
+        parameter.requires_grad_(False)
+    settings = model.lora
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides it, a fraction is fine
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        trainable_token_indices=marker_ids(tokenizer, model.layout) or None,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)  # the matrices start the same in every process and after every start
+    try:
+        return get_peft_model(language_model, config)
+    except ValueError as error:
+        parts = language_model.named_modules()
+        linear = {name.rpartition(".")[2] for name, part in parts if isinstance(part, nn.Linear)}
+        raise SettingsError(
+            f"model.lora.targets is {list(settings.targets)} and {model.base} cannot be adapted there: "
+            f"{first_line(error)}.",
+            hint=f"Its linear layers are {', '.join(sorted(linear))}.",
+        ) from error
+
+
+def _further(language_model: Any, adapter: Path) -> Any:
+    """The model with an adapter that was trained before, whose matrices learn again."""
+    from peft import PeftModel
+
+    for parameter in language_model.parameters():
+        parameter.requires_grad_(False)
+    return PeftModel.from_pretrained(language_model, str(adapter), is_trainable=True)
+
+
+def uncast_inputs(model: Any, *, autocast: bool) -> AbstractContextManager[None]:
+    """Inside, low-rank matrices in float32 take a rounded state as it comes.
+
+    Autocast rounds again what peft makes wide for them: two copies of every state, for the same product.
+    """
+    if not autocast or not hasattr(model, "peft_config"):
+        return nullcontext()
+    from peft.helpers import disable_input_dtype_casting
+
+    return disable_input_dtype_casting(model)
+
+
+def _positions(language_model: Any) -> int | None:
+    found = getattr(language_model.config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def _deployed(
+    folder: Path, layout: TrainedLayout, language_model: Any, instruction: str
+) -> TemplateConfig | ThinkerConfig:
+    if layout == "chat":
+        return ThinkerConfig(prompt=writer_prompt(instruction), settings=_SETTINGS)
+    return replace(_limits(folder, layout, language_model), instruction=instruction)
+
+
+def _limits(folder: Path, layout: Layout, language_model: Any) -> TemplateConfig:
+    # A model answers longer queries than it was trained on; its base's own limits stay.
+    path = folder / CONFIG_NAME
+    if path.is_file():
+        found = TemplateConfig.from_file(path)
+        if found.layout == layout:
+            return found
+    usual = TemplateConfig()
+    length = min(usual.max_length, _positions(language_model) or usual.max_length)
+    return TemplateConfig(
+        layout=layout, max_length=length, max_query_tokens=min(usual.max_query_tokens, length // 2)
+    )

@@ -8,9 +8,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from o1_retriever_training.joint.backbone import compute_dtype, open_backbone, uncast_inputs
 from o1_retriever_training.joint.batches import Collator, DrawnRows, SameSourceBatches, steps_per_epoch
-from o1_retriever_training.joint.model import JointModel
+from o1_retriever_training.joint.model import JointModel, compute_dtype, open_backbone, uncast_inputs
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.rows import open_rows
 from o1_retriever_training.joint.steps import How, joint_step

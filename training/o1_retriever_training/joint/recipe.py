@@ -17,8 +17,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from o1_retriever.engine.adapters import is_adapter
 from o1_retriever.errors import SettingsError
-from o1_retriever_training.reading import HINT, HUB
 from o1_retriever_training.recipe import Section, changed, read_yaml
+from o1_retriever_training.rows import HINT, HUB
 
 TAIL = 3  # a thought of one token, its eos and the last <emb>
 TrainedLayout = Literal["paper", "released", "chat"]

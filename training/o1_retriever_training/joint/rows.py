@@ -16,13 +16,12 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from o1_retriever.progress import progress
+from o1_retriever.reporting.progress import progress
 from o1_retriever.reporting.text import counted
 from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint.layouts import AnyTemplate
 from o1_retriever_training.joint.recipe import DataSection, Source
-from o1_retriever_training.reading import RowProblems, count_rows, digest, read_corpus, read_rows
-from o1_retriever_training.rows import TrainingRow
+from o1_retriever_training.rows import RowProblems, TrainingRow, count_rows, digest, read_corpus, read_rows
 from o1_retriever_training.scorers import EncoderScorer, Target
 
 _IDS, _ROWS, _REPORT = "ids.bin", "rows.npz", "report.json"
@@ -137,7 +136,7 @@ class DataReport:
 
     def __str__(self) -> str:
         total = sum(self.rows.values())
-        said = [f"{counted(total, 'row')}, {counted(self.texts, 'text')}, {counted(self.tokens, 'token')}"]
+        parts = [f"{counted(total, 'row')}, {counted(self.texts, 'text')}, {counted(self.tokens, 'token')}"]
         for count, noun, what in (
             (self.without_thought, "row", "without a thought (contrastive loss only)"),
             (self.without_positive, "row", "without a positive (generation loss only)"),
@@ -148,8 +147,8 @@ class DataReport:
         ):
             if count:
                 plural = "queries" if noun == "query" else None
-                said.append(f"{counted(count, noun, plural)} {what}")
-        return "; ".join([*said, *self.problems])
+                parts.append(f"{counted(count, noun, plural)} {what}")
+        return "; ".join([*parts, *self.problems])
 
 
 class TrainingRows:
@@ -416,8 +415,8 @@ def _id_keys(numbers: Sequence[int], ids: Any) -> dict[int, int]:
     if not isinstance(ids, list) or len(ids) != len(numbers):
         return {}
     # No text begins like this, so that no text is taken for an id.
-    known = [(number, one) for number, one in zip(numbers, ids, strict=True) if one is not None]
-    return {number: text_key(f"\0id {one}") for number, one in known}
+    known = [(number, id_) for number, id_ in zip(numbers, ids, strict=True) if id_ is not None]
+    return {number: text_key(f"\0id {id_}") for number, id_ in known}
 
 
 def _scores(row: TrainingRow) -> list[float]:

@@ -19,26 +19,35 @@ from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.encoders import as_encoder
 from o1_retriever.engine.adapters import merged
 from o1_retriever.engine.template import TemplateConfig
-from o1_retriever.evaluation.collection import load_collection
+from o1_retriever.evaluation.collection import EncodedCorpus, load_collection
 from o1_retriever.evaluation.comparison import evaluate
-from o1_retriever.evaluation.corpus import EncodedCorpus
 from o1_retriever.evaluation.systems import Dense
 from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
-from o1_retriever.storage.files import written_whole
+from o1_retriever.storage import written_whole
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever.thought import ThoughtSettings
 from o1_retriever_training.errors import OtherRecipeError, TrainingError
-from o1_retriever_training.joint.backbone import Backbone, compute_dtype, open_backbone
 from o1_retriever_training.joint.batches import steps_per_epoch
-from o1_retriever_training.joint.checkpoints import check_data, enough_space, newest, step_of
-from o1_retriever_training.joint.model import whole_weights, without_shards
+from o1_retriever_training.joint.model import (
+    Backbone,
+    compute_dtype,
+    open_backbone,
+    whole_weights,
+    without_shards,
+)
 from o1_retriever_training.joint.recipe import EvaluationSection, TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
-from o1_retriever_training.joint.trainer import JointTrainer, budget_of
-from o1_retriever_training.saving import save_embedder
-from o1_retriever_training.thinkers import save_thinker
+from o1_retriever_training.joint.trainer import (
+    JointTrainer,
+    budget_of,
+    check_data,
+    enough_space,
+    newest,
+    step_of,
+)
+from o1_retriever_training.saving import save_embedder, save_thinker
 
 logger = logging.getLogger(__name__)
 
@@ -319,9 +328,9 @@ def _run(trainer: JointTrainer, checkpoint: Path | None) -> None:
         lost = isinstance(error, torch.distributed.DistError) or any(word in words for word in _LOST)
         if not lost or trainer.args.world_size == 1:
             raise
-        said = str(error).partition(". ")[0]  # what follows is advice to those who write such programs
+        reason = str(error).partition(". ")[0]  # what follows is advice to those who write such programs
         raise TrainingError(
-            f"Another process of this run was lost at step {trainer.state.global_step}: {said}.",
+            f"Another process of this run was lost at step {trainer.state.global_step}: {reason}.",
             hint="Type the same command: the run goes on from its last checkpoint.",
         ) from error
     finally:

@@ -30,7 +30,7 @@ from o1_retriever_training.joint.layouts import AnyTemplate, markers_of, templat
 from o1_retriever_training.joint.recipe import ModelSection, Source, TrainRecipe, looks_local
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from o1_retriever_training.joint.steps import document_chunks, query_chunks
-from o1_retriever_training.reading import HUB, count_rows
+from o1_retriever_training.rows import HUB, count_rows
 
 _SIZES = (
     "hidden_size",
@@ -125,7 +125,7 @@ class Shape:
 def shape_of(model: ModelSection) -> Shape:
     """The shape of a recipe's base with its markers added.
 
-    Raises `ModelNotFoundError` when the base is neither here, nor well known, nor to be had from the Hub.
+    Raises `ModelNotFoundError` when the base is neither here, nor well known, nor on the Hub.
     """
     known = None if looks_local(model.base) else _KNOWN.get(model.base)
     if known is None:

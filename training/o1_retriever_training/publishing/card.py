@@ -23,8 +23,8 @@ from o1_retriever.errors import InputError, SettingsError
 from o1_retriever.reporting.text import markdown_table
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.publishing.contents import CARD, NF4, SUMMARY, Contents
-from o1_retriever_training.reading import HUB
 from o1_retriever_training.recipe import read_yaml
+from o1_retriever_training.rows import HUB
 
 _PATHS = ("fast", "thinking")
 _SHOWN = ("nDCG@10", "Recall@100", "MRR@10", "Success@1")

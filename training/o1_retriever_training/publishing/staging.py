@@ -1,4 +1,7 @@
-"""Make the folder that is sent: the same bytes from the same model, whoever makes it and when."""
+"""Make the folder that is sent: the same bytes from the same model, whoever makes it and when.
+
+It is searched for tokens, keys and passwords before it goes anywhere.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,29 @@ import contextlib
 import gc
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from o1_retriever.engine.adapters import base_of
 from o1_retriever.engine.load import LoadOptions, load_causal_lm, read_config, read_template
 from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig
-from o1_retriever.errors import SettingsError
-from o1_retriever_training.merging import QUANTISING, merge_adapter, stored_dtype
+from o1_retriever.errors import InputError, SettingsError
 from o1_retriever_training.publishing.card import CardFacts, provenance, write_card
 from o1_retriever_training.publishing.contents import CARD, NF4, RECIPE_FILE, File, look_into
-from o1_retriever_training.publishing.secret_scan import refuse_secrets
-from o1_retriever_training.saving import save_embedder, save_sentence_transformers, save_tokenizer
+from o1_retriever_training.saving import (
+    QUANTISING,
+    merge_adapter,
+    save_embedder,
+    save_sentence_transformers,
+    save_tokenizer,
+    stored_dtype,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,3 +164,53 @@ def _quantise(folder: Path) -> None:
     save_embedder(folder / NF4, loaded.model, loaded.tokenizer, config)
     del loaded
     gc.collect()
+
+
+_BEFORE = r"(?<![A-Za-z0-9_-])"
+_KINDS = {
+    "a Hugging Face token": _BEFORE + r"(?:hf|api_org)_[A-Za-z0-9]{20,}",
+    "an API key": _BEFORE + r"sk-(?:[a-z]+-)*[A-Za-z0-9_-]{20,}",
+    "a GitHub token": _BEFORE + r"(?:gh[oprsu]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})",
+    "a GitLab token": _BEFORE + r"glpat-[A-Za-z0-9_-]{20,}",
+    "a Slack token": _BEFORE + r"xox[abeoprs]-[A-Za-z0-9-]{10,}",
+    "an AWS key": _BEFORE + r"(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])",
+    "a Google key": _BEFORE + r"AIza[A-Za-z0-9_-]{35}",
+    "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
+    "a password in an address": r"[a-z][a-z0-9+.-]{0,20}://[^/\s:@\"']+:[^/\s:@\"']+@[a-zA-Z0-9]",
+    "a secret": r"(?i)(?:api[_-]?key|secret[_-]?key|client[_-]?secret|(?:access|auth|bearer)[_-]?token|"
+                r"password|passwd)[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9_/+.-]{16,}",
+}  # fmt: skip
+_PATTERNS = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
+
+
+class SecretError(InputError):
+    """A file that was about to be published holds what looks like a secret. Nothing has been sent."""
+
+
+def refuse_secrets(folder: Path, paths: Iterable[str]) -> None:
+    """Raise `SecretError` naming the file and line of whatever looks like a secret.
+
+    Text is read line by line, of a safetensors file the metadata. The secret itself is never quoted.
+    """
+    found = []
+    for path in paths:
+        for number, line in _lines(folder / path):
+            kind = next((kind for kind, pattern in _PATTERNS.items() if pattern.search(line)), None)
+            if kind is not None:
+                found.append(f"{path}, line {number}: {kind}")
+    if not found:
+        return
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    raise SecretError(
+        f"What looks like a secret stands in {'; '.join(found[:5])}{more}. Nothing was sent.",
+        hint="Take it out of the file, and revoke it if it was real.",
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    if path.suffix == ".safetensors":
+        with suppress(SafetensorError), safe_open(path, "numpy") as weights:
+            yield 1, json.dumps(weights.metadata() or {})
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        yield from enumerate(file, 1)

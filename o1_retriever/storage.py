@@ -1,7 +1,8 @@
-"""Locks between threads and processes that work on every system and end with the process that holds them.
+"""What all files that we write share: files that appear whole, and locks between threads and processes.
 
-A lock is an empty SQLite file: SQLite's own locks tell threads apart and are not inherited by a fork. The
-file is never opened in another way: closing it would drop all locks that this process holds on it (POSIX).
+A lock works on every system and ends with the process that holds it. It is an empty SQLite file: SQLite's own
+locks tell threads apart and are not inherited by a fork. The file is never opened in another way: closing it
+would drop all locks that this process holds on it (POSIX).
 """
 
 from __future__ import annotations
@@ -9,10 +10,30 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[str]]:
+    """A text file that takes the place of `path` at the end of the block, once it is on disk.
+
+    Nothing is changed, and nothing is left behind, where the block or the disk fails.
+    """
+    new = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.new")
+    try:
+        with new.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
 
 # SQLite itself sleeps up to 100 ms between attempts, in which another writer begins again and again.
 _FIRST_SLEEP_S, _LONGEST_SLEEP_S = 0.001, 0.02
