@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.fictional_world.questions import Question, Split, candidate_thoughts, split_questions
 from benchmarks.fictional_world.world import World, WorldSettings, make_world
 from o1_retriever.engine.template import MARKERS, TemplateConfig
-from o1_retriever_training.errors import LedgerError
+from o1_retriever_training.ledger import LedgerError
 from o1_retriever_training.rows import TrainingRow
 
 if TYPE_CHECKING:

@@ -28,8 +28,9 @@ from o1_retriever_training.adapt import (
     only_embeds,
     prepare,
 )
-from o1_retriever_training.errors import DataError, OtherRecipeError
 from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
+from o1_retriever_training.ledger import OtherRecipeError
+from o1_retriever_training.rows import DataError
 from o1_retriever_training.verdict import Verdict, judge
 from tests.support.tiny import CONFIGS, byte_tokenizer
 

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o1_retriever_training.errors import LedgerError
-from o1_retriever_training.ledger import Ledger
+from o1_retriever_training.ledger import Ledger, LedgerError
 from o1_retriever_training.rows import TrainingRow
 
 RECIPE = {"seed": 1}
@@ -106,7 +105,7 @@ FULL = """
 import resource, sys
 sys.path.insert(0, "training")
 from o1_retriever_training.ledger import Ledger
-from o1_retriever_training.errors import LedgerError
+from o1_retriever_training.ledger import LedgerError
 from o1_retriever_training.rows import TrainingRow
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

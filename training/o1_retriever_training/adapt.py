@@ -27,12 +27,11 @@ from o1_retriever.index.index import Index
 from o1_retriever.reporting.text import counted
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.vectors import unit
-from o1_retriever_training.errors import DataError, OtherRecipeError
-from o1_retriever_training.ledger import write_whole
+from o1_retriever_training.ledger import OtherRecipeError, write_whole
 from o1_retriever_training.make_data import DataPlan, question_pairs
 from o1_retriever_training.passage_rows import RowPlan, write_rows
 from o1_retriever_training.recipe import Recipe
-from o1_retriever_training.rows import TrainingRow, plain_text, read_corpus, read_rows
+from o1_retriever_training.rows import DataError, TrainingRow, plain_text, read_corpus, read_rows
 from o1_retriever_training.synthesize import Options
 from o1_retriever_training.verdict import Verdict, judge
 

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from o1_retriever.errors import O1RetrieverError
 from o1_retriever.reporting.text import counted
 from o1_retriever.storage import acquire, is_busy, written_whole
-from o1_retriever_training.errors import LedgerError, OtherRecipeError
 from o1_retriever_training.rows import RowProblems, TrainingRow, key_of, read_rows
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,14 @@ _TABLES = """
 CREATE TABLE done (key INTEGER PRIMARY KEY, offset INTEGER NOT NULL, length INTEGER NOT NULL, place INTEGER);
 CREATE TABLE seen (key INTEGER PRIMARY KEY);
 """
+
+
+class LedgerError(O1RetrieverError):
+    """An output cannot be begun, gone on with or written; what was written stays."""
+
+
+class OtherRecipeError(LedgerError):
+    """An output was begun with another recipe than the one that is to go on with it."""
 
 
 class KeyIndex:

@@ -17,13 +17,20 @@ from o1_retriever.documents.files import find_files
 from o1_retriever.errors import DocumentError
 from o1_retriever.reporting.progress import progress
 from o1_retriever.reporting.text import counted
-from o1_retriever_training.errors import DataError, OtherRecipeError
 from o1_retriever_training.experts import Expert, as_experts
-from o1_retriever_training.ledger import KeyIndex, writing_whole
+from o1_retriever_training.ledger import KeyIndex, OtherRecipeError, writing_whole
 from o1_retriever_training.negatives import MiningRules, mine_negatives
 from o1_retriever_training.quality_page import write_page
 from o1_retriever_training.recipe import Contributor, Recipe
-from o1_retriever_training.rows import Corpus, TrainingRow, count_rows, key_of, read_corpus, read_rows
+from o1_retriever_training.rows import (
+    Corpus,
+    DataError,
+    TrainingRow,
+    count_rows,
+    key_of,
+    read_corpus,
+    read_rows,
+)
 from o1_retriever_training.scorers import as_scorer
 from o1_retriever_training.synthesize import Options, synthesize
 from o1_retriever_training.vote import VoteRules, vote

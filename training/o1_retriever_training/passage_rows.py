@@ -17,9 +17,8 @@ from random import Random
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.reporting.text import counted
-from o1_retriever_training.errors import DataError
 from o1_retriever_training.ledger import writing_whole
-from o1_retriever_training.rows import TrainingRow
+from o1_retriever_training.rows import DataError, TrainingRow
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+")

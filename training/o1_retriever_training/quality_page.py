@@ -13,9 +13,8 @@ from typing import Any
 from o1_retriever.reporting import html
 from o1_retriever.reporting.html import element
 from o1_retriever.reporting.text import counted
-from o1_retriever_training.errors import DataError
 from o1_retriever_training.ledger import KeyIndex, write_whole
-from o1_retriever_training.rows import TrainingRow, key_of, read_rows
+from o1_retriever_training.rows import DataError, TrainingRow, key_of, read_rows
 from o1_retriever_training.vote import Agreement
 
 SHOWN = 20

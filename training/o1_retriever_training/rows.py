@@ -25,7 +25,6 @@ from o1_retriever.extras import require
 from o1_retriever.query import check_text
 from o1_retriever.reporting.progress import is_shown
 from o1_retriever.reporting.text import Problems, counted
-from o1_retriever_training.errors import DataError
 
 # What stands in every line, even when it is empty: readers of the released data expect it.
 _ALWAYS = ("query", "pos", "neg", "all_thought", "thought")
@@ -58,6 +57,10 @@ def _or_none(value: Any) -> Any:
 
 Text = Annotated[str, BeforeValidator(_text)]
 Texts = Annotated[list[Text], BeforeValidator(_one_or_several)]
+
+
+class DataError(InputError):
+    """A file of rows cannot be read, or holds rows that a strict reading refuses."""
 
 
 class Failure(BaseModel):
@@ -138,8 +141,8 @@ def parse_row(value: Any) -> TrainingRow:
         field = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
             raise ValueError(f"the field {field!r} is missing; found {sorted(value)[:8]}") from None
-        said = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"the field {field!r} is {first['input']!r:.60}: {said}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"the field {field!r} is {first['input']!r:.60}: {reason}") from None
 
 
 HUB = "hub:"

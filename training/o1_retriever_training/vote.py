@@ -17,8 +17,7 @@ import numpy as np
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.reporting.progress import progress
-from o1_retriever_training.errors import LedgerError
-from o1_retriever_training.ledger import Input, Ledger
+from o1_retriever_training.ledger import Input, Ledger, LedgerError
 from o1_retriever_training.rows import RowProblems, TrainingRow, count_rows, digest
 from o1_retriever_training.scorers import Scorer, as_scorer
 

@@ -12,7 +12,6 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from o1_retriever.errors import ModelNotFoundError, SettingsError
-from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint import dry_run, model
 from o1_retriever_training.joint.batches import Batch, Collator, DrawnRows
 from o1_retriever_training.joint.dry_run import (
@@ -32,6 +31,7 @@ from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 from o1_retriever_training.joint.rows import open_rows
 from o1_retriever_training.joint.sizes import StepSize, chunks, sample, shape_of
 from o1_retriever_training.joint.steps import How, document_chunks, joint_step, query_chunks
+from o1_retriever_training.rows import DataError
 
 CPU = Hardware(name="a CPU", memory=8 * 10**9, peak=5e10, utilisation=0.5, devices=1)
 

@@ -23,12 +23,13 @@ from transformers import AutoModelForCausalLM
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import SettingsError
-from o1_retriever_training.errors import DataError, TrainingError
 from o1_retriever_training.joint.batches import Budget, SameSourceBatches
 from o1_retriever_training.joint.losses import index_loss
 from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 from o1_retriever_training.joint.run import train
 from o1_retriever_training.joint.sizes import sample
+from o1_retriever_training.joint.trainer import TrainingError
+from o1_retriever_training.rows import DataError
 from tests.support.tiny import CONFIGS, letter_tokenizer
 
 DOCUMENTS = [

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from o1_retriever_training.errors import OtherRecipeError
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.trainer import is_whole, newest
+from o1_retriever_training.ledger import OtherRecipeError
 from tests.support.forks import Forks, ran_well, said
 from tests.support.joint_runs import base_folder, recipe_of, rows_file
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o1_retriever.engine.template import Layout, Template, TemplateConfig
-from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint.batches import Collator, Drawn, DrawnRows, SameSourceBatches, steps_per_epoch
 from o1_retriever_training.joint.losses import allowed_negatives
 from o1_retriever_training.joint.recipe import DataSection, LossSection, TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows, text_key
+from o1_retriever_training.rows import DataError
 from tests.support.tiny import byte_tokenizer
 
 QUERY, DOCUMENT, LENGTH = 24, 28, 56

@@ -14,10 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from o1_retriever.errors import CollectionError
-from o1_retriever_training.errors import TrainingError
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.run import train
-from o1_retriever_training.joint.trainer import Divergence, newest
+from o1_retriever_training.joint.trainer import Divergence, TrainingError, newest
 from tests.support.joint_runs import base_folder, dev_collection, recipe_of, rows_file
 
 PARTS = {

@@ -18,10 +18,17 @@ from numpy.typing import NDArray
 
 from o1_retriever.reporting.progress import progress
 from o1_retriever.reporting.text import counted
-from o1_retriever_training.errors import DataError
 from o1_retriever_training.joint.layouts import AnyTemplate
 from o1_retriever_training.joint.recipe import DataSection, Source
-from o1_retriever_training.rows import RowProblems, TrainingRow, count_rows, digest, read_corpus, read_rows
+from o1_retriever_training.rows import (
+    DataError,
+    RowProblems,
+    TrainingRow,
+    count_rows,
+    digest,
+    read_corpus,
+    read_rows,
+)
 from o1_retriever_training.scorers import EncoderScorer, Target
 
 _IDS, _ROWS, _REPORT = "ids.bin", "rows.npz", "report.json"

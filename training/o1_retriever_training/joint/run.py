@@ -28,7 +28,6 @@ from o1_retriever.storage import written_whole
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever.thought import ThoughtSettings
-from o1_retriever_training.errors import OtherRecipeError, TrainingError
 from o1_retriever_training.joint.batches import steps_per_epoch
 from o1_retriever_training.joint.model import (
     Backbone,
@@ -41,12 +40,14 @@ from o1_retriever_training.joint.recipe import EvaluationSection, TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from o1_retriever_training.joint.trainer import (
     JointTrainer,
+    TrainingError,
     budget_of,
     check_data,
     enough_space,
     newest,
     step_of,
 )
+from o1_retriever_training.ledger import OtherRecipeError
 from o1_retriever_training.saving import save_embedder, save_thinker
 
 logger = logging.getLogger(__name__)

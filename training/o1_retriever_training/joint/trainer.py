@@ -27,15 +27,16 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from o1_retriever.engine.template import TemplateConfig
+from o1_retriever.errors import O1RetrieverError
 from o1_retriever.reporting.progress import Advance, is_shown, progress
 from o1_retriever.storage import written_whole
 from o1_retriever.thinkers.config import ThinkerConfig
-from o1_retriever_training.errors import OtherRecipeError, TrainingError
 from o1_retriever_training.joint.batches import Budget, Collator, DrawnRows, SameSourceBatches, unit_vectors
 from o1_retriever_training.joint.model import Backbone, JointModel, uncast_inputs, whole_weights
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows
 from o1_retriever_training.joint.steps import How, RandomState, joint_step, total
+from o1_retriever_training.ledger import OtherRecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,10 @@ WEIGHTS = "trained.safetensors"
 Evaluate = Callable[
     [Any, Any, TemplateConfig | ThinkerConfig], dict[str, float]
 ]  # model, tokenizer, its template
+
+
+class TrainingError(O1RetrieverError):
+    """A training run cannot be begun, gone on with or finished; its last whole checkpoint stays."""
 
 
 class Progress(TrainerCallback):

@@ -170,8 +170,8 @@ def _split(path: Path) -> tuple[dict[str, Any], str]:
     try:
         card = ModelCard(path.read_text(encoding="utf-8"))
     except Exception as error:  # YAML's errors and the Hub's own
-        said = " ".join(str(error).split())
-        raise InputError(f"{path.name} opens with metadata that cannot be read: {said}.") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path.name} opens with metadata that cannot be read: {reason}.") from None
     return dict(card.data.__dict__), str(card.text).strip()
 
 
@@ -403,8 +403,8 @@ def _in_results(path: Path) -> list[Figure]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise InputError(f"The results {path} cannot be read: {said}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"The results {path} cannot be read: {reason}.") from None
     figures: list[Figure] = []
     for number, line in enumerate(lines, 1):
         try:

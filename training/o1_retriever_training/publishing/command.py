@@ -118,8 +118,8 @@ def _upload(staged: Staged, repo: str, *, public: bool, force: bool) -> None:
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    _said(f"Sending to {repo}")
-    sent = send(staged, repo, public=public, force=force, say=_said)
+    _note(f"Sending to {repo}")
+    sent = send(staged, repo, public=public, force=force, say=_note)
     were = "was" if len(sent.kept) == 1 else "were"
     kept = f", {len(sent.kept)} {were} there" if sent.kept else ""
     removed = f", {len(sent.removed)} removed" if sent.removed else ""
@@ -159,10 +159,10 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
 def _long_work(text: str) -> None:
     # Only now, because importing the model library is what takes longest of the rest.
     quiet()
-    _said(text)
+    _note(text)
 
 
-def _said(text: str) -> None:
+def _note(text: str) -> None:
     messages().print(f"{text} ...", soft_wrap=True)
 
 

@@ -130,8 +130,9 @@ def _need_token(api: Any) -> None:
     from huggingface_hub import get_token
 
     if not isinstance(api.token, str) and (api.token is False or not get_token()):
-        said = "There is no token for the Hub here; publishing needs one that may write."
-        raise PublishError(said, hint=_LOGIN)
+        raise PublishError(
+            "There is no token for the Hub here; publishing needs one that may write.", hint=_LOGIN
+        )
 
 
 def _occupied(repo: str, found: _Difference) -> PublishError:
@@ -212,16 +213,16 @@ def _commit(api: Any, staged: Staged, repo: str, found: _Difference) -> None:
             api.create_commit(repo, operations, commit_message=message, parent_commit=found.parent)
     except ValueError as error:
         # The one thing that the Hub reads before it takes anything.
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise PublishError(
-            f"The Hub refuses the card's metadata: {said} Nothing was sent.",
+            f"The Hub refuses the card's metadata: {reason} Nothing was sent.",
             hint="Change what --license, --language, --dataset, --base-model or the folder's README.md say.",
         ) from error
     except RuntimeError as error:
         # The Hub's client wraps what broke while a large file was on its way.
         cause = error.__cause__ or error
-        said = f"{first_line(error)}: {_status_of(cause)}"
-        raise PublishError(f"The upload to {repo} broke off ({said}).", hint=_AGAIN) from cause
+        reason = f"{first_line(error)}: {_status_of(cause)}"
+        raise PublishError(f"The upload to {repo} broke off ({reason}).", hint=_AGAIN) from cause
 
 
 @contextmanager
@@ -240,8 +241,8 @@ def _explained(repo: str) -> Iterator[None]:
         # The client's HTTP library goes by two names, depending on its version.
         if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
             raise
-        said = f"{type(error).__name__}: {first_line(error)}"
-        raise PublishError(f"The connection to {repo} broke ({said}).", hint=_AGAIN) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise PublishError(f"The connection to {repo} broke ({reason}).", hint=_AGAIN) from error
 
 
 def _of_status(error: Any, repo: str) -> PublishError:
@@ -266,5 +267,5 @@ def _status_of(error: BaseException) -> str:
     """The status of an HTTP error and what the server said, else the kind of error."""
     response = getattr(error, "response", None)
     code = f"HTTP {response.status_code}" if response is not None else type(error).__name__
-    said = getattr(error, "server_message", None)
-    return f"{code}: {first_line(Exception(said))}" if said else code
+    reason = getattr(error, "server_message", None)
+    return f"{code}: {first_line(Exception(reason))}" if reason else code

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +70,8 @@ def stage(
     """Write everything that is to be published into `target`, an empty or missing folder.
 
     A merged model's files and a thinker's are taken as they are; another adapter is merged into its base.
-    Raises `SecretError`
-    for a file with what looks like a token or a key in it, and the errors of loading a model.
+    Raises `SecretError` for a file with what looks like a token or a key in it, and the errors of loading a
+    model.
     """
     options = options or StageOptions()
     found, folder = look_into(source), _emptied(Path(target))
@@ -209,7 +208,7 @@ def refuse_secrets(folder: Path, paths: Iterable[str]) -> None:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     if path.suffix == ".safetensors":
-        with suppress(SafetensorError), safe_open(path, "numpy") as weights:
+        with contextlib.suppress(SafetensorError), safe_open(path, "numpy") as weights:
             yield 1, json.dumps(weights.metadata() or {})
         return
     with path.open(encoding="utf-8", errors="replace") as file:
