@@ -69,10 +69,16 @@ class O1TextEmbedder(_Component):
     truncate_dim: int | None = None
 
     @component.output_types(embedding=list[float], thoughts=list[str])
-    def run(self, text: str, history: list[ChatMessage] | None = None) -> dict[str, Any]:
-        """The embedding of `text`, and what was thought about it; `history` is the chat before it."""
+    def run(
+        self, text: str, history: list[ChatMessage] | None = None, thoughts: list[str] | None = None
+    ) -> dict[str, Any]:
+        """The embedding of `text`, and what was thought about it; `history` is the chat before it.
+
+        `thoughts` are your own: then none is written.
+        """
         how: dict[str, Any] = {"settings": self._changed(self.settings), "truncate_dim": self.truncate_dim}
-        [made] = self.embedder.embed_queries([as_query(text, history)], show_progress_bar=False, **how)
+        asked = as_query(text, history, thoughts)
+        [made] = self.embedder.embed_queries([asked], show_progress_bar=False, **how)
         return {"embedding": made.vector.tolist(), "thoughts": texts_of(made.thoughts)}
 
 
@@ -125,10 +131,15 @@ class O1Retriever(_Component):
         filters: Fields = None,
         top_k: int | None = None,
         history: list[ChatMessage] | None = None,
+        thoughts: list[str] | None = None,
     ) -> dict[str, Any]:
-        """The documents, best first, and what was thought; `filters` and `top_k` replace its own."""
+        """The documents, best first, and what was thought; `filters` and `top_k` replace its own.
+
+        `thoughts` are your own about the query: then none is written.
+        """
         k, where, how = top_k or self.top_k, as_where(filters or self.filters), self._changed(self.settings)
-        found = self.retriever.search(as_query(query, history), k=k, where=where, settings=how)
+        asked = as_query(query, history, thoughts)
+        found = self.retriever.search(asked, k=k, where=where, settings=how)
         documents = [
             Document(id=hit.id, content=hit.text, meta=dict(hit.metadata), score=hit.relevance)
             for hit in found

@@ -14,7 +14,16 @@ from dspy.utils import DummyLM
 
 from dspy_o1_retriever import O1Embedder, O1Embeddings, O1Retrieve
 from o1_retriever import Retriever, ThoughtSettings
-from tests.support.adapters import METADATA, QUERY, TEXTS, THOUGHT, Mind, last_turn_embedder, small_embedder
+from tests.support.adapters import (
+    BREAD,
+    METADATA,
+    QUERY,
+    TEXTS,
+    THOUGHT,
+    Mind,
+    last_turn_embedder,
+    small_embedder,
+)
 
 
 def test_retrieve_over_our_index(small_retriever: Retriever) -> None:
@@ -61,6 +70,11 @@ def test_a_history_of_dspy_or_of_turns_is_read(small_retriever: Retriever) -> No
     assert retrieve(QUERY, history=history).thoughts == ["Yeast makes dough rise."]
     assert retrieve(QUERY, history=[("user", "Tides follow the moon?")]).ids == ["moon"]
     assert retrieve(QUERY).thoughts == ["Tides."]
+
+
+def test_thoughts_of_the_caller_are_used(small_retriever: Retriever) -> None:
+    found = O1Retrieve(small_retriever)(QUERY, k=1, thoughts=[BREAD])
+    assert (found.ids, found.thoughts) == (["bread"], [BREAD])
 
 
 def test_the_embedder_embeds_texts_as_documents() -> None:

@@ -21,6 +21,7 @@ from haystack_o1_retriever import O1DocumentEmbedder, O1Retriever, O1TextEmbedde
 from o1_retriever import Index, ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from tests.support.adapters import (
+    BREAD,
     METADATA,
     QUERY,
     TEXTS,
@@ -168,3 +169,12 @@ def test_the_chat_before_the_query_is_read(small_index: Index) -> None:
     assert O1TextEmbedder(embedder).run(QUERY, history=chat)["thoughts"] == [TURNS[-1][1]]
     found = O1Retriever(embedder, small_index, top_k=1).run(QUERY, history=chat)
     assert (found["thoughts"], found["documents"][0].id) == ([TURNS[-1][1]], "vapour")
+
+
+def test_thoughts_of_the_caller_are_used(small_index: Index) -> None:
+    mind = Mind()
+    embedder = small_embedder(mind)
+    assert O1TextEmbedder(embedder).run(QUERY, thoughts=[BREAD])["thoughts"] == [BREAD]
+    found = O1Retriever(embedder, small_index, top_k=1).run(QUERY, thoughts=[BREAD])
+    assert [document.id for document in found["documents"]] == ["bread"]
+    assert mind.asked == []
