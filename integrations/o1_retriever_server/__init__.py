@@ -17,6 +17,7 @@ uvicorn.run(app)
 from o1_retriever.extras import require
 
 require("fastapi", extra="serve", purpose="The server")
+require("mcp", extra="serve", purpose="The server")
 require("prometheus_client", extra="serve", purpose="The server", distribution="prometheus-client")
 
 from o1_retriever_server.access import Keys

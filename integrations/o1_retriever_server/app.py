@@ -10,8 +10,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse, PlainTextResponse, Response
+from mcp.server.mcpserver import MCPServer
+from mcp.server.transport_security import TransportSecuritySettings
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
+from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
@@ -21,6 +24,7 @@ from o1_retriever.search.result import SearchOptions
 from o1_retriever_server import embeddings, rerank, searching
 from o1_retriever_server.access import Access, Keys
 from o1_retriever_server.admission import Admission
+from o1_retriever_server.agents import agent_server
 from o1_retriever_server.observing import Observed
 from o1_retriever_server.problems import add_handlers
 from o1_retriever_server.service import Service, Serving
@@ -51,17 +55,20 @@ def create_app(
 
     `keys` are those that a request must have (None: none is asked for). `options` are those of the
     retrievers that are made of indexes. Mounted in another application, it loads its models when `/ready` is
-    first asked, or a request comes. `FingerprintError` for an index of another embedder.
+    first asked, or a request comes, and `/mcp` needs its lifespan (docs/serving.md).
+    Raises `FingerprintError` for an index of another embedder.
     """
     chosen = settings or ServerSettings()
     service = Service(embedder, indexes or {}, name=name, settings=chosen, options=options or {})
+    agents = agent_server(service)
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
         with service.metrics.running():
             await service.warm()
-            yield
-            service.stopping = True
+            async with agents.session_manager.run():
+                yield
+                service.stopping = True
 
     app = FastAPI(
         title="o1-retriever",
@@ -78,7 +85,26 @@ def create_app(
         app.include_router(router)
     _add_states(app)
     _add_pages(app)
+    app.router.routes.extend(_agent_app(agents, chosen).routes)
     return app
+
+
+def _agent_app(agents: MCPServer[Any], settings: ServerSettings) -> Starlette:
+    """The route `/mcp`: each request by itself, so that no session is kept for anybody."""
+    hosts = [host for name in settings.hosts for host in (name, f"{name}:*")]
+    origins = [f"http://{host}" for host in hosts]
+    security = TransportSecuritySettings(
+        enable_dns_rebinding_protection="*" not in settings.hosts,
+        allowed_hosts=hosts,
+        allowed_origins=[*origins, *settings.cors_origins],
+    )
+    return agents.streamable_http_app(
+        streamable_http_path="/mcp",
+        json_response=True,
+        stateless_http=True,
+        max_request_body_size=settings.max_body_bytes,
+        transport_security=security,
+    )
 
 
 def _middleware(service: Service, keys: Keys) -> list[Middleware]:

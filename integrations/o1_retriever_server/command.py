@@ -1,4 +1,4 @@
-"""`o1-retriever serve`: one address for vectors, thoughts and search."""
+"""`o1-retriever serve`, one address for vectors, thoughts and search, and `mcp`, the tools of an agent."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from o1_retriever.cli.models import encoder_name, load_embedder, model_name, thinker_name
-from o1_retriever.cli.options import ModelOptions, ThinkingOptions, ThoughtOptions, with_options
+from o1_retriever.cli.options import ModelOptions, ThinkingOptions, ThoughtOptions, set_in, with_options
 from o1_retriever.cli.terminal import messages
 from o1_retriever.errors import SettingsError
 from o1_retriever.extras import require
 
 if TYPE_CHECKING:
     from o1_retriever import Index, ThinkingEmbedder
+    from o1_retriever.search.result import SearchOptions
     from o1_retriever_server import Keys, ServerSettings
 
 _DEFAULT_INDEX = Path(".o1-index")
@@ -31,19 +32,21 @@ _server = {"rich_help_panel": "Server"}
 _limits = {"rich_help_panel": "Limits"}
 
 
+Indexes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME=]FOLDER",
+        help="An index to search, by its folder's name or another one (repeatable; default: .o1-index "
+        "if it is there).",
+        rich_help_panel="Index",
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
     """Where to listen, and who may call."""
 
-    index: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]FOLDER",
-            help="An index to search, by its folder's name or another one (repeatable; default: .o1-index "
-            "if it is there).",
-            **_server,
-        ),
-    ] = None
     name: Annotated[
         str | None, typer.Option(help="What clients call the model (default: its own name).", **_server)
     ] = None
@@ -115,6 +118,7 @@ class LimitOptions:
 @with_options
 def serve(
     *,
+    index: Indexes = None,
     server: ServerOptions,
     limits: LimitOptions,
     model: ModelOptions,
@@ -132,22 +136,79 @@ def serve(
     settings = _settings(server, limits, keys)
     thoughts.settings(ThoughtSettings())
     way = thinking.chosen()
-    folders = _folders(server.index)
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(_listening(server.host, server.port))
-        embedder = load_embedder(model)
-        embedder.settings = thoughts.settings(embedder.settings)
-        name = server.name or _name(model)
-        app = create_app(
+    options: SearchOptions = {} if way is None else {"thinking": way}
+    folders = _folders(index)
+    name = server.name or _name(model)
+    with (
+        _listening(server.host, server.port) as listener,
+        _loaded(model, thoughts, folders) as (
             embedder,
-            {each: stack.enter_context(opened) for each, opened in _opened(folders, embedder)},
-            name=name,
-            keys=keys,
-            settings=settings,
-            options={} if way is None else {"thinking": way},
-        )
+            indexes,
+        ),
+    ):
+        app = create_app(embedder, indexes, name=name, keys=keys, settings=settings, options=options)
         _log(texts=server.log_texts)
         _run(app, listener, limits.grace, f"Serving {name}")
+
+
+@with_options
+def mcp(
+    action: Annotated[
+        Literal["install"] | None,
+        typer.Argument(help="install: show what to write into the settings of an agent's program."),
+    ] = None,
+    *,
+    write: Annotated[
+        Literal["claude-desktop", "claude-code", "cursor", "vscode"] | None,
+        typer.Option(help="With install: write it into the settings of this program."),
+    ] = None,
+    index: Indexes = None,
+    model: ModelOptions,
+    thoughts: ThoughtOptions,
+    thinking: ThinkingOptions,
+) -> None:
+    """Give an agent tools over MCP, on standard input and output: search, think, explain, passages."""
+    require("mcp", extra="serve", purpose="The tools of an agent")
+    from o1_retriever.thought import ThoughtSettings
+    from o1_retriever_server.clients import install
+
+    thoughts.settings(ThoughtSettings())
+    way = thinking.chosen()
+    options: SearchOptions = {} if way is None else {"thinking": way}
+    folders = _folders(index)
+    if not folders:
+        raise SettingsError("Found no index to give an agent.", hint="Type: o1-retriever index FOLDER")
+    if action == "install":
+        install(write, folders, [*set_in(model), *set_in(thoughts), *set_in(thinking)])
+        return
+    if write:
+        raise SettingsError(
+            "Found --write without install.", hint=f"Type: o1-retriever mcp install --write {write}"
+        )
+    from o1_retriever_server.agents import agent_server
+    from o1_retriever_server.service import Service
+    from o1_retriever_server.settings import ServerSettings
+
+    with _loaded(model, thoughts, folders) as (embedder, indexes):
+        service = Service(embedder, indexes, name=_name(model), settings=ServerSettings(), options=options)
+        with contextlib.suppress(KeyboardInterrupt):
+            agent_server(service).run("stdio")
+
+
+@contextlib.contextmanager
+def _loaded(
+    model: ModelOptions, thoughts: ThoughtOptions, folders: dict[str, Path]
+) -> Iterator[tuple[ThinkingEmbedder, dict[str, Index]]]:
+    """The embedder that the options name, and the indexes by name, closed at the end."""
+    from o1_retriever import Index
+
+    embedder = load_embedder(model)
+    embedder.settings = thoughts.settings(embedder.settings)
+    with contextlib.ExitStack() as stack:
+        opened = {name: Index(path, embedder, create=False) for name, path in folders.items()}
+        for each in opened.values():
+            stack.enter_context(each)
+        yield embedder, opened
 
 
 def _check_address(host: str, keys: Keys) -> None:
@@ -194,13 +255,6 @@ def _folders(given: Sequence[str] | None) -> dict[str, Path]:
             )
         folders[name] = path
     return folders
-
-
-def _opened(folders: dict[str, Path], embedder: ThinkingEmbedder) -> Iterator[tuple[str, Index]]:
-    from o1_retriever import Index
-
-    for name, path in folders.items():
-        yield name, Index(path, embedder, create=False)
 
 
 def _name(model: ModelOptions) -> str:

@@ -49,15 +49,16 @@ class EmbeddingRequest(BaseModel):
         description="A text, several, or the same as token ids."
     )
     model: str | None = Field(
-        None, description="`NAME` thinks about each text; `NAME:fast` and `NAME:document` do not."
+        default=None, description="`NAME` thinks about each text; `NAME:fast` and `NAME:document` do not."
     )
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1, description="Vectors are cut to this length, and normalised.")
+    dimensions: int | None = Field(default=None, ge=1, description="Vectors are cut to it, and normalised.")
     user: str | None = None
     input_type: InputType | None = Field(
-        None, description="Whether the texts are queries or documents; None is as the model's name says."
+        default=None,
+        description="What the texts are; None is as the model's name says.",
     )
-    thoughts: bool = Field(False, description="Return the thoughts with the vectors.")
+    thoughts: bool = Field(default=False, description="Return the thoughts with the vectors.")
     thought_settings: ThoughtOptions | None = None
 
 

@@ -40,10 +40,10 @@ class RerankRequest(BaseModel):
 
     query: str = Field(min_length=1)
     documents: list[str | TextDocument] = Field(validation_alias=AliasChoices("documents", "texts"))
-    model: str | None = Field(None, description="`NAME` thinks about the query, `NAME:fast` does not.")
-    top_n: int | None = Field(None, ge=1, description="How many of the best to return; None: all.")
+    model: str | None = Field(default=None, description="`NAME` thinks about it, `NAME:fast` does not.")
+    top_n: int | None = Field(default=None, ge=1, description="How many of the best to return; None: all.")
     return_documents: bool = False
-    thoughts: bool = Field(False, description="Return the thoughts about the query.")
+    thoughts: bool = Field(default=False, description="Return the thoughts about the query.")
     thought_settings: ThoughtOptions | None = None
 
 
@@ -77,7 +77,7 @@ class TextsRequest(BaseModel):
     query: str = Field(min_length=1)
     texts: list[str]
     return_text: bool = False
-    raw_scores: bool = Field(False, description="Cosines from -1 to 1, and not what is below 0 as 0.")
+    raw_scores: bool = Field(default=False, description="Cosines from -1 to 1, and not what is below 0 as 0.")
 
 
 class RankedText(BaseModel):

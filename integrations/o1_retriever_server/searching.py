@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from o1_retriever.errors import O1RetrieverError
-from o1_retriever.search.result import SearchOptions
+from o1_retriever.explain.explanation import Explanation
+from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import ThoughtPiece
 from o1_retriever_server.embeddings import ThoughtRecord
 from o1_retriever_server.problems import RESPONSES, body_of
@@ -36,7 +37,7 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     query: str = Field(min_length=1)
-    history: list[Turn] = Field([], description="The turns before the query, oldest first.")
+    history: list[Turn] = Field(default=[], description="The turns before the query, oldest first.")
     thought_settings: ThoughtOptions | None = None
 
     def turns(self, service: Service) -> list[dict[str, str]]:
@@ -78,29 +79,34 @@ class SearchRequest(Asked):
     )
 
     thoughts: list[str] | None = Field(
-        None, description="Your own thoughts about the query: then none is written. [] searches without any."
+        default=None,
+        description="Your own thoughts about it: then none is written. [] searches without.",
     )
-    index: str | None = Field(None, description="Which index; None takes the only one.")
-    k: int = Field(10, ge=1, description="How many passages.")
-    where: dict[str, Any] | None = Field(None, description="A filter by metadata (docs/filters.md).")
+    index: str | None = Field(default=None, description="Which index; None takes the only one.")
+    k: int = Field(default=10, ge=1, description="How many passages.")
+    where: dict[str, Any] | None = Field(default=None, description="A filter by metadata (docs/filters.md).")
     thinking: Literal["always", "auto", "never"] | None = Field(
-        None, description="auto thinks where the query alone finds nothing clear."
+        default=None, description="auto thinks where the query alone finds nothing clear."
     )
-    hybrid: bool | None = Field(None, description="Fuse with BM25, which reads the thoughts too.")
+    hybrid: bool | None = Field(default=None, description="Fuse with BM25, which reads the thoughts too.")
     pooling: Literal["mean", "best"] | None = Field(
-        None, description="Search for the mean of the thoughts, or for each: the best counts."
+        default=None, description="Search for the mean of the thoughts, or for each: the best counts."
     )
 
-    def options(self) -> SearchOptions:
-        """What the request changes of the server's way to search."""
+    async def arguments(self, service: Service) -> dict[str, Any]:
+        """What `Retriever.asearch` takes besides the query. Raises 413 for more than the server accepts."""
+        await self._check(service)
+        options = ("thinking", "hybrid", "pooling")
         return {
-            name: value  # type: ignore[return-value]
-            for name in ("thinking", "hybrid", "pooling")
-            if (value := getattr(self, name)) is not None
+            "k": self.k,
+            "where": self.where,
+            "settings": service.thought_settings(self.thought_settings),
+            "history": self.turns(service),
+            "thoughts": self.thoughts,
+            **{name: value for name in options if (value := getattr(self, name)) is not None},
         }
 
-    async def check(self, service: Service) -> None:
-        """Raise 413 for more than the server accepts."""
+    async def _check(self, service: Service) -> None:
         given = self.thoughts or []
         if len(given) > service.settings.max_thoughts:
             most = service.settings.max_thoughts
@@ -162,41 +168,33 @@ class ExplainResponse(Record):
     timings: dict[str, float]
 
 
+async def found(asked: SearchRequest, service: Service) -> SearchResult:
+    """Search as a request says. Raises for what cannot be used, and for more than the server accepts."""
+    retriever = service.retriever(asked.index)
+    result = await retriever.asearch(asked.query, **await asked.arguments(service))
+    service.metrics.embedded([result.embedding])
+    service.metrics.stages.labels("search").observe(result.search_ms / 1000)
+    return result
+
+
+async def explained(asked: SearchRequest, service: Service) -> Explanation:
+    """Search with thinking and without; all else is as in `found`."""
+    retriever = service.retriever(asked.index)
+    explanation = await retriever.aexplain(asked.query, **await asked.arguments(service))
+    service.metrics.embedded([explanation.result.embedding])
+    return explanation
+
+
 @router.post("/search")
 async def search(asked: SearchRequest, service: Serving) -> SearchResponse:
     """Think about a query, and find the passages nearest to it."""
-    retriever = service.retriever(asked.index)
-    await asked.check(service)
-    result = await retriever.asearch(
-        asked.query,
-        k=asked.k,
-        where=asked.where,
-        settings=service.thought_settings(asked.thought_settings),
-        history=asked.turns(service),
-        thoughts=asked.thoughts,
-        **asked.options(),
-    )
-    service.metrics.embedded([result.embedding])
-    service.metrics.stages.labels("search").observe(result.search_ms / 1000)
-    return SearchResponse.model_validate(result.to_dict())
+    return SearchResponse.model_validate((await found(asked, service)).to_dict())
 
 
 @router.post("/explain")
 async def explain(asked: SearchRequest, service: Serving) -> ExplainResponse:
     """Search with thinking and without, and say what moved and which thought did it."""
-    retriever = service.retriever(asked.index)
-    await asked.check(service)
-    explanation = await retriever.aexplain(
-        asked.query,
-        k=asked.k,
-        where=asked.where,
-        settings=service.thought_settings(asked.thought_settings),
-        history=asked.turns(service),
-        thoughts=asked.thoughts,
-        **asked.options(),
-    )
-    service.metrics.embedded([explanation.result.embedding])
-    return ExplainResponse.model_validate(explanation.to_dict())
+    return ExplainResponse.model_validate((await explained(asked, service)).to_dict())
 
 
 async def _pieces(asked: ThinkRequest, service: Serving) -> AsyncIterator[AsyncGenerator[ThoughtPiece]]:

@@ -32,14 +32,14 @@ class ThoughtOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    n_thoughts: int | None = Field(None, ge=1, description="How many thoughts.")
-    temperature: float | None = Field(None, ge=0, le=100, description="0 takes the likeliest token.")
-    top_p: float | None = Field(None, gt=0, le=1)
-    max_new_tokens: int | None = Field(None, ge=1, description="How long a thought may get.")
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    budget_ms: float | None = Field(None, gt=0, description="How long may be written about a query.")
-    query_weight: float | None = Field(None, ge=0, le=100)
+    n_thoughts: int | None = Field(default=None, ge=1, description="How many thoughts.")
+    temperature: float | None = Field(default=None, ge=0, le=100, description="0 takes the likeliest token.")
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_new_tokens: int | None = Field(default=None, ge=1, description="How long a thought may get.")
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
+    budget_ms: float | None = Field(default=None, gt=0, description="How long may be written about a query.")
+    query_weight: float | None = Field(default=None, ge=0, le=100)
 
 
 class Service:

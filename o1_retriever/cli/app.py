@@ -42,6 +42,10 @@ OWN = {
         "o1_retriever_server.command:serve [serve]",
         "Serve vectors, thoughts and search over HTTP, as clients of OpenAI, Cohere and Jina ask for them.",
     ),
+    "mcp": (
+        "o1_retriever_server.command:mcp [serve]",
+        "Give an agent tools over MCP, on standard input and output: search, think, explain, passages.",
+    ),
     "cache": ("o1_retriever.cli.info:cache", "Look after the cache of thoughts and query vectors."),
     "synthesize": (
         "o1_retriever_training.commands:synthesize [train]",

@@ -235,6 +235,18 @@ def named(group: type) -> dict[str, str]:
     return names
 
 
+def set_in(group: Any) -> list[str]:
+    """The options of a group that differ from their defaults, as one would type them."""
+    typed: list[str] = []
+    for name, field in named(type(group)).items():
+        value = getattr(group, field)
+        option = f"--{name.replace('_', '-')}"
+        if value == next(each.default for each in fields(group) if each.name == field):
+            continue
+        typed += [option] if value is True else [option, str(value)]
+    return typed
+
+
 def _subclasses(group: type) -> list[type]:
     direct: list[type] = group.__subclasses__()
     return [*direct, *(each for group in direct for each in _subclasses(group))]

@@ -37,6 +37,7 @@ PACKAGES = {
     "llama_index.core": "llama-index-core",
     "llama_index.embeddings": "llama-index-embeddings-openai",
     "llama_index.vector_stores": "llama-index-vector-stores-chroma",
+    "mcp": "mcp",
     "mteb": "mteb",
     "openai": "openai",
     "sentence_transformers": "sentence-transformers",
