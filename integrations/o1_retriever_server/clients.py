@@ -11,7 +11,7 @@ from typing import Any
 
 from o1_retriever.cli.terminal import messages, output
 from o1_retriever.errors import SettingsError
-from o1_retriever.storage.files import written_whole
+from o1_retriever.storage import written_whole
 
 _NAME = "o1-retriever"
 
