@@ -122,6 +122,8 @@ class _Flight:
         self.local, self.jobs, self.settings, self.waiting = local, jobs, settings, waiting
         self.prefix, self.told = prefix, told
         self.look_every = _LOOK_EVERY.get(local.device.type, 8)
+        # A row that is not embedded need not be fed its last token.
+        self.ends_with_its_token = local.template.emb is None and self.look_every == 1
         window = max(_window(jobs[place], prefix, settings) for place in waiting)
         wanted = sum(len(jobs[place].indices) for place in waiting)
         # Rows that are done are fed until somebody looks, and those that come later end later.
@@ -138,10 +140,14 @@ class _Flight:
         steps = 0
         while self._wanted():
             self._refill()
-            self._step()
+            self._draw()
+            if self.ends_with_its_token:
+                yield from self._harvest()
+            if self.slots.live:
+                self._step()
             steps += 1
             threads.look()
-            if steps % self.look_every == 0:
+            if steps % self.look_every == 0 and not self.ends_with_its_token:
                 yield from self._harvest()
         self.local.once(Shared).give_back(self.slots, self.step)
 
@@ -189,12 +195,16 @@ class _Flight:
         self.slots.take_in(layers, repeated(started.real))
 
     @torch.inference_mode()
+    def _draw(self) -> None:
+        """Decide what every row is fed next."""
+        self.rows.fed[: self.slots.live] = self.rows.next_tokens(self.slots.live, time.perf_counter())
+
+    @torch.inference_mode()
     def _step(self) -> None:
         """Feed every row its next token."""
         slots, rows = self.slots, self.rows
-        fed = rows.next_tokens(slots.live, time.perf_counter())
         slots.open_column()
-        logits, hidden = self.step(fed, rows.position[: slots.live])
+        logits, hidden = self.step(rows.fed[: slots.live], rows.position[: slots.live])
         slots.close_column()
         rows.after_step(slots.live, logits, hidden)
 

@@ -68,6 +68,7 @@ class Rows:
         self.stage = torch.zeros(slots, **number)
         self.finish = torch.zeros(slots, **number)
         self.length = torch.zeros(slots, **number)
+        self.fed = torch.zeros(slots, **number)
         self.tokens = torch.zeros(slots, longest, **number)
         # Of the living rows alone, and whatever a step gave: copied for new rows and for nothing else.
         self.logits = torch.zeros(0, vocabulary, dtype=local.model.dtype, device=device)
@@ -166,7 +167,18 @@ class Rows:
 
     def move(self, holes: torch.Tensor, movers: torch.Tensor) -> None:
         """Let the rows `movers` take the places `holes`."""
-        for name in ("owner", "key", "room", "position", "deadline", "stage", "finish", "length", "tokens"):
+        for name in (
+            "owner",
+            "key",
+            "room",
+            "position",
+            "deadline",
+            "stage",
+            "finish",
+            "length",
+            "fed",
+            "tokens",
+        ):
             tensor: torch.Tensor = getattr(self, name)
             tensor[holes] = tensor[movers]
         self.logits[holes] = self.logits[movers]

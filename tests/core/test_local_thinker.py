@@ -78,10 +78,12 @@ def test_the_shared_prompt_is_read_once_and_changes_no_thought(
     assert second == len(own) * max(own)
     fed.clear()
     [again] = as_queries(["again?"])
-    thinker.think([again], settings=warm)
+    [thoughts] = thinker.think([again], settings=warm)
     handle.remove()
     assert fed[0] == len(thinker.local.template.prompt(PROMPT.messages(again))) - first
     assert max(fed[1:]) <= warm.n_thoughts, "a second question reads its own tokens, and then steps"
+    # Nothing comes behind the last token of a thought, so that it is not fed.
+    assert sum(fed[1:]) == sum(each.completion_tokens - (each.finish == "length") for each in thoughts)
 
     alone = writer(architecture)
     monkeypatch.setattr(alone.local.template, "_opening", [])
