@@ -17,8 +17,8 @@ from o1_retriever.reporting.text import counted
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from o1_retriever.index.files import FolderReport
     from o1_retriever.index.folder import FolderOptions
-    from o1_retriever.index.report import FolderReport
 
 _SHOWN = 10  # names in one line before the rest is counted
 _LINES = 20  # warnings; --report has them all
@@ -104,9 +104,8 @@ def index(
             str(folder), f"{problem}; expected a folder with documents.", hint="Check the path."
         )
     from o1_retriever.cli.models import load_embedder
-    from o1_retriever.index.folder import sync_folder
+    from o1_retriever.index.folder import follow_folder, sync_folder
     from o1_retriever.index.index import Index
-    from o1_retriever.index.watching import follow_folder
 
     embedder = load_embedder(model)
     with Index(target.index, embedder) as opened:
@@ -155,7 +154,7 @@ def _show(report: FolderReport, folder: Path, index: Path, count: int) -> None:
         say(
             f"Kept once: {_names([f'{one} (also {_names(more, 3)})' for one, more in report.copies.items()])}"
         )
-    left_out = [f"{number} {what}" for what, number in report.passed_over.items()]
+    left_out = [f"{what} ({number:,})" for what, number in report.passed_over.items()]
     if left_out:
         say(f"Passed over: {_names(left_out)}")
     if report.ignored:

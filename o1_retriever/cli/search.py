@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from o1_retriever.embedder import ThinkingEmbedder
     from o1_retriever.index.filters import Filter
+    from o1_retriever.index.index import Index
     from o1_retriever.query import Query
     from o1_retriever.thought import Thought, ThoughtSettings
 
@@ -104,15 +105,18 @@ def search(
     thoughts.settings(ThoughtSettings())
     options = modes.options()
     doing = "Searching" if modes.chosen() == "never" else "Thinking"
-    _check_index(target.index)
     from o1_retriever.cli.models import load_embedder
     from o1_retriever.explain.render import result_view
     from o1_retriever.index.index import Index
     from o1_retriever.search.retriever import Retriever
 
-    embedder = load_embedder(model)
-    settings = thoughts.settings(embedder.settings)
-    with Index(target.index, embedder) as index:
+    with contextlib.ExitStack() as stack:
+        found = stack.enter_context(Index(target.index, create=False))
+        _check_index(found, target.index)
+        found.warm()  # its graph is loaded while the model is
+        embedder = load_embedder(model)
+        settings = thoughts.settings(embedder.settings)
+        index = stack.enter_context(Index(target.index, embedder))
         retriever = Retriever(embedder, index, **options)
 
         def explain(queries: list[Query]) -> None:
@@ -200,20 +204,18 @@ def _thought_aloud(embedder: ThinkingEmbedder, query: Query, settings: ThoughtSe
     return thoughts
 
 
-def _check_index(path: Path) -> None:
+def _check_index(index: Index, path: Path) -> None:
     """Find out before a model is loaded whether there is anything to search, and whether it is up to date."""
     from o1_retriever.index.folder import newer_folders
-    from o1_retriever.index.index import Index
 
-    with Index(path, create=False) as index:
-        if not index.count():
-            raise IndexNotFoundError(
-                f"The index in {index.path} is empty.", hint="Type: o1-retriever index FOLDER"
-            )
-        for newer in newer_folders(index):
-            again = f"o1-retriever index {shlex.quote(str(newer.path))}{index_option(path)}"
-            changed = f"{counted(newer.changed, 'file')} new or changed, {newer.gone} gone"
-            warn(f"{newer.path} is newer than the index: {changed}. Type: {again}")
+    if not index.count():
+        raise IndexNotFoundError(
+            f"The index in {index.path} is empty.", hint="Type: o1-retriever index FOLDER"
+        )
+    for newer in newer_folders(index):
+        again = f"o1-retriever index {shlex.quote(str(newer.path))}{index_option(path)}"
+        changed = f"{counted(newer.changed, 'file')} new or changed, {newer.gone} gone"
+        warn(f"{newer.path} is newer than the index: {changed}. Type: {again}")
 
 
 class _Queries:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from o1_retriever.documents.structure import BELOW
 from o1_retriever.errors import SettingsError
 from o1_retriever.vectors import TokenLimit
 
@@ -86,16 +87,34 @@ def passage_spans(text: str, chunking: Chunking, *, code: bool = False) -> list[
 
 
 def passages(text: str, title: str, chunking: Chunking, *, code: bool = False) -> list[str]:
-    """The passages of a section, with its title before each if asked for, within the same limits."""
-    head = f"{title}\n\n" if chunking.context and title else ""
-    if not head or len(head) > chunking.max_characters // 4:
+    """The passages of a section, under the path of its headings if asked for, within the same limits."""
+    path = _fitting(title.split(BELOW), chunking.max_characters // 4) if chunking.context and title else []
+    if not path:
         return [text[start:end] for start, end in passage_spans(text, chunking, code=code)]
+    head = _headed(path, "")
     tokens = chunking.tokens
     if tokens is not None:
         tokens = replace(tokens, tokens=max(_FEWEST, tokens.tokens - tokens.count([head])[0]))
     room = max(_FEWEST, chunking.max_characters - len(head))
     less = replace(chunking, max_characters=room, overlap=min(chunking.overlap, room // 2), tokens=tokens)
-    return [f"{head}{text[start:end]}" for start, end in passage_spans(text, less, code=code)]
+    return [_headed(path, text[start:end]) for start, end in passage_spans(text, less, code=code)]
+
+
+def _fitting(path: Sequence[str], most: int) -> list[str]:
+    """As many headings as fit, the innermost ones."""
+    fitting = [*path]
+    while fitting and len(_headed(fitting, "")) > most:
+        fitting.pop(0)
+    return fitting
+
+
+def _headed(path: Sequence[str], passage: str) -> str:
+    """The passage under those headings of the path that it does not begin with itself."""
+    begins = "\n".join(passage.split("\n", 2 * len(path))[: 2 * len(path)])
+    left = [*path]
+    while left and re.search(rf"(?<!\w){re.escape(left[-1])}(?!\w)", begins):
+        left.pop()
+    return f"{BELOW.join(left)}\n\n{passage}" if left else passage
 
 
 def _within(text: str, spans: list[Span], limit: TokenLimit, code: bool) -> Iterator[Span]:

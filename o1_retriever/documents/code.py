@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from o1_retriever.documents.encoding import declared_by_code
 from o1_retriever.documents.source import Source
-from o1_retriever.documents.structure import Section, Value
+from o1_retriever.documents.structure import BELOW, Section, Value
 
 # A class, an implementation or a namespace of more characters is cut at what it holds.
 _LONG = 1200
@@ -100,7 +100,7 @@ def _chosen(lines: list[str], c_family: bool) -> Iterator[_Definition]:
         elif outer is not None:
             inner = inner or each.indent
             if each.indent == inner:
-                yield _Definition(each.line, inner, f"{outer.title} > {each.title}", False)
+                yield _Definition(each.line, inner, f"{outer.title}{BELOW}{each.title}", False)
 
 
 def _definition(number: int, line: str, c_family: bool) -> _Definition | None:

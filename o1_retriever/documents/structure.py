@@ -15,6 +15,8 @@ Value = Scalar | list[Scalar]
 
 # What this library writes into the metadata itself; a field of a file with that name gets a `_` behind it.
 RESERVED = ("source", "root", "position", "page", "line", "title", "also_in")
+# Between the headings of a path.
+BELOW = " > "
 _LARGEST = 2**63
 _DEPTH = 4  # of fields in fields
 # A character that is neither white space nor one of those without a width.
@@ -81,7 +83,7 @@ def _under(path: list[tuple[int, str]], level: int, title: str) -> list[tuple[in
 def _section(
     path: list[tuple[int, str]], texts: list[str], joint: str, common: Mapping[str, Value]
 ) -> Section:
-    title = " > ".join(title for _, title in path)
+    title = BELOW.join(title for _, title in path)
     return Section(text=joint.join(texts), metadata={**({"title": title} if title else {}), **common})
 
 

@@ -28,9 +28,12 @@ logger = logging.getLogger(__name__)
 
 # Documents, and characters of them, that travel and wait together.
 _PAGE, _PAGE_CHARACTERS = 500, 1_000_000
-_PAGES_WAITING = 4  # of one file
-_AHEAD = 4  # files for each process that are begun before they are needed
+_PAGES_WAITING = 2  # of one file
+# Files for each process that are begun before they are needed: what is read while others are embedded.
+_AHEAD = 32
+_NICE = 10  # the encoder, for whom they read, goes first where there are few cores
 _SERVE = "from o1_retriever.documents.workers import serve; serve()"
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 _PATIENCE_S = 120.0  # without a sign of life
 _MEMORY = 2_000_000_000
 # Below this, starting processes takes longer than reading, and no reader of these can hang or crash.
@@ -188,7 +191,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         assert process.stdin is not None
         pickle.dump(self._setup, process.stdin)
@@ -248,6 +251,8 @@ def serve() -> None:
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the pieces
     _bound_memory()
+    with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing
+        os.nice(_NICE)
     chunking, options = pickle.load(sys.stdin.buffer)
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:

@@ -2,21 +2,26 @@
 
 They say nothing that the documents do not, and are written in the same transaction. SQLite orders and
 compares as Python does: numbers exactly, whatever their types, and strings by code points. True is 1.
+Which documents match a filter is remembered until a document changes.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from itertools import chain
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from o1_retriever.concurrency.forks import Renewed
 from o1_retriever.documents.structure import Scalar
-from o1_retriever.index.filters import Condition
+from o1_retriever.index.filters import Condition, Every, Filter, Not, Part
 
 # The numbers of documents in the ledger, in ascending order.
 Numbers: TypeAlias = NDArray[np.int64]
@@ -35,6 +40,8 @@ CREATE TABLE field_values (
     PRIMARY KEY (field, value, number)
 ) WITHOUT ROWID;
 """
+# What is remembered: so many filters, and for all together the numbers of so many documents (16 MB).
+_FILTERS, _NUMBERS = 128, 2_000_000
 _PUT = "INSERT OR IGNORE INTO field_values VALUES (?, ?, ?)"
 _REMOVE = "DELETE FROM field_values WHERE field = ? AND value = ? AND number = ?"
 # Numbers are before strings in SQLite's order, and '' is the first string.
@@ -149,3 +156,53 @@ def union(*parts: Numbers) -> Numbers:
     if len(parts) == 1:
         return parts[0]
     return np.unique(np.concatenate(parts)) if parts else _none()
+
+
+class MatchKeeper(Renewed):
+    """Hands out the documents that match a filter now; safe for several threads, and after a fork."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._version: Hashable = None
+        self._known: OrderedDict[Filter, Numbers] = OrderedDict()
+
+    def renew(self) -> None:
+        """A free lock; what is known stays."""
+        self._lock = threading.Lock()
+
+    def current(self, version: Hashable, fields: Fields, filter: Filter) -> Numbers:
+        """The numbers of the documents that match at that version, in ascending order.
+
+        The ledger's lock must be held.
+        """
+        with self._lock:
+            if self._version != version:
+                self._version = version
+                self._known.clear()
+            known = self._known.get(filter)
+            if known is not None:
+                self._known.move_to_end(filter)
+                return known
+        numbers = matching(fields, filter.part)
+        with self._lock:
+            if self._version == version:
+                self._known[filter] = numbers
+                while len(self._known) > _FILTERS or sum(map(len, self._known.values())) > _NUMBERS:
+                    self._known.popitem(last=False)
+        return numbers
+
+
+def matching(fields: Fields, part: Part) -> Numbers:
+    """The numbers of the documents that match, in ascending order."""
+    if isinstance(part, Condition):
+        return fields.passing(part)
+    if isinstance(part, Not):
+        return np.setdiff1d(fields.every(), matching(fields, part.part), assume_unique=True)
+    if isinstance(part, Every):
+        found = [matching(fields, each) for each in part.parts]
+        return reduce(_both, sorted(found, key=len)) if found else fields.every()
+    return union(*(matching(fields, each) for each in part.parts))
+
+
+def _both(first: Numbers, second: Numbers) -> Numbers:
+    return np.intersect1d(first, second, assume_unique=True)

@@ -1,4 +1,4 @@
-"""Bringing an index to the state of a folder: what is new is added, what is gone is removed."""
+"""Bringing an index to the state of a folder, once or at each change of its files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,20 +20,29 @@ from o1_retriever.documents.readers import suffix_of
 from o1_retriever.documents.structure import Value
 from o1_retriever.documents.workers import Job, Read, read_files
 from o1_retriever.errors import DocumentError, SettingsError
-from o1_retriever.index.filetable import FileRecord, FileTable, ids_digest, now_ns
+from o1_retriever.extras import require
+from o1_retriever.index.files import (
+    FileEntry,
+    FileRecord,
+    FileTable,
+    FolderReport,
+    Status,
+    entries_of,
+    ids_digest,
+    now_ns,
+)
 from o1_retriever.index.index import Index
-from o1_retriever.index.report import FileEntry, FolderReport, Status, entries_of
 from o1_retriever.query import check_text
 from o1_retriever.reporting.progress import progress
 from o1_retriever.reporting.text import counted
 
 logger = logging.getLogger(__name__)
 
-# Documents that are added together; only then are their files noted as done.
-_GROUP = 128
 # Part of what a file is known by: a higher number reads every file again.
 _READERS = 1
 _NO_TEXT = "it has no text."
+# Changes that come closer together are taken up at once: a save is several of them.
+_TOGETHER_MS = 800
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,11 +244,11 @@ class _Sync:
 
     def _add(self, documents: list[Document]) -> None:
         self._waiting += documents
-        if len(self._waiting) >= max(_GROUP, 2 * self._options.batch_size):
+        if len(self._waiting) >= self._index.portion(self._options.batch_size):
             self._flush()
 
     def _flush(self) -> None:
-        """Add what waits, and note the files that are done with it."""
+        """Add what waits; only then are its files noted as done."""
         if self._waiting:
             self.added += self._index.add(
                 self._waiting, batch_size=self._options.batch_size, show_progress_bar=False
@@ -289,6 +299,56 @@ def _record(file: FoundFile, **found: Any) -> FileRecord:
 
 def _is_under(name: str, folders: set[str]) -> bool:
     return any(name == folder or name.startswith(f"{folder}/") for folder in folders)
+
+
+def follow_folder(
+    index: Index,
+    folder: str | os.PathLike[str],
+    *,
+    prune: bool = True,
+    options: FolderOptions | None = None,
+    show_progress_bar: bool | None = None,
+    stop: threading.Event | None = None,
+) -> Iterator[FolderReport]:
+    """The reports of one `sync_folder` now and of one after each change, until `stop` is set.
+
+    A folder that has become empty, or cannot be read for a while, is waited for. Raises as `sync_folder` does
+    at the first time.
+    """
+    watchfiles = require("watchfiles", extra="documents", purpose="Following a folder")
+    path = Path(folder).expanduser().resolve()
+
+    def matters(change: Any, name: str) -> bool:
+        inside = Path(name)
+        if inside.is_relative_to(index.path) or not inside.is_relative_to(path):
+            return False
+        return not any(
+            part.startswith(".") and part != ".o1ignore" for part in inside.relative_to(path).parts
+        )
+
+    # Watching begins before the first look, so that nothing is missed between the two.
+    changes = watchfiles.watch(
+        path,
+        watch_filter=matters,
+        debounce=_TOGETHER_MS,
+        step=100,
+        stop_event=stop,
+        rust_timeout=500,
+        yield_on_timeout=True,
+        raise_interrupt=True,
+    )
+    next(changes, None)
+    yield sync_folder(index, path, prune=prune, options=options, show_progress_bar=show_progress_bar)
+    for changed in changes:
+        if changed:
+            try:
+                report = sync_folder(
+                    index, path, prune=prune, options=options, show_progress_bar=show_progress_bar
+                )
+            except DocumentError:
+                continue
+            if report.added or report.removed or report.skipped:
+                yield report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,13 +26,12 @@ from o1_retriever.errors import (
     SettingsError,
     StoreError,
 )
-from o1_retriever.index.filters import Where, as_filter
-from o1_retriever.index.graph import Graph
+from o1_retriever.index.fields import MatchKeeper, Numbers
+from o1_retriever.index.filters import Filter, Where, as_filter
+from o1_retriever.index.graph import Graph, nearest
 from o1_retriever.index.hits import Hit, IndexInfo, check_count, check_queries, fused_hits, hits
 from o1_retriever.index.ledger import EmbeddedDocument, Session, State, digest_of, metadata_json
 from o1_retriever.index.lexicon import LexiconKeeper
-from o1_retriever.index.matching import MatchKeeper
-from o1_retriever.index.nearest import nearest
 from o1_retriever.index.store import Store
 from o1_retriever.index.values import kept_metadata
 from o1_retriever.query import check_text
@@ -50,8 +50,10 @@ logger = logging.getLogger(__name__)
 _PAGE = 1000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 
-# Batches of the encoder that are written at once: what a kill may cost.
-_WRITE_EVERY = 2
+# What is embedded and written at once, in batches of the encoder: as many as take so long, which is what a
+# kill may cost. Each write waits for the disk, and an encoder that sorts more texts by length pads less.
+_LEAST_BATCHES, _MOST_BATCHES = 2, 16
+_TOGETHER_S = 4.0
 
 
 class DocumentEmbedder(InSpace, Protocol):
@@ -96,6 +98,7 @@ class Index(SentUnmade):
         self._store = Store(self.path / collection, collection)
         self._lexicon = LexiconKeeper(self.path / collection)
         self._matches = MatchKeeper()
+        self._per_second = 0.0  # texts that were embedded lately
         if not self._store.ledger.exists():
             self._store.check_vacant()
             if embedder is None or not create:
@@ -159,13 +162,21 @@ class Index(SentUnmade):
             total = len(documents)
         added = 0
         with progress("Indexing", total, show=show_progress_bar) as advance:
-            for batch in batches(documents, batch_size):
+            for batch in batches(documents, lambda: self.portion(batch_size)):
                 new, have = self._store.look(lambda session, batch=batch: new_documents(session, batch))  # type: ignore[misc]
                 if new:
-                    self._store.write(put=embed_documents(embedder, new, have, batch_size=batch_size))
+                    started = time.perf_counter()
+                    embedded = embed_documents(embedder, new, have, batch_size=batch_size)
+                    self._per_second = len(new) / max(1e-6, time.perf_counter() - started)
+                    self._store.write(put=embedded)
                 added += len(new)
                 advance(len(batch))
         return added
+
+    def portion(self, batch_size: int) -> int:
+        """How many documents `add` embeds and writes at once: some seconds of work, by the last ones."""
+        batches = int(_TOGETHER_S * self._per_second / batch_size)
+        return batch_size * min(_MOST_BATCHES, max(_LEAST_BATCHES, batches))
 
     def missing(self, documents: Sequence[Document]) -> list[Document]:
         """Those that are not in the index with this text and metadata: what `add` would write."""
@@ -212,7 +223,7 @@ class Index(SentUnmade):
             raise InputError("Found a group without vectors; expected at least one for each query.")
 
         def work(session: Session, graph: Graph) -> list[list[Hit]]:
-            among = None if filter is None else self._matches.current(session, filter)
+            among = None if filter is None else self._matching(session, filter)
             if texts is None:
                 return hits(session, nearest(session, graph, queries, k, among))
             lexicon, deep = self._lexicon.current(session), max(depth, k)
@@ -224,6 +235,9 @@ class Index(SentUnmade):
             ]
 
         return self._store.read(work)
+
+    def _matching(self, session: Session, filter: Filter) -> Numbers:
+        return self._matches.current(session.state().version, session.fields, filter)
 
     def get(self, ids: Sequence[str]) -> list[Document]:
         """The documents of those ids that are in the index, in the order of `ids`."""
@@ -243,7 +257,7 @@ class Index(SentUnmade):
         filter = as_filter(where)
         if filter is None:
             return self._store.look(lambda session: session.ids())
-        return self._store.look(lambda session: session.ids(self._matches.current(session, filter)))
+        return self._store.look(lambda session: session.ids(self._matching(session, filter)))
 
     def documents(self, where: Where = None) -> Iterator[Document]:
         """Go through all documents, or those that match, in the order of their addition, page by page."""
@@ -267,6 +281,13 @@ class Index(SentUnmade):
         return sum(
             self._store.write(remove=names[start : start + _PAGE]) for start in range(0, len(names), _PAGE)
         )
+
+    def warm(self) -> None:
+        """Begin to load the search graph in the background; a search waits for what is left of it.
+
+        A `Retriever` calls it before it thinks: a graph of a million vectors takes seconds to load.
+        """
+        self._store.warm()
 
     @property
     def generation(self) -> int:
@@ -333,8 +354,8 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     return ", ".join(f"{name} {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
 
 
-def batches(documents: Iterable[Any], batch_size: int) -> Iterator[list[Document]]:
-    """Checked documents in portions to write at once. A bad one raises `InputError` after those before it."""
+def batches(documents: Iterable[Any], size: Callable[[], int]) -> Iterator[list[Document]]:
+    """Checked documents in portions of `size()`. A bad one raises `InputError` after those before it."""
     if isinstance(documents, str | bytes | Mapping | Document):
         raise InputError(
             f"Found one {type(documents).__name__}; expected a list of documents.",
@@ -349,7 +370,7 @@ def batches(documents: Iterable[Any], batch_size: int) -> Iterator[list[Document
             if batch:
                 yield batch
             raise
-        if len(batch) == batch_size * _WRITE_EVERY:
+        if len(batch) >= size():
             yield batch
             batch = []
     if batch:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -39,6 +41,7 @@ class Store:
         self.ledger = Ledger(folder)
         self._name = name
         self._shared: Graph | None = None
+        self._warming: threading.Thread | None = None
 
     def check_vacant(self) -> None:
         """Raise `StoreError` where no index can be made: at a file, or in a folder of something else."""
@@ -62,8 +65,20 @@ class Store:
         """Begin to use the graph; give it back with `close`."""
         self._shared = Graph.shared(self.folder, self._name)
 
+    def warm(self) -> None:
+        """Begin to load the graph in a thread, once, unless it is open; who needs it waits for the rest."""
+        if self._warming is None and not self._graph.is_open:
+            self._warming = threading.Thread(target=self._warm, name="o1-retriever-graph", daemon=True)
+            self._warming.start()
+
+    def _warm(self) -> None:
+        with suppress(Exception):  # whoever needs the graph meets the same error and says it
+            self.read(lambda session, graph: None)
+
     def close(self) -> None:
         """Stop using the graph. Closing twice does nothing."""
+        if self._warming is not None:
+            self._warming.join()
         graph, self._shared = self._shared, None
         if graph is not None:
             graph.release()
@@ -108,7 +123,9 @@ class Store:
                 if session.state() != state:
                     continue  # another process has written or built it meanwhile
                 damage = self._graph.damage(state)
-                if (damage and rebuilt) or (reopened and not damage):
+                if reopened and not damage:
+                    raise self._refused(failure)
+                if damage and rebuilt:
                     break
                 if damage:
                     self._rebuild(session, state, damage)
@@ -117,32 +134,76 @@ class Store:
         raise self._useless(failure)
 
     def write(self, *, put: Sequence[EmbeddedDocument] = (), remove: Sequence[str] = ()) -> int:
-        """Put documents and remove others, all of it or nothing; return how many were removed."""
+        """Put documents and remove others, all of it or nothing; return how many were removed.
+
+        Where Chroma fails, it is opened again and searched. A damaged graph is built anew, once, and the
+        write is tried again; one that proves to be whole has refused the request: nothing of it is kept, and
+        `StoreError` says so.
+        """
         with self.ledger.session(write=True) as session:
             state = session.state()
+            rebuilt = False
             try:
                 self._graph.open(state)
             except DamagedGraphError as damage:
-                state = self._rebuild(session, state, damage)
-            with session.transaction():
-                session.put(put)
-                removed = session.remove(remove)
-                session.write_state(replace(state, dirty=True))
-            try:
-                self._graph.put(put)
-                self._graph.remove(remove)
-            except DamagedGraphError as damage:
-                self._rebuild(session, state, damage)
-            else:
-                self._clean(session, replace(state, generation=state.generation + 1))
-            return removed
+                state, rebuilt = self._rebuild(session, state, damage), True
+            for _ in range(2):
+                try:
+                    return self._put(session, state, put, remove)
+                except DamagedGraphError as error:
+                    failure = error
+                except KeyboardInterrupt:
+                    self._undo(session, state, put, remove)
+                    raise
+                proof = self._graph.damage(state, written=True)
+                if proof is None:
+                    self._undo(session, state, put, remove)
+                    raise self._refused(failure)
+                if rebuilt:
+                    break
+                state, rebuilt = self._rebuild(session, replace(state, dirty=True), proof), True
+            raise self._useless(failure)
+
+    def _put(
+        self, session: Session, state: State, put: Sequence[EmbeddedDocument], remove: Sequence[str]
+    ) -> int:
+        """Change ledger and graph; the ledger as it was, but dirty, where the graph refuses."""
+        with session.transaction():
+            session.write_state(replace(state, dirty=True))
+        with session.transaction():
+            session.put(put)
+            removed = session.remove(remove)
+            self._graph.put(put)
+            self._graph.remove(remove)
+            done = self._followed(state)
+            session.write_state(done)
+        self._graph.advance(done)
+        return removed
+
+    def _undo(
+        self, session: Session, state: State, put: Sequence[EmbeddedDocument], remove: Sequence[str]
+    ) -> None:
+        """Give the graph what the ledger has under these ids: a write may have got there in parts."""
+        ids = list(dict.fromkeys([*(each.document.id for each in put), *remove]))
+        known = session.documents(ids)
+        try:
+            self._graph.put([*known.values()])
+            self._graph.remove([identity for identity in ids if identity not in known])
+        except DamagedGraphError as error:
+            raise self._useless(error) from error
+        self._clean(session, state)
+
+    def _followed(self, state: State) -> State:
+        """The next generation, which the graph has."""
+        sizes = self._graph.sizes(state.graph)
+        return replace(state, dirty=False, generation=state.generation + 1, sizes=sizes)
 
     def _clean(self, session: Session, state: State) -> State:
-        state = replace(state, dirty=False, sizes=self._graph.sizes(state.graph))
+        done = self._followed(state)
         with session.transaction():
-            session.write_state(state)
-        self._graph.advance(state)
-        return state
+            session.write_state(done)
+        self._graph.advance(done)
+        return done
 
     def _rebuild(self, session: Session, state: State, damage: DamagedGraphError) -> State:
         """Build the graph from the ledger, in a folder that no process has open."""
@@ -165,11 +226,17 @@ class Store:
                 self._graph.put(page)
         except DamagedGraphError as error:
             raise self._useless(error) from error
-        state = self._clean(session, replace(state, graph=number, generation=state.generation + 1))
+        state = self._clean(session, replace(state, graph=number))
         for old in self.folder.glob("chroma-*"):
             if old != self._graph.path(number):
                 shutil.rmtree(old, ignore_errors=True)
         return state
+
+    def _refused(self, error: DamagedGraphError) -> StoreError:
+        return StoreError(
+            f"Chroma refused what was asked of the index at {self.folder}, whose files are whole: {error}.",
+            hint="Nothing was changed. If you did nothing unusual, type: pip install -U chromadb",
+        )
 
     def _useless(self, error: DamagedGraphError) -> StoreError:
         return StoreError(

@@ -392,6 +392,7 @@ class _Search:
 
     async def _embed(self, queries: Sequence[Query], thinking: Thinking | None) -> list[QueryEmbedding]:
         settings = self.settings.with_changes(thinking=thinking)
+        self.retriever.index.warm()
         if not self.blocking:
             return await self.retriever.embedder.aembed_queries(queries, settings=settings)
         show = False if thinking == "never" and self.how.thinking == "auto" else self.show

@@ -18,7 +18,7 @@ from o1_retriever.documents import (
     read_sections,
     split_passages,
 )
-from o1_retriever.documents.chunking import passage_spans
+from o1_retriever.documents.chunking import passage_spans, passages
 from o1_retriever.errors import DocumentError, InputError, O1RetrieverError, SettingsError
 
 words = st.text(st.sampled_from("abcXYZ。！.!?,\"') \t\n\u2028é中"), max_size=400)
@@ -354,11 +354,26 @@ def test_passages_begin_with_the_headings_above_them_where_that_is_asked_for(tmp
     )
     chunking = Chunking(max_characters=120, overlap=40, context=True)
     first, *others, last = read_documents(path, chunking=chunking)
-    assert first.text.startswith("Tea > Green\n\n# Tea\n## Green\nSteep it")
+    assert first.text.startswith("# Tea\n## Green\nSteep it"), "nothing is said twice"
     assert {text.text[:18] for text in others} == {"Tea > Green\n\nSteep"}
-    assert last.text == "Coffee\n\n# Coffee"
+    assert last.text == "# Coffee"
     assert max(len(each.text) for each in (first, *others, last)) <= 120
     assert all("\n\n#" not in each.text[14:] for each in others)
+
+
+@pytest.mark.parametrize(
+    ("title", "text", "expected"),
+    [
+        ("Tea > Green", "## Green\n\nSteep it.", "Tea\n\n## Green\n\nSteep it."),
+        ("Pump > start", "    def start(self):\n        pass", "Pump\n\n    def start(self):\n        pass"),
+        ("Tea > Green", "Greener grass.", "Tea > Green\n\nGreener grass."),
+        (f"{'A long heading ' * 14}> Tea", "Steep it.", "Tea\n\nSteep it."),
+        ("x" * 400, "Steep it.", "Steep it."),
+        ("", "Steep it.", "Steep it."),
+    ],
+)
+def test_a_passage_has_the_headings_that_it_does_not_say_itself_and_that_fit(title, text, expected):
+    assert passages(text, title, Chunking(context=True), code=True) == [expected]
 
 
 def test_ids_are_stable_and_say_where_a_text_stands(tmp_path):

@@ -19,11 +19,9 @@ from o1_retriever.documents import Chunking, ReadOptions
 from o1_retriever.documents.files import find_files
 from o1_retriever.documents.workers import Job, read_files
 from o1_retriever.index import folder as folder_module
-from o1_retriever.index.filetable import FILE_TABLE
-from o1_retriever.index.folder import FolderOptions, newer_folders, sync_folder
+from o1_retriever.index.files import FILE_TABLE, FolderReport
+from o1_retriever.index.folder import FolderOptions, follow_folder, newer_folders, sync_folder
 from o1_retriever.index.index import Index
-from o1_retriever.index.report import FolderReport
-from o1_retriever.index.watching import follow_folder
 from tests.support.index_worker import TinyEmbedder
 
 
@@ -309,10 +307,9 @@ def children() -> set[str]:
 
 STOPPED = """
 import sys
-from o1_retriever.index.folder import sync_folder
+from o1_retriever.index.files import FolderReport
+from o1_retriever.index.folder import follow_folder, sync_folder
 from o1_retriever.index.index import Index
-from o1_retriever.index.report import FolderReport
-from o1_retriever.index.watching import follow_folder
 from tests.support.index_worker import TinyEmbedder
 with Index(sys.argv[1], TinyEmbedder(delay=0.5)) as index:
     print("open", flush=True)

@@ -22,6 +22,7 @@ from o1_retriever.errors import (
     StoreError,
 )
 from o1_retriever.index.index import Index
+from o1_retriever.index.ledger import EmbeddedDocument
 from tests.support.index_worker import TinyEmbedder, answers, contents, finish, numbered, vectors, worker
 
 
@@ -563,11 +564,78 @@ def test_a_request_that_chroma_refuses_is_not_taken_for_damage(tmp_path, whole, 
     shutil.copytree(whole.path, tmp_path, dirs_exist_ok=True)
     with caplog.at_level(logging.WARNING), Index(tmp_path, embedder) as index:
         before = index.info().chroma_path
-        with pytest.raises(StoreError, match=r"cannot keep or search the vectors .* dimension"):
+        with pytest.raises(StoreError, match=r"Chroma refused .*, whose files are whole: .* dimension"):
             index._store.read(lambda session, graph: graph.nearest(np.ones((1, 3), np.float32), 1))
         assert index.info().chroma_path == before
         assert answers(index) == answers(whole)
     assert not caplog.records
+
+
+def embedded(embedder, count):
+    documents = numbered(count)
+    rows = vectors(embedder, *(f"new {n}" for n in range(count)))
+    return [EmbeddedDocument(document=each, vector=row) for each, row in zip(documents, rows, strict=True)]
+
+
+class Interrupted(list):
+    """Documents of which a part has been written when Ctrl-C is pressed."""
+
+    def __getitem__(self, place):
+        if isinstance(place, slice) and place.start:
+            raise KeyboardInterrupt
+        return super().__getitem__(place)
+
+
+@pytest.mark.parametrize("why", ["dimension", "twice", "interrupted"])
+def test_a_write_that_does_not_come_to_its_end_changes_nothing(tmp_path, whole, embedder, why, caplog):
+    """More than two thousand documents go to Chroma in parts: the first has been written by then."""
+    shutil.copytree(whole.path, tmp_path, dirs_exist_ok=True)
+    put = embedded(embedder, 2200)
+    error = pytest.raises(StoreError, match=r"Chroma refused .* whose files are whole")
+    if why == "dimension":
+        put[-1] = EmbeddedDocument(document=put[-1].document, vector=np.ones(3, np.float32))
+    elif why == "twice":
+        put.append(put[-1])
+    else:
+        put, error = Interrupted(put), pytest.raises(KeyboardInterrupt)
+    with caplog.at_level(logging.WARNING), Index(tmp_path, embedder) as index:
+        before = index.info().chroma_path
+        with error:
+            index._store.write(put=put, remove=["d00003"])
+        assert index.info().chroma_path == before
+        assert answers(index) == answers(whole)
+        assert contents(index) == contents(whole)
+        assert index.add(numbered(2101)) == 1
+    assert not caplog.records, "nothing was built anew"
+
+
+def test_a_graph_that_is_damaged_while_it_is_open_is_built_anew_once(tmp_path, whole, embedder, caplog):
+    shutil.copytree(whole.path, tmp_path, dirs_exist_ok=True)
+    with caplog.at_level(logging.WARNING), Index(tmp_path, embedder) as index:
+        assert answers(index) == answers(whole)
+        graph = index.info().chroma_path
+        damage_sqlite(graph)
+        cut_graph(graph)
+        assert index.add(numbered(2105)) == 5
+        assert index.search(vectors(embedder, "text number 2104"), k=1)[0][0].id == "d02104"
+    assert caplog.text.count("Building the search graph") == 1
+
+
+def test_the_graph_is_loaded_before_it_is_needed(tmp_path, whole, embedder):
+    shutil.copytree(whole.path, tmp_path, dirs_exist_ok=True)
+    with Index(tmp_path, embedder) as index:
+        index.warm()
+        index.warm()
+        index._store._warming.join()
+        assert index._store._graph.is_open
+        assert answers(index) == answers(whole)
+    cut_graph(tmp_path / whole.info().chroma_path.relative_to(whole.path))
+    with Index(tmp_path, embedder) as index:
+        index.warm()
+        assert answers(index) == answers(whole), "what is damaged is built anew meanwhile"
+    with Index(tmp_path, embedder) as index:
+        index.warm()
+    assert not index._store._warming.is_alive(), "closing waits for what is being loaded"
 
 
 def test_indexes_of_one_process_see_each_other(tmp_path, embedder):

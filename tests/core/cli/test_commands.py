@@ -61,7 +61,7 @@ def test_index_ends_with_a_table_and_keeps_a_report(here):
     said = run("index", "notes", "--report", "report.json", "--text-field", "question")
     assert re.search(r"\.md +1 +2 +1\b", said.stdout)
     assert "Kept once: copy.md (also kitchen.md)" in said.stdout
-    assert "Passed over: 1 folders called build" in said.stdout
+    assert "Passed over: folders called build (1)" in said.stdout
     assert "Warning: rows.jsonl: line 2 is not JSON; left out." in said.stderr
     report = json.loads((here / "report.json").read_text())
     assert {entry["source"]: entry["status"] for entry in report["entries"]} == {

@@ -1,0 +1,242 @@
+"""What an index knows of the files it was made from, and what it says about them after a look at the folder.
+
+The table is a memory of readings beside the ledger: which files are unchanged, and which folders to look at
+again. Without it every file is read again, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from o1_retriever.documents.files import FoundFile
+from o1_retriever.documents.readers import suffix_of
+from o1_retriever.storage import written_whole
+
+FILE_TABLE = "files.sqlite3"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS files (
+    root TEXT NOT NULL, source TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    looked_ns INTEGER NOT NULL, digest TEXT NOT NULL, how TEXT NOT NULL, ids TEXT NOT NULL,
+    notes TEXT NOT NULL, error TEXT NOT NULL, PRIMARY KEY (root, source)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS folders (
+    root TEXT PRIMARY KEY, path TEXT NOT NULL, options TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+# A file that is written right after it was read may have the time of before: systems count coarsely.
+_TOO_CLOSE_NS = 2_000_000_000
+_PATIENCE_S = 60.0
+_COLUMNS = {"skipped": "skipped", "copy": "copies"}
+Status = Literal["new", "changed", "same", "copy", "skipped"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """What was found in a file: `how` stands for how it was read, `ids` for its documents."""
+
+    source: str
+    size: int
+    mtime_ns: int
+    looked_ns: int
+    digest: str = ""
+    how: str = ""
+    ids: str = ""
+    notes: tuple[str, ...] = ()
+    error: str = ""
+
+    def is_of(self, file: FoundFile) -> bool:
+        """Whether the file is still the same, as far as its size and its time tell."""
+        same = (self.size, self.mtime_ns) == (file.size, file.mtime_ns)
+        return same and self.mtime_ns < self.looked_ns - _TOO_CLOSE_NS
+
+
+def now_ns() -> int:
+    """The time that the times of files are compared with."""
+    return time.time_ns()
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """Stands for a set of ids."""
+    digest = hashlib.blake2b(digest_size=16)
+    for identity in sorted(ids):
+        digest.update(identity.encode() + b"\0")
+    return digest.hexdigest()
+
+
+class FileTable:
+    """The records of one index, in a file of its own beside the ledger. A damaged one is begun anew."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / FILE_TABLE
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self._file, timeout=_PATIENCE_S)) as connection, connection:
+            connection.executescript(_SCHEMA)
+            yield connection
+
+    def records(self, root: str) -> dict[str, FileRecord]:
+        """What is known of the files of a folder."""
+        names = [each.name for each in fields(FileRecord)]
+        query = f"SELECT {', '.join(names)} FROM files WHERE root = ?"
+        try:
+            with self._opened() as connection:
+                rows = connection.execute(query, (root,)).fetchall()
+        except sqlite3.DatabaseError:
+            self._file.unlink(missing_ok=True)
+            return {}
+        found = (dict(zip(names, row, strict=True)) for row in rows)
+        return {
+            each["source"]: FileRecord(**{**each, "notes": tuple(json.loads(each["notes"]))})
+            for each in found
+        }
+
+    def put(self, root: str, records: Iterable[FileRecord]) -> None:
+        """Keep records, in the place of older ones of the same files."""
+        rows = [{**asdict(each), "notes": json.dumps(each.notes), "root": root} for each in records]
+        if rows:
+            places = ", ".join(f":{name}" for name in rows[0])
+            with self._opened() as connection:
+                statement = f"INSERT OR REPLACE INTO files ({', '.join(rows[0])}) VALUES ({places})"
+                connection.executemany(statement, rows)
+
+    def forget(self, root: str, sources: Iterable[str]) -> None:
+        """Drop the records of files."""
+        with self._opened() as connection:
+            statement = "DELETE FROM files WHERE root = ? AND source = ?"
+            connection.executemany(statement, ((root, source) for source in sources))
+
+    def keep_folder(self, root: str, path: Path, options: str) -> None:
+        """Keep where a folder is and with what options it was indexed."""
+        with self._opened() as connection:
+            connection.execute("INSERT OR REPLACE INTO folders VALUES (?, ?, ?)", (root, str(path), options))
+
+    def folders(self) -> list[tuple[str, str, str]]:
+        """The name, the path and the options of every folder."""
+        if not self._file.is_file():
+            return []
+        try:
+            with self._opened() as connection:
+                return connection.execute("SELECT root, path, options FROM folders ORDER BY root").fetchall()
+        except sqlite3.DatabaseError:
+            return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """What became of a file. `reason` says why it was skipped, or of which file it is a copy."""
+
+    source: str
+    status: Status
+    passages: int = 0
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderReport:
+    """What an index took from a folder.
+
+    `entries` are the files, in the order of their paths. `added` and `removed` count documents. `vanished`
+    are files that the index knew and that are no longer there (their documents are, unless `pruned`),
+    `moved` are (before, now) of those that are elsewhere in the folder, `ignored` counts files of other kinds
+    by suffix, and `passed_over` counts files and folders that were not looked at, by the reason.
+    """
+
+    root: str
+    entries: tuple[FileEntry, ...] = ()
+    added: int = 0
+    removed: int = 0
+    vanished: list[str] = field(default_factory=list)
+    pruned: bool = False
+    moved: list[tuple[str, str]] = field(default_factory=list)
+    ignored: dict[str, int] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def _count(self, *statuses: Status) -> int:
+        return sum(entry.status in statuses for entry in self.entries)
+
+    @property
+    def new(self) -> int:
+        """Files that the index did not have."""
+        return self._count("new")
+
+    @property
+    def changed(self) -> int:
+        """Files with other documents than before."""
+        return self._count("changed")
+
+    @property
+    def same(self) -> int:
+        """Files with the same documents as before."""
+        return self._count("same")
+
+    @property
+    def files(self) -> int:
+        """Files that are in the index."""
+        return self._count("new", "changed", "same")
+
+    @property
+    def passages(self) -> int:
+        """Documents of these files."""
+        return sum(entry.passages for entry in self.entries)
+
+    @property
+    def unchanged(self) -> int:
+        """Documents that the index had."""
+        return self.passages - self.added
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """The files that could not be read, or hold no text, and why. Their documents stay as they were."""
+        return [(entry.source, entry.reason) for entry in self.entries if entry.status == "skipped"]
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """What there is to say about files that were read: rows or pages left out, an encoding guessed."""
+        return [(entry.source, note) for entry in self.entries for note in entry.notes]
+
+    @property
+    def copies(self) -> dict[str, list[str]]:
+        """Files whose content another one has: the one that is in the index, with the others."""
+        found: dict[str, list[str]] = {}
+        for entry in self.entries:
+            if entry.status == "copy":
+                found.setdefault(entry.reason, []).append(entry.source)
+        return found
+
+    def kinds(self) -> list[tuple[str, Counter[str]]]:
+        """For each kind of file, by suffix, how many were read, skipped and copies, and their passages."""
+        found: dict[str, Counter[str]] = {}
+        for entry in self.entries:
+            counts = found.setdefault(suffix_of(Path(entry.source)) or "without suffix", Counter())
+            counts[_COLUMNS.get(entry.status, "read")] += 1
+            counts["passages"] += entry.passages
+        return sorted(found.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        counts = {name: getattr(self, name) for name in ("new", "changed", "same", "passages", "unchanged")}
+        return {**asdict(self), **counts}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all of it as JSON."""
+        with written_whole(Path(path)) as file:
+            json.dump(self.to_dict(), file, ensure_ascii=False, indent=1)
+            file.write("\n")
+
+
+def entries_of(skipped: Sequence[tuple[str, str]]) -> list[FileEntry]:
+    """Entries of files that could not even be opened."""
+    return [FileEntry(source=source, status="skipped", reason=reason) for source, reason in skipped]
