@@ -53,7 +53,13 @@ def draw_growth(rows: Sequence[Mapping[str, object]], path: Path) -> bool:
         points = sorted(by_size.items())
         axes.loglog(*zip(*points, strict=True), marker="o", color=_OURS)
         for size, cost in points:
-            axes.annotate(f"{cost:.3g}", (size, cost), (0, 7), textcoords="offset points", ha="center")
+            axes.annotate(
+                f"{cost:,.0f}" if cost >= 100 else f"{cost:.3g}",
+                (size, cost),
+                (0, 7),
+                textcoords="offset points",
+                ha="center",
+            )
         slope = values.get(f"search/{what.partition('_')[0]}_exponent")
         axes.set(title=titles[what], xlabel=f"vectors in the index (exponent {slope})")
         axes.margins(x=0.12)
