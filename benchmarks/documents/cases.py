@@ -664,7 +664,8 @@ def _pdfs() -> Iterator[Case]:
         "More.",
         notes="no text on page 2",
     )
-    yield case("images.pdf", w.pdf("", ""), error="none of its 2 pages has text")
+    yield case("images.pdf", w.pdf("", ""), error="it has 2 pages and no text")
+    yield case("image.pdf", w.pdf(""), error="it has 1 page and no text")
     yield case(
         "hyphens.pdf",
         w.pdf(w.lines("The pump needs main-", "tenance every May.")),
@@ -714,7 +715,11 @@ def _others() -> Iterator[Case]:
         head
         + b"Content-Type: text/plain; charset=iso-8859-1\nContent-Transfer-Encoding: quoted-printable\n\nSch=F6ne Gr=FC=DFe\n",
         ("Pünktlich", "Pünktlich\n\nSchöne Grüße"),
-        metadata={"from": "Kim <kim@example.org>", "to": "Bo <bo@example.org>"},
+        metadata={
+            "from": "Kim <kim@example.org>",
+            "to": "Bo <bo@example.org>",
+            "date": "2024-05-01T10:00:00+00:00",
+        },
     )
     yield case(
         "html.eml",
@@ -723,5 +728,6 @@ def _others() -> Iterator[Case]:
         ("Pünktlich", "Pünktlich\n\nHello\n\nWorld"),
         notes="attachments were not read: a.pdf",
     )
+    yield case("odd.eml", b"Date: some day\nSubject: A\n\nB", ("A", "A\n\nB"), metadata={"date": "some day"})
     yield case("kind.doc", "x", error="soffice --convert-to docx")
     yield case("kind.parquet", "x", error="is unknown")

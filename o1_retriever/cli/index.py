@@ -120,7 +120,7 @@ def index(
             if done.skipped and not done.files and not watch:
                 raise DocumentError(
                     str(folder),
-                    f"none of its {counted(len(done.skipped), 'file')} could be read; see the reasons above.",
+                    f"nothing could be read: {counted(len(done.skipped), 'file')} skipped, as said above.",
                 )
 
 

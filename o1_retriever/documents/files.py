@@ -144,6 +144,8 @@ class _Search:
             return
         if name.startswith("."):
             self._pass_over("hidden files and folders")
+        elif name.startswith("~$"):
+            self._pass_over("locks of open Office files")
         elif _matches(source, self.exclude):
             self._pass_over("excluded")
         elif self._is_ignored(here, source):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import email
 import email.policy
+import email.utils
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -89,6 +91,8 @@ def read_mail(source: Source) -> Iterator[Section]:
     message = email.message_from_bytes(data, policy=email.policy.default)
     assert isinstance(message, EmailMessage)
     headers = {name: _header(message, name) for name in ("subject", "from", "to", "date")}
+    with contextlib.suppress(ValueError, TypeError):  # a date of no known form stays as it is written
+        headers["date"] = email.utils.parsedate_to_datetime(headers["date"]).isoformat()
     metadata: dict[str, Value] = {
         name: value for name, value in headers.items() if value and name != "subject"
     }
@@ -178,13 +182,10 @@ _READERS: dict[str, Reader] = {
     **dict.fromkeys(_LINES, read_lines),
 }
 SUFFIXES = tuple(_READERS)
-# Kinds that people expect to be read, with what to do about them.
-_OLD = {
-    ".doc": "Type: soffice --convert-to docx OLD",
-    ".ppt": "Type: soffice --convert-to pptx OLD",
-    ".xls": "Type: soffice --convert-to xlsx OLD",
-    ".rtf": "Type: soffice --convert-to docx OLD",
-}
+# What a message says of them: all are more than anybody reads.
+KNOWN_KINDS = ".txt, .md, .html, .pdf, .docx, .csv, .jsonl, .py and others (docs/documents.md)"
+# Kinds that people expect to be read, and what they can be converted to.
+_OLD = {".doc": "docx", ".ppt": "pptx", ".xls": "xlsx", ".rtf": "docx"}
 
 
 def suffix_of(path: Path) -> str:
@@ -216,8 +217,12 @@ def sections_of(source: Source) -> Iterator[Section]:
     suffix = suffix_of(source.path)
     reader = _READERS.get(suffix) or (None if source.path.suffix else read_text)
     if reader is None:
+        if new := _OLD.get(suffix):
+            raise source.error(
+                f"{suffix} is not read; expected {new}.", hint=f"Type: soffice --convert-to {new} OLD"
+            )
         raise source.error(
-            f"the suffix {suffix!r} is unknown; expected one of {', '.join(SUFFIXES)}.",
-            hint=_OLD.get(suffix, "Convert the file to one of these."),
+            f"the suffix {suffix!r} is unknown; expected one of {KNOWN_KINDS}.",
+            hint="Convert the file to one of these.",
         )
     yield from (section for section in reader(source) if is_visible(section.text))

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from o1_retriever.documents import SUFFIXES, Chunking, Document, ReadOptions
+from o1_retriever.documents import Chunking, Document, ReadOptions
 from o1_retriever.documents.files import FoundFile, FoundFiles, find_files
-from o1_retriever.documents.readers import suffix_of
+from o1_retriever.documents.readers import KNOWN_KINDS, suffix_of
 from o1_retriever.documents.structure import Value
 from o1_retriever.documents.workers import Job, Read, read_files
 from o1_retriever.errors import DocumentError, SettingsError
@@ -404,6 +404,6 @@ def _nothing_found(path: Path, ignored: Counter[str]) -> DocumentError:
     return DocumentError(
         str(path),
         f"found {f'only other kinds of files ({others})' if others else 'no files'}; "
-        f"expected some of {', '.join(SUFFIXES)}.",
+        f"expected some of {KNOWN_KINDS}.",
         hint="Hidden files and folders are not read.",
     )

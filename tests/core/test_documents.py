@@ -152,7 +152,7 @@ def test_text_is_read_in_its_encoding_with_plain_line_ends(tmp_path, data):
         ("a.docx", b"PK", "no intact archive"),
         ("a.docx", b"\xd0\xcf\x11\xe0rest", "encrypted, or of an Office before 2007"),
         ("a.xyz", b"text", "suffix '.xyz' is unknown; expected one of .*.jsonl"),
-        ("a.doc", b"text", "suffix '.doc' is unknown; .*soffice --convert-to docx"),
+        ("a.doc", b"text", "^[^,]*.doc is not read; expected docx.*soffice --convert-to docx"),
         ("a.pdf", b"no pdf at all", "cannot be read as PDF"),
         ("a.pdf", b"", "cannot be read as PDF"),
         ("a.jsonl", b"[" * 100_000, "line 1 is not JSON"),

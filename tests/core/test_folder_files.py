@@ -58,12 +58,16 @@ def found(folder, **options):
 
 def test_what_is_installed_or_built_is_passed_over_and_counted(folder) -> None:
     names = ("node_modules", "build", "dist", "env", "venv", "__pycache__", ".git", "x.egg-info")
-    write(folder, {**{f"deep/{name}/a.md": "no" for name in names}, "a.md": "yes", ".env.md": "no"})
+    write(
+        folder,
+        {**{f"deep/{name}/a.md": "no" for name in names}, "a.md": "yes", ".env.md": "no", "~$b.docx": "no"},
+    )
     result = find_files(folder)
     assert [file.source for file in result.files] == ["a.md"]
-    assert sum(result.passed_over.values()) == len(names) + 1
+    assert sum(result.passed_over.values()) == len(names) + 2
     assert result.passed_over["hidden files and folders"] == 2
     assert result.passed_over["folders called build"] == 1
+    assert result.passed_over["locks of open Office files"] == 1
     assert found(folder, ignore=False) == {"a.md", *(f"deep/{n}/a.md" for n in names if n != ".git")}
 
 

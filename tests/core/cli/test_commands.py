@@ -50,7 +50,7 @@ def test_index_fails_only_where_nothing_could_be_read(here):
     (here / "bad" / "empty.md").write_text(" ")
     result = run("index", "bad")
     assert result.exit_code == 1
-    assert "none of its 1 file could be read" in result.stderr
+    assert "nothing could be read: 1 file skipped" in result.stderr
     assert "empty.md: it has no text." in result.stderr
 
 
