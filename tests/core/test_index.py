@@ -156,6 +156,16 @@ def test_adding_again_embeds_nothing(index, embedder):
     assert embedder.texts == [f"text number {n}" for n in range(20, 25)]
 
 
+def test_more_is_written_at_once_where_embedding_is_quick(tmp_path):
+    with Index(tmp_path / "quick", TinyEmbedder()) as quick:
+        assert quick.portion(2) == 4
+        quick.add(numbered(4), batch_size=2)
+        assert quick.portion(2) == 32
+    with Index(tmp_path / "slow", TinyEmbedder(delay=0.3)) as slow:
+        slow.add(numbered(1))
+        assert slow.portion(32) == 64
+
+
 def test_a_known_text_under_another_id_keeps_its_vector(index, embedder):
     index.add([Document(id="a", text="same"), Document(id="b", text="same")])
     index.add([Document(id="c", text="same")])
