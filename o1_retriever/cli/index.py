@@ -138,8 +138,8 @@ def _show(report: FolderReport, folder: Path, index: Path, count: int) -> None:
     if report.entries:
         console.print(_table(report))
     say(
-        f"{folder}: {counted(report.files, 'file')} read ({report.new} new, {report.changed} changed) "
-        f"in {report.seconds:.1f} s"
+        f"{folder}: {counted(report.files, 'file')} read ({report.new} new, {report.changed} changed), "
+        f"{len(report.skipped)} skipped, in {report.seconds:.1f} s"
     )
     say(
         f"{index}: {counted(report.added, 'passage')} added, {report.removed} removed, {report.unchanged} "

@@ -17,7 +17,7 @@ from tests.support.commands import NOTES, ok, refused, run
 def test_index_says_what_it_did_and_what_to_type_next(here):
     (here / "notes" / "picture.png").write_bytes(b"x")
     said = ok("index", "notes")
-    assert "notes: 3 files read (3 new, 0 changed) in" in said
+    assert "notes: 3 files read (3 new, 0 changed), 0 skipped, in" in said
     assert re.search(r"\.o1-index: \d passages added, 0 removed, 0 unchanged; (\d) in all", said)
     assert "not read: 1 .png" in said
     assert said.splitlines()[-1] == 'Now type: o1-retriever search "your question"'
