@@ -33,6 +33,7 @@ from o1_retriever.vectors import InSpace, Precision, TokenLimit, VectorSpace, un
 if TYPE_CHECKING:
     from o1_retriever.encoders import Encoder
     from o1_retriever.thinkers import Thinker
+    from o1_retriever.thinkers.config import Correction
 
 logger = logging.getLogger(__name__)
 
@@ -297,12 +298,20 @@ def pool(
 class PairBackend(Sent):
     """Any thinker with any encoder: a thought is embedded as `query + " " + thought`.
 
-    The encoder checks its vectors (see `encoders.as_encoder`).
+    The encoder checks its vectors (see `encoders.as_encoder`). A thinker with a `correction` that was trained
+    beside it adds to each vector of a query, E(q) or E(q + t), what its state says, W h, unless `corrects` is
+    off. Documents are the encoder's alone.
     """
 
-    def __init__(self, thinker: Thinker, encoder: Encoder) -> None:
+    def __init__(self, thinker: Thinker, encoder: Encoder, *, corrects: bool = True) -> None:
         self.thinker = thinker
         self.encoder = encoder
+        self.correction: Correction | None = getattr(thinker, "correction", None) if corrects else None
+        if self.correction is not None and len(self.correction.up) != self.space.dimension:
+            raise SettingsError(
+                f"The thinker corrects vectors of {len(self.correction.up)} numbers and the encoder's have "
+                f"{self.space.dimension}; expected the encoder that it was trained beside."
+            )
         self.default_settings: Mapping[str, Any] = getattr(thinker, "default_settings", {})
 
     @property
@@ -327,8 +336,17 @@ class PairBackend(Sent):
 
     @property
     def encoder_identity(self) -> str | None:
-        """The encoder's space and precision."""
-        return f"pair:{self.space.to_dict()}:{self.precision.to_dict()}"
+        """The encoder's space and precision, and what corrects its vectors."""
+        own = f"pair:{self.space.to_dict()}:{self.precision.to_dict()}"
+        if self.correction is None:
+            return own
+        who = self.thinker.identity
+        return None if who is None else f"{own}:{who}:{self.correction.identity}"
+
+    @property
+    def uncorrected(self) -> PairBackend:
+        """The same thinker with the encoder's own vectors."""
+        return PairBackend(self.thinker, self.encoder, corrects=False)
 
     @property
     def awaits(self) -> bool:
@@ -369,7 +387,12 @@ class PairBackend(Sent):
         size = batch_size or _AT_ONCE
         for first in range(0, len(texts), size):
             part = texts[first : first + size]
-            yield from enumerate(self.encoder.embed_queries(part, batch_size=size), first)
+            rows = self.encoder.embed_queries(part, batch_size=size)
+            if self.correction is not None:
+                rows = unit(rows)
+                for place, correction in self.thinker.corrections(pairs[first : first + size]):  # type: ignore[attr-defined]
+                    rows[place] += correction
+            yield from enumerate(rows, first)
 
     def embed_documents(
         self, texts: Sequence[str], *, batch_size: int | None

@@ -76,7 +76,11 @@ def thinking_systems(
     """
     always, bm25 = settings or embedder.settings, bm25_over(corpus)
     never = always.with_changes(thinking="never")
-    members = [(embedder, never), (embedder, always), (with_other_thoughts(embedder, queries), always)]
+    members = [
+        (_without_correction(embedder), never),
+        (embedder, always),
+        (with_other_thoughts(embedder, queries), always),
+    ]
     found: list[System] = []
     for place, (who, how) in enumerate(members):
         dense, words, both = ((name, *PAIRS[name])[place] for name in PAIRS)
@@ -84,6 +88,14 @@ def thinking_systems(
         read = Lexical(name=words, corpus=corpus, index=bm25, embedder=who, settings=how)
         found += [vectors, read, Hybrid(name=both, corpus=corpus, parts=(vectors, read))]
     return found
+
+
+def _without_correction(embedder: ThinkingEmbedder) -> ThinkingEmbedder:
+    """The encoder as it is without the thinker, which may correct vectors of queries too."""
+    backend: Any = embedder.backend
+    if getattr(backend, "correction", None) is None:
+        return embedder
+    return ThinkingEmbedder(backend.uncorrected, settings=embedder.settings, cache=embedder.cache or False)
 
 
 def with_other_thoughts(embedder: ThinkingEmbedder, queries: Sequence[str]) -> ThinkingEmbedder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,9 @@ from o1_retriever.concurrency.sent import SentModel
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, as_prompt
 from o1_retriever.endpoint.reply import Reasoning, check_reasoning, read_written, refused, whole_sentences
 from o1_retriever.query import Query
-from o1_retriever.thinkers.config import ThinkerConfig
+from o1_retriever.thinkers.config import Correction, ThinkerConfig
 from o1_retriever.thinkers.distinct import distinct
-from o1_retriever.thought import Thought, ThoughtSettings
+from o1_retriever.thought import Thought, ThoughtSettings, Vector
 from o1_retriever.vectors import Precision
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class LocalThinker(SentModel):
 
     `dtype` "fastest" is bfloat16 with weights of 8 bits on a processor that multiplies in it, else float32 or
     int8, whichever is faster (`precision` tells). The other arguments are those of
-    `ThinkingEmbedder.from_pretrained`. Or pass a loaded `model` with its `tokenizer`.
+    `ThinkingEmbedder.from_pretrained`. Or pass a loaded `model` with its `tokenizer`, and the `correction`
+    that was trained with it.
 
     Raises `ModelNotFoundError` when there is no such model and `CheckpointError` for one that does not write.
     """
@@ -65,12 +66,13 @@ class LocalThinker(SentModel):
         examples: Sequence[tuple[str, str]] | None = None,
         prompt: ChatPrompt | str | None = None,
         reasoning: Reasoning = "off",
+        correction: Correction | None = None,
     ) -> None:
         from o1_retriever.engine.load import LoadOptions, assemble_writer, load_causal_lm
 
         check_reasoning(reasoning)
         self.prompt = as_prompt(prompt or DEFAULT_PROMPT, system=system_prompt, examples=examples)
-        self.reasoning = reasoning
+        self.reasoning, self.correction = reasoning, correction
         if not isinstance(model, str | os.PathLike):
             name = type(model).__name__
             self.local: LocalModel = assemble_writer(name, model, tokenizer, **self._chat)
@@ -87,6 +89,7 @@ class LocalThinker(SentModel):
         config = ThinkerConfig.beside(folder)
         if config is not None:
             self.prompt = as_prompt(prompt or config.prompt, system=system_prompt, examples=examples)
+            self.correction = correction or config.correction
         self.default_settings = settings_of_folder(folder)
         self.local = assemble_writer(
             name, loaded.model, loaded.tokenizer, **self._chat, weights=loaded.weights
@@ -122,6 +125,25 @@ class LocalThinker(SentModel):
         """A hash of the weights, how they are computed, and the prompt."""
         how = f"{self.precision.to_dict()} prompt {self.prompt.fingerprint} reasoning {self.reasoning}"
         return f"local {self.local.weights} {how}"
+
+    def corrections(self, pairs: Sequence[tuple[str, Thought | None]]) -> Iterator[tuple[int, Vector]]:
+        """(place, W h) of each query, alone (None) or with a thought: what is added to the encoder's vector.
+
+        The state h stands at the end of the prompt, or at the end of the turn behind the thought, as in
+        training; a thought that leaves no room is cut.
+        """
+        from o1_retriever.engine.passes import embed_sequences
+
+        assert self.correction is not None
+        template: Any = self.local.template
+        written = template.text_ids([thought.text if thought else "" for _, thought in pairs])
+        ends = next(iter(template.stops), template.eos)
+        sequences = []
+        for (text, thought), ids in zip(pairs, written, strict=True):
+            prompt = list(template.prompt(self.prompt.messages(Query(text))))
+            sequences.append([*prompt, *ids[: template.room(prompt)], ends] if thought else prompt)
+        for place, state in embed_sequences(self.local, sequences):
+            yield place, self.correction.of(state[None])[0]
 
     def think(
         self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0

@@ -19,14 +19,17 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import EncodedCorpus, load_collection
 from o1_retriever.index.index import Index
 from o1_retriever.thinkers import LocalThinker
+from o1_retriever.thinkers.config import Correction
 from o1_retriever.vectors import unit
 from o1_retriever_training.adapt import (
     AdaptPlan,
     Workplace,
     _fields,
     adapt,
+    correction_recipe,
     only_embeds,
     prepare,
+    reward_recipe,
 )
 from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 from o1_retriever_training.ledger import OtherRecipeError
@@ -161,14 +164,29 @@ def test_without_questions_the_base_writes_some_and_too_few_are_said(
             AdaptPlan(**wrong)  # type: ignore[arg-type]
 
 
-def test_the_recipe_of_the_repository_is_the_one_that_is_run(
+def test_the_recipes_of_the_repository_are_those_that_are_run(
     root: Path, base: Path, index: Index, tmp_path: Path
 ) -> None:
-    told = read_train_recipe(root / "training/recipes/index-thinker/words.yaml", check_files=False).to_dict()
-    run = TrainRecipe.of(_fields(workplace(tmp_path, index, base))).to_dict()
-    for fields in (told, run):
-        del fields["output"], fields["model"]["base"], fields["data"]["train"][0]["path"]
-    assert run == told
+    work = workplace(tmp_path, index, base)
+    words = TrainRecipe.of(_fields(work))
+    runs = {
+        "words": words,
+        "reward": reward_recipe(work, words, tmp_path),
+        "correction": correction_recipe(work, words, tmp_path, tmp_path / "own.jsonl"),
+    }
+    for name, made in runs.items():
+        path = root / "training" / "recipes" / "index-thinker" / f"{name}.yaml"
+        both = [read_train_recipe(path, check_files=False).to_dict(), made.to_dict()]
+        for fields in both:
+            del fields["output"], fields["model"]["base"]
+            for source in fields["data"]["train"]:
+                del source["path"]
+            for section in (fields["evaluation"], fields["data"]["index"], fields["data"]["teacher"]):
+                for key in ("collection", "encoder", "corpus"):
+                    (section or {}).pop(key, None)
+            if name != "words":  # the base's own adapter is trained further
+                del fields["model"]["lora"]
+        assert both[0] == both[1]
 
 
 def judged(tmp_path: Path, index: Index, base: Path, thoughts: dict[str, list[str]]) -> Verdict:
@@ -204,3 +222,31 @@ def test_thoughts_that_say_nothing_install_nothing(base: Path, index: Index, tmp
     verdict = judged(tmp_path, index, base, {"nobody asks": ["this"]})
     assert not verdict.is_good
     assert "nothing is installed" in verdict.sentence()
+
+
+def test_rounds_and_a_correction_are_stages_of_their_own_and_are_not_repeated(
+    base: Path, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("o1_retriever_training.adapt._LEAST_STEPS", 4)
+    said: list[str] = []
+    work = workplace(tmp_path / "work", index, base, said=said, rounds=1, correct=True)
+    verdict = adapt(work, questions=questions_of(tmp_path / "questions.jsonl"))
+    parts = [work.questions, work.rewarded]
+    learned, rewarded = (
+        {json.loads(line)["query"] for line in each.read_text().splitlines()} for each in parts
+    )
+    chosen, judged = (
+        {*load_collection(each, split="dev").queries.values()} for each in (work.choosing, work.held_out)
+    )
+    assert len(learned | rewarded | chosen | judged) == sum(map(len, (learned, rewarded, chosen, judged)))
+    assert min(map(len, (learned, rewarded, chosen))) >= 4
+    assert any("are worth learning" in line for line in said)
+    assert verdict.fast is not None
+    assert "| fast, no thought |" in verdict.table()
+    model = work.folder / "correction"
+    assert Correction.beside(model) is not None
+    own = [json.loads(line) for line in (work.folder / "own-thoughts.jsonl").read_text().splitlines()]
+    assert {row["query"] for row in own} <= learned | rewarded
+    before = {path: path.stat().st_mtime_ns for path in work.folder.rglob("*.safetensors")}
+    assert adapt(work, questions=tmp_path / "questions.jsonl") == verdict
+    assert {path: path.stat().st_mtime_ns for path in work.folder.rglob("*.safetensors")} == before

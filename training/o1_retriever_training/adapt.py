@@ -27,6 +27,7 @@ from o1_retriever.index.index import Index
 from o1_retriever.reporting.text import counted
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.vectors import unit
+from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 from o1_retriever_training.ledger import OtherRecipeError, write_whole
 from o1_retriever_training.make_data import DataPlan, question_pairs
 from o1_retriever_training.passage_rows import RowPlan, write_rows
@@ -37,7 +38,6 @@ from o1_retriever_training.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from o1_retriever.encoders import Encoder
-    from o1_retriever_training.joint.recipe import TrainRecipe
 
 Say = Callable[[str], None]
 
@@ -45,6 +45,8 @@ SPLIT = "dev"
 THINKER = "thinker"  # the folder with what is installed
 _LEAST_QUESTIONS = 20
 _LEAST_STEPS = 40
+_MOST_CHOOSING = 100  # questions by which a round is kept or not
+_REPLAYED = 2000  # rows of the index's words that are learned again beside what is new
 # A small model writes questions when it is shown some, and does not when it is told to.
 _ASKING = ChatPrompt(
     user="Passage: {query}\nQuestion:",
@@ -78,6 +80,10 @@ class AdaptPlan:
     `base` is the language model that becomes the thinker. Training takes about `hours`, and no longer than
     `passes` passes over the passages. Without questions of the caller's, `base` writes some about at most
     `asked` passages. At most `held_out` of the questions, and a third of them, are kept apart to judge it by.
+
+    In each of at most `rounds` its thoughts about questions that it has not seen are rewarded by what they do
+    for retrieval, and it learns the best. With `correct` it learns to correct the encoder's vectors of
+    queries.
     """
 
     base: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -85,6 +91,8 @@ class AdaptPlan:
     passes: int = 4
     asked: int = 600
     held_out: int = 200
+    rounds: int = 0
+    correct: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -93,6 +101,8 @@ class AdaptPlan:
         for name in ("passes", "asked", "held_out"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.rounds < 0:
+            raise SettingsError(f"rounds is {self.rounds}; expected 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +136,16 @@ class Workplace:
         return self.folder / "questions.jsonl"
 
     @property
+    def rewarded(self) -> Path:
+        """The questions that are not trained on as they are: thoughts about them are rewarded."""
+        return self.folder / "rewarded.jsonl"
+
+    @property
+    def choosing(self) -> Path:
+        """The index as a collection with the questions by which a round is kept or not."""
+        return self.folder / "choosing"
+
+    @property
     def rows(self) -> Path:
         """What is trained on."""
         return self.folder / "rows.jsonl"
@@ -147,6 +167,10 @@ def adapt(work: Workplace, *, questions: str | Path | None = None) -> Verdict:
     prepare(work, questions)
     recipe = schedule(work)
     model = _train(work, recipe)
+    if work.plan.rounds:
+        model = _rewarded(work, recipe, model)
+    if work.plan.correct:
+        model = _corrected(work, recipe, model)
     verdict = _judge(work, model)
     _install(work, model, verdict)
     return verdict
@@ -255,20 +279,37 @@ def _split(work: Workplace, rows: Sequence[TrainingRow]) -> None:
             hint="A question's passages are texts of the index (pos) or their ids (pos_ids).",
         )
     count = min(work.plan.held_out, len(judged) // 3)
-    apart = Random(f"{work.plan.seed} apart").sample(judged, count)
-    queries = [{"_id": f"q{place}", "text": by_text[key][0].query} for place, key in enumerate(apart)]
-    judgments = [
-        (f"q{place}", name, 1)
-        for place, key in enumerate(apart)
-        for text in dict.fromkeys(text for row in by_text[key] for text in row.pos)
-        for name in ids[text]
-    ]
     documents = [{"_id": name, "title": "", "text": text} for name, text in _named(work)]
-    write_collection(work.held_out, documents=documents, queries=queries, judgments=judgments, split=SPLIT)
-    away = set(apart)
-    kept = [row for key, own in by_text.items() if key not in away for row in own]
-    write_whole(work.questions, "".join(row.line() for row in kept))
-    work.say(f"{counted(len(kept), 'question')} to learn from, {count} kept apart")
+
+    def write_judged(folder: Path, keys: Sequence[str]) -> None:
+        queries = [{"_id": f"q{place}", "text": by_text[key][0].query} for place, key in enumerate(keys)]
+        judgments = [
+            (f"q{place}", name, 1)
+            for place, key in enumerate(keys)
+            for text in dict.fromkeys(text for row in by_text[key] for text in row.pos)
+            for name in ids[text]
+        ]
+        write_collection(folder, documents=documents, queries=queries, judgments=judgments, split=SPLIT)
+
+    def write_kept(path: Path, keys: Iterable[str]) -> int:
+        kept = [row for key in keys for row in by_text[key]]
+        write_whole(path, "".join(row.line() for row in kept))
+        return len(kept)
+
+    apart = Random(f"{work.plan.seed} apart").sample(judged, count)
+    write_judged(work.held_out, apart)
+    left = [key for key in by_text if key not in {*apart}]
+    if work.plan.rounds:
+        asked = [key for key in judged if key in {*left}]
+        drawn = Random(f"{work.plan.seed} rewarded").sample(asked, len(asked))
+        chooses = min(_MOST_CHOOSING, len(drawn) // 5)
+        rewarded = drawn[chooses : (chooses + len(drawn)) // 2]
+        write_judged(work.choosing, drawn[:chooses])
+        write_kept(work.rewarded, rewarded)
+        left = [key for key in left if key not in {*drawn[:chooses], *rewarded}]
+        work.say(f"{counted(len(rewarded), 'question')} to be rewarded for, {chooses} to choose a round by")
+    kept = write_kept(work.questions, left)
+    work.say(f"{counted(kept, 'question')} to learn from, {count} kept apart")
 
 
 def _named(work: Workplace) -> Iterable[tuple[str, str]]:
@@ -279,7 +320,6 @@ def _named(work: Workplace) -> Iterable[tuple[str, str]]:
 def schedule(work: Workplace) -> TrainRecipe:
     """Write the rows and the recipe of a training as long as the time allows; the first call's are kept."""
     from o1_retriever_training.joint.pace import pace
-    from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 
     path = work.folder / "recipe.yaml"
     if path.is_file():
@@ -340,6 +380,78 @@ def _train(work: Workplace, recipe: TrainRecipe) -> Path:
     from o1_retriever_training.joint.run import train
 
     return train(recipe, show_progress_bar=work.options.show).output
+
+
+def _rewarded(work: Workplace, recipe: TrainRecipe, model: Path) -> Path:
+    """The best of some rounds in which the thinker learns from its own thoughts; it may be the first."""
+    from o1_retriever_training.improve import Improvement, improve
+
+    plan = work.plan
+    rounds = improve(
+        reward_recipe(work, recipe, model),
+        work.rewarded,
+        work.folder / "rounds",
+        plan=Improvement(rounds=plan.rounds, temperature=0.7, top_p=0.9, max_tokens=48, seed=plan.seed),
+        options=work.options,
+        say=work.say,
+        encoder=work.encoder,
+    )
+    return Path([each for each in rounds if each.improved][-1].model)
+
+
+def _corrected(work: Workplace, recipe: TrainRecipe, model: Path) -> Path:
+    """The thinker with a small matrix that it learns beside its own thoughts about the questions."""
+    from o1_retriever_training.joint.run import train
+
+    own = work.folder / "own-thoughts.jsonl"
+    if not own.is_file():
+        _write_own_thoughts(work, model, own)
+    work.say("Learning to correct the vectors of queries")
+    made = correction_recipe(work, recipe, model, own)
+    return train(made, show_progress_bar=work.options.show, teacher=work.encoder).output
+
+
+def reward_recipe(work: Workplace, recipe: TrainRecipe, model: Path) -> TrainRecipe:
+    """`training/recipes/index-thinker/reward.yaml` for this index, from a thinker that knows its words."""
+    section = {
+        "collection": str(work.choosing), "split": SPLIT, "encoder": work.encoder.space.weights,
+        "thoughts": 3, "temperature": 0.7, "max_new_tokens": 48, "every": 10_000,
+    }  # fmt: skip
+    return TrainRecipe.of(_further(work, recipe, model, "rounds") | {"evaluation": section})
+
+
+def correction_recipe(work: Workplace, recipe: TrainRecipe, model: Path, own: Path) -> TrainRecipe:
+    """`training/recipes/index-thinker/correction.yaml` for this index, with the thinker's `own` thoughts."""
+    fields = _further(work, recipe, model, "correction")
+    fields["model"]["correction"] = {"rank": 32}
+    fields["data"]["train"].insert(0, {"path": str(own), "name": "own", "thoughts": "any", "written": False})
+    fields["data"]["teacher"] = {"encoder": work.encoder.space.weights}
+    fields["data"]["index"] = {"corpus": str(work.corpus)}
+    fields["losses"] |= {"contrastive_weight": 0.5, "temperature": 0.05, "vectors": "both"}
+    return TrainRecipe.of(fields)
+
+
+def _write_own_thoughts(work: Workplace, model: Path, out: Path) -> None:
+    """The questions with what the thinker itself thinks: expert thoughts and passages would teach copying."""
+    files = [path for path in (work.questions, work.rewarded) if path.is_file()]
+    rows = [row for path in files for row in read_rows(path) if row.pos]
+    thinker = LocalThinker(str(model))
+    embedder = ThinkingEmbedder.from_parts(thinker, work.encoder, cache=work.folder / "thoughts")
+    written = embedder.think([row.query for row in rows])
+    lines = (
+        row.model_copy(update={"thought": None, "all_thought": [t.text for t in own if not t.failed]}).line()
+        for row, own in zip(rows, written, strict=True)
+    )
+    write_whole(out, "".join(lines))
+
+
+def _further(work: Workplace, recipe: TrainRecipe, model: Path, name: str) -> dict[str, Any]:
+    """A pass of small steps from a model on, over what is new and some of the index's words."""
+    fields = recipe.to_dict()
+    fields["model"]["base"] = str(model)
+    fields["data"]["train"][0] |= {"rows": _REPLAYED, "name": "words"}
+    fields["optimisation"] |= {"epochs": 1.0, "steps": None, "learning_rate": 1e-4}
+    return fields | {"output": str(work.folder / name)}
 
 
 def _judge(work: Workplace, model: Path) -> Verdict:

@@ -315,6 +315,12 @@ def adapt(
         int, typer.Option("--ask-about", help="Without --questions: passages that some are written about.")
     ] = 600,
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other rows and another choice.")] = 0,
+    rounds: Annotated[
+        int, typer.Option("--rounds", help="Rounds in which its own best thoughts are learned.")
+    ] = 0,
+    correct: Annotated[
+        bool, typer.Option("--correct", help="Also learn to correct the vectors of queries.")
+    ] = False,
     prepare: Annotated[
         bool, typer.Option("--prepare", help="Write the rows and the recipe for `train`, and end.")
     ] = False,
@@ -334,7 +340,9 @@ def adapt(
     quiet()
     show_log("o1_retriever_training")
     named = encoder_name(ModelOptions(encoder=encoder))
-    plan = stages.AdaptPlan(base=base or THINKER, hours=hours, asked=passages, seed=seed)
+    plan = stages.AdaptPlan(
+        base=base or THINKER, hours=hours, asked=passages, rounds=rounds, correct=correct, seed=seed
+    )
     embeds = SentenceTransformerEncoder(named)
     with Index(index, stages.only_embeds(embeds), create=False) as opened:
         work = stages.Workplace(folder=out, index=opened, encoder=embeds, plan=plan, say=_say)
@@ -360,12 +368,17 @@ def improve(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe.")
     ] = None,
     rounds: Annotated[int, typer.Option(help="At most so many.")] = 3,
-    samples: Annotated[int, typer.Option(help="Thoughts per query and round.")] = 4,
+    samples: Annotated[
+        int | None, typer.Option(help="Thoughts per query and round (default: 4, of a thinker 8).")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="How far they differ.")] = 0.8,
     max_tokens: Annotated[int, typer.Option(help="The longest thought.")] = 64,
     committee: Committee = "bm25,minilm",
 ) -> None:
-    """Have a model sample thoughts, a committee elect some, and train it on them, while that helps."""
+    """Have a model sample thoughts, choose the best, and train it on them, while that helps.
+
+    A committee elects; of a thinker beside an encoder those are chosen that lift a query's passages.
+    """
     for module in ("pydantic", "yaml"):
         require(module, extra="train", purpose="Training")
     from o1_retriever_training.improve import Improvement

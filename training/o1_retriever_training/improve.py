@@ -1,4 +1,8 @@
-"""Self-improvement: a model samples thoughts, a committee elects, the model is trained on them, again."""
+"""Self-improvement: a model samples thoughts, the best are chosen, the model is trained on them, again.
+
+A committee elects those of a model that thinks and embeds; those of a thinker beside an encoder are rewarded
+by what they do for retrieval (`reward.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,23 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.encoders import as_encoder
 from o1_retriever.errors import SettingsError
+from o1_retriever.evaluation.collection import Collection, encode_corpus, load_collection
 from o1_retriever.reporting.text import counted
+from o1_retriever.thinkers import LocalThinker
 from o1_retriever_training.copies import separate_copies
 from o1_retriever_training.ledger import write_whole
 from o1_retriever_training.recipe import Contributor, Recipe
+from o1_retriever_training.reward import Reward, RewardRules, write_rewarded
+from o1_retriever_training.rows import DataError, plain_text, read_rows
 from o1_retriever_training.synthesize import Options, synthesize
 from o1_retriever_training.vote import VoteRules, vote
 
 if TYPE_CHECKING:
     from o1_retriever_training.joint.recipe import TrainRecipe
+    from o1_retriever_training.joint.run import TrainResult
 
 OWN = "own-thoughts"
 Say = Callable[[str], None]
@@ -27,24 +38,27 @@ Say = Callable[[str], None]
 class Improvement:
     """How a model improves on itself.
 
-    `samples` thoughts are drawn for every query in each of at most `rounds`, warm enough to differ. A
-    thought with more than `most_copied` of its content words in its row's positive teaches to write alone.
+    `samples` thoughts (None: 4, of a thinker 8) are drawn for every query in each of at most `rounds`, warm
+    enough to differ. A thought with more than `most_copied` of its content words in its row's positive
+    teaches to write alone. A thinker's are rewarded by `rewards`.
     """
 
     rounds: int = 3
-    samples: int = 4
+    samples: int | None = None
     temperature: float = 0.8
     top_p: float = 0.95
     max_tokens: int = 64
     committee: Sequence[Any] = ("bm25", "minilm")
     rules: VoteRules = field(default_factory=VoteRules)
     most_copied: float = 0.6
+    rewards: RewardRules = field(default_factory=RewardRules)
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("rounds", "samples"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}; expected at least 1.")
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise SettingsError(f"{name} is {count}; expected at least 1.")
         if not 0 <= self.most_copied <= 1:
             raise SettingsError(f"most_copied is {self.most_copied}; expected a share from 0 to 1.")
 
@@ -52,6 +66,8 @@ class Improvement:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """What a round came to: the model's folder, its dev figures, and how many thoughts were copies.
+
+    A thinker's `copies` are 0: its thoughts are embedded by an encoder that does not learn.
 
     Round 0 is the model that it began with.
     """
@@ -71,13 +87,19 @@ def improve(
     plan: Improvement | None = None,
     options: Options | None = None,
     say: Say = lambda text: None,
+    encoder: Any = None,
 ) -> list[Round]:
-    """Sample, vote, train, and again while the recipe's dev figure improves; return the rounds.
+    """Sample, vote or reward, train, and again while the recipe's dev figure improves; return the rounds.
 
     `recipe.model.base` is a model that thinks already, `pairs` are the queries and positives it thinks
     about; the recipe's own data is trained on beside them. Each round goes into a folder of its own below
     `out` and starts from the best model so far; `rounds.json` has the figures. The same call goes on where
-    it was stopped. Raises `SettingsError` for a recipe without an evaluation, and what the stages raise.
+    it was stopped.
+
+    A thinker (layout chat) is rewarded on the evaluation's collection by ranks of the pairs' positives, for
+    queries that it was not trained on: those in the recipe's own data are left out. `encoder` stands for
+    the one that the evaluation names. Raises `SettingsError` for a recipe without an evaluation, `DataError`
+    where nothing is left to think about, and what the stages raise.
     """
     if recipe.evaluation is None:
         raise SettingsError(
@@ -87,11 +109,21 @@ def improve(
     plan, options, work = plan or Improvement(), options or Options(), Path(out)
     work.mkdir(parents=True, exist_ok=True)
     figure = recipe.evaluation.figure
-    best = Round(number=0, model=recipe.model.base, figures=_figures(recipe))
+    best = Round(number=0, model=recipe.model.base, figures=_figures(recipe, encoder))
     say(f"{best.model}: {figure} {best.figures[figure]:.4f}")
     rounds = [best]
     for number in range(1, plan.rounds + 1):
-        done = _round(recipe, pairs, work / f"round-{number}", best, plan, options)
+        folder = work / f"round-{number}"
+        if recipe.model.layout == "chat":
+            counts = _reward(recipe, pairs, folder, best, plan, options, encoder)
+            asked = counted(counts["questions"], "query", "queries")
+            say(f"{counted(counts['rows'], 'thought')} about {asked} are worth learning")
+            if not counts["rows"]:
+                break
+            result = _trained(recipe, best, folder, options, encoder)
+            done = Round(number=number, model=str(result.output), figures=result.best or {})
+        else:
+            done = _round(recipe, pairs, folder, best, plan, options)
         improved = done.figures[figure] > best.figures[figure]
         rounds.append(replace(done, improved=improved))
         write_whole(work / "rounds.json", json.dumps([asdict(each) for each in rounds], indent=1) + "\n")
@@ -112,13 +144,11 @@ def _round(
     options: Options,
 ) -> Round:
     from o1_retriever_training.experts import LocalExpert
-    from o1_retriever_training.joint.recipe import TrainRecipe
-    from o1_retriever_training.joint.run import train
 
     number = before.number + 1
     expert = LocalExpert.from_pretrained(before.model)
     sampling = Recipe(
-        contributors=(Contributor(n=plan.samples),),
+        contributors=(Contributor(n=plan.samples or 4),),
         seed=plan.seed + number,
         temperature=plan.temperature,
         top_p=plan.top_p,
@@ -130,21 +160,87 @@ def _round(
     del expert  # its memory is the next stage's
     vote(thoughts, voted, committee=plan.committee, rules=plan.rules, show=options.show)
     counts = separate_copies(voted, folder / "train.jsonl", most=plan.most_copied)
+    result = _trained(recipe, before, folder, options)
+    return Round(number=number, model=str(result.output), figures=result.best or {}, copies=counts["copies"])
+
+
+def _trained(
+    recipe: TrainRecipe, before: Round, folder: Path, options: Options, encoder: Any = None
+) -> TrainResult:
+    """Train on a round's thoughts beside the recipe's own data."""
+    from o1_retriever_training.joint.recipe import TrainRecipe
+    from o1_retriever_training.joint.run import train
+
     fields = recipe.to_dict()
     fields["model"]["base"] = before.model
     fields["data"]["train"].insert(0, {"path": str(folder / "train.jsonl"), "name": OWN})
     fields["output"] = str(folder / "model")
-    result = train(TrainRecipe.of(fields), show_progress_bar=options.show)
-    return Round(number=number, model=str(result.output), figures=result.best or {}, copies=counts["copies"])
+    return train(TrainRecipe.of(fields), show_progress_bar=options.show, teacher=encoder)
 
 
-def _figures(recipe: TrainRecipe) -> dict[str, float]:
+def _reward(
+    recipe: TrainRecipe,
+    pairs: str | Path,
+    folder: Path,
+    before: Round,
+    plan: Improvement,
+    options: Options,
+    encoder: Any,
+) -> dict[str, int]:
+    """Rate a thinker's thoughts about queries that it was not trained on, write the best, and count them."""
+    counts = folder / "counts.json"
+    if not counts.is_file():
+        section: Any = recipe.evaluation
+        collection = load_collection(section.collection, split=section.split)
+        questions = _unseen(recipe, pairs, collection)
+        folder.mkdir(parents=True, exist_ok=True)
+        embedder = ThinkingEmbedder.from_parts(
+            LocalThinker(before.model), as_encoder(encoder or section.encoder), cache=folder / "thoughts"
+        )
+        encoded = encode_corpus(embedder, collection.corpus, folder.parent / "vectors")
+        sampling = embedder.settings.with_changes(
+            n_thoughts=plan.samples or 8,
+            temperature=plan.temperature,
+            top_p=plan.top_p,
+            max_new_tokens=plan.max_tokens,
+            seed=plan.seed + before.number + 1,
+        )
+        reward = Reward(embedder, collection.corpus, encoded.matrix, plan.rewards)
+        rated = list(reward.rated(questions, sampling, show=options.show))
+        write_whole(counts, json.dumps(write_rewarded(rated, folder, plan.rewards)) + "\n")
+    found: dict[str, int] = json.loads(counts.read_text(encoding="utf-8"))
+    return found
+
+
+def _unseen(recipe: TrainRecipe, pairs: str | Path, collection: Collection) -> dict[str, list[int]]:
+    """The pairs' queries with the places of their positives; not what is trained on, nor the dev queries."""
+    seen = {plain_text(row.query) for source in recipe.data.train for row in read_rows(source.path)}
+    seen |= {plain_text(text) for text in collection.queries.values()}
+    texts = collection.corpus.texts(0, len(collection.corpus.ids))
+    places = {plain_text(text): place for place, text in enumerate(texts)}
+    found: dict[str, list[int]] = {}
+    for row in read_rows(pairs):
+        known = sorted({places[key] for key in map(plain_text, row.pos) if key in places})
+        if known and plain_text(row.query) not in seen:
+            found.setdefault(row.query, known)
+    if not found:
+        raise DataError(
+            f"Found no query in {pairs} that has a passage of {collection.corpus.path} and was not trained "
+            "on.",
+            hint="Keep pairs for the reward out of data.train: a thinker remembers what it was trained on.",
+        )
+    return found
+
+
+def _figures(recipe: TrainRecipe, encoder: Any = None) -> dict[str, float]:
     """The dev figures of the model that a recipe begins with."""
-    from o1_retriever.engine.load import LoadOptions, load_model
     from o1_retriever_training.joint.run import DevEvaluation
 
     assert recipe.evaluation is not None
-    local = load_model(recipe.model.base, LoadOptions())
-    template: Any = local.template
-    found = DevEvaluation(recipe.evaluation)(local.model, template.tokenizer, template.config)
+    evaluation, base = DevEvaluation(recipe.evaluation, encoder), recipe.model.base
+    if evaluation.encoder is not None:
+        thinker = LocalThinker(base)
+        found = evaluation.of(ThinkingEmbedder.from_parts(thinker, evaluation.encoder, cache=False))
+    else:
+        found = evaluation.of(ThinkingEmbedder.from_pretrained(base, cache=False))
     return {name: value for name, value in found.items() if name != "seconds"}

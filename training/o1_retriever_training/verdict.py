@@ -10,10 +10,12 @@ from o1_retriever.evaluation.collection import Collection, EncodedCorpus
 from o1_retriever.evaluation.comparison import Comparison, Values, compare, evaluate, holm
 from o1_retriever.evaluation.controls import PAIRS, thinking_systems
 from o1_retriever.evaluation.metrics import aligned
+from o1_retriever.evaluation.systems import Dense
 from o1_retriever.reporting.text import counted, markdown_table
 
 MEASURE = "nDCG@10"
 _DEPTH = 1000
+_FAST = "fast"
 _SIGNIFICANT = 0.05
 
 
@@ -22,13 +24,15 @@ class Verdict:
     """What the thinker is worth on the questions that were kept apart.
 
     `means` is the measure of every system; `own` compares each system of `PAIRS` with the same without
-    thoughts, and `control` with the one that has the thoughts about another question.
+    thoughts, and `control` with the one that has the thoughts about another question. `fast` compares the
+    corrected vector of the query alone, which costs no thought, with the encoder's own.
     """
 
     queries: int
     means: dict[str, float]
     own: dict[str, Comparison]
     control: dict[str, Comparison]
+    fast: Comparison | None = None
 
     @property
     def helped(self) -> list[str]:
@@ -61,6 +65,19 @@ class Verdict:
             rows.append(
                 [name, *figures, interval, f"{found.p_corrected:.3f}", f"{self.means[with_others]:.3f}"]
             )
+        if self.fast is not None:
+            interval = f"{self.fast.low:+.3f} to {self.fast.high:+.3f}"
+            figures = [f"{self.means[_FAST]:.3f}", f"{self.fast.difference:+.3f}"]
+            rows.append(
+                [
+                    f"{_FAST}, no thought",
+                    f"{self.means['dense']:.3f}",
+                    *figures,
+                    interval,
+                    f"{self.fast.p:.3f}",
+                    "",
+                ]
+            )
         return markdown_table(heads, rows)
 
     def sentence(self) -> str:
@@ -77,6 +94,11 @@ class Verdict:
 def judge(embedder: ThinkingEmbedder, collection: Collection, encoded: EncodedCorpus) -> Verdict:
     """What an embedder's thoughts gain on a collection, and what those about another question would."""
     systems = thinking_systems(embedder, list(collection.queries.values()), collection.corpus, encoded)
+    corrects = getattr(embedder.backend, "correction", None) is not None
+    if corrects:
+        never = embedder.settings.with_changes(thinking="never")
+        corpus = collection.corpus
+        systems.append(Dense(name=_FAST, embedder=embedder, corpus=corpus, encoded=encoded, settings=never))
     found = evaluate(collection, systems, measures=[MEASURE], depth=_DEPTH)
     queries = list(collection.qrels)
     values = {each.name: aligned(each.values[MEASURE], queries) for each in found.results}
@@ -85,6 +107,7 @@ def judge(embedder: ThinkingEmbedder, collection: Collection, encoded: EncodedCo
         means={each.name: each.means[MEASURE] for each in found.results},
         own=_compared(values, others=False),
         control=_compared(values, others=True),
+        fast=compare(values["dense"], {_FAST: values[_FAST]})[_FAST] if corrects else None,
     )
 
 

@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 
 from o1_retriever import ThinkingEmbedder
+from o1_retriever.encoders import as_encoder
 from o1_retriever.errors import SettingsError
 from o1_retriever_training.improve import OWN, Improvement, improve
 from o1_retriever_training.joint.recipe import TrainRecipe
+from o1_retriever_training.reward import RewardRules
+from o1_retriever_training.rows import DataError
 from o1_retriever_training.synthesize import Options
+from tests.support.adapters import bag_of_words
+from tests.support.joint_runs import WORDS, dev_collection, recipe_of
 from tests.support.small_collection import write_small
+from tests.training.joint.test_thinkers import chat_base
 
 PLAN = Improvement(rounds=2, samples=2, max_tokens=6, committee=("bm25",))
 QUIET = Options(show=False)
@@ -68,3 +74,53 @@ def test_without_an_evaluation_nothing_is_begun(tiny_recipe: Any, tmp_path: Path
 def test_a_plan_out_of_range_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match=next(iter(fields))):
         Improvement(**fields)
+
+
+def thinker_recipe(base: Path, folder: Path) -> TrainRecipe:
+    """Rows about the second half of the words; the dev questions are about all of them."""
+    rows = [{"query": f"about {word}", "thought": f"{word} is it."} for word in WORDS[6:]]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = {
+        "collection": str(dev_collection(folder / "dev")), "every": 2, "thoughts": 1, "max_new_tokens": 4,
+        "encoder": "words",
+    }  # fmt: skip
+    return recipe_of(
+        base,
+        folder / "rows.jsonl",
+        folder / "out",
+        model={"layout": "chat", "tuning": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}},
+        data={"max_query_tokens": 40, "max_length": 80},
+        losses={"contrastive_weight": 0.0},
+        optimisation={"chunk": None},
+        evaluation=section,
+    )
+
+
+def test_a_thinker_learns_from_what_lifts_passages_of_questions_that_it_was_not_trained_on(
+    tmp_path: Path,
+) -> None:
+    base = chat_base(tmp_path / "base")
+    recipe, encoder = thinker_recipe(base, tmp_path), as_encoder(bag_of_words)
+    pairs = [{"query": f"about {word}", "pos": [f"{n} {word}"]} for n, word in enumerate(WORDS)]
+    pairs.append({"query": "0 of amber?", "pos": ["0 amber"]})
+    asked = tmp_path / "pairs.jsonl"
+    asked.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    plan = Improvement(rounds=1, max_tokens=8, rewards=RewardRules(least=-9.0))
+    said: list[str] = []
+    arguments: dict[str, Any] = {"plan": plan, "options": QUIET, "encoder": encoder, "say": said.append}
+    out = tmp_path / "rounds"
+    none = improve(recipe, asked, out, **arguments)
+    assert [each.number for each in none] == [0], "a model of random weights never ends by itself"
+    assert said[-1] == "0 thoughts about 6 queries are worth learning"
+    (out / "round-1" / "counts.json").write_text('{"rows": 1, "questions": 1}')
+    (out / "round-1" / "train.jsonl").write_text('{"query": "about amber", "thought": "0 amber."}\n')
+    found = improve(recipe, asked, out, **arguments)
+    assert len(found) == 2
+    rated = [json.loads(line) for line in (out / "round-1" / "rewards.jsonl").read_text().splitlines()]
+    assert [row["query"] for row in rated] == [f"about {word}" for word in WORDS[:6]]
+    assert {len(row["all_thought"]) for row in rated} == {8}
+    summary = json.loads((Path(found[1].model) / "training.json").read_text())
+    assert summary["recipe"]["data"]["train"][0]["name"] == OWN
+    assert "nDCG@10 thinking" in found[0].figures
+    with pytest.raises(DataError, match="that has a passage of"):
+        improve(recipe, tmp_path / "rows.jsonl", tmp_path / "none", **arguments)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
 
 from o1_retriever.errors import ModelNotFoundError, SettingsError
-from o1_retriever.thinkers.config import ThinkerConfig
+from o1_retriever.thinkers import LocalThinker
+from o1_retriever.thinkers.config import Correction, ThinkerConfig
 from o1_retriever_training.publishing.card import CardFacts
 from o1_retriever_training.publishing.contents import look_into
 from o1_retriever_training.publishing.staging import SecretError, StageOptions, refuse_secrets, stage
 from tests.support.publishing import adapted, digests, litter, saved
 
 FACTS = CardFacts(repo="me/tiny")
+MATRIX = Correction(down=np.ones((2, 32), np.float32), up=np.ones((4, 2), np.float32))
 TOKENS = {
     "a Hugging Face token": "hf_" + "AbCdEfGhIj" * 3,
     "an API key": "sk-proj-" + "a1B2c3D4" * 4,
@@ -52,7 +55,7 @@ def test_a_thinker_is_sent_as_it_is_with_a_card_of_its_own(tmp_path: Path) -> No
     folder = adapted(tmp_path / "thinker", saved(tmp_path / "base"))
     (folder / "README.md").unlink()  # of peft
     litter(folder)
-    ThinkerConfig(settings={"temperature": 0.7}).save(folder)
+    ThinkerConfig(settings={"temperature": 0.7}, correction=MATRIX).save(folder)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     before = digests(folder)
     staged = stage(folder, tmp_path / "staging", facts=CardFacts(repo="me/thinker", base_model="a/base"))
@@ -73,6 +76,16 @@ def test_a_thinker_is_sent_as_it_is_with_a_card_of_its_own(tmp_path: Path) -> No
     assert "It is an adapter of [a/base]" in card.text
     assert "temperature 0.7" in card.text
     stage(tmp_path / "staging", tmp_path / "again", facts=FACTS)
+    whole = stage(folder, tmp_path / "merged", facts=FACTS, options=StageOptions(merged=True))
+    sent = {file.path for file in whole.files}
+    assert sent >= {"model.safetensors", "tokenizer.json", "o1_correction.safetensors", "o1_thinker.json"}
+    assert not {name for name in sent if "adapter" in name or name == "o1_embedder.json"}
+    found = [LocalThinker(each, dtype="float32") for each in (folder, tmp_path / "merged")]
+    logits = [each.local.model(torch.tensor([[5, 6, 7]])).logits for each in found]
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+    matrix = found[1].correction
+    assert matrix is not None
+    assert (matrix.identity, found[1].default_settings["temperature"]) == (MATRIX.identity, 0.7)
     with pytest.raises(SettingsError, match="Found --nf4 for a thinker"):
         stage(folder, tmp_path / "nf4", facts=FACTS, options=StageOptions(nf4=True))
 

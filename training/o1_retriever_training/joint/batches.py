@@ -140,7 +140,7 @@ class DrawnRows(Dataset[Drawn]):
     def __init__(self, rows: TrainingRows, recipe: TrainRecipe) -> None:
         self.rows = rows
         self._data, self._losses, self._seed = recipe.data, recipe.losses, recipe.optimisation.seed
-        self._one_vector = recipe.model.layout != "paper"
+        self._one_vector = recipe.model.layout == "released"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -195,7 +195,9 @@ class Collator:
     plain documents' words; and what the losses take: `targets` [V], `positive_keys` [V, P], `document_keys`
     [D, 2], and `groups` and `teacher` [V, G], the documents of a query and their scores. With a teacher
     `teacher_queries` [V, d] and `teacher_documents` [D, d] have its vectors, nan for none, and with an index
-    `answers` [V, A] the rows of it that answer, -1 for none.
+    `answers` [V, A] the rows of it that answer, -1 for none. For a correction `encoded` [V, d] has the
+    encoder's vectors in the place of `teacher_queries`, and `alone` [V] for a query with a thought the row of
+    the same query without one, -1 for the others.
     `tokens` counts what is no padding.
     """
 
@@ -313,7 +315,13 @@ class Collator:
                 (row.composed if composed else -1) if thinks else int(taught[row.query or 0])
                 for row, thinks in pairs
             ]
-            found["teacher_queries"] = _vectors(self._rows.teacher, numbers)
+            vectors = _vectors(self._rows.teacher, numbers)
+            if self._recipe.model.correction is None:
+                found["teacher_queries"] = vectors
+            else:
+                fast = {id(row): place for place, (row, thinks) in enumerate(pairs) if not thinks}
+                alone = [fast.get(id(row), -1) if thinks else -1 for row, thinks in pairs]
+                found |= {"encoded": vectors, "alone": torch.tensor(alone, dtype=torch.int64)}
         if self._rows.index is not None and data.index is not None:
             every = data.index.vectors == "all"
             found["answers"] = _padded([row.answers if thinks or every else [] for row, thinks in pairs], -1)

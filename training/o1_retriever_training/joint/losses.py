@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, softplus
+from torch.nn.functional import cross_entropy, kl_div, normalize, softplus
 from torch.utils.checkpoint import checkpoint
 
 # More scores than this at once are computed again for their gradient instead of being kept (16 MiB).
@@ -101,6 +101,19 @@ def relation_loss(vectors: Tensor, teacher: Tensor, *, temperature: float) -> Te
         for each in (vectors, teacher)
     )
     return kl_div(ours, theirs, log_target=True, reduction="batchmean")
+
+
+def corrected_queries(encoded: Tensor, corrections: Tensor, alone: Tensor) -> Tensor:
+    """The vectors that an index of another's encoder is searched with, unit vectors [V, d].
+
+    p(q) = unit(E(q) + W h(q)) for a query alone, and unit(a p(q) + mean_i p(q + t_i)) with thoughts, here one
+    and a = 1: what `ThoughtSettings.query_weight` and `PairBackend` compute. `encoded` [V, d] has E,
+    `corrections` [V, d] has W h, and `alone` [V] is, for a query with a thought, the row of the same one
+    without, and -1 for the others.
+    """
+    own = normalize(encoded + corrections, dim=-1)
+    joined = normalize(own[alone.clamp(min=0)] + own, dim=-1)
+    return torch.where((alone >= 0)[:, None], joined, own)
 
 
 def index_loss(queries: Tensor, answers: Tensor, index: Tensor, *, temperature: float, count: int) -> Tensor:

@@ -6,6 +6,7 @@ One forward gives everything: the vectors at `<emb>`, and how surprising the tho
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import linear, normalize, rms_norm
 from torch.utils.checkpoint import checkpoint
 
 from o1_retriever.engine.adapters import base_of, is_adapter
@@ -24,6 +25,7 @@ from o1_retriever.engine.load import LoadOptions, load_causal_lm
 from o1_retriever.engine.template import CONFIG_NAME, Layout, TemplateConfig
 from o1_retriever.engine.weights import has_bfloat16
 from o1_retriever.errors import SettingsError
+from o1_retriever.thinkers.config import Correction as Matrix
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.joint.layouts import AnyTemplate, markers_of, template_of, writer_prompt
 from o1_retriever_training.joint.losses import generation_loss
@@ -81,15 +83,56 @@ def know_plain_attention() -> None:
     AttentionMaskInterface.register("plain", lambda *_args, **_kwargs: None)
 
 
+class Correction(nn.Module):
+    """W h: what a thinker's state [n, width] adds to the encoder's unit vector, float32 [n, dimension].
+
+    W = up @ down is of low rank, and `up` is zero: training begins at the vectors that were there. A state is
+    scaled to a root mean square of 1, and the sum by 1 / sqrt(dimension), as a unit vector's numbers are.
+    """
+
+    def __init__(self, width: int, dimension: int, rank: int, *, seed: int) -> None:
+        super().__init__()
+        noise = torch.Generator().manual_seed(seed)
+        self.down = nn.Parameter(torch.randn(rank, width, generator=noise) / width**0.5)
+        self.up = nn.Parameter(torch.zeros(dimension, rank))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """The corrections of some states."""
+        with torch.autocast(states.device.type, enabled=False):
+            scaled = rms_norm(states.float(), states.shape[-1:])
+            corrections: Tensor = linear(linear(scaled, self.down), self.up)
+            return corrections / math.sqrt(len(self.up))
+
+    def exported(self) -> Matrix:
+        """What is saved beside the weights."""
+        down, up = (part.detach().float().cpu().numpy().copy() for part in (self.down, self.up))
+        return Matrix(down=down, up=up)
+
+    def take(self, known: Matrix) -> None:
+        """Go on from a matrix of the same shape that was trained before."""
+        with torch.no_grad():
+            self.down.copy_(torch.from_numpy(known.down))
+            self.up.copy_(torch.from_numpy(known.up))
+
+
 class JointModel(nn.Module):
     """Wraps a causal language model so that one call gives vectors and the generation loss.
 
     Everything stands in one `forward`, so that DDP, FSDP and autocast see the language-model head as well.
+    With a `correction` the vectors are what it makes of the states, and no unit vectors.
     """
 
-    def __init__(self, model: Any, language_model: Any, *, head_trains_embeddings: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        language_model: Any,
+        *,
+        head_trains_embeddings: bool = True,
+        correction: Correction | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.correction = correction
         self._head_trains_embeddings = head_trains_embeddings
         # Under LoRA the same modules as in `model`, with the low-rank matrices in their places. In a list, so
         # that its weights are not registered twice.
@@ -112,7 +155,8 @@ class JointModel(nn.Module):
         """
         language_model = self.language_model
         hidden = language_model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        vectors = normalize(hidden[rows, columns].float(), dim=-1)
+        states = hidden[rows, columns]
+        vectors = normalize(states.float(), dim=-1) if self.correction is None else self.correction(states)
         if labels is None:
             return vectors, vectors.new_zeros(())
         at_rows, at_columns, expected = labels
@@ -206,7 +250,8 @@ class Backbone:
 
     `model` is the whole as it is trained (for LoRA a `PeftModel`), `language_model` the causal language model
     in it. `base` names what a low-rank adapter lies upon. `template` has the limits of training, `deployed`
-    those of the checkpoint that will be saved.
+    those of the checkpoint that will be saved. `correction` is the matrix that a thinker was trained with
+    before.
     """
 
     model: Any
@@ -215,6 +260,7 @@ class Backbone:
     tokenizer: Any
     template: AnyTemplate
     deployed: TemplateConfig | ThinkerConfig
+    correction: Matrix | None = None
 
     @property
     def width(self) -> int:
@@ -252,6 +298,7 @@ def open_backbone(model: ModelSection, data: DataSection, *, seed: int, device: 
         tokenizer=tokenizer,
         template=template,
         deployed=_deployed(loaded.folder, model.layout, language_model, data.instruction),
+        correction=Matrix.beside(before or loaded.folder) if model.layout == "chat" else None,
     )
 
 

@@ -55,20 +55,27 @@ class LoraSettings(Section):
     )
 
 
+class CorrectionSettings(Section):
+    """A low-rank matrix from a thinker's state to the encoder's vectors, zero at the start. Ours."""
+
+    rank: Positive = 32
+
+
 class ModelSection(Section):
     """What is trained, and how. `dtype` auto is bfloat16 (reference) on CUDA and float32 on a CPU (ours).
 
     `layout` paper and released make a model that thinks and embeds; chat makes a thinker beside an encoder,
-    which learns to write and nothing else. `dtype` fastest is bfloat16 where the processor multiplies in it,
-    else float32. `attention` plain is a causal attention without a mask whose backward is fast on a CPU.
-    Without `head_trains_embeddings` a head that is tied to the word embeddings reads them and does not train
-    them.
+    which learns to write, and with `correction` to correct that encoder's vectors of queries. `dtype`
+    fastest is bfloat16 where the processor multiplies in it, else float32. `attention` plain is a causal
+    attention without a mask whose backward is fast on a CPU. Without `head_trains_embeddings` a head that
+    is tied to the word embeddings reads them and does not train them.
     """
 
     base: Text
     layout: TrainedLayout = "paper"  # paper
     tuning: Literal["lora", "qlora", "full"] = "lora"  # reference
     lora: LoraSettings = LoraSettings()
+    correction: CorrectionSettings | None = None
     dtype: Literal["auto", "fastest", "float32", "bfloat16"] = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2", "plain"] = "sdpa"  # ours
     gradient_checkpointing: bool = True  # reference
@@ -79,6 +86,11 @@ class ModelSection(Section):
         if not self.head_trains_embeddings and self.tuning != "full":
             raise ValueError(
                 f"head_trains_embeddings is off and tuning is {self.tuning}; expected tuning full, or on"
+            )
+        if self.correction is not None and self.layout != "chat":
+            raise ValueError(
+                f"correction is for a thinker beside an encoder and layout is {self.layout}; expected layout "
+                "chat"
             )
         if self.attention == "flash_attention_2" and self.dtype == "float32":
             raise ValueError(
@@ -175,7 +187,8 @@ class LossSection(Section):
     `vectors` sampled draws for each query which vector is trained (z, thinking with `thinking_probability`);
     both trains the fast and the thinking one. Where `data` has a teacher, `teacher_weight` times 1 - cosine
     and `relation_weight` times the divergence of the similarities within a batch come to the contrastive
-    part, and where it has an index, `index_weight` times the comparison with all of it. A token of a plain
+    part, and where it has an index, `index_weight` times the comparison with all of it. The fast vector of a
+    corrected query learns the one with the thought with `fast_weight` times 1 - cosine. A token of a plain
     document counts `document_token_weight` of a thought's, and of a batch at most `document_tokens` are
     learned, evenly spread.
     """
@@ -194,6 +207,7 @@ class LossSection(Section):
     relation_weight: Annotated[Number, Field(ge=0)] = 0.0
     relation_temperature: Annotated[Number, Field(gt=0)] = 0.05
     index_weight: Annotated[Number, Field(ge=0)] = 1.0
+    fast_weight: Annotated[Number, Field(ge=0)] = 1.0
     document_token_weight: Annotated[Number, Field(ge=0)] = 0.4
     document_tokens: Positive | None = 384
 
@@ -335,12 +349,18 @@ class TrainRecipe(Section):
                 "losses.vectors is both, and in model.layout released a query with a thought has no fast "
                 "vector; expected losses.vectors sampled or model.layout paper"
             )
-        if self.model.layout == "chat" and (
-            self.losses.contrastive_weight or self.data.teacher or self.data.index
-        ):
+        compares = bool(self.losses.contrastive_weight or self.data.teacher or self.data.index)
+        if self.model.layout == "chat" and compares and self.model.correction is None:
             raise ValueError(
                 "model.layout is chat, which makes no vectors, and the losses or the data compare some; "
-                "expected losses.contrastive_weight 0 and neither data.teacher nor data.index"
+                "expected model.correction, or losses.contrastive_weight 0 and neither data.teacher nor "
+                "data.index"
+            )
+        if self.model.correction is not None and not self._corrects:
+            raise ValueError(
+                "model.correction learns to correct the encoder's vectors of a query and of the query with "
+                "its thought; expected data.teacher with thinking, data.index of the same encoder, "
+                "losses.vectors both and losses.contrastive_weight above 0"
             )
         if self.evaluation is not None and (self.evaluation.encoder is None) == (self.model.layout == "chat"):
             raise ValueError(
@@ -354,6 +374,15 @@ class TrainRecipe(Section):
                 "expected data.group 2 or more, or losses.in_batch_negatives on"
             )
         return self
+
+    @property
+    def _corrects(self) -> bool:
+        """Whether there is all that a correction learns from."""
+        teacher, index, losses = self.data.teacher, self.data.index, self.losses
+        if teacher is None or index is None or not teacher.thinking:
+            return False
+        same = index.encoder in (None, teacher.encoder)
+        return same and losses.vectors == "both" and losses.contrastive_weight > 0
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values, defaults included; `TrainRecipe.of` reads them again."""

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ class DevEvaluation:
             queries = [queries[place] for place in np.linspace(0, len(queries) - 1, most).astype(int)]
         self._collection = whole.with_queries({query: whole.queries[query] for query in queries})
         self._texts = whole.corpus.texts(0, len(whole.corpus.ids))
-        self._encoder = None if section.encoder is None else as_encoder(encoder or section.encoder)
+        self.encoder = None if section.encoder is None else as_encoder(encoder or section.encoder)
         self._fixed: EncodedCorpus | None = None  # a thinker's documents, which training does not move
 
     def __call__(
@@ -134,8 +134,11 @@ class DevEvaluation:
 
         The model is left in evaluation mode.
         """
-        started = time.perf_counter()
-        section, embedder = self._section, self._embedder(language_model, tokenizer, config)
+        return self.of(self._embedder(language_model, tokenizer, config))
+
+    def of(self, embedder: ThinkingEmbedder) -> dict[str, float]:
+        """The same of an embedder."""
+        started, section = time.perf_counter(), self._section
         encoded = self._fixed
         if encoded is None:
             matrix = np.asarray(embedder.encode_documents(self._texts, show_progress_bar=False), np.float32)
@@ -165,8 +168,10 @@ class DevEvaluation:
         from o1_retriever.engine.load import assemble
 
         if isinstance(config, ThinkerConfig):
-            thinker = LocalThinker(language_model, tokenizer, prompt=config.prompt)
-            return ThinkingEmbedder.from_parts(thinker, self._encoder, cache=False)
+            thinker = LocalThinker(
+                language_model, tokenizer, prompt=config.prompt, correction=config.correction
+            )
+            return ThinkingEmbedder.from_parts(thinker, self.encoder, cache=False)
         # The name of the weights would be computed from them, and nothing here is kept under it.
         local = assemble("trained", language_model, tokenizer, template_config=config, weights="in training")
         return ThinkingEmbedder(LocalBackend(local), cache=False)
@@ -206,7 +211,8 @@ def train(
     data = work / "data"
     with arguments.main_process_first(desc="tokenising"), enough_space(data):
         rows = open_rows(recipe.data, backbone.template, data, show=show_progress_bar, teacher=teacher)
-    _check_width(rows, backbone.width)
+    if recipe.model.correction is None:  # which leads from the one width to the other
+        _check_width(rows, backbone.width)
     logger.info("Training data: %s", rows.report)
     if checkpoint is not None:
         check_data(checkpoint, rows.name)
@@ -226,7 +232,7 @@ def train(
     )
     with whole_weights(trainer.model), enough_space(output):
         if trainer.is_world_process_zero():
-            _save(output, backbone)
+            _save(output, replace(backbone, deployed=trainer.deployed))
             result.write(recipe, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
     return result

@@ -28,6 +28,7 @@ from o1_retriever_training.joint.batches import Batch
 from o1_retriever_training.joint.losses import (
     allowed_negatives,
     contrastive_loss,
+    corrected_queries,
     cosine_loss,
     distillation_loss,
     index_loss,
@@ -159,6 +160,8 @@ LossOf: TypeAlias = Callable[[list[Tensor]], _Loss]  # of the vectors of each ch
 def _loss(
     batch: Batch, queries: Tensor, documents: Tensor, losses: LossSection, index: Tensor | None
 ) -> _Loss:
+    if "encoded" in batch:
+        queries = corrected_queries(batch["encoded"], queries, batch["alone"])
     own, others = fixed_loss(batch, queries, documents, losses, index)
     compared = batch["targets"] >= 0  # the others learn from a teacher or an index alone
     fields = {name: batch[name][compared] for name in ("targets", "positive_keys", "groups", "teacher")}
@@ -201,8 +204,8 @@ def fixed_loss(
 ) -> tuple[Tensor, Parts]:
     """What the vectors of this process learn from vectors that do not change: a teacher's, and an index's.
 
-    Parts are `teacher`, `relation` and `index`, as far as the recipe has them. The mean over the processes is
-    that of the global batch; similarities are those within a process.
+    Parts are `teacher`, `relation`, `index` and `fast`, as far as the recipe has them. The mean over the
+    processes is that of the global batch; similarities are those within a process.
     """
     loss, parts = queries.new_zeros(()), {}
     if "teacher_queries" in batch:
@@ -221,6 +224,11 @@ def fixed_loss(
         surprise = index_loss(queries, answers, index, temperature=losses.temperature, count=count)
         parts["index"] = surprise * processes()
         loss = loss + losses.index_weight * parts["index"]
+    if "alone" in batch:
+        thinking = torch.nonzero(batch["alone"] >= 0).flatten()
+        fast, taught = queries[batch["alone"][thinking]], queries[thinking].detach()
+        parts["fast"] = cosine_loss(fast, taught, count=total(len(thinking))) * processes()
+        loss = loss + losses.fast_weight * parts["fast"]
     return loss, {name: value.detach() for name, value in parts.items()}
 
 

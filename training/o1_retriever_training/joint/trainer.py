@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from o1_retriever.reporting.progress import Advance, is_shown, progress
 from o1_retriever.storage import written_whole
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.joint.batches import Budget, Collator, DrawnRows, SameSourceBatches, unit_vectors
-from o1_retriever_training.joint.model import Backbone, JointModel, uncast_inputs, whole_weights
+from o1_retriever_training.joint.model import Backbone, Correction, JointModel, uncast_inputs, whole_weights
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows
 from o1_retriever_training.joint.steps import How, RandomState, joint_step, total
@@ -87,7 +88,8 @@ class Progress(TrainerCallback):
         if "loss" in logs:
             rate = self._count() * args.world_size / max(1e-9, time.perf_counter() - self._began)
             logs["tokens_per_second"] = rate
-            fixed = "".join(f"{name} {logs[name]:.3f}, " for name in ("teacher", "index") if name in logs)
+            known = [name for name in ("teacher", "index", "fast") if name in logs]
+            fixed = "".join(f"{name} {logs[name]:.3f}, " for name in known)
             self._note = (
                 f"loss {logs['loss']:.3f} (contrastive {logs.get('contrastive', 0.0):.3f}, {fixed}thoughts "
                 f"{logs.get('generation', 0.0):.3f}), gradient {logs.get('grad_norm', 0.0):.2f}, "
@@ -173,8 +175,7 @@ class JointTrainer(Trainer):
         self._counted = 0
         self._evaluate_dev = evaluate_dev
         self._backbone = backbone
-        head = recipe.model.head_trains_embeddings
-        self._whole = JointModel(backbone.model, backbone.language_model, head_trains_embeddings=head)
+        self._whole = joint_model(backbone, recipe, rows)
         self._rows = rows
         self._index = None if rows.index is None else unit_vectors(rows.index).to(arguments.device)
         main = arguments.process_index == 0
@@ -281,7 +282,7 @@ class JointTrainer(Trainer):
         with whole_weights(self.model):
             if self.is_world_process_zero():
                 own = self._backbone
-                figures = self._evaluate_dev(own.language_model, own.tokenizer, own.deployed)
+                figures = self._evaluate_dev(own.language_model, own.tokenizer, self.deployed)
                 found = {f"eval_{name}": value for name, value in figures.items()}
             from accelerate.utils import broadcast_object_list  # the extra `train` installs it
 
@@ -290,6 +291,14 @@ class JointTrainer(Trainer):
         self.log(dict(found))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+    @property
+    def deployed(self) -> TemplateConfig | ThinkerConfig:
+        """The config of what is trained, with the small matrix as it is now."""
+        own, matrix = self._backbone.deployed, self._whole.correction
+        if matrix is None or not isinstance(own, ThinkerConfig):
+            return own
+        return replace(own, correction=matrix.exported())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}"
@@ -322,6 +331,31 @@ class JointTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         load_weights(self._whole, Path(resume_from_checkpoint))
+
+
+def joint_model(backbone: Backbone, recipe: TrainRecipe, rows: TrainingRows) -> JointModel:
+    """What is trained: the language model and, where the recipe has one, the correction beside it.
+
+    A base that was trained with a correction before goes on with it. Raises `TrainingError` where it is for
+    another encoder.
+    """
+    correction, settings = None, recipe.model.correction
+    if settings is not None:
+        assert rows.index is not None, "the recipe has been checked"
+        known = backbone.correction
+        rank, dimension = settings.rank if known is None else len(known.down), rows.index.shape[1]
+        if known is not None and len(known.up) != dimension:
+            raise TrainingError(
+                f"The base corrects vectors of {len(known.up)} numbers and the index's have {dimension}.",
+                hint="Train it beside the encoder that it was trained for, or take another base.",
+            )
+        correction = Correction(backbone.width, dimension, rank, seed=recipe.optimisation.seed)
+        if known is not None:
+            correction.take(known)
+    head = recipe.model.head_trains_embeddings
+    return JointModel(
+        backbone.model, backbone.language_model, head_trains_embeddings=head, correction=correction
+    )
 
 
 def budget_of(recipe: TrainRecipe, rows: TrainingRows) -> Budget | None:

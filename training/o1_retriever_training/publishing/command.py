@@ -61,6 +61,9 @@ class CardOptions:
 class WeightOptions:
     """What is made of the weights."""
 
+    merged: Annotated[
+        bool, _model("--merged", help="Send a thinker as a model of its own, added to its base.")
+    ] = False
     nf4: Annotated[bool, _model("--nf4", help="Add a copy in 4 bits, in the folder nf4.")] = False
     base: Annotated[str | None, _model(help="Base of an adapter (default: as its config says).")] = None
     qlora: Annotated[bool | None, _model("--qlora/--no-qlora", help=_QLORA)] = None

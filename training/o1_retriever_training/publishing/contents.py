@@ -12,6 +12,7 @@ from pathlib import Path
 from o1_retriever.engine.adapters import is_adapter
 from o1_retriever.errors import ModelNotFoundError
 from o1_retriever.thinkers.config import CONFIG_NAME as THINKER
+from o1_retriever.thinkers.config import MATRIX
 
 NF4 = "nf4"
 CARD = "README.md"
@@ -89,7 +90,7 @@ class Contents:
     """What a folder holds: the model's own files, a recipe and a card if it has them, and what is left out.
 
     `adapter` says that the folder is an adapter, to be merged into its base unless it is a `thinker`, which
-    only writes and is sent as it is.
+    is sent as it is.
     """
 
     folder: Path
@@ -159,7 +160,7 @@ def _size(path: Path) -> int:
 
 
 def _check(found: Contents) -> None:
-    weights = {name for name in found.model if name.endswith(".safetensors") and "/" not in name}
+    weights = {name for name in found.model if name.endswith(".safetensors") and "/" not in name} - {MATRIX}
     if found.adapter:
         if not (found.folder / "adapter_model.safetensors").is_file():
             raise ModelNotFoundError(

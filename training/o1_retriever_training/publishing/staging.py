@@ -21,6 +21,7 @@ from o1_retriever.engine.adapters import base_of
 from o1_retriever.engine.load import LoadOptions, load_causal_lm, read_config, read_template
 from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig
 from o1_retriever.errors import InputError, SettingsError
+from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.publishing.card import CardFacts, provenance, write_card
 from o1_retriever_training.publishing.contents import CARD, NF4, RECIPE_FILE, File, look_into
 from o1_retriever_training.saving import (
@@ -28,6 +29,7 @@ from o1_retriever_training.saving import (
     merge_adapter,
     save_embedder,
     save_sentence_transformers,
+    save_thinker,
     save_tokenizer,
     stored_dtype,
 )
@@ -37,11 +39,13 @@ from o1_retriever_training.saving import (
 class StageOptions:
     """How a folder is made ready.
 
-    `nf4` adds a copy quantised to 4 bits. `qlora` says whether an adapter was trained on a base in NF4 (None:
-    what the recipe says), `base` is where its base is (None: what its config says) and `dtype` what the
-    merged weights are stored as. `recipe` is the file of the training (None: the folder's own).
+    `merged` sends a thinker's adapter added to its base, as a model of its own. `nf4` adds a copy quantised
+    to 4 bits. `qlora` says whether an adapter was trained on a base in NF4 (None: what the recipe says),
+    `base` is where its base is (None: what its config says) and `dtype` what the merged weights are stored
+    as. `recipe` is the file of the training (None: the folder's own).
     """
 
+    merged: bool = False
     nf4: bool = False
     qlora: bool | None = None
     base: str | None = None
@@ -81,17 +85,22 @@ def stage(
     if found.thinker:
         if options.nf4:
             raise SettingsError("Found --nf4 for a thinker, which is sent as it is.", hint="Leave out --nf4.")
-        for name in found.model:
-            _place(found.folder / name, folder / name)
-    elif found.adapter:
+        if not (options.merged and found.adapter):
+            for name in found.model:
+                _place(found.folder / name, folder / name)
+    if found.adapter and (options.merged or not found.thinker):
         say("Merging the adapter into its base")
         qlora = known.at("model", "tuning") == "qlora" if options.qlora is None else options.qlora
         merged = merge_adapter(found.folder, base=options.base, quantised=qlora, dtype=options.dtype)
-        save_embedder(folder, *merged)
+        thinker = ThinkerConfig.beside(found.folder)
+        if thinker is None:
+            save_embedder(folder, *merged)
+        else:
+            save_thinker(folder, *merged[:2], thinker, base="")
         for name in found.model:
             if name == CARD or name.startswith(("LICENSE", "NOTICE")):
                 _place(found.folder / name, folder / name)
-    else:
+    elif not found.thinker:
         for name in found.model:
             if not (options.nf4 and name.startswith(f"{NF4}/")):
                 _place(found.folder / name, folder / name)
