@@ -17,27 +17,32 @@ import httpx
 
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import Document
-from o1_retriever.engine.backend import LocalBackend
 from o1_retriever_server import ServerSettings, create_app
-from tests.support.engine import exact_model
+from tests.support.adapters import small_embedder
 from tests.support.http_server import ThreadServer, serving
 
 pytestmark = pytest.mark.long
 pytest.importorskip("chromadb", reason="needs the extra `index`")
 
 HOW = ThoughtSettings(n_thoughts=2, temperature=1.0, max_new_tokens=6)
-CLIENTS, REQUESTS = 64, 2000
+CLIENTS, REQUESTS = 64, 640
 QUERIES = [f"query number {number}" for number in range(40)]
 TEXTS = [f"text {number} " + "word " * (number % 7) for number in range(40)]
 
 
-def embedder() -> ThinkingEmbedder:
+@pytest.fixture(scope="module", params=["pair", "local"])
+def embedder(request: pytest.FixtureRequest) -> ThinkingEmbedder:
+    if request.param == "pair":
+        return small_embedder()
+    from o1_retriever.engine.backend import LocalBackend
+    from tests.support.engine import exact_model
+
     return ThinkingEmbedder(LocalBackend(exact_model("qwen2")), settings=HOW, cache=False)
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
-    with Index(tmp_path_factory.mktemp("load"), embedder()) as made:
+def index(embedder: ThinkingEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    with Index(tmp_path_factory.mktemp("load"), embedder) as made:
         made.add(Document(id=str(number), text=text) for number, text in enumerate(TEXTS))
         yield made
 
@@ -57,14 +62,14 @@ async def by_all(
         await asyncio.gather(*(client(http) for _ in range(CLIENTS)))
 
 
-async def test_every_answer_is_that_of_the_library(index: Index) -> None:
-    plain = embedder()
+async def test_every_answer_is_that_of_the_library(embedder: ThinkingEmbedder, index: Index) -> None:
+    fast = embedder.settings.with_changes(thinking="never")
     expected = {
-        "tiny": plain.encode_queries(QUERIES),
-        "tiny:fast": plain.encode_queries(QUERIES, settings=HOW.with_changes(thinking="never")),
-        "tiny:document": plain.encode_documents(TEXTS),
+        "tiny": embedder.encode_queries(QUERIES),
+        "tiny:fast": embedder.encode_queries(QUERIES, settings=fast),
+        "tiny:document": embedder.encode_documents(TEXTS),
     }
-    found = {query: [hit.id for hit in Retriever(plain, index).search(query, k=3)] for query in QUERIES}
+    found = {query: [hit.id for hit in Retriever(embedder, index).search(query, k=3)] for query in QUERIES}
     kinds: Counter[str] = Counter()
     chance = random.Random(0)
 
@@ -83,13 +88,13 @@ async def test_every_answer_is_that_of_the_library(index: Index) -> None:
             assert np.allclose(rows, expected[kind][places], atol=1e-4)
         kinds[kind] += 1
 
-    with serving(create_app(embedder(), {"texts": index}, name="tiny")) as server:
+    with serving(create_app(embedder, {"texts": index}, name="tiny")) as server:
         await by_all(server, one, REQUESTS)
     assert sum(kinds.values()) == REQUESTS
     assert min(kinds.values()) > REQUESTS / 8
 
 
-async def test_an_overload_is_answered_with_200_and_429_alone(index: Index) -> None:
+async def test_an_overload_gets_200_and_429_alone(embedder: ThinkingEmbedder, index: Index) -> None:
     answers: Counter[int] = Counter()
 
     async def one(http: httpx.AsyncClient, number: int) -> None:
@@ -100,8 +105,8 @@ async def test_an_overload_is_answered_with_200_and_429_alone(index: Index) -> N
             await asyncio.sleep(0.01)
 
     settings = ServerSettings(max_waiting=CLIENTS // 4)
-    with serving(create_app(embedder(), {"texts": index}, settings=settings)) as server:
-        await by_all(server, one, 600)
+    with serving(create_app(embedder, {"texts": index}, settings=settings)) as server:
+        await by_all(server, one, 320)
         assert set(answers) == {200, 429}
         async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=200) as http:
             after: Any = await http.post("/v1/search", json={"query": "afterwards"})
