@@ -43,8 +43,7 @@ THOUGHTS, TOKENS = 3, 48
 SETTINGS = ThoughtSettings(n_thoughts=THOUGHTS, max_new_tokens=TOKENS, temperature=0.7)
 # How often each number of queries is timed on both sides: in the quick set, and in the full one.
 _PAIRS = {1: (3, 9), 8: (1, 5), 32: (1, 3)}
-# bfloat16 where the processor has it and 8 bits: more rows favour the one, one query the other.
-_FAST = ("fastest", "int8")
+_FAST = ("fastest",)
 _GENERATE_BATCH = 16  # queries at once: more are no faster
 _SLOTS = 24  # what llama.cpp is fastest with
 _MEASURED_MEMORY = 8  # queries

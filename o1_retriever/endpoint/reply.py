@@ -146,7 +146,8 @@ class StreamedReply:
     @property
     def text(self) -> str:
         """All that has come: the reasoning first, then the answer."""
-        return "\n\n".join(part for part in (self._reasoning.strip(), self._content.lstrip()) if part)
+        parts = _whole(self._reasoning).strip(), _whole(self._content).lstrip()
+        return "\n\n".join(part for part in parts if part)
 
     def add(self, chunk: Any) -> None:
         """Take in one chunk of the stream. Those without a choice may tell what was used."""
@@ -170,13 +171,18 @@ class StreamedReply:
         if self._finish is None:
             return None
         message = {
-            "content": self._content,
-            "reasoning_content": self._reasoning,
+            "content": _whole(self._content),
+            "reasoning_content": _whole(self._reasoning),
             "refusal": self._refusal,
             "tool_calls": self._calls,
         }
         choice = {"message": message, "finish_reason": self._finish}
         return {"choices": [choice], "usage": self._usage}
+
+
+def _whole(text: str) -> str:
+    """The text with characters that came in two halves put together, and without a half alone."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
 
 
 class BrokenStreamError(Exception):

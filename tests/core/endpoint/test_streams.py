@@ -111,6 +111,13 @@ def test_reasoning_is_told_and_left_out_of_the_thought(server, thinker, field):
     assert told(thinker())[1][0].text == "Ice floats."
 
 
+def test_a_character_in_two_halves_is_told_whole(server, thinker):
+    server.answer = lambda body, number: streamed("Ice \ud83d", "\ude00 floats", ".\ud83d")
+    texts, [thought] = told(thinker())
+    assert texts[0] == ["Ice ", "\U0001f600 floats", ".", ""]
+    assert thought.text == "Ice \U0001f600 floats."
+
+
 def test_why_it_ended_is_what_a_whole_reply_says(server, thinker):
     server.answer = lambda body, number: streamed("Ice floats. It is ", "light", finish="length")
     texts, [thought] = told(thinker())
