@@ -62,6 +62,16 @@ def test_thoughts_come_are_kept_and_find_the_passage(
         np.testing.assert_array_equal(one.embedding.vector, other.embedding.vector)
 
 
+def test_thoughts_are_followed_while_the_server_writes(served_model: ModelServer, encoder) -> None:
+    pieces = list(_embedder(served_model, encoder, False).stream_thoughts(QUERIES[0]))
+    for index in range(2):
+        own = [piece for piece in pieces if piece.index == index]
+        assert len(own) > 3, served_model.said()
+        assert own[-1].thought is not None
+        assert not own[-1].thought.failed, f"{own[-1].thought.error}\n{served_model.said()}"
+        assert own[-1].thought.text in "".join(piece.text for piece in own)
+
+
 def test_a_thought_says_when_the_length_limit_ended_it(served_model: ModelServer) -> None:
     thinker = OpenAIThinker(served_model.model, base_url=served_model.url)
     [[thought]] = thinker.think(
