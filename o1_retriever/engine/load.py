@@ -55,7 +55,8 @@ Made = TypeVar("Made")
 class LoadOptions:
     """How a checkpoint is loaded: see `ThinkingEmbedder.from_pretrained`.
 
-    `dtype` "auto" is bfloat16 on a GPU, or float16 where that is all the card has.
+    `dtype` "auto" is bfloat16 on a GPU, or float16 where that is all the card has. A model that only `writes`
+    is "fastest" in other numbers than one that embeds too.
     """
 
     device: str | None = None
@@ -64,6 +65,7 @@ class LoadOptions:
     trust_remote_code: bool = False
     revision: str | None = None
     instruction: str | None = None
+    writes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,14 +154,12 @@ def load_causal_lm(
     tokenizer: Path | None = None,
     attention: str | None = None,
     purpose: str = "Loading in 4 bits",
-    writes: bool = False,
 ) -> Loaded:
     """Read a causal language model from a folder or the Hub (safetensors only).
 
     An adapter is added to the base that it names, and brings its tokenizer or its chat template. `tokenizer`
     is the folder of another tokenizer than the model's own, `attention` transformers' name of a kernel,
-    `purpose` what needs the `4bit` extra, for the message where it is missing. `writes`: it will write and
-    not embed, which decides what is "fastest". Raises `ModelNotFoundError`
+    `purpose` what needs the `4bit` extra, for the message where it is missing. Raises `ModelNotFoundError`
     when there is nothing to load and `CheckpointError` when it is no causal language model, or not all of
     one.
     """
@@ -170,12 +170,7 @@ def load_causal_lm(
         read_stored(adapter)  # one that was cut is said
         tokenizer = tokenizer or (adapter if (adapter / "tokenizer.json").is_file() else None)
         folder, gguf = find_checkpoint(base_of(adapter))
-    given: dict[str, Any] = {
-        "attention": attention,
-        "purpose": purpose,
-        "adapter": adapter,
-        "writes": writes,
-    }
+    given: dict[str, Any] = {"attention": attention, "purpose": purpose, "adapter": adapter}
     if gguf is None:
         return _load(os.fspath(name), folder, options, tokenizer=tokenizer, **given)
     require("gguf", extra="local", purpose="Reading a .gguf file")
@@ -193,7 +188,6 @@ def _load(
     tokenizer: Path | None,
     attention: str | None,
     purpose: str,
-    writes: bool,
 ) -> Loaded:
     """The model of a folder, or of a `.gguf` file in it, with its adapter."""
     stored = read_stored(folder) if gguf is None else None
@@ -207,7 +201,7 @@ def _load(
     import torch
 
     device = device_named(options.device, in_4bit=options.load_in_4bit)
-    dtype, int8 = dtype_named(options.dtype, device, writes=writes)
+    dtype, int8 = dtype_named(options.dtype, device, writes=options.writes)
     if options.load_in_4bit and options.dtype in ("int8", "fastest"):
         raise SettingsError(f"Found load_in_4bit=True and dtype={options.dtype!r}; expected one of the two.")
     # Rounded before the sum, a low-rank change would be lost.

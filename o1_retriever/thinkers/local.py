@@ -83,8 +83,9 @@ class LocalThinker(SentModel):
             load_in_4bit=load_in_4bit,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            writes=True,
         )
-        name, loaded = os.fspath(model), load_causal_lm(model, options, writes=True)
+        name, loaded = os.fspath(model), load_causal_lm(model, options)
         folder = loaded.adapter or loaded.folder
         config = ThinkerConfig.beside(folder)
         if config is not None:

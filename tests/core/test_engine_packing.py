@@ -34,6 +34,7 @@ from o1_retriever.engine.weights import (
     pack,
 )
 from o1_retriever.errors import ModelError
+from o1_retriever.thinkers import LocalThinker
 from tests.support.caches import EXAMPLES
 from tests.support.engine import TOLERANCE, can_pack, gap, job_for, written_by
 from tests.support.tiny import tiny_model
@@ -219,8 +220,10 @@ def test_a_model_with_weights_in_8_bits_gives_nearly_the_same_for_few_rows_and_m
             assert float((found - exact).norm() / exact.norm()) < 0.05
 
 
-def test_what_only_writes_has_weights_in_8_bits_where_that_is_fastest() -> None:
+def test_what_only_writes_has_weights_in_8_bits_where_that_is_fastest(tmp_path: Path) -> None:
     if has_bfloat16() and has_kernel(Int8Weights, torch.bfloat16):
+        thinker = LocalThinker(saved(tmp_path), device="cpu")
+        assert thinker.precision.format == "int8, computing in bfloat16"
         assert dtype_named("fastest", "cpu", writes=True) == (torch.bfloat16, True)
         assert dtype_named("fastest", "cpu") == (torch.bfloat16, False)
     assert dtype_named("bfloat16", "cpu", writes=True) == (torch.bfloat16, False)
