@@ -14,7 +14,8 @@ PIP := $(BIN)/python -m pip install --quiet --quiet
 # of one job and another busy process slow each other down many times over.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
-TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Compiled modules are kept even where the environment forbids it: a hundred processes would compile them anew.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=
 
 .PHONY: help install demo test lowest slow lint format wheel notebooks bench bench-full o1-embedder-22m clean
 

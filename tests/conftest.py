@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import gc
 import signal
 from pathlib import Path
 
@@ -37,6 +38,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Environments are built first: one worker does that, and another need not wait for it at the end."""
     items.sort(key=lambda item: item.get_closest_marker("packaging") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: nobody who collects garbage, as each training does, looks through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

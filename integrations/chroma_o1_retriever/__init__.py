@@ -19,20 +19,20 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from o1_retriever.embedder import ThinkingEmbedder, as_embedder
-from o1_retriever.errors import FingerprintError, ModelError, SettingsError
 from o1_retriever.extras import require
-from o1_retriever.query import History
-from o1_retriever.thought import QueryEmbedding, ThoughtSettings
 
 require("chromadb", extra="index", purpose="The Chroma embedding function")
 
+import numpy as np
 from chromadb.api import ClientAPI
 from chromadb.api.models.Collection import Collection
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
+
+from o1_retriever.embedder import ThinkingEmbedder, as_embedder
+from o1_retriever.errors import FingerprintError, ModelError, SettingsError
+from o1_retriever.query import History
+from o1_retriever.thought import QueryEmbedding, ThoughtSettings
 
 __all__ = ["O1EmbeddingFunction", "open_collection"]
 

@@ -16,19 +16,19 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from o1_retriever.embedder import ThinkingEmbedder, as_embedder
 from o1_retriever.extras import require
-from o1_retriever.query import as_query
-from o1_retriever.search.result import SearchResult
-from o1_retriever.search.retriever import Retriever
-from o1_retriever.thought import ThoughtSettings, Vector, texts_of
 
 require("dspy", extra="dspy", purpose="The DSPy adapter")
 
 import dspy
+import numpy as np
 from dspy.retrievers import EmbeddingsWithScores
+
+from o1_retriever.embedder import ThinkingEmbedder, as_embedder
+from o1_retriever.query import as_query
+from o1_retriever.search.result import SearchResult
+from o1_retriever.search.retriever import Retriever
+from o1_retriever.thought import ThoughtSettings, Vector, texts_of
 
 __all__ = ["O1Embedder", "O1Embeddings", "O1Retrieve"]
 

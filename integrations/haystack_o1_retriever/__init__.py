@@ -3,7 +3,6 @@
 ```python
 from haystack import Document
 from haystack_o1_retriever import O1DocumentEmbedder, O1TextEmbedder
-
 texts = [Document(content="Water vapour condenses on cold glass.")]
 documents = O1DocumentEmbedder("models/o1-embedder-22m").run(texts)["documents"]
 query = O1TextEmbedder("models/o1-embedder-22m").run("Why does my bathroom mirror go blank?")["embedding"]
@@ -17,19 +16,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from o1_retriever.embedder import ThinkingEmbedder, as_embedder
-from o1_retriever.errors import SettingsError
 from o1_retriever.extras import require
-from o1_retriever.index.index import Index
-from o1_retriever.query import as_query
-from o1_retriever.search.retriever import Retriever
-from o1_retriever.thought import ThoughtSettings, texts_of
 
 require("haystack", extra="haystack", purpose="The Haystack adapter", distribution="haystack-ai")
 
 from haystack import Document, component
 from haystack.core import serialization
 from haystack.dataclasses import ChatMessage
+
+from o1_retriever.embedder import ThinkingEmbedder, as_embedder
+from o1_retriever.errors import SettingsError
+from o1_retriever.index.index import Index
+from o1_retriever.query import as_query
+from o1_retriever.search.retriever import Retriever
+from o1_retriever.thought import ThoughtSettings, texts_of
 
 __all__ = ["O1DocumentEmbedder", "O1Retriever", "O1TextEmbedder"]
 

@@ -19,16 +19,11 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from o1_retriever.embedder import ThinkingEmbedder, as_embedder
-from o1_retriever.errors import SettingsError
-from o1_retriever.evaluation.collection import Collection
 from o1_retriever.extras import require
-from o1_retriever.thought import ThoughtSettings
 
 require("mteb", extra="eval", purpose="The MTEB model")
 
+import numpy as np
 from datasets import Dataset  # type: ignore[import-untyped]
 from mteb import TaskMetadata
 from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -36,6 +31,11 @@ from mteb.models import ModelMeta
 from mteb.models.model_meta import ScoringFunction
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 from mteb.types import PromptType
+
+from o1_retriever.embedder import ThinkingEmbedder, as_embedder
+from o1_retriever.errors import SettingsError
+from o1_retriever.evaluation.collection import Collection
+from o1_retriever.thought import ThoughtSettings
 
 if TYPE_CHECKING:
     from mteb.types import Array, BatchedInput

@@ -93,21 +93,21 @@ def test_code_keeps_its_indentation():
     "text",
     [
         *(
-            "x" * 1_000_000,
-            "word " * 200_000,
-            ". " * 500_000,
-            "." * 1_000_000,
-            "\n" * 1_000_000,
-            " \n" * 500_000,
+            "x" * 300_000,
+            "word " * 60_000,
+            ". " * 150_000,
+            "." * 300_000,
+            "\n" * 300_000,
+            " \n" * 150_000,
         ),
-        *("a.  " * 250_000, "。" * 1_000_000, "a.\n" * 330_000, "a. " + " " * 1_000_000 + "b"),
+        *("a.  " * 75_000, "。" * 300_000, "a.\n" * 100_000, "a. " + " " * 300_000 + "b"),
     ],
 )
 @pytest.mark.parametrize("code", [False, True])
-def test_a_text_of_one_megabyte_takes_linear_time(text, code):
-    start = time.perf_counter()
+def test_a_long_text_takes_linear_time(text, code):
+    start = time.process_time()
     passages = split_passages(text, code=code)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 2
     assert all(len(passage) <= 800 for passage in passages)
 
 
@@ -244,11 +244,11 @@ def test_html_says_its_own_encoding(tmp_path):
 @pytest.mark.parametrize(
     "part", ["<", "<a ", "<!--", "&", "</", "<p>", "<script>", "<![", "<?", "&#", "<pre> "]
 )
-def test_html_of_one_megabyte_takes_bounded_time(tmp_path, part):
-    path = write(tmp_path, "a.html", (part * 400_000)[:1_000_000])
+def test_a_long_page_of_html_takes_bounded_time(tmp_path, part):
+    path = write(tmp_path, "a.html", (part * 300_000)[:300_000])
     start = time.process_time()
     list(read_sections(path))
-    assert time.process_time() - start < 30
+    assert time.process_time() - start < 12
 
 
 def test_json_lines_become_documents_with_their_fields(tmp_path):

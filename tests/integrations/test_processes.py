@@ -151,7 +151,11 @@ class TestLlamaIndex:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_datasets_map_in_two_processes(embedder: ThinkingEmbedder, tmp_path: Path) -> None:
+def test_datasets_map_in_two_processes(
+    embedder: ThinkingEmbedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ)  # for which `map` leaves a copy that nobody else knows
+
     def embed(batch: dict[str, list[str]]) -> dict[str, Any]:
         return {"vector": np.asarray(embedder.encode_documents(batch["text"])).tolist()}
 

@@ -52,24 +52,38 @@ def job_for(local: LocalModel, query: str, indices: Sequence[int] = (0, 1, 2), r
     return Job(prompt=prompt, indices=tuple(indices), room=min(room, local.template.room(prompt)))
 
 
-@functools.cache
 def slow_thought(
-    local: LocalModel, job: Job, index: int, how: ThoughtSettings
+    local: LocalModel, job: Job, index: int, how: ThoughtSettings, guess: tuple[int, ...] = ()
 ) -> tuple[tuple[int, ...], str, np.ndarray]:
     """Ids, finish and state of one thought by transformers alone: the state costs a pass of its own."""
-    written, finish = slow_tokens(local, job, index, how)
-    return written, finish, plain_state(local, [*job.prompt, *written, *ending(local)])
+    key = local, job, index, how
+    if key not in _slow:
+        written, finish = slow_tokens(local, job, index, how, guess)
+        _slow[key] = written, finish, plain_state(local, [*job.prompt, *written, *ending(local)])
+    return _slow[key]
+
+
+_slow: dict[Any, tuple[tuple[int, ...], str, np.ndarray]] = {}
 
 
 @torch.inference_mode()
-def slow_tokens(local: LocalModel, job: Job, index: int, how: ThoughtSettings) -> tuple[tuple[int, ...], str]:
-    """Ids and finish of one thought, each token by a pass over all before it: no cache, no batch."""
+def slow_tokens(
+    local: LocalModel, job: Job, index: int, how: ThoughtSettings, guess: tuple[int, ...] = ()
+) -> tuple[tuple[int, ...], str]:
+    """Ids and finish of one thought, each token by a pass over all before it: no cache, no batch.
+
+    As far as a `guess` is right, all its tokens are in one pass, in which none sees those behind it.
+    """
     key = torch.tensor([stream_key(how.seed, job.prompt, index)])
     forbidden = local.template.suppressed(local.vocabulary)
+    guessed = _plain_logits(local, [*job.prompt, *guess]) if guess else None
     written: list[int] = []
     finish = ""
     while not finish:
-        logits = local.model(input_ids=torch.tensor([[*job.prompt, *written]]), use_cache=False).logits[:, -1]
+        if guessed is not None and tuple(written) == guess[: len(written)]:
+            logits = guessed[:, len(job.prompt) - 1 + len(written)].clone()
+        else:
+            logits = _plain_logits(local, [*job.prompt, *written])[:, -1]
         logits[:, forbidden] = -torch.inf
         for token in set(written):
             found = float(logits[0, token])
@@ -85,6 +99,11 @@ def slow_tokens(local: LocalModel, job: Job, index: int, how: ThoughtSettings) -
     return tuple(written), finish
 
 
+def _plain_logits(local: LocalModel, ids: Sequence[int]) -> torch.Tensor:
+    logits: torch.Tensor = local.model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits
+    return logits
+
+
 def can_pack(model: Any) -> bool:
     """Whether this machine and this torch have the kernels, and the model is one they compute."""
     return is_for_kernels(model) and has_kernel(PackedLinear, model.dtype)
@@ -95,10 +114,15 @@ def ending(local: LocalModel) -> list[int]:
     return [local.template.eos, local.template.emb]
 
 
-@torch.inference_mode()
 def plain_state(local: LocalModel, ids: Sequence[int]) -> np.ndarray:
     """The last hidden state of one sequence by transformers alone."""
-    output = local.model.base_model(input_ids=torch.tensor([list(ids)]), use_cache=False)
+    return _plain_state(local, tuple(ids))
+
+
+@functools.lru_cache(maxsize=4096)
+@torch.inference_mode()
+def _plain_state(local: LocalModel, ids: tuple[int, ...]) -> np.ndarray:
+    output = local.model.base_model(input_ids=torch.tensor([ids]), use_cache=False)
     return np.asarray(output.last_hidden_state[0, -1].float())
 
 
@@ -122,7 +146,7 @@ def assert_equal_to_slow(
     """Each draft is the one that `slow_thought` writes, and each fast state that of a plain pass."""
     for job, drafts in zip(jobs, written, strict=True):
         for index, draft in zip(job.indices, drafts.drafts, strict=True):
-            ids, finish, state = slow_thought(local, job, index, how)
+            ids, finish, state = slow_thought(local, job, index, how, tuple(draft.token_ids))
             assert (draft.token_ids, draft.finish) == (ids, finish)
             assert gap(draft.state, state) < TOLERANCE
         if drafts.fast is not None:
