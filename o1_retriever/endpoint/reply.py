@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeAlias, get_args
 
 from o1_retriever.errors import SettingsError
-from o1_retriever.thought import Thought
+from o1_retriever.thought import Finish, Thought
 
 SPENT = (
     "the model was still reasoning when its {limit} tokens were spent; raise max_new_tokens, or turn the "
@@ -98,19 +98,14 @@ def read_reply(reply: Any, *, limit: int, reasoning: Reasoning = "off") -> Answe
     text = written.thought(reasoning)
     if not text or refused(text):
         return _unusable(message, finish, written, limit=limit, cost=cost)
-    return Thought(
-        text=text,
-        finish="length" if finish == "length" else "eos",
-        prompt_tokens=cost[0],
-        completion_tokens=cost[1],
-    )
+    ended: Finish = "length" if finish == "length" else "eos"
+    return Thought(text=text, finish=ended, prompt_tokens=cost[0], completion_tokens=cost[1])
 
 
 def _unusable(message: Any, finish: Any, written: Written, *, limit: int, cost: tuple[int, int]) -> Problem:
     """Why a message holds no thought."""
-    refusal = _field(message, "refusal") or _part(message, "refusal")
-    refusal = refusal or (written.answer if refused(written.answer) else "")
-    if isinstance(refusal, str) and refusal.strip():
+    refusal = _refusal(message) or (written.answer if refused(written.answer) else "")
+    if refusal.strip():
         return Problem(reason=f"the model refused: {quote(refusal)}", cost=cost)
     if finish == "content_filter":
         return Problem(reason="the server's content filter removed the reply", cost=cost)
@@ -158,10 +153,9 @@ class StreamedReply:
         self._finish = _field(choice, "finish_reason") or self._finish
         delta = _field(choice, "delta") or _field(choice, "message")
         content, reasoning = _content(delta)
-        refusal = _field(delta, "refusal") or _part(delta, "refusal")
         self._content += content
         self._reasoning += reasoning
-        self._refusal += refusal if isinstance(refusal, str) else ""
+        self._refusal += _refusal(delta)
         self._calls = self._calls or bool(_field(delta, "tool_calls"))
 
     def completion(self) -> dict[str, Any] | None:
@@ -170,14 +164,10 @@ class StreamedReply:
             return {"error": self._error}
         if self._finish is None:
             return None
-        message = {
-            "content": _whole(self._content),
-            "reasoning_content": _whole(self._reasoning),
-            "refusal": self._refusal,
-            "tool_calls": self._calls,
-        }
-        choice = {"message": message, "finish_reason": self._finish}
-        return {"choices": [choice], "usage": self._usage}
+        written = _whole(self._content), _whole(self._reasoning), _whole(self._refusal)
+        names = ("content", "reasoning_content", "refusal")
+        message = {**dict(zip(names, written, strict=True)), "tool_calls": self._calls}
+        return {"choices": [{"message": message, "finish_reason": self._finish}], "usage": self._usage}
 
 
 def _whole(text: str) -> str:
@@ -186,7 +176,7 @@ def _whole(text: str) -> str:
 
 
 class BrokenStreamError(Exception):
-    """Raised where a stream ended before the reply did."""
+    """A stream ended before the reply did."""
 
 
 def _texts(parts: Any, *kinds: str) -> str:
@@ -199,8 +189,9 @@ def _texts(parts: Any, *kinds: str) -> str:
     return "".join(written)
 
 
-def _part(message: Any, kind: str) -> str:
-    return _texts(_field(message, "content"), kind)
+def _refusal(message: Any) -> str:
+    refusal = _field(message, "refusal") or _texts(_field(message, "content"), "refusal")
+    return refusal if isinstance(refusal, str) else ""
 
 
 def _field(value: Any, name: str) -> Any:

@@ -229,15 +229,8 @@ def _load(
             model.resize_token_embeddings(len(words), mean_resizing=False)
         model = with_adapter(model, adapter).to(dtype)
         _take_chat_template(words, adapter)
-    return Loaded(
-        folder=folder,
-        model=model,
-        tokenizer=words,
-        quantized=quantized,
-        int8=int8,
-        gguf=gguf,
-        adapter=adapter,
-    )
+    known: dict[str, Any] = {"folder": folder, "gguf": gguf, "adapter": adapter}
+    return Loaded(model=model, tokenizer=words, quantized=quantized, int8=int8, **known)
 
 
 def _check_adapter(folder: Path, options: LoadOptions) -> None:
