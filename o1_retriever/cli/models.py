@@ -21,8 +21,6 @@ from o1_retriever.cli.terminal import Facts, output, section, warn, working, wri
 from o1_retriever.errors import O1RetrieverError, SettingsError, ThinkerError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from o1_retriever.embedder import ThinkingEmbedder
     from o1_retriever.query import Query
     from o1_retriever.thinkers import Thinker
@@ -197,8 +195,8 @@ def models(
         console.print(section(row["name"], _facts(row)), "", sep="\n")
     if not measure:
         console.print("Memory and speed on this machine: o1-retriever models --measure", "", sep="\n")
-    console.print("[bold]Not measured[/bold]: they could not be run where this list was made")
-    console.print(_others(record["not measured"]))
+    others = [(row["name"], ", ".join(_kind(row))) for row in record["not measured"]]
+    console.print(section("Not measured: they could not be run where this list was made", others))
 
 
 def read_catalogue() -> dict[str, Any]:
@@ -267,7 +265,7 @@ def _facts(row: dict[str, Any]) -> Facts:
     """A model as lines."""
     facts = []
     if "parameters" in row:
-        facts.append(("weights", f"{_millions(row['parameters'])}, {row['licence']}"))
+        facts.append(("weights", ", ".join(_kind(row))))
     if row["measured"]:
         cost, rates = row["measured"], row["measured"]["tokens_per_s"]
         held = f", {cost['memory_mb']:,} MB" if cost["memory_mb"] else ""
@@ -287,16 +285,7 @@ def _facts(row: dict[str, Any]) -> Facts:
     return facts
 
 
-def _others(rows: list[dict[str, Any]]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 1), pad_edge=True, show_header=False)
-    for wraps in (False, False, False, True):
-        table.add_column(no_wrap=not wraps, overflow="fold")
-    for row in rows:
-        table.add_row(row["name"], _millions(row["parameters"]), row["licence"], row["note"])
-    return table
-
-
-def _millions(parameters: int) -> str:
-    return f"{parameters / 1e6:,.0f} million"
+def _kind(row: dict[str, Any]) -> list[str]:
+    """How large a model is, its licence, and what there is to know about it."""
+    known = [f"{row['parameters'] / 1e6:,.0f} million", row["licence"]]
+    return [*known, row["note"]] if row.get("note") else known

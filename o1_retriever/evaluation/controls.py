@@ -330,7 +330,7 @@ def _why(words: _Words, right: Sequence[str], known: int, gain: float, wrong: st
     if astray and wrong is not None:
         return f"the thoughts bring {_named(words, astray)}, which the wrong document {wrong} has"
     if known * 2 < len(words.new):
-        return f"{len(words.new) - known} of {len(words.new)} new words are in no document"
+        return f"no document has {len(words.new) - known} of {counted(len(words.new), 'new word')}"
     return "the thoughts bring nothing of a relevant document" if not right else "other documents gained more"
 
 

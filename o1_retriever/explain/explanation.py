@@ -27,6 +27,7 @@ from o1_retriever.explain.render import (
     thought_line,
 )
 from o1_retriever.index.hits import Hit
+from o1_retriever.reporting.text import counted
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import Thought, Timings
 
@@ -164,7 +165,8 @@ class Explanation:
         if not self.moves:
             return "Nothing moved: no passage matches."
         if not self.moved:
-            return f"Nothing moved: the first {len(self.result)} are the same without thinking."
+            hits = counted(len(self.result), "hit")
+            return f"Nothing moved: without thinking the search finds the same {hits} in the same order."
         names: tuple[Change, ...] = ("new", "gone", "up", "down", "same")
         counts = {name: sum(move.change == name for move in self.moves) for name in names}
         return f"{', '.join(f'{count} {name}' for name, count in counts.items() if count)}."

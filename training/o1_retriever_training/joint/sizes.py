@@ -25,6 +25,7 @@ from o1_retriever.engine.batching import by_tokens, forward_tokens
 from o1_retriever.engine.checkpoint import first_line
 from o1_retriever.engine.load import read_config
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1RetrieverError, SettingsError
+from o1_retriever.reporting.text import counted
 from o1_retriever_training.joint.batches import Collator, DrawnRows
 from o1_retriever_training.joint.layouts import AnyTemplate, markers_of, template_of
 from o1_retriever_training.joint.recipe import ModelSection, Source, TrainRecipe, looks_local
@@ -252,7 +253,7 @@ def sample(recipe: TrainRecipe, device: str = "cpu") -> Sampled:
         rows = open_rows(data, template, Path(folder), show=False, teacher=_NO_TEACHER)
         step = _of_batches(rows, template, recipe, tokens)
     how = "" if exact else " (no tokenizer is here: a token is taken to have four characters)"
-    note = f"Lengths are those of {len(rows):,} rows{how}."
+    note = f"Lengths are those of {counted(len(rows), 'row')}{how}."
     return Sampled(rows=tuple(counts), step=step, note=note)
 
 
