@@ -87,7 +87,9 @@ def _write_group(
             if not is_out_of_memory(error) or rows <= least:
                 raise
             rows = max(least, rows // 2)
-            logger.warning("Out of memory: going on with %s at once (%s)", counted(rows, "thought"), error)
+            fewer = counted(rows, "thought")
+            # The words alone: a record of the log that held the error would hold the tensors of its frames.
+            logger.warning("Out of memory: going on with %s at once (%s)", fewer, str(error))
             waiting.extendleft(sorted(again, key=lambda place: len(jobs[place].prompt)))
         flight = None
         free_memory(local.device)

@@ -217,7 +217,8 @@ def embed_sequences(
 def _halved(batches: Sequence[Sequence[int]], error: Exception) -> deque[list[int]]:
     """All batches cut to half the rows of the first, which was too large."""
     most = -(-len(batches[0]) // 2)
-    logger.warning("Out of memory: going on with batches of at most %s (%s)", counted(most, "text"), error)
+    fewer = counted(most, "text")
+    logger.warning("Out of memory: going on with batches of at most %s (%s)", fewer, str(error))
     return deque(
         list(batch[start : start + most]) for batch in batches for start in range(0, len(batch), most)
     )

@@ -160,8 +160,8 @@ class OpenAIThinker(Sent):
             raise ThinkerError(f"{self!r} cannot think: {setup.reason}.", hint=setup.setup)
         (reason, count), *others = Counter(problem.reason for problem in problems).most_common()
         logger.warning(
-            "%d of %s could not be written from %r. %s of them: %s%s",
-            len(problems),
+            "%s of %s could not be written from %r. %s of them: %s%s",
+            f"{len(problems):,}",
             counted(len(answers), "thought"),
             self,
             count if others else "All",

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from o1_retriever.engine.batching import by_tokens, is_out_of_memory
 from o1_retriever.engine.passes import embed_sequences
 from o1_retriever.engine.slots import Slots
+from o1_retriever.reporting.text import counted
 from o1_retriever.thought import ThoughtSettings
 from tests.support.caches import EXAMPLES
 from tests.support.engine import (
@@ -219,7 +220,7 @@ def test_documents_survive_any_moment_without_memory(
     assert len(messages) == faults.raised
     for number, message in zip(sorted(at), messages, strict=False):
         half = -(-sizes[number - 1] // 2)
-        assert f"at most {half} texts" in message
+        assert f"at most {counted(half, 'text')} (" in message
         assert max(sizes[number:]) <= half
 
 

@@ -33,7 +33,7 @@ def test_nobody_listening_is_a_recorded_failure_soon(caplog, host):
     assert all(thought.failed for row in rows for thought in row)
     assert "refused" in rows[0][0].error
     assert "not asked after others had failed: no connection" in rows[-1][-1].error
-    assert "1500 of 1500 thoughts could not be written" in caplog.text
+    assert "1,500 of 1,500 thoughts could not be written" in caplog.text
     assert url in caplog.text
     thinker.close()
 
