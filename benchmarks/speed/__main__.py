@@ -20,7 +20,7 @@ from benchmarks.record import RESULTS, ROOT, read, record
 from benchmarks.speed.data import VARIABLE, data_folder
 
 NAMES = (
-    "queries", "awaited", "roofline", "documents", "cached", "search", "importing", "threads",
+    "queries", "awaited", "serve", "roofline", "documents", "cached", "search", "importing", "threads",
     "local_thinker", "gpu",
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
@@ -86,9 +87,8 @@ class IndexStatus(BaseModel):
 
 def agent_server(service: Service) -> MCPServer[Any]:
     """The tools over one service."""
-    server: MCPServer[Any] = MCPServer(
-        "o1-retriever", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING"
-    )
+    with _logging_left_alone():
+        server: MCPServer[Any] = MCPServer("o1-retriever", version=__version__, instructions=INSTRUCTIONS)
     _add_searches(server, service)
     _add_thinking(server, service)
     _add_passages(server, service)
@@ -190,6 +190,17 @@ def _add_passages(server: MCPServer[Any], service: Service) -> None:
         if not documents:
             raise ResourceNotFoundError(f"The index {index!r:.100} has no passage {id!r:.200}.")
         return documents[0].text
+
+
+@contextmanager
+def _logging_left_alone() -> Iterator[None]:
+    """Keep a constructor from giving the root logger a handler: that is the application's affair."""
+    root, taken = logging.getLogger(), logging.NullHandler()
+    root.addHandler(taken)
+    try:
+        yield
+    finally:
+        root.removeHandler(taken)
 
 
 @contextmanager

@@ -66,7 +66,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def body_of(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    """The body of an answer that is no success."""
+    """The body of an answer that is no success. What of the message is no Unicode becomes question marks."""
+    message = message.encode("utf-8", "replace").decode("utf-8")
     kind, code = _NAMES.get(status, ("server_error", "internal_error"))
     return ProblemAnswer(error=Problem(message=message, type=kind, code=code, param=param)).model_dump()
 

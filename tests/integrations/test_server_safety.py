@@ -298,6 +298,12 @@ class TestFailures:
             assert answer.status_code == 200
             assert http.get("/retriever/page/page.css").status_code == 200
 
+    def test_making_an_application_configures_no_logging(self) -> None:
+        root = logging.getLogger()
+        before = (list(root.handlers), root.level)
+        create_app(small_embedder())
+        assert (root.handlers, root.level) == before
+
     def test_what_the_library_warns_of_has_no_text_in_the_log(self) -> None:
         record = logging.makeLogRecord(
             {"name": "o1_retriever.thinking", "msg": "%d thoughts about %.60r failed", "args": (2, SECRET)}
