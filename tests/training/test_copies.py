@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from o1_retriever_training.copies import separate_copies, share_copied, split_copies
+from o1_retriever_training.improve import separate_copies, share_copied, split_copies
 from o1_retriever_training.rows import TrainingRow
 
 

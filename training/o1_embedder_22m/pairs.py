@@ -30,7 +30,7 @@ from questions import MOST_COPIED
 from sources import read_jsonl, require_data, telegram, write_jsonl
 
 from o1_retriever.evaluation.sources import write_collection
-from o1_retriever_training.copies import share_copied
+from o1_retriever_training.improve import share_copied
 
 # Questions of the same kind as the collections'; some of other kinds come to them.
 THINKING = ("entailmentbank_train", "strategyqa_train", "hotpotqa_train500", "scifact_train", "openstax_qa")

@@ -18,7 +18,7 @@ from typing import Any
 
 from sources import read_jsonl, write_jsonl
 
-from o1_retriever_training.copies import share_copied
+from o1_retriever_training.improve import share_copied
 
 MOST_COPIED = 0.6  # share of a thought's content words that may stand in one of its positives
 

@@ -319,7 +319,7 @@ def _named(work: Workplace) -> Iterable[tuple[str, str]]:
 
 def schedule(work: Workplace) -> TrainRecipe:
     """Write the rows and the recipe of a training as long as the time allows; the first call's are kept."""
-    from o1_retriever_training.joint.pace import pace
+    from o1_retriever_training.joint.run import pace
 
     path = work.folder / "recipe.yaml"
     if path.is_file():

@@ -329,8 +329,7 @@ def adapt(
 
     The documents are not embedded again. Questions are kept apart to judge by; stopped, it goes on.
     """
-    for module in ("pydantic", "yaml"):
-        require(module, extra="train", purpose="Training")
+    _require_packages()
     from o1_retriever.cli.models import THINKER, encoder_name
     from o1_retriever.cli.options import ModelOptions
     from o1_retriever.encoders import SentenceTransformerEncoder
@@ -340,9 +339,8 @@ def adapt(
     quiet()
     show_log("o1_retriever_training")
     named = encoder_name(ModelOptions(encoder=encoder))
-    plan = stages.AdaptPlan(
-        base=base or THINKER, hours=hours, asked=passages, rounds=rounds, correct=correct, seed=seed
-    )
+    how: dict[str, Any] = {"rounds": rounds, "correct": correct, "seed": seed}
+    plan = stages.AdaptPlan(base=base or THINKER, hours=hours, asked=passages, **how)
     embeds = SentenceTransformerEncoder(named)
     with Index(index, stages.only_embeds(embeds), create=False) as opened:
         work = stages.Workplace(folder=out, index=opened, encoder=embeds, plan=plan, say=_say)
@@ -379,8 +377,7 @@ def improve(
 
     A committee elects; of a thinker beside an encoder those are chosen that lift a query's passages.
     """
-    for module in ("pydantic", "yaml"):
-        require(module, extra="train", purpose="Training")
+    _require_packages()
     from o1_retriever_training.improve import Improvement
     from o1_retriever_training.improve import improve as run
     from o1_retriever_training.joint.recipe import read_train_recipe
@@ -398,6 +395,12 @@ def improve(
     done = run(base, pairs, out, plan=plan, say=_say)
     best = [each for each in done if each.improved][-1]
     _say(f"Best: {best.model} (round {best.number})")
+
+
+def _require_packages() -> None:
+    """Raise `MissingExtraError` where training cannot be begun."""
+    for module in ("pydantic", "yaml"):
+        require(module, extra="train", purpose="Training")
 
 
 def _members(names: str, corpus: Path | None) -> list[Any]:

@@ -1,13 +1,14 @@
 """Self-improvement: a model samples thoughts, the best are chosen, the model is trained on them, again.
 
 A committee elects those of a model that thinks and embeds; those of a thinker beside an encoder are rewarded
-by what they do for retrieval (`reward.py`).
+by what they do for retrieval (`reward.py`). Thoughts that only repeat their document are good to learn to
+write by, and bad to learn to search by: they are kept from the thinking vector.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,13 @@ from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.encoders import as_encoder
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Collection, encode_corpus, load_collection
+from o1_retriever.ranking.bm25 import content_words
 from o1_retriever.reporting.text import counted
 from o1_retriever.thinkers import LocalThinker
-from o1_retriever_training.copies import separate_copies
-from o1_retriever_training.ledger import write_whole
+from o1_retriever_training.ledger import write_whole, writing_whole
 from o1_retriever_training.recipe import Contributor, Recipe
 from o1_retriever_training.reward import Reward, RewardRules, write_rewarded
-from o1_retriever_training.rows import DataError, plain_text, read_rows
+from o1_retriever_training.rows import DataError, TrainingRow, plain_text, read_rows
 from o1_retriever_training.synthesize import Options, synthesize
 from o1_retriever_training.vote import VoteRules, vote
 
@@ -244,3 +245,44 @@ def _figures(recipe: TrainRecipe, encoder: Any = None) -> dict[str, float]:
     else:
         found = evaluation.of(ThinkingEmbedder.from_pretrained(base, cache=False))
     return {name: value for name, value in found.items() if name != "seconds"}
+
+
+def share_copied(thought: str, documents: list[str]) -> float:
+    """The share of a thought's different content words (stems) that stand in one of the documents, 0 to 1.
+
+    The document that has most of them counts; 0 for a thought without a content word.
+    """
+    words, *others = [set(row) for row in content_words([thought, *documents])]
+    if not words:
+        return 0.0
+    return max((len(words & other) / len(words) for other in others), default=0.0)
+
+
+def split_copies(row: TrainingRow, most: float) -> list[TrainingRow]:
+    """The row; or, where its thought copies more than `most` of a positive, one for each of the losses.
+
+    The first then trains the vectors without a thought, the second the writing of the thought alone.
+    """
+    if not row.thought or not row.pos or share_copied(row.thought, row.pos) <= most:
+        return [row]
+    bare = row.model_copy(update={"thought": None, "all_thought": [], "key": None})
+    written = row.model_copy(
+        update={"pos": [], "neg": [], "pos_scores": None, "neg_scores": None, "key": None}
+    )
+    return [bare, written]
+
+
+def separate_copies(source: str | Path, out: str | Path, *, most: float = 0.6) -> dict[str, int]:
+    """Write the rows of `source` with copying thoughts kept from the thinking vector; return the counts."""
+    counts = {"rows": 0, "copies": 0}
+
+    def lines() -> Iterator[str]:
+        for row in read_rows(source):
+            parts = split_copies(row, most)
+            counts["rows"] += 1
+            counts["copies"] += len(parts) > 1
+            yield from (part.line() for part in parts)
+
+    with writing_whole(Path(out)) as file:
+        file.writelines(lines())
+    return counts

@@ -168,7 +168,8 @@ def test_search_fuses_pools_and_thinks_as_it_is_told(indexed):
     found = json.loads(ok("search", "mirror", *options, "--json"))
     assert (found["search"]["hybrid"], found["search"]["pooling"]) == (True, "best")
     assert found["search"]["reason"].startswith("the fast ranking")
-    assert found["hits"][0]["lexical_rank"] == 1
+    # A model of random weights may rank another passage above the one with the word.
+    assert next(hit["lexical_rank"] for hit in found["hits"] if "mirror" in hit["text"].lower()) == 1
     assert "hought about: the fast ranking" in ok("search", "mirror", *options)
     never = json.loads(ok("search", "mirror", "--thinking", "never", "--json"))
     assert never == json.loads(ok("search", "mirror", "--fast", "--json")) | {"timings": never["timings"]}

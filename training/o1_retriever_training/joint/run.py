@@ -9,6 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,22 +29,31 @@ from o1_retriever.storage import written_whole
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever.thought import ThoughtSettings
-from o1_retriever_training.joint.batches import steps_per_epoch
+from o1_retriever_training.joint.batches import (
+    Collator,
+    DrawnRows,
+    SameSourceBatches,
+    steps_per_epoch,
+    unit_vectors,
+)
 from o1_retriever_training.joint.model import (
     Backbone,
     compute_dtype,
     open_backbone,
+    uncast_inputs,
     whole_weights,
     without_shards,
 )
 from o1_retriever_training.joint.recipe import EvaluationSection, TrainRecipe
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
+from o1_retriever_training.joint.steps import How, joint_step
 from o1_retriever_training.joint.trainer import (
     JointTrainer,
     TrainingError,
     budget_of,
     check_data,
     enough_space,
+    joint_model,
     newest,
     step_of,
 )
@@ -361,3 +371,37 @@ def _best_weights(trainer: JointTrainer, work: Path) -> dict[str, float] | None:
         figures = {name: value for name, value in chosen.items() if name.startswith("eval_")}
         figures["eval_step"] = float(step or 0)
     return {name.removeprefix("eval_"): value for name, value in figures.items()}
+
+
+_STEPS = 4  # of which the first does not count: it finds out how to compute
+
+
+def pace(recipe: TrainRecipe) -> tuple[int, float]:
+    """(Steps of a pass over a recipe's rows, seconds of a mean one here). Raises what training raises."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    optimisation = recipe.optimisation
+    backbone = open_backbone(recipe.model, recipe.data, seed=optimisation.seed, device=device)
+    dtype = compute_dtype(recipe.model, device)
+    taken = []
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        rows = open_rows(recipe.data, backbone.template, Path(folder), show=False)
+        model = joint_model(backbone, recipe, rows).to(device).train()
+        index = None if rows.index is None else unit_vectors(rows.index).to(device)
+        drawn, collate = DrawnRows(rows, recipe), Collator(rows, backbone.template, recipe)
+        budget, seed = budget_of(recipe, rows), optimisation.seed
+        batches = SameSourceBatches(
+            rows.source, size=optimisation.queries, steps=_STEPS, seed=seed, budget=budget
+        )
+        for picks in batches:
+            batch = {name: value.to(device) for name, value in collate([drawn[p] for p in picks]).items()}
+            started = time.perf_counter()
+            rounded = dtype != torch.float32
+            with (
+                torch.autocast(device.type, dtype, enabled=rounded),
+                uncast_inputs(backbone.model, autocast=rounded),
+            ):
+                joint_step(model, batch, recipe.losses, How(tokens=recipe.chunk_tokens), index)
+            model.zero_grad(set_to_none=True)
+            taken.append(time.perf_counter() - started)
+    whole = steps_per_epoch(rows.source, size=optimisation.queries, budget=budget)
+    return whole, sum(taken[1:]) / len(taken[1:])

@@ -23,7 +23,7 @@ from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig
 from o1_retriever.errors import InputError, SettingsError
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.publishing.card import CardFacts, provenance, write_card
-from o1_retriever_training.publishing.contents import CARD, NF4, RECIPE_FILE, File, look_into
+from o1_retriever_training.publishing.contents import CARD, NF4, RECIPE_FILE, Contents, File, look_into
 from o1_retriever_training.saving import (
     QUANTISING,
     merge_adapter,
@@ -82,29 +82,18 @@ def stage(
     known = provenance(found, options.recipe)
     # What is a user's own is looked at before the long work.
     refuse_secrets(found.folder, found.model)
-    if found.thinker:
-        if options.nf4:
-            raise SettingsError("Found --nf4 for a thinker, which is sent as it is.", hint="Leave out --nf4.")
-        if not (options.merged and found.adapter):
-            for name in found.model:
-                _place(found.folder / name, folder / name)
+    if found.thinker and options.nf4:
+        raise SettingsError("Found --nf4 for a thinker, which is sent as it is.", hint="Leave out --nf4.")
     if found.adapter and (options.merged or not found.thinker):
         say("Merging the adapter into its base")
         qlora = known.at("model", "tuning") == "qlora" if options.qlora is None else options.qlora
-        merged = merge_adapter(found.folder, base=options.base, quantised=qlora, dtype=options.dtype)
-        thinker = ThinkerConfig.beside(found.folder)
-        if thinker is None:
-            save_embedder(folder, *merged)
-        else:
-            save_thinker(folder, *merged[:2], thinker, base="")
-        for name in found.model:
-            if name == CARD or name.startswith(("LICENSE", "NOTICE")):
-                _place(found.folder / name, folder / name)
-    elif not found.thinker:
+        _merge(found, folder, options, qlora=qlora)
+    else:
         for name in found.model:
             if not (options.nf4 and name.startswith(f"{NF4}/")):
                 _place(found.folder / name, folder / name)
-        _complete(folder)
+        if not found.thinker:
+            _complete(folder)
     if options.nf4:
         say("Quantising to NF4")
         _quantise(folder)
@@ -125,6 +114,19 @@ def stage(
     files = tuple(File(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths)
     refuse_secrets(folder, [file.path for file in files])
     return Staged(folder=folder, files=files, left_out=found.left_out, notes=tuple(notes))
+
+
+def _merge(found: Contents, folder: Path, options: StageOptions, *, qlora: bool) -> None:
+    """Save an adapter merged into its base, with the texts that stand beside it."""
+    merged = merge_adapter(found.folder, base=options.base, quantised=qlora, dtype=options.dtype)
+    thinker = ThinkerConfig.beside(found.folder)
+    if thinker is None:
+        save_embedder(folder, *merged)
+    else:
+        save_thinker(folder, *merged[:2], thinker, base="")
+    for name in found.model:
+        if name == CARD or name.startswith(("LICENSE", "NOTICE")):
+            _place(found.folder / name, folder / name)
 
 
 def _emptied(target: Path) -> Path:
