@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +21,7 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 import httpx
 
 from tests.support.commands import NOTES, ok, refused, save
+from tests.support.http_server import until
 
 PATIENCE = 120.0  # seconds until the process has begun, or has ended
 
@@ -82,6 +85,51 @@ def test_it_serves_an_index_and_ends_at_a_signal(tmp_path: Path) -> None:
     ]
     assert records[-1]["key"] == "alice"
     assert "mirrors" not in said
+
+
+@pytest.mark.long
+def test_a_kill_under_load_loses_nothing_that_was_answered(tmp_path: Path) -> None:
+    pytest.importorskip("chromadb", reason="needs the extra `index`")
+    model = save(tmp_path / "tiny-model")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.md").write_text("# Mirrors\n\nSteam meets cold glass.\n")
+    ok("index", "notes", "--model", str(model))
+    answered: list[str] = []
+    # The last round only looks at what the others have left.
+    for attempt in range(3):
+        with (
+            process("--model", str(model)) as (server, address),
+            httpx.Client(base_url=address, trust_env=False, timeout=60) as http,
+        ):
+            for query in answered:
+                found = http.post("/v1/search", json={"query": query}).json()
+                assert all(thought["cached"] for thought in found["thoughts"])
+                assert found["hits"][0]["text"].endswith("Steam meets cold glass.")
+            if attempt < 2:
+                answered += killed_under_load(server, http, [f"query {attempt} {n}" for n in range(100)])
+    assert len(answered) >= 2 * ENOUGH
+
+
+ENOUGH = 10  # answers before the kill
+
+
+def killed_under_load(server: subprocess.Popen[str], http: httpx.Client, queries: list[str]) -> list[str]:
+    """The queries that were answered before the server was killed amid them."""
+    answered: list[str] = []
+
+    def ask(query: str) -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            assert http.post("/v1/search", json={"query": query}).status_code == 200
+            answered.append(query)
+
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, query) for query in queries]
+        until(lambda: len(answered) >= ENOUGH)
+        server.kill()
+        for each in asked:
+            each.result()
+    assert len(answered) < len(queries)
+    return answered
 
 
 class TestRefused:
