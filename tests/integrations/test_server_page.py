@@ -128,6 +128,16 @@ def test_a_thought_of_ones_own(page: Any) -> None:
     assert "bread" in page.locator("#with li h3").first.inner_text()
 
 
+def test_a_picture_of_the_vectors(page: Any) -> None:
+    ask(page)
+    page.click("#map summary")
+    page.wait_for_selector("#plane circle.mean")
+    assert page.locator("#plane circle").count() == 1 + 2 + 1 + 5
+    assert "%" in page.inner_text("#map-said")
+    assert page.locator("#plane script, #plane img").count() == 0
+    picture(page, "map")
+
+
 def test_what_is_wrong_is_said(page: Any) -> None:
     page.click("#options summary")
     page.fill("[name=where]", "{topic")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,6 +86,19 @@ class TestSearch:
         assert found["moves"] == expected["moves"]
         assert [hit["id"] for hit in found["without"]] == ["mirror", "moon"]
         assert found["result"]["hits"] == expected["result"]["hits"]
+
+    def test_a_map_shows_what_is_near_to_what(self, http: httpx.Client) -> None:
+        found = post(http, "/v1/map", query=QUERY, k=4)
+        kinds = [point["kind"] for point in found["points"]]
+        assert kinds == ["query", "thought", "thought", "mean", *["passage"] * 4]
+        assert 0 < found["shown"] <= 1
+        query, first, *_, mean, vapour, mirror, _, _ = [(each["x"], each["y"]) for each in found["points"]]
+        assert math.dist(mean, vapour) < math.dist(query, vapour)
+        assert math.dist(query, mirror) < math.dist(mean, mirror)
+        assert math.dist(first, mean) < 1e-5  # both thoughts are the same
+        alone = post(http, "/v1/map", query="Why?", thinking="never", where={"topic": "none"})
+        assert [point["kind"] for point in alone["points"]] == ["query"]
+        assert (alone["points"][0]["x"], alone["shown"]) == (0, 1)
 
     @pytest.mark.parametrize(
         ("body", "status", "says"),

@@ -7,6 +7,7 @@ const COMMON = new Set(
   "about after also and any are been but can could does each for from had has have how into its more most not one only other over such than that the their them then there these they this through very was were what when where which while who why will with would your".split(" "),
 );
 let running = null;
+let shown = null;
 
 // The state is in the link's fragment, which no server sees.
 
@@ -163,6 +164,33 @@ function verdict({ result, moves }) {
   return some.length ? `Thinking moved: ${some.join(", ")}.` : "Thinking moved nothing here.";
 }
 
+/** Draw the vectors of the last search; asked for when somebody opens the picture. */
+async function drawMap() {
+  if (!find("map").open || !shown) return;
+  const { points, shown: share } = await (await ask("v1/map", shown)).json();
+  const xs = points.map((point) => point.x), ys = points.map((point) => point.y);
+  const scale = (value, values, low, high) => low + (high - low) * (value - Math.min(...values)) / (Math.max(...values) - Math.min(...values) || 1);
+  const placed = points.map((point) => ({ ...point, x: scale(point.x, xs, 30, 560), y: scale(point.y, ys, 370, 30) }));
+  const of = (kind) => placed.find((point) => point.kind === kind);
+  const line = of("mean") && drawing("line", { x1: of("query").x, y1: of("query").y, x2: of("mean").x, y2: of("mean").y });
+  find("plane").replaceChildren(...(line ? [line] : []), ...placed.flatMap(dot));
+  find("map-said").textContent = `The question (red), its thoughts (blue, T1 to Tn), their mean (green) and the passages by their ranks (grey); `
+    + `${(100 * share).toFixed(0)} % of how they differ is in this plane.`;
+}
+
+function dot({ kind, number, label, x, y }) {
+  const circle = drawing("circle", { cx: x, cy: y, r: kind === "passage" ? 5 : 7, class: kind });
+  circle.append(Object.assign(drawing("title", {}), { textContent: label }));
+  const name = { query: "question", mean: "with thoughts", thought: `T${number}`, passage: `${number}` }[kind];
+  return [circle, Object.assign(drawing("text", { x: x + 9, y: y + (kind === "mean" ? 20 : 4) }), { textContent: name })];
+}
+
+function drawing(name, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
 const ms = (value) => (value < 10 ? `${value.toFixed(1)} ms` : value < 1000 ? `${value.toFixed(0)} ms` : `${(value / 1000).toFixed(1)} s`);
 
 function busy(state) {
@@ -177,7 +205,7 @@ async function search() {
   showProblem(null);
   find("thoughts").replaceChildren();
   find("verdict").textContent = find("timings").textContent = "";
-  find("thinking").hidden = find("rankings").hidden = true;
+  find("thinking").hidden = find("rankings").hidden = find("map").hidden = true;
   busy(true);
   try {
     const [body, whole] = request();
@@ -185,7 +213,11 @@ async function search() {
     const aloud = !whole.thoughts && !["never", "auto"].includes(fields.thinking.value);
     const { thoughts, thinkMs } = aloud ? await showThoughts(body, mine.signal) : whole;
     // What has been written is not written again.
-    show(await (await ask("v1/explain", { ...whole, thoughts }, mine.signal)).json(), thinkMs);
+    const asked = { ...whole, thoughts };
+    show(await (await ask("v1/explain", asked, mine.signal)).json(), thinkMs);
+    shown = asked;
+    find("map").hidden = false;
+    await drawMap();
   } catch (error) {
     if (error.name !== "AbortError") showProblem(error);
   } finally {
@@ -212,6 +244,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 find("stop").addEventListener("click", () => running?.abort());
+find("map").addEventListener("toggle", () => drawMap().catch(showProblem));
 addEventListener("popstate", () => {
   form.reset();
   if (readLink()) search();
