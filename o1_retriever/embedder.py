@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +13,10 @@ import numpy as np
 
 from o1_retriever.concurrency.awaiting import AwaitedPipeline
 from o1_retriever.concurrency.sent import made_again
+from o1_retriever.guard import ENOUGH_DRAWN, off_subject
 from o1_retriever.query import Given, History, Query, as_queries, as_query, check_texts, text_blocks
 from o1_retriever.reporting.progress import progress
-from o1_retriever.thinking import Backend, PairBackend, Pooling, ThoughtPipeline, settings_of
+from o1_retriever.thinking import Backend, PairBackend, Pooling, ThoughtPipeline, settings_of, without
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtPiece, ThoughtSettings, Vector
 from o1_retriever.vectors import Precision, TokenLimit, VectorSpace, check_dim, delivered, stacked, unit
 
@@ -303,6 +306,42 @@ class ThinkingEmbedder:
         how = Pooling(truncate_dim=truncate_dim, normalize=normalize_embeddings, weight=chosen.query_weight)
         return await self._awaited.embed(checked, chosen, how)
 
+    def on_subject(
+        self,
+        embeddings: Sequence[QueryEmbedding],
+        passages: Vector,
+        *,
+        settings: ThoughtSettings | None = None,
+    ) -> list[QueryEmbedding]:
+        """The embeddings without thoughts that are off the query's subject; see `guard.off_subject`.
+
+        `passages` are unit vectors (n, dimension) of documents drawn at random from where is searched. What
+        embedding the queries and the thoughts by themselves takes is added to the timings.
+        """
+        judged = _Judged(embeddings, passages, settings or self.settings)
+        if not judged.wanted:
+            return list(embeddings)
+        started = time.perf_counter()
+        own = self.embed_queries(judged.queries, settings=judged.fast, truncate_dim=judged.dimension)
+        alone = self._pipeline.cache.passages(judged.texts, batch_size=None)
+        return judged.left(own, alone, (time.perf_counter() - started) * 1000)
+
+    async def aon_subject(
+        self,
+        embeddings: Sequence[QueryEmbedding],
+        passages: Vector,
+        *,
+        settings: ThoughtSettings | None = None,
+    ) -> list[QueryEmbedding]:
+        """`on_subject` for coroutines."""
+        judged = _Judged(embeddings, passages, settings or self.settings)
+        if not judged.wanted:
+            return list(embeddings)
+        started = time.perf_counter()
+        own = await self.aembed_queries(judged.queries, settings=judged.fast, truncate_dim=judged.dimension)
+        alone = await self._awaited.passages(judged.texts)
+        return judged.left(own, alone, (time.perf_counter() - started) * 1000)
+
     def encode_queries(
         self,
         queries: str | Sequence[str],
@@ -419,3 +458,57 @@ class ThinkingEmbedder:
                 advance(len(texts) - len(place_of))
                 rows = unit(rows) if normalize_embeddings else rows
                 yield rows[[place_of[text] for text in texts]]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Queries whose thoughts are judged by where they lie, and what is embedded for it."""
+
+    embeddings: Sequence[QueryEmbedding]
+    passages: Vector
+    settings: ThoughtSettings
+
+    @cached_property
+    def wanted(self) -> list[QueryEmbedding]:
+        """Those with thoughts, if the guard is on and there are passages enough to tell."""
+        tells = self.settings.guard and len(self.passages) >= ENOUGH_DRAWN
+        return [each for each in self.embeddings if tells and each.thought_about]
+
+    @property
+    def fast(self) -> ThoughtSettings:
+        """How the queries are embedded by themselves."""
+        return self.settings.with_changes(thinking="never")
+
+    @property
+    def queries(self) -> list[str]:
+        """Their texts."""
+        return [each.query for each in self.wanted]
+
+    @property
+    def texts(self) -> list[str]:
+        """The thoughts by themselves, all those that count."""
+        return [thought.text for each in self.wanted for thought in each.thoughts if thought.usable]
+
+    @property
+    def dimension(self) -> int:
+        """That of the vectors."""
+        return int(self.passages.shape[1])
+
+    def left(
+        self, own: Sequence[QueryEmbedding], alone: Sequence[Vector], spent: float
+    ) -> list[QueryEmbedding]:
+        """All embeddings in order, after `spent` milliseconds for those that were judged."""
+        rows, judged, share = iter(alone), iter(own), spent / len(self.wanted)
+        wanted = set(map(id, self.wanted))
+        return [
+            self._judged(each, next(judged).vector, rows, share) if id(each) in wanted else each
+            for each in self.embeddings
+        ]
+
+    def _judged(
+        self, embedding: QueryEmbedding, own: Vector, rows: Iterator[Vector], spent: float
+    ) -> QueryEmbedding:
+        alone = np.stack([next(rows) for thought in embedding.thoughts if thought.usable])
+        reasons = off_subject(own, unit(alone[:, : self.dimension]), self.passages)
+        timings = replace(embedding.timings, embed_ms=embedding.timings.embed_ms + spent)
+        return replace(without(embedding, reasons, own, self.settings.query_weight), timings=timings)

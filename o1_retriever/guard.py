@@ -1,16 +1,26 @@
-"""Whether a query is worth thinking about, told from what it finds without thoughts."""
+"""What keeps thoughts from doing harm: when not to think at all, and which thoughts are left out, and why.
+
+A thought is judged by its text alone (`why_not`), and, where there is an index, by how near it is to the
+query beside passages drawn from it at random (`off_subject`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from o1_retriever.endpoint.prompt import DEFAULT_PROMPT
+from o1_retriever.endpoint.reply import SENTENCE_END, refused
 from o1_retriever.errors import SettingsError
 from o1_retriever.reporting.text import counted
-from o1_retriever.thought import Vector
+from o1_retriever.thought import Thought, Vector
 
 # Best scores of the fast ranking that are looked at, and the least number that says anything.
 LOOKED_AT = 100
@@ -118,3 +128,157 @@ def calibrate(
     kept = np.cumsum(known[order])
     reached = np.flatnonzero(kept >= keep * kept[-1])
     return replace(gate, threshold=float(worths[order[reached[0]]]) if len(reached) else -np.inf)
+
+
+# Words that stand in every text: a thought of these alone says nothing.
+_WORD = re.compile(r"\w+")
+_STOP = frozenset(
+    _WORD.findall(
+        "a an and are as at be been but by can could did do does for from had has have he her his how i if"
+        " in into is it its may no not of ok on or our she should so such than that the their then there"
+        " these they this to us was we were what when where which who why will with would yes you your"
+    )
+)
+_CUT = ("length", "budget")  # how a thought finishes that did not end by itself
+_LOOPS = 4  # a piece that comes so often, one after the other, and fills half of a text, is a loop
+_LEAST = 12  # words, or characters of a text of up to three words, that a loop has at the least
+_FEW, _MANY = 0.25, 24  # of so many words or more, fewer different ones than this share turn in circles
+_SAME = 0.9  # share of common words, of all in both, from which a thought is the query over again
+_RUN = 10  # so many words of the prompt, one after the other, are no chance
+_READ = 400  # words that are looked at
+_ORDER = re.compile(
+    r"\b(?:ignore|disregard|forget|override)\b[^.!?]{0,40}\b(?:instructions?|prompts?|directions|guidelines)\b"
+    r"|\b(?:reveal|print|repeat|output)\b[^.!?]{0,30}\bsystem prompt\b",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"\b(?=[\w-]*[A-Za-z])(?=[\w-]*\d\d)[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*\b")
+
+
+def why_not(query: str, thought: Thought) -> str | None:
+    """Why a thought is left out, told from its text and the query's alone; None where it counts.
+
+    The reasons complete "it ...": it holds no word of its own, turns in circles, was cut inside its only
+    word, is written in another script than the query, refuses, repeats the query or the prompt, gives orders
+    to its reader (a prompt injection out of some document), or names another code than the query's.
+    """
+    if thought.failed:
+        return None
+    return next(_reasons(query, thought), None)
+
+
+# Passages that are drawn, the least number that tells anything, and the share of them that may be nearer to
+# the query than a thought (never fewer than five): chosen on dev and train splits (docs/guard.md).
+DRAWN, ENOUGH_DRAWN, NEARER = 1000, 100, 0.01
+
+
+def off_subject(own: Vector, thoughts: Vector, passages: Vector) -> list[str | None]:
+    """Why each thought is left out: it is farther from the query than the nearest of random passages.
+
+    All are unit vectors: the query's (dimension,), those of the thoughts by themselves (k, dimension) and of
+    passages that were drawn (n, dimension), both as documents. None where a thought counts, and for all where
+    there are too few passages to tell. A thought about another subject is nearer to a query than one passage
+    in a hundred only by chance; one about the query's own nearly always is.
+    """
+    if len(passages) < ENOUGH_DRAWN:
+        return [None] * len(thoughts)
+    nearer = max(5, round(NEARER * len(passages)))
+    bar = float(np.partition(passages @ own, -nearer)[-nearer])
+    return [
+        f"is off the subject: farther from the query ({cosine:.2f}) than random passages ({bar:.2f})"
+        if cosine < bar
+        else None
+        for cosine in (thoughts @ own).tolist()
+    ]
+
+
+def _reasons(query: str, thought: Thought) -> Iterator[str]:
+    text = thought.text
+    words = _words(text)
+    if not set(words) - _STOP:
+        yield "says nothing"
+    elif thought.finish in _CUT and len(words) == 1 and not SENTENCE_END.search(text):
+        yield "was cut inside its only word"
+    if _loops(words if len(words) > 3 else text):
+        yield "turns in circles"
+    own, asked = _script(text), _script(query)
+    if own and asked and own != asked:
+        yield f"is in {own} script, and the query in {asked}"
+    if refused(text):
+        yield "refuses"
+    if _ORDER.search(text):
+        yield "gives orders"
+    if _same(set(words), set(_words(query))):
+        yield "repeats the query"
+    if _from_prompt(query, words):
+        yield "repeats the prompt"
+    if wrong := _other_code(query, text):
+        yield f"names {wrong[1]}, where the query has {wrong[0]}"
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())[:_READ]
+
+
+def _loops(units: Sequence[str]) -> bool:
+    """Whether one piece, over and over, fills half of a text given as words or characters."""
+    count = len(units)
+    if count < _LEAST:
+        return False
+    if count >= _MANY and not isinstance(units, str) and len(set(units)) < _FEW * count:
+        return True
+    for period in range(1, count // _LOOPS + 1):
+        least = max((_LOOPS - 1) * period, count // 2 - period)
+        run = 0
+        for place in range(period, count):
+            run = run + 1 if units[place] == units[place - period] else 0
+            if run >= least:
+                return True
+    return False
+
+
+def _script(text: str) -> str:
+    """The script of most letters of a text, as Unicode names it; empty for a text with hardly any."""
+    letters = Counter(_script_of(letter) for letter in text[:_READ] if letter.isalpha())
+    ((script, count),) = letters.most_common(1) or [("", 0)]
+    return script if count > 3 and 2 * count > letters.total() else ""
+
+
+@cache
+def _script_of(letter: str) -> str:
+    name = unicodedata.name(letter, "?").split()[0]
+    return "CJK" if name in ("HIRAGANA", "KATAKANA", "FULLWIDTH", "HALFWIDTH") else name
+
+
+def _same(one: set[str], other: set[str]) -> bool:
+    return len(one & other) >= _SAME * len(one | other)
+
+
+def _runs(words: Sequence[str]) -> set[tuple[str, ...]]:
+    return {tuple(words[place : place + _RUN]) for place in range(len(words) - _RUN + 1)}
+
+
+def _from_prompt(query: str, words: Sequence[str]) -> bool:
+    """Whether a run of words is of our own instruction or examples, but for the example that is the query."""
+    own, asked = _runs(words), set(_words(query))
+    return any(own & runs and not _same(asked, example) for example, runs in _prompt())
+
+
+@cache
+def _prompt() -> list[tuple[set[str], set[tuple[str, ...]]]]:
+    """The words of each question in the prompt, and the runs of the question and what is said about it."""
+    parts = [("", DEFAULT_PROMPT.system or ""), *DEFAULT_PROMPT.examples]
+    return [(set(_words(each)), _runs(_words(each)) | _runs(_words(said))) for each, said in parts]
+
+
+def _other_code(query: str, text: str) -> tuple[str, str] | None:
+    """A code of the query, such as ERR-4031, and another of the same shape that stands in its place."""
+    asked, found = (dict.fromkeys(_CODE.findall(each)) for each in (query, text))
+    if {code.lower() for code in asked} & {code.lower() for code in found}:
+        return None
+    shapes = {_shape(code): code for code in found}
+    return next(((code, shapes[_shape(code)]) for code in asked if _shape(code) in shapes), None)
+
+
+def _shape(code: str) -> str:
+    """A code with its digits made alike: ERR-4031 and ERR-4013 are of one shape."""
+    return re.sub(r"\d", "0", code.lower())

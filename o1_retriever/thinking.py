@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,7 @@ from o1_retriever.concurrency.sent import Sent
 from o1_retriever.concurrency.shared import SharedWork
 from o1_retriever.engine.follow import among
 from o1_retriever.errors import CheckpointError, SettingsError, ThinkerError
+from o1_retriever.guard import why_not
 from o1_retriever.query import Query
 from o1_retriever.reporting.progress import progress
 from o1_retriever.reporting.text import counted
@@ -129,7 +130,8 @@ class ThoughtPipeline:
         queries = relevant(queries, settings)
         unique = list(dict.fromkeys(queries))
         started = time.perf_counter()
-        thoughts, free = self._thoughts(unique, settings, batch_size, show)
+        written, free = self._thoughts(unique, settings, batch_size, show)
+        thoughts = [guarded(*pair, settings) for pair in zip(unique, written, strict=True)]
         thought_at = time.perf_counter()
         raw = self._vectors(unique, thoughts, free, settings.query_weight > 0, batch_size)
         share = 1000 / max(1, len(unique))
@@ -138,15 +140,16 @@ class ThoughtPipeline:
         )
         how = Pooling(truncate_dim=truncate_dim, normalize=normalize, weight=settings.query_weight)
         done = {
-            query: how.embedding(query, written, rows, timings)
-            for query, written, rows in zip(unique, thoughts, raw, strict=True)
+            query: how.embedding(query, own, rows, timings)
+            for query, own, rows in zip(unique, thoughts, raw, strict=True)
         }
         return [done[query] for query in queries]
 
     def think(self, queries: Sequence[Query], settings: ThoughtSettings) -> list[list[Thought]]:
         """The first half of the way alone: `settings.n_thoughts` thoughts about each query."""
         unique = list(dict.fromkeys(queries))
-        thoughts = dict(zip(unique, self._thoughts(unique, settings, None, False)[0], strict=True))
+        written = self._thoughts(unique, settings, None, False)[0]
+        thoughts = {query: guarded(query, own, settings) for query, own in zip(unique, written, strict=True)}
         return [list(thoughts[query]) for query in queries]
 
     def _thoughts(
@@ -233,14 +236,19 @@ def to_write(query: Query, settings: ThoughtSettings) -> int:
     return settings.n_thoughts if settings.thinks and query.thoughts is None else 0
 
 
+def guarded(query: Query, written: Sequence[Thought], settings: ThoughtSettings) -> list[Thought]:
+    """The thoughts about a query, those that the guard leaves out marked by why; as they are without it."""
+    return [replace(each, dropped=why_not(query.text, each)) if settings.guard else each for each in written]
+
+
 def pairs_of(
     query: Query, written: Sequence[Thought], with_own: bool = False
 ) -> list[tuple[str, Thought | None]]:
-    """What is embedded: the query with each usable thought; alone too `with_own`, or where there is none."""
-    usable: list[Thought | None] = [thought for thought in written if not thought.failed]
-    if written and not usable:
-        logger.warning("No thought could be written about %.60r: %s", query.text, written[0].error)
-    alone = [None] if with_own or not usable else []
+    """What is embedded: the query with each usable thought; alone too `with_own`, or if one is dropped."""
+    usable: list[Thought | None] = [thought for thought in written if thought.usable]
+    if written and not usable and (failed := next((each for each in written if each.failed), None)):
+        logger.warning("No thought could be written about %.60r: %s", query.text, failed.error)
+    alone = [None] if with_own or not usable or any(each.dropped for each in written) else []
     return [(query.text, thought) for thought in [*usable, *alone]]
 
 
@@ -256,13 +264,14 @@ class Pooling:
         self, query: Query, thoughts: Sequence[Thought], rows: Vector, timings: Timings
     ) -> QueryEmbedding:
         """A query with its thoughts, and the raw vectors of its `pairs_of`, `rows`, pooled."""
-        usable = sum(not thought.failed for thought in thoughts) or 1
+        usable = sum(thought.usable for thought in thoughts) or 1
         vectors, vector = pool(
             rows[:usable],
             rows[usable] if len(rows) > usable else None,
             truncate_dim=self.truncate_dim,
             normalize=self.normalize,
             weight=self.weight,
+            dropped=_dropped(thoughts),
         )
         return QueryEmbedding(
             query=query.text,
@@ -281,18 +290,46 @@ def pool(
     truncate_dim: int | None,
     normalize: bool,
     weight: float = 0.0,
+    dropped: int = 0,
 ) -> tuple[Vector, Vector]:
     """Unit vectors (k, dimension) and their mean (dimension,), itself a unit vector if `normalize`.
 
-    The query's `own` vector counts `weight` times as much as that mean. Vectors are truncated first, so that
-    each thought weighs the same in the truncated space.
+    The query's `own` vector takes the place of each `dropped` thought in the mean, so that those that are
+    left count no more than before, and counts `weight` times as much as that mean. Vectors are truncated
+    first, so that each thought weighs the same in the truncated space.
     """
     vectors = unit(rows[:, :truncate_dim])
     mean = vectors.mean(axis=0, dtype=np.float64)
     if own is not None:
-        mean = (mean + weight * unit(own[None, :truncate_dim])[0]) / (1 + weight)
+        alone = unit(own[None, :truncate_dim])[0].astype(np.float64)
+        mean = (len(vectors) * mean + dropped * alone) / (len(vectors) + dropped)
+        mean = (mean + weight * alone) / (1 + weight)
     mean = mean.astype(np.float32)
     return vectors, unit(mean[None])[0] if normalize else mean
+
+
+def without(
+    embedding: QueryEmbedding, reasons: Sequence[str | None], own: Vector, weight: float
+) -> QueryEmbedding:
+    """The embedding without those usable thoughts that have a reason; `own`, the query's vector, instead.
+
+    `reasons` has one for each usable thought, None where it stays; `weight` is that of `pool`.
+    """
+    if not any(reasons):
+        return embedding
+    left = iter(reasons)
+    thoughts = tuple(
+        replace(each, dropped=next(left)) if each.usable else each for each in embedding.thoughts
+    )
+    kept = [row for row, reason in zip(embedding.vectors, reasons, strict=True) if reason is None]
+    rows = np.stack(kept) if kept else own[None]
+    dropped = _dropped(thoughts)
+    vectors, vector = pool(rows, own, truncate_dim=None, normalize=True, weight=weight, dropped=dropped)
+    return replace(embedding, thoughts=thoughts, vectors=vectors, vector=vector)
+
+
+def _dropped(thoughts: Sequence[Thought]) -> int:
+    return sum(thought.dropped is not None for thought in thoughts)
 
 
 class PairBackend(Sent):
@@ -492,6 +529,19 @@ class QueryCache:
             return {}
         cached = zip(wanted, store.get_vectors(wanted), strict=True)
         return {key: row for key, row in cached if row is not None}
+
+    def passages(self, texts: Sequence[str], *, batch_size: int | None) -> list[Vector]:
+        """Raw vectors of texts as documents, from the cache where it has them; each text is embedded once."""
+        encoder, store = self._backend.encoder_identity, self.store
+        keys = [cache_key(kind="passage", encoder=encoder or "", text=text) for text in texts]
+        rows, by_key = self.stored(keys), dict(zip(keys, texts, strict=True))
+        missing = [key for key in by_key if key not in rows]
+        embedded = self._backend.embed_documents([by_key[key] for key in missing], batch_size=batch_size)
+        new = {missing[place]: row for place, row in embedded}
+        if store is not None and encoder is not None and new:
+            store.put_vectors(new.items())
+        rows |= new
+        return [rows[key] for key in keys]
 
     def filled(
         self, pairs: Sequence[tuple[str, Thought | None]], free: Free, *, batch_size: int | None

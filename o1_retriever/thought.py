@@ -31,7 +31,8 @@ class ThoughtSettings:
     `repetition_penalty` above 1 makes tokens that a thought already holds less likely (Keskin et al. 2019): a
     positive logit is divided by it, a negative one multiplied. The query's own tokens are not penalised.
     `query_weight` is how much the query's own vector counts beside the mean of those with its thoughts (0:
-    not at all, as in the paper; 1: as much), which costs one more vector.
+    not at all, as in the paper; 1: as much), which costs one more vector. `guard` drops thoughts that cannot
+    help, such as loops and refusals; the query is embedded with the others (docs/guard.md).
 
     Raises `SettingsError` for a value out of range.
     """
@@ -45,6 +46,7 @@ class ThoughtSettings:
     budget_ms: float | None = None
     repetition_penalty: float = 1.0
     query_weight: float = 0.0
+    guard: bool = True
 
     def __post_init__(self) -> None:
         check_number("n_thoughts", self.n_thoughts, 1, 1024, whole=True)
@@ -54,6 +56,8 @@ class ThoughtSettings:
         check_number("seed", self.seed, 0, 2**63 - 1, whole=True)
         check_number("repetition_penalty", self.repetition_penalty, 1e-2, 100)
         check_number("query_weight", self.query_weight, 0, 100)
+        if not isinstance(self.guard, bool):
+            raise SettingsError(f"guard is {self.guard!r}; expected True or False.")
         if self.budget_ms is not None:
             check_number("budget_ms", self.budget_ms, 1e-3, 1e9)
         if self.thinking == "auto":
@@ -113,6 +117,7 @@ class Thought:
     `finish` says why it ended: the model stopped (`eos`), the length limit (`length`), its time was up
     (`budget`), it was read from a record (`recorded`), the caller brought it (`given`), or it could not be
     written (`failed`; then `text` is empty and `error` says why).
+    `dropped` is why the guard leaves it out (`o1_retriever.guard`; docs/guard.md), None where it counts.
     `prompt_tokens` and `completion_tokens` are what it cost, 0 where the thinker does not count.
     `cached` is True when no model ran for it.
     """
@@ -124,6 +129,7 @@ class Thought:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached: bool = field(default=False, compare=False)
+    dropped: str | None = None
 
     @classmethod
     def failure(cls, error: str) -> Thought:
@@ -135,12 +141,18 @@ class Thought:
         """Whether the thought could not be written."""
         return self.finish == "failed"
 
+    @property
+    def usable(self) -> bool:
+        """Whether the query is embedded with it: it could be written, and was not dropped."""
+        return not self.failed and self.dropped is None
+
     def to_dict(self) -> dict[str, Any]:
-        """The thought as plain JSON values: `text`, `finish`, `error`, `tokens` and `cached`."""
+        """The thought as plain JSON values: `text`, `finish`, `error`, `dropped`, `tokens` and `cached`."""
         return {
             "text": self.text,
             "finish": self.finish,
             "error": self.error,
+            "dropped": self.dropped,
             "tokens": self.completion_tokens,
             "cached": self.cached,
         }
@@ -161,12 +173,12 @@ def repeats(thoughts: Sequence[Thought]) -> tuple[int, ...]:
 
 
 def texts_of(thoughts: Iterable[Thought]) -> list[str]:
-    """What was thought; thoughts that could not be had are left out."""
-    return [thought.text for thought in thoughts if not thought.failed]
+    """What was thought; thoughts that could not be had, or that the guard dropped, are left out."""
+    return [thought.text for thought in thoughts if thought.usable]
 
 
 def flat(thoughts: Iterable[Thought]) -> str:
-    """Thoughts as one string, a line each; those that could not be written are left out."""
+    """Thoughts as one string, a line each; those that could not be written, or were dropped, are left out."""
     return "\n".join(" ".join(text.split()) for text in texts_of(thoughts))
 
 
@@ -234,4 +246,4 @@ class QueryEmbedding:
     @property
     def thought_about(self) -> bool:
         """Whether at least one thought went into the vector."""
-        return any(not thought.failed for thought in self.thoughts)
+        return any(thought.usable for thought in self.thoughts)

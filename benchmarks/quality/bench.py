@@ -149,7 +149,7 @@ def systems(
         ]
         if control:
             others = with_other_thoughts(bench.model, list(collection.queries.values()))
-            members.append(("o1_embedder_22m_other_thoughts", others, always))
+            members.append(("o1_embedder_22m_other_thoughts", others, always.with_changes(guard=False)))
         found += [
             Dense(name=key, embedder=embedder, corpus=corpus, encoded=own, settings=settings)
             for key, embedder, settings in members

@@ -121,7 +121,7 @@ def _add_searches(server: MCPServer[Any], service: Service) -> None:
             result = await found(asked, service)
         return Found(
             passages=_passages(result.hits, _name(service, index)),
-            thoughts=[thought.text for thought in result.thoughts if not thought.failed],
+            thoughts=[thought.text for thought in result.thoughts if thought.usable],
         )
 
     @server.tool(annotations=_READS)
@@ -135,7 +135,7 @@ def _add_searches(server: MCPServer[Any], service: Service) -> None:
         name = _name(service, index)
         return Explained(
             passages=_passages(explanation.result.hits, name),
-            thoughts=[thought.text for thought in explanation.result.thoughts if not thought.failed],
+            thoughts=[thought.text for thought in explanation.result.thoughts if thought.usable],
             verdict=explanation.verdict,
             moves=[
                 Moved(
@@ -161,7 +161,7 @@ def _add_thinking(server: MCPServer[Any], service: Service) -> None:
             settings = service.thought_settings(ThoughtOptions(n_thoughts=n_thoughts))
             [written] = await service.embedder.athink([query], settings=settings)
         service.metrics.thought(written)
-        return [thought.text for thought in written if not thought.failed]
+        return [thought.text for thought in written if thought.usable]
 
     @server.tool(annotations=_READS)
     async def index_status() -> list[IndexStatus]:

@@ -68,6 +68,7 @@ class ThoughtRecord(BaseModel):
     text: str
     finish: str
     error: str | None = None
+    dropped: str | None = None
     tokens: int
     cached: bool
 

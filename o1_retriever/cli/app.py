@@ -32,6 +32,10 @@ OWN = {
     ),
     "think": ("o1_retriever.cli.search:think", "Show what a model thinks about a QUERY, without searching."),
     "eval": ("o1_retriever.cli.evaluate:evaluate", "Measure retrieval with and without thoughts."),
+    "calibrate": (
+        "o1_retriever.cli.calibrate:calibrate",
+        "Find out how much thoughts should count, from QUESTIONS whose passages you know.",
+    ),
     "info": ("o1_retriever.cli.info:info", "Show the model, device, number format, cache and index."),
     "models": (
         "o1_retriever.cli.models:models",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _FORMATS = ("none", "nf4")
 # Columns that a narrow terminal does without, the first ones first, once the other measures are left out.
-_COSTS = ("MB", "documents/s", "recall lost", "repeats", "95 %", "tokens thought")
+_COSTS = ("MB", "documents/s", "recall lost", "dropped", "repeats", "95 %", "tokens thought")
 
 
 _data = partial(typer.Option, rich_help_panel="Data")

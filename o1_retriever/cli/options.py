@@ -103,6 +103,13 @@ class ThoughtOptions(SamplingOptions):
     n_thoughts: Annotated[
         int | None, _thoughts("-n", "--n-thoughts", help="How many thoughts to write about a question.")
     ] = None
+    query_weight: Annotated[
+        float | None,
+        _thoughts(help="How much the question counts beside its thoughts (see o1-retriever calibrate)."),
+    ] = None
+    guard: Annotated[
+        bool | None, _thoughts("--guard/--no-guard", help="Leave out thoughts that cannot help (default).")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +135,9 @@ _search = functools.partial(typer.Option, rich_help_panel="Search")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchModes(ThinkingOptions):
-    """How to search, and how much to show."""
+class RankingOptions(Configured):
+    """How passages are ranked."""
 
-    hits: Annotated[int, _search("-k", "--hits", min=1, help="How many passages to show.")] = 5
     hybrid: Annotated[
         bool, _search("--hybrid/--no-hybrid", help="Fuse with BM25, which reads the thoughts too.")
     ] = False
@@ -139,6 +145,13 @@ class SearchModes(ThinkingOptions):
         Literal["mean", "best"],
         _search(help="Search for the mean of the thoughts, or for each: the best counts."),
     ] = "mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchModes(RankingOptions, ThinkingOptions):
+    """How to search, and how much to show."""
+
+    hits: Annotated[int, _search("-k", "--hits", min=1, help="How many passages to show.")] = 5
     rounds: Annotated[
         int, _search(min=1, max=10, help="2: think again after reading the first hits, and search with all.")
     ] = 1

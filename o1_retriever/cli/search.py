@@ -112,7 +112,7 @@ def search(
 
     with contextlib.ExitStack() as stack:
         found = stack.enter_context(Index(target.index, create=False))
-        _check_index(found, target.index)
+        check_index(found, target.index)
         found.warm()  # its graph is loaded while the model is
         embedder = load_embedder(model)
         settings = thoughts.settings(embedder.settings)
@@ -204,7 +204,7 @@ def _thought_aloud(embedder: ThinkingEmbedder, query: Query, settings: ThoughtSe
     return thoughts
 
 
-def _check_index(index: Index, path: Path) -> None:
+def check_index(index: Index, path: Path) -> None:
     """Find out before a model is loaded whether there is anything to search, and whether it is up to date."""
     from o1_retriever.index.folder import newer_folders
 

@@ -24,6 +24,7 @@ from o1_retriever.thinking import (
     Pooling,
     ThoughtPipeline,
     Written,
+    guarded,
     pairs_of,
     relevant,
     to_write,
@@ -85,7 +86,7 @@ class AwaitedPipeline:
         unique = dict.fromkeys(queries)
         written = await together(self._thoughts(each, settings) for each in unique)
         thoughts = dict(zip(unique, written, strict=True))
-        return [list(thoughts[query][0]) for query in queries]
+        return [guarded(query, thoughts[query][0], settings) for query in queries]
 
     async def stream(self, query: Query, settings: ThoughtSettings) -> AsyncGenerator[ThoughtPiece]:
         """What is written about one query, while it is; at the end the thoughts as they are kept."""
@@ -100,7 +101,7 @@ class AwaitedPipeline:
         try:
             while (piece := await found.get()) is not None:
                 yield piece
-            for index, thought in enumerate(writing.result()[0]):
+            for index, thought in enumerate(guarded(query, writing.result()[0], settings)):
                 text = "" if index in told else thought.text
                 yield ThoughtPiece(index=index, text=text, thought=thought)
         finally:
@@ -114,9 +115,15 @@ class AwaitedPipeline:
             rows.append(await self._computing.ask(self._embed_documents, item=part, size=len(part)))
         return np.concatenate(rows)
 
+    async def passages(self, texts: Sequence[str]) -> list[Vector]:
+        """The raw vectors of texts as documents, from the cache where it has them."""
+        rows: list[Vector] = await self._computing.ask(self._embed_passages, item=texts)
+        return rows
+
     async def _embed(self, query: Query, settings: ThoughtSettings, how: Pooling) -> QueryEmbedding:
         started = time.perf_counter()
-        thoughts, free = await self._thoughts(query, settings)
+        written, free = await self._thoughts(query, settings)
+        thoughts = guarded(query, written, settings)
         thought_at = time.perf_counter()
         rows = await self._vectors(query, thoughts, free, how.weight > 0)
         timings = Timings(
@@ -174,9 +181,10 @@ class AwaitedPipeline:
     def _recall(self, tickets: Sequence[Ticket[Query, Any]], settings: ThoughtSettings) -> None:
         queries = [ticket.item for ticket in tickets]
         known = self._cache.thoughts(queries, settings)
+        usable = [guarded(query, own, settings) for query, own in zip(queries, known, strict=True)]
         keys = [
-            [self._cache.vector_key(*pair) for pair in pairs_of(query, thoughts, settings.query_weight > 0)]
-            for query, thoughts in zip(queries, known, strict=True)
+            [self._cache.vector_key(*pair) for pair in pairs_of(query, own, settings.query_weight > 0)]
+            for query, own in zip(queries, usable, strict=True)
         ]
         stored = self._cache.stored([key for own in keys for key in own])
         for ticket, thoughts, own in zip(tickets, known, keys, strict=True):
@@ -212,6 +220,11 @@ class AwaitedPipeline:
         rows = iter(self._cache.filled(pairs, free, batch_size=None))
         for ticket in tickets:
             ticket.settle([next(rows) for _ in ticket.item[0]])
+
+    def _embed_passages(self, tickets: Sequence[Ticket[Sequence[str], list[Vector]]]) -> None:
+        rows = iter(self._cache.passages([text for each in tickets for text in each.item], batch_size=None))
+        for ticket in tickets:
+            ticket.settle([next(rows) for _ in ticket.item])
 
     def _embed_documents(self, tickets: Sequence[Ticket[Sequence[str], Vector]]) -> None:
         texts = list(dict.fromkeys(text for ticket in tickets for text in ticket.item))

@@ -51,7 +51,8 @@ class Comparison:
 class Cost:
     """What a system cost.
 
-    `thought_tokens`, `prompt_tokens` and `repeats` (thoughts that nearly repeat another one) are per query.
+    `thought_tokens`, `prompt_tokens`, `repeats` (thoughts that nearly repeat another one) and `dropped`
+    (those that the guard left out) are per query.
     `ms_per_query` is wall-clock time of thinking, embedding and searching in batches; where `cached` is True
     some thoughts came from the cache and the time is not what it would take without. `peak_mb` is the largest
     memory of the process so far.
@@ -60,6 +61,7 @@ class Cost:
     thought_tokens: float
     prompt_tokens: float
     repeats: float
+    dropped: float
     ms_per_query: float
     cached: bool
     documents_per_second: float | None
@@ -243,6 +245,7 @@ def _measured(collection: Collection, system: System, *, measures: Sequence[str]
             thought_tokens=sum(thought.completion_tokens for thought in thoughts) / count,
             prompt_tokens=sum(thought.prompt_tokens for thought in thoughts) / count,
             repeats=sum(len(repeats(row)) for row in answer.thoughts) / count,
+            dropped=sum(thought.dropped is not None for thought in thoughts) / count,
             ms_per_query=1000 * seconds / count,
             cached=any(thought.cached for thought in thoughts),
             documents_per_second=answer.documents_per_second,

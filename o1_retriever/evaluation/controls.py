@@ -76,10 +76,12 @@ def thinking_systems(
     """
     always, bm25 = settings or embedder.settings, bm25_over(corpus)
     never = always.with_changes(thinking="never")
+    # The guard would drop most of another query's thoughts, and nothing would be left to compare with.
+    unguarded = always.with_changes(guard=False)
     members = [
         (_without_correction(embedder), never),
         (embedder, always),
-        (with_other_thoughts(embedder, queries), always),
+        (with_other_thoughts(embedder, queries), unguarded),
     ]
     found: list[System] = []
     for place, (who, how) in enumerate(members):
@@ -200,7 +202,8 @@ def audited(
     runs = {}
     for control in CONTROLS:
         changed = {name: controlled(each, control, collection) for name, each in embedders.items()}
-        systems = again.systems(collection.corpus, changed, settings)
+        # Unguarded: the guard would drop most of what stands in for the thoughts.
+        systems = again.systems(collection.corpus, changed, settings.with_changes(guard=False))
         runs[control] = evaluate(collection, systems, measures=[evaluation.measure])
     others: dict[str, dict[str, SystemResult]] = {}
     for name in (result.name for result in runs[OTHERS].results):
@@ -271,7 +274,7 @@ def diagnoses(evaluation: Evaluation) -> dict[str, Diagnosis]:
         texts = [text for place in documents for text in collection.corpus.texts(place, place + 1)]
         *stems, asked = content_words([*texts, query])
         words = _Words(
-            said=_stems(thought.text for thought in pair[1].thoughts[key] if not thought.failed),
+            said=_stems(thought.text for thought in pair[1].thoughts[key] if thought.usable),
             asked=frozenset(asked),
             relevant=frozenset(stem for row in stems[: len(right)] for stem in row),
             first=frozenset(stem for row in stems[len(right) :] for stem in row),

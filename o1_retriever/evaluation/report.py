@@ -214,7 +214,7 @@ def cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """(heads, rows) of the table as text; columns that would be empty are left out."""
     compared = evaluation.comparisons()
     names = list(evaluation.results[0].values)
-    costs = ["tokens thought", "repeats", "ms/query", "documents/s", "MB", "recall lost"]
+    costs = ["tokens thought", "repeats", "dropped", "ms/query", "documents/s", "MB", "recall lost"]
     heads = ["system", *names, "95 %", "gain", "p", *costs]
     rows = [_cells_of(evaluation, result, compared.get(result.name)) for result in evaluation.results]
     kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
@@ -264,6 +264,7 @@ def _cells_of(evaluation: Evaluation, result: SystemResult, compared: Comparison
         f"{compared.p_corrected:.4f}" if compared else "",
         f"{cost.thought_tokens:.1f}" if cost.thought_tokens else "",
         f"{cost.repeats:.2f}" if cost.repeats else "",
+        f"{cost.dropped:.2f}" if cost.dropped else "",
         f"{cost.ms_per_query:.1f}{MARK if cost.cached else ''}",
         f"{cost.documents_per_second:,.0f}" if cost.documents_per_second else "",
         f"{cost.peak_mb:,.0f}" if cost.peak_mb else "",

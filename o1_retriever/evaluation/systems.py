@@ -18,6 +18,7 @@ from o1_retriever.documents import Document
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Corpus, EncodedCorpus, encode_corpus
+from o1_retriever.guard import DRAWN
 from o1_retriever.index.graph import Graph
 from o1_retriever.index.ledger import EmbeddedDocument
 from o1_retriever.ranking.bm25 import Bm25, Reading
@@ -121,12 +122,20 @@ class Dense(_OverCorpus):
             documents_per_second=self.encoded.documents_per_second,
         )
 
+    @cached_property
+    def _passages(self) -> Vector:
+        """Vectors of documents drawn at random."""
+        drawn = np.random.default_rng(0).permutation(len(self.encoded.matrix))[:DRAWN]
+        return np.asarray(self.encoded.matrix[np.sort(drawn)])
+
     def _embedded(self, queries: Sequence[str]) -> tuple[list[Vector], Sequence[Sequence[Thought]]]:
         """The vectors to search with for each query, and its thoughts."""
         dimension = self.encoded.matrix.shape[1]
         embedded = self.embedder.embed_queries(
             queries, settings=self.settings, batch_size=32, truncate_dim=dimension
         )
+        if self.settings.thinks and self.settings.guard:
+            embedded = self.embedder.on_subject(embedded, self._passages, settings=self.settings)
         groups = [item.vectors if self.pooling == "best" else item.vector[None] for item in embedded]
         return groups, [item.thoughts for item in embedded]
 
@@ -139,7 +148,7 @@ class Hyde(Dense):
         dimension = self.encoded.matrix.shape[1]
         thoughts = self.embedder.think(queries, settings=self.settings)
         plain = np.asarray(self.embedder.encode_queries(queries, settings=NEVER, truncate_dim=dimension))
-        usable = [[thought.text for thought in row if thought.text.strip()] for row in thoughts]
+        usable = [[each.text for each in row if each.usable and each.text.strip()] for row in thoughts]
         texts = [text for row in usable for text in row]
         written = np.asarray(self.embedder.encode_documents(texts, truncate_dim=dimension))
         ends = np.cumsum([len(row) for row in usable])
@@ -164,12 +173,16 @@ class Lexical(_OverCorpus):
         if self.settings.thinks and self.embedder is None:
             raise SettingsError("BM25 with thoughts needs an embedder that writes them; found None.")
 
-    def search(self, queries: Sequence[str], depth: int) -> Answer:
-        """The documents that share a word with what is read, best first."""
-        thoughts: Sequence[Sequence[Thought]] = [()] * len(queries)
-        if self.settings.thinks and self.embedder is not None:
+    def search(
+        self, queries: Sequence[str], depth: int, thoughts: Sequence[Sequence[Thought]] | None = None
+    ) -> Answer:
+        """The documents that share a word with what is read, best first; `thoughts` are known already."""
+        if not self.settings.thinks or self.embedder is None:
+            thoughts = [()] * len(queries)
+        elif thoughts is None:
             thoughts = self.embedder.think(queries, settings=self.settings)
-        read = [Reading.of(query, row) for query, row in zip(queries, thoughts, strict=True)]
+        weight = self.settings.query_weight
+        read = [Reading.of(query, row, weight) for query, row in zip(queries, thoughts, strict=True)]
         rankings = [self.index.best(each, depth, ties=self._ties) for each in read]
         return Answer(rankings=rankings, thoughts=thoughts)
 
@@ -183,7 +196,10 @@ class Hybrid(_OverCorpus):
     def search(self, queries: Sequence[str], depth: int) -> Answer:
         """Search with both parts and fuse; thoughts are those of the first part that has some."""
         deep = max(depth, FUSION_DEPTH)
-        dense, lexical = (part.search(queries, deep) for part in self.parts)
+        near, words = self.parts
+        dense = near.search(queries, deep)
+        # What the guard has left out of the vector, BM25 does not read.
+        lexical = words.search(queries, deep, dense.thoughts if near.settings.thinks else None)
         pairs = zip(dense.rankings, lexical.rankings, strict=True)
         rankings = [self._fused(near, words, deep, depth) for near, words in pairs]
         thoughts = dense.thoughts if any(dense.thoughts) else lexical.thoughts

@@ -161,7 +161,9 @@ class Explanation:
         if not self.result.thoughts:
             return "Nothing moved: the question was not thought about."
         if not self.result.embedding.thought_about:
-            return "Nothing moved: no thought could be written."
+            dropped = any(thought.dropped for thought in self.result.thoughts)
+            why = "every thought was dropped" if dropped else "no thought could be written"
+            return f"Nothing moved: {why}."
         if not self.moves:
             return "Nothing moved: no passage matches."
         if not self.moved:

@@ -124,6 +124,9 @@ def thought_line(thought: Thought) -> Text:
     if thought.failed:
         return Text(f"failed: {printable(thought.error or 'no reason was given')}", style="red")
     text = Text(printable(thought.text))
+    if thought.dropped is not None:
+        text.stylize("dim strike")
+        return text.append(f" (dropped: it {thought.dropped})", style="yellow")
     return text.append(cut_note(thought), style="dim")
 
 
@@ -179,6 +182,9 @@ def _count(thoughts: Iterable[Thought]) -> str:
     notes = [counted(len(every), "thought")]
     if failed:
         notes.append(f"{failed} failed")
+    dropped = sum(thought.dropped is not None for thought in every)
+    if dropped:
+        notes.append(f"{dropped} dropped")
     if tokens:
         notes.append(counted(tokens, "token"))
     again = len(repeats(every))

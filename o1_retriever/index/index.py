@@ -26,6 +26,7 @@ from o1_retriever.errors import (
     SettingsError,
     StoreError,
 )
+from o1_retriever.guard import DRAWN
 from o1_retriever.index.fields import MatchKeeper, Numbers
 from o1_retriever.index.filters import Filter, Where, as_filter
 from o1_retriever.index.graph import Graph, nearest
@@ -40,7 +41,7 @@ from o1_retriever.ranking.fusion import FUSION_DEPTH
 from o1_retriever.reporting.progress import progress
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
-from o1_retriever.vectors import InSpace, Precision, TokenLimit, VectorSpace
+from o1_retriever.vectors import InSpace, Precision, TokenLimit, VectorSpace, unit
 
 __all__ = ["DocumentEmbedder", "Hit", "Index", "IndexInfo"]
 
@@ -99,6 +100,7 @@ class Index(SentUnmade):
         self._lexicon = LexiconKeeper(self.path / collection)
         self._matches = MatchKeeper()
         self._per_second = 0.0  # texts that were embedded lately
+        self._sampled: tuple[Any, Vector] | None = None
         if not self._store.ledger.exists():
             self._store.check_vacant()
             if embedder is None or not create:
@@ -251,6 +253,23 @@ class Index(SentUnmade):
             if identity not in found:
                 raise InputError(f"The index has no document {identity!r:.120}.", position=position)
         return np.array([found[name] for name in ids], np.float32).reshape(len(ids), self._dimension)
+
+    def sample(self, count: int = DRAWN) -> Vector:
+        """Unit vectors (n, dimension) of so many documents, drawn at random; the same ones until a change."""
+        check_count("count", count)
+
+        def work(session: Session) -> tuple[Any, Vector]:
+            state, known = session.state().version, self._sampled
+            if known is not None and known[0] == (state, count):
+                return known
+            numbers = session.numbers()
+            drawn = np.random.default_rng(0).permutation(numbers)[:count]
+            pages = [page for _, page in session.vector_pages(np.sort(drawn))]
+            rows = unit(np.concatenate(pages)) if pages else np.zeros((0, self._dimension), np.float32)
+            return (state, count), rows
+
+        self._sampled = self._store.look(work)
+        return self._sampled[1]
 
     def ids(self, where: Where = None) -> list[str]:
         """The ids of all documents, or of those that match, in the order of their addition."""

@@ -14,9 +14,6 @@ from o1_retriever.extras import require
 from o1_retriever.ranking.ranking import Places, Ranking, best
 from o1_retriever.thought import Thought, Vector
 
-# What all thoughts together count beside the query, which counts 1, whatever their number: chosen on dev and
-# train splits for weak and strong thinkers alike (docs/search.md).
-THOUGHTS_WEIGHT = 0.5
 K1, B = 1.5, 0.75
 _SETTINGS: dict[str, Any] = {"method": "lucene", "k1": K1, "b": B}
 _LANGUAGE = "english"
@@ -30,10 +27,15 @@ class Reading:
     thoughts: tuple[tuple[str, float], ...] = ()
 
     @classmethod
-    def of(cls, query: str, thoughts: Iterable[Thought] = ()) -> Reading:
-        """The query, and half the mean of its thoughts; the query alone where there is none."""
-        texts = [thought.text for thought in thoughts if thought.text.strip()]
-        return cls(query, tuple((text, THOUGHTS_WEIGHT / len(texts)) for text in texts))
+    def of(cls, query: str, thoughts: Iterable[Thought] = (), query_weight: float = 0.0) -> Reading:
+        """The query, and the mean of its thoughts; the query alone where there is none.
+
+        A mean, so that three thoughts do not weigh more than one; those that were dropped count as nothing.
+        `query_weight` (that of `ThoughtSettings`) makes the thoughts count less, as it does in the vector.
+        """
+        counting = [each for each in thoughts if not each.failed and each.text.strip()]
+        weight = 1 / (1 + query_weight) / max(1, len(counting))
+        return cls(query, tuple((each.text, weight) for each in counting if each.usable))
 
 
 class Bm25:

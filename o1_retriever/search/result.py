@@ -168,6 +168,7 @@ class SearchResult(Sequence[Hit]):
             "prompt_tokens": self.embedding.prompt_tokens,
             "thought_tokens": self.embedding.thought_tokens,
             "repeats": len(repeats(self.thoughts)),
+            "dropped": sum(thought.dropped is not None for thought in self.thoughts),
             "timings": {
                 "think_ms": round(timings.think_ms, 3),
                 "embed_ms": round(timings.embed_ms, 3),

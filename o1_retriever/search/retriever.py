@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Unpack
 
-from o1_retriever.concurrency.blocking import finished
+from o1_retriever.concurrency.blocking import called, finished
 from o1_retriever.concurrency.shared import Batches, Ticket
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import FingerprintError
@@ -262,7 +262,7 @@ class _Search:
             replace(queries[place], thoughts=tuple(each.text for each in thoughts if not each.failed))
             for place, thoughts in left.items()
         ]
-        embeddings = await self._embed(given, None) if given else []
+        embeddings = await self._thought_about(given, None) if given else []
         embedded = [
             _Embedded(
                 embedding=_of_rounds(before[place].embedding, embedding, thoughts, share),
@@ -291,7 +291,7 @@ class _Search:
         searched = [each for each in embedded if each.hits is None]
         rankings, search_ms = await self._ranked(
             [self.how.pooled(each.embedding) for each in searched],
-            [Reading.of(each.embedding.query, each.embedding.thoughts) for each in searched],
+            [self._read(each.embedding.query, each.embedding.thoughts) for each in searched],
             self.k,
         )
         left = iter(rankings)
@@ -310,9 +310,12 @@ class _Search:
         chosen, rounds = await self._chosen(query)
         embedding = chosen.embedding
         fast = chosen.fast or next(iter(before), embedding)
-        usable = [thought for thought in embedding.thoughts if not thought.failed]
+        usable = [thought for thought in embedding.thoughts if thought.usable]
         own = [vector[None] for vector in embedding.vectors] if usable else []
-        texts = [Reading.of(query.text, each) for each in ((), *([thought] for thought in usable), usable)]
+        texts = [
+            self._read(query.text, each)
+            for each in ((), *([thought] for thought in usable), embedding.thoughts)
+        ]
         (without, *alone, after), each_ms = await self._ranked(
             [fast.vector[None], *own, self.how.pooled(embedding)],
             texts,
@@ -320,7 +323,7 @@ class _Search:
         )
         hits = iter(alone)
         per_thought = tuple(
-            (thought, () if thought.failed else tuple(next(hits)[: self.k])) for thought in embedding.thoughts
+            (thought, tuple(next(hits)[: self.k]) if thought.usable else ()) for thought in embedding.thoughts
         )
         timings = ExplanationTimings(
             think_ms=embedding.timings.think_ms if embedding.thoughts else 0.0,
@@ -353,7 +356,7 @@ class _Search:
         unsettled = [query for query in queries if gated and query.thoughts is None]
         settled = [query for query in queries if not gated or query.thoughts is not None]
         thinking = None if gated else self.how.thinking
-        embeddings = await self._embed(settled, thinking) if settled else []
+        embeddings = await self._thought_about(settled, thinking) if settled else []
         now = (
             _Embedded(embedding=embedding, decision=self._decision(query))
             for query, embedding in zip(settled, embeddings, strict=True)
@@ -378,7 +381,7 @@ class _Search:
         rankings, decided_ms = await self._looked_up(groups, None, max(self.k, LOOKED_AT))
         decisions = [self.how.gate.decide([hit.score for hit in hits]) for hits in rankings]
         unclear = [query for query, decision in zip(queries, decisions, strict=True) if decision.think]
-        thought_about = iter(await self._embed(unclear, "always") if unclear else ())
+        thought_about = iter(await self._thought_about(unclear, "always") if unclear else ())
         return [
             _Embedded(
                 embedding=next(thought_about) if decision.think else before,
@@ -389,6 +392,22 @@ class _Search:
             )
             for before, hits, decision in zip(fast, rankings, decisions, strict=True)
         ]
+
+    def _read(self, query: str, thoughts: Sequence[Thought]) -> Reading:
+        return Reading.of(query, thoughts, self.settings.query_weight)
+
+    async def _thought_about(
+        self, queries: Sequence[Query], thinking: Thinking | None
+    ) -> list[QueryEmbedding]:
+        """The queries embedded with their thoughts, but for those that the guard finds off the subject."""
+        embeddings = await self._embed(queries, thinking)
+        if not self.settings.guard or not any(each.thought_about for each in embeddings):
+            return embeddings
+        embedder, index = self.retriever.embedder, self.retriever.index
+        passages = await called(self.blocking, index.sample)
+        if self.blocking:
+            return embedder.on_subject(embeddings, passages, settings=self.settings)
+        return await embedder.aon_subject(embeddings, passages, settings=self.settings)
 
     async def _embed(self, queries: Sequence[Query], thinking: Thinking | None) -> list[QueryEmbedding]:
         settings = self.settings.with_changes(thinking=thinking)
@@ -449,7 +468,9 @@ def _of_rounds(
         think_ms=before.timings.think_ms + think_ms,
         embed_ms=before.timings.embed_ms + embedding.timings.total_ms,
     )
-    return replace(embedding, thoughts=tuple(thoughts), timings=timings)
+    judged = iter(embedding.thoughts)
+    kept = (each if each.failed else replace(each, dropped=next(judged).dropped) for each in thoughts)
+    return replace(embedding, thoughts=tuple(kept), timings=timings)
 
 
 def _look_up(

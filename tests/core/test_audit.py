@@ -261,7 +261,7 @@ class TestDiagnosis:
                 {query: [thought or None], "unrelated tides": ["tides"]}, ENCODER, cache=False
             )
         }
-        settings = ThoughtSettings(n_thoughts=1)
+        settings = ThoughtSettings(n_thoughts=1, guard=False)
         done = evaluate(collection, plan.systems(collection.corpus, embedders, settings))
         audit = audited(done, plan, embedders, settings).audit
         assert audit is not None

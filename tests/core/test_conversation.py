@@ -23,7 +23,7 @@ from tests.support.tiny import tiny_model
 
 SAID = [("human", "My mirror is in the bathroom."), {"role": "assistant", "content": "I see."}]
 OTHER = [("user", "I bake bread."), ("ai", "Lovely.")]
-SETTINGS = ThoughtSettings(n_thoughts=2, temperature=1.0, top_p=0.95, max_new_tokens=8)
+SETTINGS = ThoughtSettings(n_thoughts=2, temperature=1.0, top_p=0.95, max_new_tokens=8, guard=False)
 
 
 VAPOUR = [("user", "Where does the vapour go?"), ("assistant", "Warm water vapour condenses as droplets.")]

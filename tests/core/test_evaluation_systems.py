@@ -163,7 +163,7 @@ def test_bm25_reads_query_and_thoughts_and_finds_only_what_shares_a_word(
         settings=ThoughtSettings(n_thoughts=2),
     )
     answer = thinking.search([QUERIES["q4"]], 6)
-    expected = index.scores(QUERIES["q4"]) + sum(index.scores(text) for text in THOUGHTS["q4"]) / 4
+    expected = index.scores(QUERIES["q4"]) + sum(index.scores(text) for text in THOUGHTS["q4"]) / 2
     (found,) = answer.rankings
     assert expected[found.keys] == pytest.approx(found.scores, abs=1e-5)
     assert len(found) == np.count_nonzero(expected)
@@ -205,9 +205,9 @@ def test_hybrid_fuses_as_an_index_does(
     encoded = encode_corpus(embedder, collection.corpus, tmp_path)
     near = encoded.matrix @ embedder.embed_query(QUERIES["q4"], settings=NEVER).vector
     words = bm25_over(collection.corpus).scores(QUERIES["q4"])
-    total = (near - near.min()) / (near.max() - near.min()) + 0.5 * words / words.max()
+    total = (near - near.min()) / (near.max() - near.min()) + words / words.max()
     found = evaluation["words + BM25, no thoughts"].run["q4"]
-    assert [found[key] for key in collection.corpus.ids] == pytest.approx(list(total / 1.5), abs=1e-5)
+    assert [found[key] for key in collection.corpus.ids] == pytest.approx(list(total / 2), abs=1e-5)
 
 
 def test_costs_and_comparisons_are_in_the_table(evaluation: Evaluation) -> None:

@@ -201,7 +201,7 @@ def test_auto_says_what_was_decided(tmp_path, think):
 
 
 def test_a_failed_thought_is_shown_with_its_reason(tmp_path):
-    retriever = retriever_of(tmp_path, Thought.failure("it was <busy>"), told("cold", finish="length"))
+    retriever = retriever_of(tmp_path, Thought.failure("it was <busy>"), told("cold cold", finish="length"))
     found = retriever.explain(QUERY, k=2)
     assert [ids(hits) for _, hits in found.per_thought] == [[], ["d", "c"]]
     assert found.moves[0].thoughts == (2,)
@@ -220,7 +220,7 @@ def test_no_thought_could_be_had(tmp_path, caplog):
 
 
 def test_a_thought_whose_time_was_up_says_so(tmp_path):
-    found = retriever_of(tmp_path, told("cold", finish="budget")).explain(QUERY)
+    found = retriever_of(tmp_path, told("cold cold", finish="budget")).explain(QUERY)
     for text in (str(found), found._repr_html_()):
         assert "its time was up after 3 tokens" in text
 

@@ -173,7 +173,7 @@ class TestSearching:
     def test_a_record_tells_that_they_were_given(self, index: Index) -> None:
         record = Retriever(embedder(Unasked()), index).search(QUERY, thoughts=[BREAD]).to_dict()
         assert record["thoughts"][0] == {
-            "text": BREAD, "finish": "given", "error": None, "tokens": 0, "cached": False
+            "text": BREAD, "finish": "given", "error": None, "dropped": None, "tokens": 0, "cached": False
         }  # fmt: skip
         assert record["thought_tokens"] == 0
 

@@ -32,7 +32,7 @@ SERVER = {"o1_retriever_server": {"fastapi", "starlette", "uvicorn", "prometheus
 # stands in another place than its room has a line of its own.
 LAYERS = [
     "errors", "extras", "concurrency", "storage", "reporting", "query", "thought", "vectors",
-    "guard", "cache", "endpoint", "engine", "thinkers", "encoders", "thinking", "concurrency.awaiting",
+    "cache", "endpoint", "guard", "engine", "thinkers", "encoders", "thinking", "concurrency.awaiting",
     "engine.backend", "embedder", "documents", "ranking", "index", "search.result", "explain", "search",
     "evaluation", "cli", "__main__",
 ]  # fmt: skip

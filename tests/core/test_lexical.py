@@ -60,7 +60,7 @@ def plain(index: Index, group: np.ndarray, text: str, k: int, allowed: set[str])
     near = np.round(near, 6)
     low, high = near[kept].min(), near[kept].max()
     most = max(words[kept].max(), 1e-9)
-    scores = {p: round((near[p] - low) / (high - low) + 0.5 * words[p] / most, 6) for p in kept}
+    scores = {p: round((near[p] - low) / (high - low) + words[p] / most, 6) for p in kept}
     best = sorted(kept, key=lambda p: (-scores[p], -round(float(near[p]), 6), documents[p].id))[:k]
     return [documents[place].id for place in best]
 
@@ -103,11 +103,11 @@ def test_texts_and_queries_without_words_score_nothing(texts, query, tmp_path):
     assert Bm25.load(tmp_path, len(texts)).scores("apple").tolist() == bm25.scores("apple").tolist()
 
 
-def test_thoughts_count_half_their_mean_and_failed_ones_nothing():
+def test_thoughts_count_by_their_mean_and_failed_ones_nothing():
     bm25 = Bm25([document.text for document in sentences(40)])
     thoughts = [Thought(text="candle stone"), Thought.failure("down"), Thought(text="river")]
     mean = (bm25.scores("candle stone") + bm25.scores("river")) / 2
-    expected = bm25.scores("honey") + 0.5 * mean
+    expected = bm25.scores("honey") + mean
     assert bm25.scores(Reading.of("honey", thoughts)) == pytest.approx(expected, rel=1e-5)
     assert bm25.scores(Reading.of("honey", thoughts * 3)) == pytest.approx(expected, rel=1e-5)
     for nothing in ([], [Thought.failure("down")]):

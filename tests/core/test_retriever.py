@@ -163,11 +163,8 @@ def test_an_index_that_was_opened_without_an_embedder_can_be_searched(retriever,
 def test_the_record_of_a_result(retriever):
     record = retriever.search("nobody knows", k=1).to_dict()
     assert json.loads(json.dumps(record)) == record
-    assert (
-        record["thoughts"]
-        == [{"text": "", "finish": "failed", "error": "nothing comes to mind", "tokens": 0, "cached": False}]
-        * 2
-    )
+    failed = {"text": "", "finish": "failed", "error": "nothing comes to mind", "dropped": None}
+    assert record["thoughts"] == [{**failed, "tokens": 0, "cached": False}] * 2
     assert list(record["hits"][0]) == ["rank", "relevance", "score", "id", "source", "text", "metadata"]
     record = retriever.search("mirror", k=1).to_dict()
     assert record["thought_tokens"] == 6

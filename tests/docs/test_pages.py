@@ -71,6 +71,16 @@ def test_the_page_of_searching_runs(root: Path, tmp_path: Path) -> None:
         assert run(root / "docs" / "search.md", embedder=embedder, index=index, **known, **queries)
 
 
+def test_the_page_of_the_guard_runs(root: Path, tmp_path: Path) -> None:
+    for package in ("ir_measures", "chromadb"):
+        pytest.importorskip(package)
+    embedder = small_embedder()
+    relevant = {f"{QUERY} {number}": ["0"] for number in range(FEWEST)}
+    with Index(tmp_path / "index", embedder) as index:
+        index.add(Document(id=str(number), text=text) for number, text in enumerate(TEXTS))
+        assert run(root / "docs" / "guard.md", retriever=Retriever(embedder, index), relevant=relevant)
+
+
 def test_the_page_of_filters_runs_and_knows_every_operator(root: Path, tmp_path: Path) -> None:
     embedder = small_embedder()
     page = root / "docs" / "filters.md"

@@ -121,6 +121,7 @@ def test_search_as_json_is_one_object_on_one_line(indexed):
         "prompt_tokens",
         "thought_tokens",
         "repeats",
+        "dropped",
         "timings",
         "search",
         "hits",
@@ -164,7 +165,7 @@ def test_search_keeps_to_its_filters(indexed, filters, sources):
 
 
 def test_search_fuses_pools_and_thinks_as_it_is_told(indexed):
-    options = ("--hybrid", "--pooling", "best", "--thinking", "auto")
+    options = ("--hybrid", "--pooling", "best", "--thinking", "auto", "--no-guard")
     found = json.loads(ok("search", "mirror", *options, "--json"))
     assert (found["search"]["hybrid"], found["search"]["pooling"]) == (True, "best")
     assert found["search"]["reason"].startswith("the fast ranking")
@@ -180,7 +181,7 @@ def test_search_fuses_pools_and_thinks_as_it_is_told(indexed):
 
 
 def test_search_explains_what_thinking_moved(indexed):
-    asked = ("search", "Why does the mirror fog up?", "--explain", "--hits", "2")
+    asked = ("search", "Why does the mirror fog up?", "--explain", "--hits", "2", "--no-guard")
     said = ok(*asked)
     heads = (
         "Why does",
@@ -223,6 +224,7 @@ def test_think_shows_thoughts_alone():
     said = ok(
         "think",
         "Why?",
+        "--no-guard",
         "--n-thoughts",
         "3",
         "--max-new-tokens",
