@@ -108,7 +108,7 @@ class O1DocumentEmbedder(_Component):
 class O1Retriever(_Component):
     """Thinks about a query and finds the nearest documents of our own `index`, an `Index` or its folder.
 
-    Scores are from 0 to 1 (see `o1_retriever.ranking.relevance`). `options` are fields of `SearchSettings`.
+    Scores are from 0 to 1 (see `o1_retriever.ranking.ranking`). `options` are fields of `SearchSettings`.
     """
 
     index: Index | str

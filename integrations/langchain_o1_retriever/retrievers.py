@@ -23,7 +23,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation
 from o1_retriever.index.hits import Hit, check_count
 from o1_retriever.query import Query, as_query
-from o1_retriever.ranking.relevance import cosine_of_distance, of_score
+from o1_retriever.ranking.ranking import cosine_of_distance, of_score
 from o1_retriever.search.result import Pooling, SearchOptions, split_options
 from o1_retriever.search.retriever import Retriever
 from o1_retriever.search.stores import Embedded, Found, StoreSearch, store_settings
@@ -52,7 +52,7 @@ class O1Retriever(BaseRetriever):
     the store's own, which must then be `O1Embeddings`.
 
     Documents are those of the store. Their metadata gains scores, which do not count when two documents are
-    compared: `relevance_score`, from 0 to 1 (see `o1_retriever.ranking.relevance`; absent where the store
+    compared: `relevance_score`, from 0 to 1 (see `o1_retriever.ranking.ranking`; absent where the store
     gives no score), and over our index the `cosine`, and `fused_score` after a hybrid search.
     `scores_in_metadata=False` leaves the metadata as they are; `thoughts_in_metadata=True` adds `thoughts`, a
     string with a line for each. Callbacks receive the thoughts as the custom event `THOUGHTS_EVENT`, even

@@ -32,7 +32,7 @@ from o1_retriever.explain.explanation import Explanation
 from o1_retriever.guard import LOOKED_AT
 from o1_retriever.index.hits import Hit, check_count
 from o1_retriever.query import History, Query, as_queries, as_query
-from o1_retriever.ranking.relevance import cosine_of_distance, of_score
+from o1_retriever.ranking.ranking import cosine_of_distance, of_score
 from o1_retriever.search.result import split_options
 from o1_retriever.search.retriever import Retriever
 from o1_retriever.search.stores import StoreSearch, store_settings
@@ -46,7 +46,7 @@ class O1Retriever(BaseRetriever):
 
     `source` is our own `Retriever`, or a `VectorStoreIndex` over any vector store; for the latter
     `embed_model` (`O1Embedding` or a `ThinkingEmbedder`) thinks, None being the index's own, which must
-    then be an `O1Embedding`. Scores are from 0 to 1 (see `o1_retriever.ranking.relevance`), but for a store's
+    then be an `O1Embedding`. Scores are from 0 to 1 (see `o1_retriever.ranking.ranking`), but for a store's
     other query modes, which have their own. Nodes below `similarity_cutoff` are left out. `settings` None
     takes the embedder's own. `options` are those of every LlamaIndex retriever (`callback_manager`,
     `object_map`, `objects`, `verbose`), those of our search (`pooling`, `thinking`, and for our own index

@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import APIRouter
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from o1_retriever.ranking.relevance import of_score
+from o1_retriever.ranking.ranking import of_score
 from o1_retriever.thought import QueryEmbedding
 from o1_retriever_server.embeddings import ThoughtRecord, Usage
 from o1_retriever_server.problems import RESPONSES

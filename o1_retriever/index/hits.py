@@ -14,8 +14,7 @@ from o1_retriever.documents.structure import Value
 from o1_retriever.errors import InputError, SettingsError
 from o1_retriever.index.ledger import EmbeddedDocument, Session
 from o1_retriever.ranking.fusion import fuse
-from o1_retriever.ranking.ranking import DIGITS, Ranking
-from o1_retriever.ranking.relevance import of_score
+from o1_retriever.ranking.ranking import DIGITS, Ranking, of_score
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace, unit
 
@@ -43,7 +42,7 @@ class Hit:
 
     @property
     def relevance(self) -> float:
-        """From 0 to 1, falling from hit to hit: see `o1_retriever.ranking.relevance`."""
+        """From 0 to 1, falling from hit to hit: see `o1_retriever.ranking.ranking`."""
         return of_score(self.score if self.fused_score is None else self.fused_score)
 
     def to_dict(self) -> dict[str, Any]:

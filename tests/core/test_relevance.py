@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from o1_retriever import Index, Retriever
 from o1_retriever.ranking.fusion import fuse
-from o1_retriever.ranking.relevance import of_score
+from o1_retriever.ranking.ranking import of_score
 from tests.support.adapters import QUERY, TEXTS, many_documents, of_two_minds
 
 
