@@ -665,6 +665,8 @@ def _pdfs() -> Iterator[Case]:
         notes="no text on page 2",
     )
     yield case("images.pdf", w.pdf("", ""), error="it has 2 pages and no text")
+    for title in ("PowerPoint Presentation", "Microsoft Word - a.doc", "Layout 1", "a.indd"):
+        yield case(f"{title}.pdf", w.pdf(w.lines("Some text."), title=title), "Some text.")
     yield case("image.pdf", w.pdf(""), error="it has 1 page and no text")
     yield case(
         "hyphens.pdf",

@@ -17,6 +17,10 @@ _HYPHENATED = re.compile(r"([\w-]*[^\W\d_])(?:[\x02\ufffe]\n?|-\n)(?=([a-zß-ö�
 _PAGE_NUMBER = re.compile(
     r"(?i)[\W_]*(?:page|seite|p\.)?[\W_]*(\d{1,5})[\W_]*(?:(?:of|von|de|/)[\W_]*\d{1,5})?[\W_]*"
 )
+_NO_TITLE = re.compile(
+    r"(?i)untitled.*|microsoft (?:word|powerpoint|excel) - .*|powerpoint presentation|"
+    r"(?:document|presentation|book|layout|slide) ?\d+|\S+\.(?:docx?|pptx?|xlsx?|tex|dvi|pdf|indd|qxd)"
+)
 _EDGE = 2  # lines at the top and at the bottom that may be the same on every page
 _REPEATED = 3  # pages on which a line has to stand to be a header or a footer
 _PAGES = 20_000
@@ -69,11 +73,7 @@ def _refused(source: Source, error: Exception) -> Exception:
 
 def _useful(title: str) -> str:
     """The title that somebody gave; programs put the name of a file there."""
-    return (
-        ""
-        if re.fullmatch(r"(?i)untitled.*|microsoft word - .*|\S+\.(?:docx?|tex|dvi|pdf|indd|qxd)", title)
-        else valid(title)
-    )
+    return "" if _NO_TITLE.fullmatch(title) else valid(title)
 
 
 def _page_text(document: Any, number: int, source: Source) -> str:
