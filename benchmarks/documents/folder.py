@@ -145,8 +145,6 @@ def measure(folder: Path, index_path: Path) -> dict[str, float]:
     with Index(index_path, encoder) as index:
         report = sync_folder(index, folder, show_progress_bar=False)
         again = sync_folder(index, folder, show_progress_bar=False)
-    # Over the second half: what comes once, such as the libraries, has come by then.
-    counts, megabytes = zip(*encoder.memory[len(encoder.memory) // 2 :], strict=True)
     return {
         "files": report.files,
         "passages": report.passages,
@@ -156,9 +154,15 @@ def measure(folder: Path, index_path: Path) -> dict[str, float]:
         "embedding_seconds": encoder.seconds,
         "again_seconds": again.seconds,
         "time_over_reading_and_embedding": report.seconds / (reading + alone),
-        "memory_mb": max(megabytes),
-        "memory_kb_per_passage": 1000 * linear_regression(counts, megabytes).slope,
+        "memory_mb": max(megabytes for _, megabytes in encoder.memory),
+        "memory_kb_per_passage": growth(encoder.memory),
     }
+
+
+def growth(memory: list[tuple[int, float]]) -> float:
+    """Kilobytes a passage over the second half: what comes once, such as the libraries, has come by then."""
+    half = memory[len(memory) // 2 :]
+    return 1000 * linear_regression(*zip(*half, strict=True)).slope if len(half) > 1 else 0.0
 
 
 UNITS = {
