@@ -22,13 +22,14 @@ from o1_retriever.guard import DRAWN
 from o1_retriever.index.graph import Graph
 from o1_retriever.index.ledger import EmbeddedDocument
 from o1_retriever.ranking.bm25 import Bm25, Reading
-from o1_retriever.ranking.fusion import FUSION_DEPTH, fuse
 from o1_retriever.ranking.ranking import (
     DIGITS,
+    FUSION_DEPTH,
     Places,
     Ranking,
     best,
     best_of_groups,
+    fuse,
     search_exactly,
     tie_order,
 )
@@ -189,7 +190,7 @@ class Lexical(_OverCorpus):
 
 @dataclass(kw_only=True, eq=False)
 class Hybrid(_OverCorpus):
-    """The rankings of vectors and of BM25 fused, as an index fuses them (`ranking.fusion.fuse`)."""
+    """The rankings of vectors and of BM25 fused, as an index fuses them (`ranking.fuse`)."""
 
     parts: tuple[Dense, Lexical]
 

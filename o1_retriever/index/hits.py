@@ -13,8 +13,7 @@ from numpy.typing import ArrayLike
 from o1_retriever.documents.structure import Value
 from o1_retriever.errors import InputError, SettingsError
 from o1_retriever.index.ledger import EmbeddedDocument, Session
-from o1_retriever.ranking.fusion import fuse
-from o1_retriever.ranking.ranking import DIGITS, Ranking, of_score
+from o1_retriever.ranking.ranking import DIGITS, Ranking, fuse, of_score
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace, unit
 

@@ -37,7 +37,7 @@ from o1_retriever.index.store import Store
 from o1_retriever.index.values import kept_metadata
 from o1_retriever.query import check_text
 from o1_retriever.ranking.bm25 import Reading
-from o1_retriever.ranking.fusion import FUSION_DEPTH
+from o1_retriever.ranking.ranking import FUSION_DEPTH
 from o1_retriever.reporting.progress import progress
 from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
@@ -208,7 +208,7 @@ class Index(SentUnmade):
         """The `k` documents nearest to any vector of each group, best first: the score is the best cosine.
 
         A group has the shape (n, dimension). With `texts`, one per group, the ranking is fused with that of
-        BM25 over the text (`ranking.fusion.fuse`). The first `depth` documents of each ranking take part (`k`
+        BM25 over the text (`ranking.fuse`). The first `depth` documents of each ranking take part (`k`
         if that is more), all of an index that has no more. BM25's index is made at the first such search
         after a change and kept beside the documents; `MissingExtraError` when bm25s is not installed.
         """

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import LOOKED_AT, Decision
-from o1_retriever.ranking.fusion import best_of
+from o1_retriever.ranking.ranking import best_of
 from o1_retriever.search.result import SearchOptions, SearchSettings, mean_vector
 from o1_retriever.thought import QueryEmbedding, Thinking, Vector
 from o1_retriever.vectors import searching

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from o1_retriever.ranking.fusion import best_of, fuse
+from o1_retriever.ranking.ranking import best_of, fuse
 
 NAMES = st.sampled_from("abcdefghij")
 COSINES = st.integers(-100, 100).map(lambda n: n / 100)

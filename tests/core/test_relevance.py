@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever import Index, Retriever
-from o1_retriever.ranking.fusion import fuse
-from o1_retriever.ranking.ranking import of_score
+from o1_retriever.ranking.ranking import fuse, of_score
 from tests.support.adapters import QUERY, TEXTS, many_documents, of_two_minds
 
 
