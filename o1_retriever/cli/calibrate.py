@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from o1_retriever.cli.index import check_index
 from o1_retriever.cli.options import IndexOptions, ModelOptions, RankingOptions, ThoughtOptions, with_options
-from o1_retriever.cli.search import check_index
 from o1_retriever.cli.terminal import output, working, write_json
 from o1_retriever.errors import InputError
+from o1_retriever.reporting.text import counted
 
 if TYPE_CHECKING:
     from o1_retriever.evaluation.calibration import Calibration
@@ -90,5 +91,7 @@ def _show(found: Calibration) -> None:
         table.add_row(f"{weight:g}", f"{value:.4f}", style=chosen)
     line = 'thinking = "never"' if found.query_weight is None else f"query_weight = {found.query_weight:g}"
     output().print(table)
-    output().print(f"{found.sentence} ({found.questions} questions, p = {found.p:.3f})", highlight=False)
+    output().print(
+        f"{found.sentence} ({counted(found.questions, 'question')}, p = {found.p:.3f})", highlight=False
+    )
     output().print(f"For o1-retriever.toml: {line}", highlight=False)

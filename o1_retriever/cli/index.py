@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from o1_retriever.cli.options import IndexOptions, ModelOptions, index_option, with_options
 from o1_retriever.cli.terminal import output, warn
-from o1_retriever.errors import DocumentError
+from o1_retriever.errors import DocumentError, IndexNotFoundError
 from o1_retriever.reporting.text import counted
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from o1_retriever.index.files import FolderReport
     from o1_retriever.index.folder import FolderOptions
+    from o1_retriever.index.index import Index
 
 _SHOWN = 10  # names in one line before the rest is counted
 _LINES = 20  # warnings; --report has them all
@@ -122,6 +124,20 @@ def index(
                     str(folder),
                     f"nothing could be read: {counted(len(done.skipped), 'file')} skipped, as said above.",
                 )
+
+
+def check_index(index: Index, path: Path) -> None:
+    """Find out before a model is loaded whether there is anything to search, and whether it is up to date."""
+    from o1_retriever.index.folder import newer_folders
+
+    if not index.count():
+        raise IndexNotFoundError(
+            f"The index in {index.path} is empty.", hint="Type: o1-retriever index FOLDER"
+        )
+    for newer in newer_folders(index):
+        again = f"o1-retriever index {shlex.quote(str(newer.path))}{index_option(path)}"
+        changed = f"{counted(newer.changed, 'file')} new or changed, {newer.gone} gone"
+        warn(f"{newer.path} is newer than the index: {changed}. Type: {again}")
 
 
 def _show(report: FolderReport, folder: Path, index: Path, count: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,24 +14,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from o1_retriever.cli.index import check_index
 from o1_retriever.cli.options import (
     IndexOptions,
     ModelOptions,
     SearchModes,
     ThoughtOptions,
-    index_option,
     with_options,
 )
-from o1_retriever.cli.terminal import fail, messages, output, warn, working, write_json
-from o1_retriever.errors import IndexNotFoundError, InputError, O1RetrieverError
-from o1_retriever.reporting.text import counted
+from o1_retriever.cli.terminal import fail, messages, output, working, write_json
+from o1_retriever.errors import InputError, O1RetrieverError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from o1_retriever.embedder import ThinkingEmbedder
     from o1_retriever.index.filters import Filter
-    from o1_retriever.index.index import Index
     from o1_retriever.query import Query
     from o1_retriever.thought import Thought, ThoughtSettings
 
@@ -202,20 +199,6 @@ def _thought_aloud(embedder: ThinkingEmbedder, query: Query, settings: ThoughtSe
             live.update(thoughts_view([Thought(text=texts[index]) for index in sorted(texts)]))
             thoughts += [piece.thought] if piece.thought else []
     return thoughts
-
-
-def check_index(index: Index, path: Path) -> None:
-    """Find out before a model is loaded whether there is anything to search, and whether it is up to date."""
-    from o1_retriever.index.folder import newer_folders
-
-    if not index.count():
-        raise IndexNotFoundError(
-            f"The index in {index.path} is empty.", hint="Type: o1-retriever index FOLDER"
-        )
-    for newer in newer_folders(index):
-        again = f"o1-retriever index {shlex.quote(str(newer.path))}{index_option(path)}"
-        changed = f"{counted(newer.changed, 'file')} new or changed, {newer.gone} gone"
-        warn(f"{newer.path} is newer than the index: {changed}. Type: {again}")
 
 
 class _Queries:
