@@ -280,6 +280,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
     },
     "docs/engine.md": {"speed-all": ("speed.jsonl", full_table)},
     "docs/evaluation.md": {
+        "audit": ("audit.jsonl", audit_table),
         "gains": ("robustness.jsonl", gains_table),
         "robustness": ("robustness.jsonl", robustness_table),
         "curves": ("curves.jsonl", curves_table),
