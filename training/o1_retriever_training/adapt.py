@@ -371,7 +371,7 @@ def _fields(work: Workplace, **optimisation: Any) -> dict[str, Any]:
         },
         "checkpoints": {"every": 40, "keep": 1},
         "stop": {"divergence": None},
-        "hardware": {"device": "cpu", "processes": 1},
+        "hardware": {"device": "cpu", "processes": 1, "sparing": True},
         "output": str(work.folder / "training"),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever.engine import threads
 from o1_retriever.engine.load import LoadOptions, load_causal_lm
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, SettingsError
 from o1_retriever.query import as_queries
@@ -21,7 +23,7 @@ from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.joint.layouts import WriterTemplate
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.joint.run import train
-from o1_retriever_training.joint.trainer import load_weights
+from o1_retriever_training.joint.trainer import JointTrainer, load_weights
 from tests.support.adapters import bag_of_words
 from tests.support.forks import Forks
 from tests.support.joint_runs import dev_collection, one_batch, opened, recipe_of
@@ -174,6 +176,33 @@ def test_a_killed_training_of_an_adapter_ends_with_the_same_weights(
         assert forks.run("tests.support.joint_runs:run", recipe=job, kill=kill) == [-9 if kill else 0]
     whole, resumed = (each / "adapter_model.safetensors" for each in (trained, tmp_path / "out"))
     assert whole.read_bytes() == resumed.read_bytes()
+
+
+@pytest.mark.parametrize("sparing", [True, False])
+def test_threads_are_given_up_while_other_processes_want_the_cores(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparing: bool
+) -> None:
+    clock = itertools.count(0.0, 10.0)  # a crowded machine: every look finds ten more seconds of waiting
+    monkeypatch.setattr(threads, "_waited", lambda: next(clock))
+    monkeypatch.setattr(threads, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(threads, "_crowded_until", 0.0)
+    seen: list[int] = []
+    step = JointTrainer.training_step
+
+    def watched(trainer: Any, *arguments: Any) -> torch.Tensor:
+        loss = step(trainer, *arguments)
+        seen.append(torch.get_num_threads())
+        return loss
+
+    monkeypatch.setattr(JointTrainer, "training_step", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(recipe(base, tmp_path, hardware={"sparing": sparing}), show_progress_bar=False)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == ([2, 1, 1, 1, 1, 1] if sparing else [2] * 6)
 
 
 @pytest.mark.parametrize("chat", [True, False])

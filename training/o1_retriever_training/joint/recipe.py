@@ -319,14 +319,17 @@ class StopSection(Section):
 class HardwareSection(Section):
     """What the recipe is written for: `device` by a name that the dry run knows, and how many of them. Ours.
 
-    With `sharded` the dry run splits weights, gradients and optimizer states over the devices (FSDP).
-    A contrastive batch has `optimisation.queries` of every process, so that another number of processes
-    trains on another batch.
+    With `sharded` the dry run splits weights, gradients and optimizer states over the devices (FSDP). With
+    `sparing` a run on a CPU computes with fewer threads while other processes want the cores, which is
+    several times faster then; sums in another order may change last bits of the weights. A contrastive
+    batch has `optimisation.queries` of every process, so that another number of processes trains on another
+    batch.
     """
 
     device: str | None = None
     processes: Positive | None = None
     sharded: bool = False
+    sparing: bool = False
 
 
 class TrainRecipe(Section):

@@ -20,6 +20,7 @@ from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.encoders import as_encoder
 from o1_retriever.engine.adapters import merged
 from o1_retriever.engine.template import TemplateConfig
+from o1_retriever.engine.threads import SparingThreads
 from o1_retriever.evaluation.collection import EncodedCorpus, load_collection
 from o1_retriever.evaluation.comparison import evaluate
 from o1_retriever.evaluation.systems import Dense
@@ -339,7 +340,9 @@ def _run(trainer: JointTrainer, checkpoint: Path | None) -> None:
         writer = SummaryWriter(str(folder), purge_step=step_of(checkpoint) if checkpoint else None)
         trainer.add_callback(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        spares = trainer.recipe.hardware.sparing
+        with SparingThreads(trainer.args.device) if spares else contextlib.nullcontext() as trainer.sparing:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except RuntimeError as error:
         words = str(error).lower()
         lost = isinstance(error, torch.distributed.DistError) or any(word in words for word in _LOST)

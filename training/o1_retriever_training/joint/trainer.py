@@ -28,6 +28,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from o1_retriever.engine.template import TemplateConfig
+from o1_retriever.engine.threads import SparingThreads
 from o1_retriever.errors import O1RetrieverError
 from o1_retriever.reporting.progress import Advance, is_shown, progress
 from o1_retriever.storage import written_whole
@@ -171,6 +172,7 @@ class JointTrainer(Trainer):
     ) -> None:
         self.recipe = recipe
         self.tokens = 0  # fed by this process since it started
+        self.sparing: SparingThreads | None = None  # who looks at the load before a step
         self._parts: dict[str, Tensor] = {}
         self._counted = 0
         self._evaluate_dev = evaluate_dev
@@ -239,6 +241,8 @@ class JointTrainer(Trainer):
     ) -> Tensor:
         """The gradient of the joint loss of one batch; returns the loss."""
         model.train()
+        if self.sparing is not None:
+            self.sparing.look()
         batch = self._prepare_inputs(inputs)
         self.tokens += int(batch.pop("tokens"))
         how = How(
