@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import gc
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,14 @@ def pytest_collection_finish() -> None:
     """What has been imported stays: nobody who collects garbage, as each training does, looks through it."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_users_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nor does a fixture of a module or of the session, which begins before any test does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("O1_RETRIEVER_CACHE", str(tmp_path_factory.mktemp("fixtures")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -114,8 +114,7 @@ def test_frameworks_give_the_same_vectors(
 ) -> None:
     vectors, _ = loaded
     assert np.array_equal(vectors[f"{framework}_0"], vectors["ours_0"])
-    # Equal but for rounding: where the last bits of a query come from here is not known.
-    assert np.allclose(vectors[f"{framework}_1"], vectors["ours_1"], atol=1e-6)
+    assert np.array_equal(vectors[f"{framework}_1"], vectors["ours_1"])
 
 
 def test_plain_sentence_transformers_gives_documents_and_fast_queries(
