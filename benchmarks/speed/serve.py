@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastapi import FastAPI
+from pydantic import BaseModel
 
 from benchmarks.record import ROOT, Figure
 from benchmarks.speed.data import documents
@@ -355,23 +357,24 @@ async def _first_over_http(port: int, times: int, numbers: Iterator[int]) -> flo
     return statistics.median(found[1:])
 
 
+class Texts(BaseModel):
+    """What the plain application is asked for."""
+
+    input: list[str]
+
+
 def run_peer(model: str) -> None:
     """What people write: FastAPI, sentence-transformers, a thread for each request."""
     import socket
 
     import uvicorn
-    from fastapi import FastAPI
-    from pydantic import BaseModel
     from sentence_transformers import SentenceTransformer
 
     loaded = SentenceTransformer(model, device="cpu")
     app = FastAPI()
 
-    class Request(BaseModel):
-        input: list[str]
-
     @app.post("/v1/embeddings")
-    def embeddings(asked: Request) -> Any:
+    def embeddings(asked: Texts) -> Any:
         rows = loaded.encode(asked.input, normalize_embeddings=True)
         data = [
             {"index": place, "embedding": base64.b64encode(row.tobytes()).decode("ascii")}

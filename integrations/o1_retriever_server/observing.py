@@ -51,7 +51,10 @@ class Metrics:
         )  # fmt: skip
         self.tokens = Counter("o1_tokens", "Tokens: input, prompt, thought.", ["kind"], registry=registry)
         self.thoughts = Counter(
-            "o1_thoughts", "Thoughts: cached, written, given, failed.", ["how"], registry=registry
+            "o1_thoughts",
+            "Thoughts, cached to failed, and dropped.",
+            ["how"],
+            registry=registry,
         )
         self.stages = Histogram(
             "o1_stage_seconds", "Seconds of a query by stage: think, embed, search.",
@@ -71,6 +74,8 @@ class Metrics:
         for thought in thoughts:
             found = {"failed": "failed", "given": "given"}.get(thought.finish)
             how = found or ("cached" if thought.cached else "written")
+            if thought.dropped:
+                self.thoughts.labels("dropped").inc()
             self.thoughts.labels(how).inc()
             if how == "written":
                 self.tokens.labels("prompt").inc(thought.prompt_tokens)

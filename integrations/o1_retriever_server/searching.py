@@ -227,10 +227,10 @@ async def map_of(asked: SearchRequest, service: Serving) -> MapResponse:
     rows = await asyncio.to_thread(index.vectors, [hit.id for hit in result.hits])
     vectors: list[Vector] = [alone.vector]
     names: list[tuple[Any, int | None, str]] = [("query", None, asked.query)]
-    thoughts = [thought for thought in result.thoughts if not thought.failed]
+    thoughts = [(number, each.text) for number, each in enumerate(result.thoughts, 1) if each.usable]
     if thoughts:
         vectors += [*result.embedding.vectors, result.embedding.vector]
-        names += [("thought", number, thought.text) for number, thought in enumerate(thoughts, 1)]
+        names += [("thought", number, text) for number, text in thoughts]
         names.append(("mean", None, "The query with its thoughts"))
     vectors += list(unit(rows)) if len(rows) else []
     names += [("passage", hit.rank, hit.source or hit.id) for hit in result.hits]

@@ -40,6 +40,7 @@ class ThoughtOptions(BaseModel):
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     budget_ms: float | None = Field(default=None, gt=0, description="How long may be written about a query.")
     query_weight: float | None = Field(default=None, ge=0, le=100)
+    guard: bool | None = Field(default=None, description="Leave out thoughts that cannot help.")
 
 
 class Service:

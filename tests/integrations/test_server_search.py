@@ -96,6 +96,10 @@ class TestSearch:
         assert math.dist(mean, vapour) < math.dist(query, vapour)
         assert math.dist(query, mirror) < math.dist(mean, mirror)
         assert math.dist(first, mean) < 1e-5  # both thoughts are the same
+        repeats = post(http, "/v1/search", query="What do tides follow?")["thoughts"][0]
+        assert repeats["dropped"] is not None
+        dropped = post(http, "/v1/map", query="What do tides follow?", k=1)
+        assert [point["kind"] for point in dropped["points"]] == ["query", "passage"]
         alone = post(http, "/v1/map", query="Why?", thinking="never", where={"topic": "none"})
         assert [point["kind"] for point in alone["points"]] == ["query"]
         assert (alone["points"][0]["x"], alone["shown"]) == (0, 1)

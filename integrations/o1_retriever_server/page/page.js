@@ -144,6 +144,12 @@ function show(found, thinkMs) {
       find("thoughts").append(item);
     }
   }
+  result.thoughts.forEach(({ dropped }, place) => {
+    const item = find("thoughts").children[place];
+    if (!dropped || !item) return;
+    item.className = "dropped";
+    item.append(element("small", {}, `left out: ${dropped}`));
+  });
   const draw = (hit, move) => hitItem(hit, move, marked(hit.text, asked, thought));
   find("with").replaceChildren(...result.hits.map((hit) => draw(hit, byId.get(hit.id))));
   find("without").replaceChildren(...without.map((hit) => {
