@@ -34,8 +34,8 @@ class Chunking:
 
     The default of 800 characters is about 130 English words: what small encoders read whole. With `tokens`,
     a passage that an encoder would not read to its end is cut further. With `context`, a passage begins with
-    the path of the headings that it stands under. Raises `SettingsError` unless
-    `max_characters` is at least 20 and `overlap` at most half of it.
+    those headings above it that it does not say itself (what that gains: docs/documents.md). Raises
+    `SettingsError` unless `max_characters` is at least 20 and `overlap` at most half of it.
     """
 
     max_characters: int = 800
