@@ -176,6 +176,24 @@ def _against(values: Mapping[str, float], name: str) -> str:
     return f"{values[name]:.3f} ({'p < 0.002' if p < 0.002 else f'p {p:.3f}'}, d {effect:+.2f})"
 
 
+def guard_table(rows: Rows) -> str:
+    """Good and bad thoughts, as they are and guarded."""
+    values = _values(rows)
+    heads = ["nDCG@10", "thoughts", "query alone", "with them", "guarded", "p", "dropped"]
+    pattern = re.compile(r"guard/(?P<set>[^/]+/[^/]+)/(?:hostile/)?(?P<kind>\w+)/fast")
+    found = [(match, name.removesuffix("/fast")) for name in values if (match := pattern.fullmatch(name))]
+    body = [
+        [
+            match["set"].replace("/", ", "),
+            match["kind"].replace("_", " "),
+            *(_cell(values, f"{name}/{key}") for key in ("fast", "plain", "guarded", "p")),
+            f"{values[f'{name}/dropped']:.0%}",
+        ]
+        for match, name in found
+    ]
+    return markdown_table(heads, body)
+
+
 def examples_table(rows: Rows) -> str:
     """Queries that thinking helped most and hurt most, with the thoughts and where the relevant ones went."""
     heads = ["", "query", "thoughts", "change in nDCG@10", "places, fast", "places, thinking"]
@@ -266,6 +284,9 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
     "README.md": {
         "quality": ("quality.jsonl", quality_table),
         "speed": ("speed.jsonl", speed_table),
+    },
+    "docs/guard.md": {
+        "guard": ("retrieval.jsonl", guard_table),
     },
     "docs/local-models.md": {
         "local": ("local_models.jsonl", local_table),

@@ -34,7 +34,7 @@ from o1_retriever.thinkers import as_thinker
 SETS = ("entailmentbank/dev", "strategyqa_facts/train", "scifact/train", "hotpotqa_1k/train")
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 QUERIES = 200  # for the small model, of a split the first ones
-HOSTILE = 100  # queries that are asked with each kind of hostile thoughts
+HOSTILE = 60  # queries that are asked with each kind of hostile thoughts
 LEVEL = 0.05
 
 Thoughts = Mapping[str, Sequence[str]]
@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--small", default=SMALL)
     parser.add_argument("--first", type=int, default=QUERIES)
+    parser.add_argument("--query-weight", type=float, default=None, help="For a record of its thoughts.")
     own, others = parser.parse_known_args(arguments)
     bench = open_bench(
         "benchmarks.retrieval.guard",
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in bench.sets:
         if name.endswith("/test"):
             raise SystemExit(f"{name} is a test split: nothing is chosen there.")
-        for each in measured(bench, name, own.small, own.first):
+        for each in measured(bench, name, own.small, own.first, own.query_weight):
             seen.append(each)
             _tell(bench, list(each.figures()))
     _tell(bench, list(summary(seen)))
@@ -96,7 +97,7 @@ def _tell(bench: Bench, figures: Sequence[Figure]) -> None:
         print(f"{figure.name}: {figure.value:g} {figure.unit}", flush=True)
 
 
-def measured(bench: Bench, name: str, small: str, first: int) -> Iterator[Seen]:
+def measured(bench: Bench, name: str, small: str, first: int, weight: float | None) -> Iterator[Seen]:
     """A set with each kind of thoughts, `SET/SPLIT/KIND`."""
     collection, thoughts = bench.with_thoughts(name)
     strong = ThinkingEmbedder.from_parts(
@@ -107,6 +108,7 @@ def measured(bench: Bench, name: str, small: str, first: int) -> Iterator[Seen]:
         whole = bench.collection(name)
         few = whole.with_queries(dict(islice(whole.queries.items(), first)))
         writer = ThinkingEmbedder.from_parts(as_thinker(small), bench.minilm, cache=bench.work / "thoughts")
+        writer.settings = writer.settings.with_changes(query_weight=weight)
         yield _seen(bench, f"{name}/small", few, writer)
     few = collection.with_queries(dict(islice(collection.queries.items(), HOSTILE)))
     for kind, written in hostile(few, thoughts).items():
@@ -179,7 +181,7 @@ def _denied(thought: str) -> str:
 
 def summary(seen: Sequence[Seen]) -> Iterator[Figure]:
     """What is significantly worse, what is kept of a strong model's gain, and the largest hostile loss."""
-    worse = sum(each.p < LEVEL and each.guarded.mean() < each.fast.mean() for each in seen)
+    worse = int(sum(each.p < LEVEL and each.guarded.mean() < each.fast.mean() for each in seen))
     yield Figure(name="guard/sets_significantly_worse", value=worse, unit=f"of {len(seen)}", better="lower")
     kept = [_kept(each) for each in seen if each.name.endswith("/strong")]
     yield Figure(name="guard/strong/least_gain_kept", value=round(min(kept), 3), unit="share")

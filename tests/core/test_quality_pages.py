@@ -29,7 +29,7 @@ KNOWN = {
     "entailmentbank/bm25": 0.2975,
     "entailmentbank/minilm": 0.335,
     "entailmentbank/minilm_with_thoughts": 0.404,
-    "entailmentbank/hybrid_with_thoughts": 0.439,
+    "entailmentbank/hybrid_with_thoughts": 0.453,
 }
 
 
