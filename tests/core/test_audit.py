@@ -178,7 +178,7 @@ class TestAudit:
             assert "which a relevant document has" in page.replace("&#x27;", "'")
         target = write_report(found, tmp_path / "report")
         row = json.loads((target / "per_query.jsonl").read_text().splitlines()[0])
-        assert row["diagnosis"]["in_relevant"] == 1
+        assert row["diagnosis"]["in_relevant"] == pytest.approx(2 / 3)  # not "again"
         bare = replace(found, audit=None)
         assert "controls" not in markdown(bare, []).lower()
         assert "diagnosis" not in (write_report(bare, tmp_path / "bare") / "per_query.jsonl").read_text()
