@@ -112,7 +112,7 @@ def test_the_command_reports_each_domain(copy: Path, tmp_path: Path, monkeypatch
 def test_a_name_that_mteb_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(CollectionError, match="knows no task 'BrightBotanyRetrieval'"):
         open_collection("mteb:BrightBotanyRetrieval", work=tmp_path)
-    with pytest.raises(CollectionError, match="cannot be had"):
+    with pytest.raises(CollectionError, match="cannot be loaded"):
         open_collection(f"mteb:{TASKS[0]}@{tmp_path / 'nowhere'}", work=tmp_path)
 
 
