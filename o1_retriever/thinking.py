@@ -13,6 +13,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -343,13 +344,21 @@ class PairBackend(Sent):
     def __init__(self, thinker: Thinker, encoder: Encoder, *, corrects: bool = True) -> None:
         self.thinker = thinker
         self.encoder = encoder
-        self.correction: Correction | None = getattr(thinker, "correction", None) if corrects else None
-        if self.correction is not None and len(self.correction.up) != self.space.dimension:
+        self._corrects = corrects
+        self.default_settings: Mapping[str, Any] = getattr(thinker, "default_settings", {})
+        if not getattr(thinker, "__dict__", {}).get("_unmade"):  # what has arrived is loaded when it is used
+            _ = self.correction
+
+    @cached_property
+    def correction(self) -> Correction | None:
+        """What the thinker adds to vectors of queries, where it was trained to."""
+        found: Correction | None = getattr(self.thinker, "correction", None) if self._corrects else None
+        if found is not None and len(found.up) != self.space.dimension:
             raise SettingsError(
-                f"The thinker corrects vectors of {len(self.correction.up)} numbers and the encoder's have "
+                f"The thinker corrects vectors of {len(found.up)} numbers and the encoder's have "
                 f"{self.space.dimension}; expected the encoder that it was trained beside."
             )
-        self.default_settings: Mapping[str, Any] = getattr(thinker, "default_settings", {})
+        return found
 
     @property
     def space(self) -> VectorSpace:
