@@ -26,7 +26,7 @@ ADAPTERS = {
     "o1_retriever_server": "serve",
 }
 # Of the extra `index`, for the tests that search our own index by words too.
-BM25 = ("bm25s>=0.3.8", "PyStemmer>=2.2.0.3")
+BM25 = ("bm25s>=0.3.10", "PyStemmer>=2.2.0.3")
 
 
 @dataclass(frozen=True)
