@@ -25,7 +25,8 @@ from tests.support.engine import (
 
 # Lengths are the room's and the clock's: these models never stop by themselves.
 QUERIES = ["a", "why is the sky blue?", "z" * 30, "b"]
-ENDLESS = ThoughtSettings(n_thoughts=2, temperature=1.0, max_new_tokens=40)
+# Random weights write nothing that the guard would keep.
+ENDLESS = ThoughtSettings(n_thoughts=2, temperature=1.0, max_new_tokens=40, guard=False)
 NOTHING = ENDLESS.with_changes(budget_ms=0.001)
 
 
