@@ -71,7 +71,7 @@ CASES = {
         ),
         needs=(
             *("langchain-tests>=1.1,<2", "langchain-chroma>=1.1,<2", "langchain>=1.1,<2"),
-            *("langchain-classic>=1.0,<2", "langgraph>=1.0,<2", "greenlet>=3.0"),
+            *("langchain-classic>=1.0,<2", "langgraph>=1.1.5,<2", "greenlet>=3.0"),
             *BM25,
         ),
     ),
