@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -26,7 +30,21 @@ def save(folder: Path, *, seed: int = 0) -> Path:
 
 
 def run(*arguments: str, stdin: str | bytes | None = None):
-    return CliRunner().invoke(app, list(arguments), input=stdin)
+    with own_logging():
+        return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+@contextmanager
+def own_logging() -> Iterator[None]:
+    """A command sets up the logging of its process, and is here a guest in one."""
+    root, ours = logging.getLogger(), logging.getLogger("o1_retriever")
+    before = [list(root.handlers), list(ours.handlers), ours.propagate, ours.level]
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        root.handlers[:], ours.handlers[:], ours.propagate = before[0], before[1], before[2]
+        ours.setLevel(before[3])
 
 
 def ok(*arguments: str, stdin: str | bytes | None = None) -> str:
