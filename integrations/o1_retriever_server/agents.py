@@ -37,6 +37,8 @@ Question = Annotated[str, Field(description="The question, in words of your own.
 IndexName = Annotated[
     str | None, Field(description="Which index (see index_status); None takes the only one.")
 ]
+# What is wrong with it is said of the first bad element.
+Thoughts = Annotated[list[str], Field(fail_fast=True)]
 Count = Annotated[int, Field(ge=1, le=_MOST, description="How many passages.")]
 _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 
@@ -100,7 +102,7 @@ def _add_searches(server: MCPServer[Any], service: Service) -> None:
     async def search(
         query: Question,
         thoughts: Annotated[
-            list[str] | None,
+            Thoughts | None,
             Field(description="Your own reasoning about the question; None: a model writes it."),
         ] = None,
         k: Count = 5,
@@ -126,7 +128,7 @@ def _add_searches(server: MCPServer[Any], service: Service) -> None:
 
     @server.tool(annotations=_READS)
     async def explain(
-        query: Question, thoughts: list[str] | None = None, k: Count = 5, index: IndexName = None
+        query: Question, thoughts: Thoughts | None = None, k: Count = 5, index: IndexName = None
     ) -> Explained:
         """Search, and say which passages were found because of which thought."""
         with _told():
@@ -158,6 +160,7 @@ def _add_thinking(server: MCPServer[Any], service: Service) -> None:
     ) -> list[str]:
         """Have the server's model write thoughts about a question, without searching."""
         with _told():
+            await service.count([query])
             settings = service.thought_settings(ThoughtOptions(n_thoughts=n_thoughts))
             [written] = await service.embedder.athink([query], settings=settings)
         service.metrics.thought(written)

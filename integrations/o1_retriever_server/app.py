@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from mcp.server.mcpserver import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
@@ -22,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 from o1_retriever import Index, Retriever, ThinkingEmbedder, __version__
 from o1_retriever.search.result import SearchOptions
 from o1_retriever_server import embeddings, rerank, searching
-from o1_retriever_server.access import Access, Keys
+from o1_retriever_server.access import Access, Hosts, Keys
 from o1_retriever_server.admission import Admission
 from o1_retriever_server.agents import agent_server
 from o1_retriever_server.observing import Observed
@@ -117,7 +116,7 @@ def _middleware(service: Service, keys: Keys) -> list[Middleware]:
     }
     return [
         Middleware(Observed, metrics=service.metrics, log_texts=settings.log_texts),
-        Middleware(TrustedHostMiddleware, allowed_hosts=settings.hosts, www_redirect=False),
+        Middleware(Hosts, names=settings.hosts),
         *([Middleware(CORSMiddleware, **cors)] if settings.cors_origins else []),
         Middleware(Access, keys=keys),
         Middleware(Admission, settings=settings, metrics=service.metrics),

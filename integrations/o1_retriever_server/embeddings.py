@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import codecs
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -28,6 +29,10 @@ InputType = Literal[
 _QUERIES = ("query", "search_query")
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+# What is wrong with a list is said of its first bad element: a body may have millions.
+_Texts = Annotated[list[str], Field(fail_fast=True)]
+_Row = Annotated[list[TokenId], Field(fail_fast=True)]
+_Rows = Annotated[list[_Row], Field(fail_fast=True)]
 
 
 class EmbeddingRequest(BaseModel):
@@ -45,9 +50,7 @@ class EmbeddingRequest(BaseModel):
         }
     )
 
-    input: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
-        description="A text, several, or the same as token ids."
-    )
+    input: str | _Texts | _Row | _Rows = Field(description="A text, several, or the same as token ids.")
     model: str | None = Field(
         default=None, description="`NAME` thinks about each text; `NAME:fast` and `NAME:document` do not."
     )
@@ -236,7 +239,19 @@ def _decoded(rows: Sequence[Sequence[int]], encoding: str, service: Service) -> 
         return [str(tokenizer.decode(list(row))) for row in rows]
     import tiktoken
 
-    return [tiktoken.get_encoding(encoding).decode(list(row), errors="strict") for row in rows]
+    found = tiktoken.get_encoding(encoding)
+    return [_whole(found.decode_bytes(list(row))) for row in rows]
+
+
+def _whole(raw: bytes) -> str:
+    """The text of UTF-8 that may have been cut within a character at either end: the rest of it is left out.
+
+    Where nothing else is there, a replacement character stands for it.
+    """
+    most = min(3, len(raw))
+    start = next((at for at in range(most) if raw[at] & 0xC0 != 0x80), most)
+    text = codecs.getincrementaldecoder("utf-8")().decode(raw[start:])
+    return text or ("\N{REPLACEMENT CHARACTER}" if raw else "")
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from o1_retriever.concurrency.shared import watching
 from o1_retriever.thought import QueryEmbedding, Thought
+from o1_retriever_server.access import secure
 from o1_retriever_server.problems import answer
 
 logger = logging.getLogger("o1_retriever.server")
@@ -95,6 +96,7 @@ class Metrics:
 class Observed:
     """Middleware that gives each request an id, counts it, and logs it without anybody's text.
 
+    As the outermost it adds the headers that browsers heed to every answer, whoever made it.
     What nobody handled is answered here, with 500; the log has where it was raised, and not its message,
     which may hold a text.
     """
@@ -115,7 +117,9 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = identity
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = identity
+                secure(headers)
             await send(message)
 
         try:

@@ -39,7 +39,9 @@ class RerankRequest(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     query: str = Field(min_length=1)
-    documents: list[str | TextDocument] = Field(validation_alias=AliasChoices("documents", "texts"))
+    documents: list[str | TextDocument] = Field(
+        fail_fast=True, validation_alias=AliasChoices("documents", "texts")
+    )
     model: str | None = Field(default=None, description="`NAME` thinks about it, `NAME:fast` does not.")
     top_n: int | None = Field(default=None, ge=1, description="How many of the best to return; None: all.")
     return_documents: bool = False
@@ -75,7 +77,7 @@ class TextsRequest(BaseModel):
     )
 
     query: str = Field(min_length=1)
-    texts: list[str]
+    texts: list[str] = Field(fail_fast=True)
     return_text: bool = False
     raw_scores: bool = Field(default=False, description="Cosines from -1 to 1, and not what is below 0 as 0.")
 

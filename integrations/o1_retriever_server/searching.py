@@ -20,7 +20,7 @@ from o1_retriever.thought import ThoughtPiece, Vector
 from o1_retriever.vectors import unit
 from o1_retriever_server.embeddings import ThoughtRecord
 from o1_retriever_server.problems import RESPONSES, body_of
-from o1_retriever_server.service import Service, Serving, ThoughtOptions
+from o1_retriever_server.service import Closed, Service, Serving, ThoughtOptions
 
 router = APIRouter(prefix="/v1", tags=["search"], responses=RESPONSES)
 
@@ -34,14 +34,18 @@ class Turn(BaseModel):
     content: str
 
 
-class Asked(BaseModel):
+class Asked(Closed):
     """A query with the conversation before it."""
 
-    model_config = ConfigDict(extra="forbid")
-
     query: str = Field(min_length=1)
-    history: list[Turn] = Field(default=[], description="The turns before the query, oldest first.")
+    history: list[Turn] = Field(
+        default=[], fail_fast=True, description="The turns before the query, oldest first."
+    )
     thought_settings: ThoughtOptions | None = None
+
+    def said(self) -> list[str]:
+        """The texts whose tokens are counted: the query and what was said before."""
+        return [self.query, *(turn.content for turn in self.history)]
 
     def turns(self, service: Service) -> list[dict[str, str]]:
         """The conversation as the library reads it. Raises 413 for more turns than the server accepts."""
@@ -81,7 +85,7 @@ class SearchRequest(Asked):
         }
     )
 
-    thoughts: list[str] | None = Field(
+    thoughts: Annotated[list[str], Field(fail_fast=True)] | None = Field(
         default=None,
         description="Your own thoughts about it: then none is written. [] searches without.",
     )
@@ -121,7 +125,7 @@ class SearchRequest(Asked):
         most = service.settings.max_filter_characters
         if self.where is not None and len(json.dumps(self.where)) > most:
             raise HTTPException(413, f"The filter is longer than {most:,} characters as JSON.")
-        await service.count([self.query, *given])
+        await service.count([*self.said(), *given])
 
 
 class Record(BaseModel):
@@ -234,7 +238,7 @@ async def map_of(asked: SearchRequest, service: Serving) -> MapResponse:
         names.append(("mean", None, "The query with its thoughts"))
     vectors += list(unit(rows)) if len(rows) else []
     names += [("passage", hit.rank, hit.source or hit.id) for hit in result.hits]
-    places, shown = _plane(np.stack(vectors))
+    places, shown = await asyncio.to_thread(_plane, np.stack(vectors))
     points = [
         MapPoint(kind=kind, number=number, label=label, x=x, y=y)
         for (kind, number, label), (x, y) in zip(names, places.tolist(), strict=True)
@@ -253,7 +257,7 @@ def _plane(vectors: Vector) -> tuple[Vector, float]:
 
 async def _pieces(asked: ThinkRequest, service: Serving) -> AsyncIterator[AsyncGenerator[ThoughtPiece]]:
     """The thoughts about to be written; what cannot be used is refused before the answer begins."""
-    await service.count([asked.query])
+    await service.count(asked.said())
     settings = service.thought_settings(asked.thought_settings)
     pieces = service.embedder.astream_thoughts(asked.query, settings=settings, history=asked.turns(service))
     try:

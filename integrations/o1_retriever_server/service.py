@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
@@ -27,10 +27,23 @@ SUFFIXES: dict[str, Kind] = {"": "thinking", ":fast": "fast", ":document": "docu
 _AT_ONCE = 4000
 
 
-class ThoughtOptions(BaseModel):
-    """How to think, where it is not to be as the server does it; the server's limits hold."""
+class Closed(BaseModel):
+    """An object whose unknown fields are refused; of many the first is named."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_unknown(cls, given: Any) -> Any:
+        """Leave out the others: an error for each would cost more than the body."""
+        if not isinstance(given, dict):
+            return given
+        first = next((name for name in given if name not in cls.model_fields), None)
+        return {name: value for name, value in given.items() if name in cls.model_fields or name == first}
+
+
+class ThoughtOptions(Closed):
+    """How to think, where it is not to be as the server does it; the server's limits hold."""
 
     n_thoughts: int | None = Field(default=None, ge=1, description="How many thoughts.")
     temperature: float | None = Field(default=None, ge=0, le=100, description="0 takes the likeliest token.")

@@ -66,6 +66,15 @@ def test_compose_keeps_the_keys_out_of_the_environment_and_listens_here_alone(de
     assert (deploy.parent / service["build"]["dockerfile"]).is_file()
 
 
+def test_the_files_say_what_else_they_need(deploy: Path) -> None:
+    user = re.search(r"^USER (\d+)$", (deploy / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert user is not None
+    compose = (deploy / "compose.yaml").read_text(encoding="utf-8")
+    assert f"chown {user[1]} keys && chmod 400 keys" in compose
+    unit = (deploy / "o1-retriever.service").read_text(encoding="utf-8")
+    assert "# On a GPU: PrivateDevices=no\nPrivateDevices=yes\n" in unit
+
+
 def test_the_unit_starts_the_server_and_gives_it_time_to_end(deploy: Path) -> None:
     unit = configparser.ConfigParser(strict=False, interpolation=None, delimiters="=")
     unit.optionxform = str  # type: ignore[assignment, method-assign]

@@ -24,7 +24,7 @@ from o1_retriever.documents import Document
 from o1_retriever_server import Keys, ServerSettings, create_app
 from tests.support.adapters import QUERY, TEXTS, THOUGHT, small_embedder
 from tests.support.commands import ok, refused, save
-from tests.support.http_server import ThreadServer, serving
+from tests.support.http_server import ThreadServer, Words, serving
 
 ODD = "notes/../äö #1?.md%20"
 LONG = "mirror " * 1000
@@ -98,8 +98,24 @@ async def test_what_is_wrong_is_told_in_words(server: ThreadServer) -> None:
             answer: Any = await client.call_tool("search", arguments)
             assert answer.is_error
             assert says in answer.content[0].text
+        for tool in ("search", "explain"):  # of many bad thoughts the first is named
+            answer = await client.call_tool(tool, {"query": "a", "thoughts": [None] * 500})
+            assert answer.is_error
+            assert len(answer.content[0].text) < 1000
         with pytest.raises(Exception, match="no passage 'nothing'"):
             await client.read_resource("passage://facts/nothing")
+
+
+async def test_a_question_may_not_be_longer_than_a_request(
+    server: ThreadServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.service, "token_limit", Words())
+    monkeypatch.setattr(server.service, "settings", ServerSettings(max_tokens=20))
+    async with agent(server) as client:
+        for tool in ("search", "explain", "think"):
+            answer: Any = await client.call_tool(tool, {"query": "b " * 30})
+            assert answer.is_error
+            assert "Found 30 tokens; expected at most 20" in answer.content[0].text
 
 
 def test_a_key_is_needed_here_too() -> None:

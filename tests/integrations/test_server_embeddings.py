@@ -198,6 +198,14 @@ def test_tokens_of_openai_are_read_by_tiktoken(monkeypatch: pytest.MonkeyPatch) 
         assert np.allclose(
             [each["embedding"] for each in found], embedder().encode_documents(["a text", "b"]), atol=1e-4
         )
+        # A cut between ids may be within a character, as LangChain's is.
+        cut = "äaé".encode()
+        body["input"] = [list(cut[1:-1]), list(cut[:1])]
+        found = httpx.post(f"{server.url}/v1/embeddings", json=body, trust_env=False).json()["data"]
+        expected = embedder().encode_documents(["a", "\ufffd"])
+        assert np.allclose([each["embedding"] for each in found], expected, atol=1e-4)
+        body["input"] = [list(b"a\xffb")]
+        assert httpx.post(f"{server.url}/v1/embeddings", json=body, trust_env=False).status_code == 400
         body["input"] = [[5000]]
         refused = httpx.post(f"{server.url}/v1/embeddings", json=body, trust_env=False)
         assert refused.status_code == 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import socket
@@ -17,11 +18,15 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
 import httpx
 from fastapi import FastAPI
+from pydantic import BaseModel, ValidationError
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.errors import SettingsError
 from o1_retriever_server import Keys, ServerSettings, create_app
+from o1_retriever_server.embeddings import EmbeddingRequest
 from o1_retriever_server.observing import JsonLines
+from o1_retriever_server.rerank import RerankRequest, TextsRequest
+from o1_retriever_server.searching import SearchRequest, ThinkRequest
 from tests.support.adapters import bag_of_words, small_embedder
 from tests.support.http_server import ThreadServer, serving, until
 
@@ -101,9 +106,26 @@ class TestKeys:
         assert found == ["alice", "key-2", "bob", None]
         assert KEY not in repr(keys)
 
+    def test_base64_of_the_environment_is_a_key_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = [base64.b64encode(bytes(range(first, first + 32))).decode() for first in (0, 100, 200)]
+        assert all(key.endswith("=") for key in made)
+        monkeypatch.setenv("O1_RETRIEVER_API_KEYS", f"{made[0]},bob={made[1]}, {made[2]}")
+        keys = Keys.read()
+        assert [keys.name_of(key) for key in made] == ["key-1", "bob", "key-3"]
+
+    @pytest.mark.parametrize("entry", ["a-client-of-some-length=", "a-client-of-some-length=="])
+    def test_a_name_without_a_key_is_refused_and_not_shown(
+        self, entry: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("O1_RETRIEVER_API_KEYS", f"alice={KEY},{entry}")
+        with pytest.raises(SettingsError, match="Entry 2 of the keys has a name and no key") as refusal:
+            Keys.read()
+        assert "a-client" not in str(refusal.value)
+
     @pytest.mark.parametrize(
         ("text", "says"),
         [
+            ("alice kéy-of-some-length", "'alice' has characters that are not ASCII"),
             ("alice short", "has 5 characters; expected at least 16"),
             (f"alice {KEY}\nalice {KEY}x", "two keys named 'alice'"),
             (f"alice {KEY}\nbob {KEY}", "the same key under two names"),
@@ -112,7 +134,7 @@ class TestKeys:
     )
     def test_keys_that_cannot_be_used(self, tmp_path: Path, text: str, says: str) -> None:
         file = tmp_path / "keys"
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
         with pytest.raises(SettingsError, match=says):
             Keys.read(file)
 
@@ -133,6 +155,10 @@ class TestBrowsers:
                 ("127.0.0.1.evil", 400),
             ):
                 assert http.get("/v1/models", headers={"Host": host}).status_code == status, host
+            refused = http.get("/v1/models", headers={"Host": "evil.example"})
+        assert refused.json()["error"]["param"] == "Host"
+        assert refused.headers["X-Content-Type-Options"] == "nosniff"
+        assert refused.headers["Cache-Control"] == "no-store"
 
     def test_pages_of_other_origins_are_told_nothing(self, server: ThreadServer) -> None:
         with client(server) as http:
@@ -162,6 +188,33 @@ class TestBrowsers:
             )
         assert [answer.status_code, parts.status_code] == [413, 413]
         assert answer.json()["error"]["code"] == "too_large"
+
+
+MANY = [None] * 2000
+UNKNOWN = {f"unknown{number}": 0 for number in range(2000)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "body"),
+    [
+        (EmbeddingRequest, {"input": MANY}),
+        (EmbeddingRequest, {"input": [MANY]}),
+        (EmbeddingRequest, {"input": [[-1]] * 2000}),
+        (EmbeddingRequest, {"input": "a", "thought_settings": UNKNOWN}),
+        (RerankRequest, {"query": "a", "documents": MANY}),
+        (RerankRequest, {"query": "a", "texts": MANY}),
+        (TextsRequest, {"query": "a", "texts": MANY}),
+        (ThinkRequest, {"query": "a", "history": MANY}),
+        (SearchRequest, {"query": "a", "thoughts": MANY}),
+        (SearchRequest, {"query": "a", **UNKNOWN}),
+    ],
+)
+def test_what_is_wrong_is_said_a_few_times_and_not_of_each_element(
+    shape: type[BaseModel], body: dict[str, Any]
+) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        shape.model_validate(body)
+    assert refusal.value.error_count() <= 5
 
 
 class Slow:
@@ -283,6 +336,8 @@ class TestFailures:
             answer = http.post("/v1/embeddings", json=body, headers={"X-Request-ID": "r-7"})
         assert answer.status_code == 500
         assert "r-7" in answer.json()["error"]["message"]
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "script-src 'self'" in answer.headers["Content-Security-Policy"]
         assert SECRET not in answer.text
         assert SECRET not in caplog.text
         [record] = [json.loads(each.getMessage()) for each in caplog.records if each.levelname == "ERROR"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,9 +17,9 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from o1_retriever import Index, Retriever
-from o1_retriever_server import ServerSettings, create_app
+from o1_retriever_server import ServerSettings, create_app, searching
 from tests.support.adapters import OTHER, QUERY, TEXTS, THOUGHT, Mind, small_embedder
-from tests.support.http_server import ThreadServer, serving, until
+from tests.support.http_server import ThreadServer, Words, serving, until
 
 
 class Listener(Mind):
@@ -73,6 +75,17 @@ class TestSearch:
         ]
         assert post(http, "/v1/search", query=QUERY, history=turns)["history"] == turns
 
+    @pytest.mark.parametrize("path", ["/v1/search", "/v1/explain", "/v1/map", "/v1/think"])
+    def test_the_tokens_of_a_conversation_count(
+        self, http: httpx.Client, server: ThreadServer, path: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server.service, "token_limit", Words())
+        monkeypatch.setattr(server.service, "settings", ServerSettings(max_tokens=20))
+        turns = [{"role": "user", "content": "b " * 30}]
+        answer = http.post(path, json={"query": "Why", "history": turns})
+        assert answer.status_code == 413
+        assert "Found 31 tokens; expected at most 20" in answer.json()["error"]["message"]
+
     def test_thoughts_that_are_brought_are_used(self, http: httpx.Client) -> None:
         found = post(http, "/v1/search", query="Why?", k=1, thoughts=["Yeast makes dough.", "It does rise."])
         assert found["hits"][0]["id"] == "bread"
@@ -86,6 +99,21 @@ class TestSearch:
         assert found["moves"] == expected["moves"]
         assert [hit["id"] for hit in found["without"]] == ["mirror", "moon"]
         assert found["result"]["hits"] == expected["result"]["hits"]
+
+    def test_a_map_is_computed_beside_the_event_loop(
+        self, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loops = []
+
+        def noted(vectors: Any) -> Any:
+            with suppress(RuntimeError):
+                loops.append(asyncio.get_running_loop())
+            return plane(vectors)
+
+        plane = searching._plane
+        monkeypatch.setattr(searching, "_plane", noted)
+        post(http, "/v1/map", query=QUERY, k=2)
+        assert loops == []
 
     def test_a_map_shows_what_is_near_to_what(self, http: httpx.Client) -> None:
         found = post(http, "/v1/map", query=QUERY, k=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +59,13 @@ class ThreadServer:
         self.end()
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
+
+
+class Words:
+    """Counts a token a word, for the limits of a server whose encoder counts none."""
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
 
 
 @contextmanager
