@@ -233,7 +233,9 @@ def _given(thoughts: Given) -> tuple[str, ...]:
     if not isinstance(thoughts, list | tuple):
         found = "one str" if isinstance(thoughts, str) else f"a {type(thoughts).__name__}"
         raise InputError(f"The thoughts are {found}; expected a list.", hint="Type: thoughts=['...']")
-    had: list[Any] = [getattr(each, "text", each) for each in thoughts if not getattr(each, "failed", False)]
+    # A thought without a word, as models write some, is as none; an empty text of the caller is a fault.
+    written = [each for each in thoughts if getattr(each, "text", each) != "" or isinstance(each, str)]
+    had: list[Any] = [getattr(each, "text", each) for each in written if not getattr(each, "failed", False)]
     return tuple(check_texts(had, what="thought"))
 
 

@@ -43,10 +43,12 @@ def load_embedder(options: ModelOptions) -> ThinkingEmbedder:
         quiet()
         if name is None:
             from o1_retriever.encoders import SentenceTransformerEncoder
+            from o1_retriever.thinkers import is_address
 
             check_pair(options)
             encoder = SentenceTransformerEncoder(encoder_name(options), device=options.device)
-            return ThinkingEmbedder.from_parts(LateThinker(options), encoder, cache=not options.no_cache)
+            late = (LateEndpoint if is_address(thinker_name(options)) else LateThinker)(options)
+            return ThinkingEmbedder.from_parts(late, encoder, cache=not options.no_cache)
         return ThinkingEmbedder.from_pretrained(
             name,
             device=options.device,
@@ -111,13 +113,27 @@ class LateThinker:
     def default_settings(self) -> Mapping[str, Any]:
         """How a model is sampled that was not trained by this method; a trained one of a folder as it wants.
 
-        A record samples nothing.
+        A record samples nothing. The model that is taken where none is named is known to be small.
         """
         from o1_retriever.thinkers import is_record
-        from o1_retriever.thinkers.local import settings_of_folder
+        from o1_retriever.thinkers.local import DOUBT, settings_of_folder
 
         name = thinker_name(self._options)
-        return {} if is_record(name) else settings_of_folder(Path(name).expanduser())
+        if is_record(name):
+            return {}
+        return {**settings_of_folder(Path(name).expanduser()), **(DOUBT if name == THINKER else {})}
+
+    @cached_property
+    def correction(self) -> Any:
+        """The matrix beside a trained thinker in a folder; None where there is none."""
+        from o1_retriever.thinkers.config import ThinkerConfig
+
+        config = ThinkerConfig.beside(Path(thinker_name(self._options)).expanduser())
+        return None if config is None else config.correction
+
+    def corrections(self, pairs: Any) -> Any:
+        """What the loaded thinker adds to the vectors of queries."""
+        return self._loaded.corrections(pairs)  # type: ignore[attr-defined]
 
     @property
     def identity(self) -> str | None:
@@ -129,6 +145,19 @@ class LateThinker:
     ) -> list[list[Thought]]:
         """Ask the thinker."""
         return self._loaded.think(queries, settings=settings, start=start)
+
+
+class LateEndpoint(LateThinker):
+    """The model behind an address: it is awaited, so that nobody's query waits for another's answer."""
+
+    async def athink(
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0
+    ) -> list[list[Thought]]:
+        """Ask the endpoint."""
+        rows: list[list[Thought]] = await self._loaded.athink(  # type: ignore[attr-defined]
+            queries, settings=settings, start=start
+        )
+        return rows
 
 
 def load_thinker(options: ModelOptions) -> Thinker:

@@ -383,9 +383,10 @@ async def _chunks(stream: Any) -> AsyncGenerator[Any]:
                 yield chunk
     finally:
         close = getattr(stream, "close", None)
-        closing = close() if close else None
-        if inspect.isawaitable(closing):
-            await closing
+        with suppress(ValueError):  # a generator that its thread is still inside of
+            closing = close() if close else None
+            if inspect.isawaitable(closing):
+                await closing
 
 
 async def in_thread(call: Callable[[], Result]) -> Result:

@@ -151,7 +151,9 @@ class StreamedReply:
         choice = choices[0] if isinstance(choices, list | tuple) and choices else None
         self._error = _field(chunk, "error") or _field(choice, "error") or self._error
         self._finish = _field(choice, "finish_reason") or self._finish
-        delta = _field(choice, "delta") or _field(choice, "message")
+        delta = _field(choice, "delta")
+        if delta is None:  # a last chunk may repeat the whole message beside an empty delta
+            delta = _field(choice, "message")
         content, reasoning = _content(delta)
         self._content += content
         self._reasoning += reasoning

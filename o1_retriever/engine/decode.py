@@ -77,8 +77,8 @@ def _write_group(
     while waiting:
         flight: _Flight | None = None
         try:
-            flight = _Flight(local, jobs, settings, waiting, rows, prefix, told)
-            with SparingThreads(local.device) as threads:
+            with SparingThreads(local.device) as threads:  # before the first product of this thread
+                flight = _Flight(local, jobs, settings, waiting, rows, prefix, told)
                 yield from flight.run(threads)
             return
         except Exception as error:

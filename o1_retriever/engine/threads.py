@@ -43,9 +43,10 @@ class _Overlap(Renewed):
         self._all = 1
         self._reduced: set[int] = set()
 
-    def enter(self, threads: int) -> int:
-        """How many threads there were before anybody stepped back; the caller sees `threads`."""
+    def enter(self) -> int:
+        """How many threads there were before anybody stepped back."""
         with self._lock:
+            threads = torch.get_num_threads()
             self._inside += 1
             if self._inside == 1:
                 self._all = threads
@@ -82,7 +83,7 @@ class SparingThreads:
 
     def __enter__(self) -> SparingThreads:
         if self._on:
-            self._before = _overlap.enter(torch.get_num_threads())
+            self._before = _overlap.enter()
             if self._before > 1 and time.monotonic() < _crowded_until:
                 _overlap.reduce(self._before // 2)
             self._mark()

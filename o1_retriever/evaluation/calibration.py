@@ -16,7 +16,7 @@ from o1_retriever.query import Query, as_query
 from o1_retriever.reporting.text import counted
 from o1_retriever.search.result import SearchOptions, SearchResult
 from o1_retriever.search.retriever import Retriever
-from o1_retriever.thought import ThoughtSettings
+from o1_retriever.thought import Thought, ThoughtSettings
 
 MEASURE = "nDCG@10"
 _HITS = 10
@@ -89,7 +89,7 @@ def calibrate(
     asked = [as_query(query) for query in relevant]
     written = retriever.embedder.think(asked, settings=base)
     queries = [
-        Query(query.text, thoughts=tuple(each.text for each in row if not each.failed))
+        Query(query.text, thoughts=tuple(each.text for each in row if _counts(each)))
         for query, row in zip(asked, written, strict=True)
     ]
 
@@ -101,6 +101,11 @@ def calibrate(
     alone = values(base.with_changes(thinking="never"), asked)
     rows = np.stack([values(base.with_changes(query_weight=weight), queries) for weight in WEIGHTS])
     return _chosen(alone, rows)
+
+
+def _counts(thought: Thought) -> bool:
+    """Whether a search would use it. One that was cut inside its only word looks whole once it is given."""
+    return not thought.failed and (thought.finish != "length" or len(thought.text.split()) > 1)
 
 
 def _values(found: Sequence[SearchResult], relevant: Sequence[Sequence[str]]) -> Values:

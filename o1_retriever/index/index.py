@@ -268,8 +268,8 @@ class Index(SentUnmade):
             rows = unit(np.concatenate(pages)) if pages else np.zeros((0, self._dimension), np.float32)
             return (state, count), rows
 
-        self._sampled = self._store.look(work)
-        return self._sampled[1]
+        self._sampled = known = self._store.look(work)  # another thread may have put its own there already
+        return known[1]
 
     def ids(self, where: Where = None) -> list[str]:
         """The ids of all documents, or of those that match, in the order of their addition."""

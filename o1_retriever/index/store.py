@@ -42,6 +42,7 @@ class Store:
         self._name = name
         self._shared: Graph | None = None
         self._warming: threading.Thread | None = None
+        self._begins = threading.Lock()
 
     def check_vacant(self) -> None:
         """Raise `StoreError` where no index can be made: at a file, or in a folder of something else."""
@@ -67,9 +68,11 @@ class Store:
 
     def warm(self) -> None:
         """Begin to load the graph in a thread, once, unless it is open; who needs it waits for the rest."""
-        if self._warming is None and not self._graph.is_open:
-            self._warming = threading.Thread(target=self._warm, name="o1-retriever-graph", daemon=True)
-            self._warming.start()
+        with self._begins:
+            if self._warming is None and not self._graph.is_open:
+                # Not a daemon: a program that ends meanwhile would end inside of Chroma's loading.
+                self._warming = threading.Thread(target=self._warm, name="o1-retriever-graph")
+                self._warming.start()
 
     def _warm(self) -> None:
         with suppress(Exception):  # whoever needs the graph meets the same error and says it

@@ -184,8 +184,6 @@ class Retriever:
         how = self.search_settings.with_changes(**options)
         if "thinking" not in options and settings is not None and not settings.thinks:
             how = how.with_changes(thinking=None)
-        if how.hybrid:
-            Bm25.identity()  # says which extra is missing
         return _Search(self, how, k, chosen, settings or self.embedder.settings, show, blocking)
 
 
@@ -222,6 +220,7 @@ class _Search:
         With more rounds than one, those are thought about again whose hits the last round has changed.
         """
         started = time.perf_counter()
+        await self._check_extra()
         found = await self._answered(await self._embedded(queries))
         open_ = {place for place, query in enumerate(queries) if query.thoughts is None}
         for _ in range(1, self.how.rounds):
@@ -237,6 +236,11 @@ class _Search:
             }
             found = [later.get(place, result) for place, result in enumerate(found)]
         return found
+
+    async def _check_extra(self) -> None:
+        """Say before anything is thought which extra is missing; importing it takes long for a loop."""
+        if self.how.hybrid:
+            await called(self.blocking, Bm25.identity)
 
     async def _grounded(
         self, queries: Sequence[Query], before: dict[int, SearchResult]
@@ -304,6 +308,7 @@ class _Search:
 
     async def explanation(self, query: Query) -> Explanation:
         """Search without thinking, for each thought, and for all of them; nothing is thought about twice."""
+        await self._check_extra()
         # Before the thoughts: writing them leaves the query's own vector in the cache, where it is free.
         asked = self.how.thinking in ("always", None) or query.thoughts is not None or self.how.rounds > 1
         before = await self._embed([query.alone()], "never") if asked else []

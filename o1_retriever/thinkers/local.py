@@ -13,6 +13,7 @@ from o1_retriever.concurrency.blocking import finished
 from o1_retriever.concurrency.sent import SentModel
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, as_prompt
 from o1_retriever.endpoint.reply import Reasoning, check_reasoning, read_written, refused, whole_sentences
+from o1_retriever.engine.stored import read_stored
 from o1_retriever.query import Query
 from o1_retriever.thinkers.config import Correction, ThinkerConfig
 from o1_retriever.thinkers.distinct import distinct
@@ -167,19 +168,22 @@ class LocalThinker(SentModel):
 
 # A chat model with fewer parameters often says what is near the truth and not true: what it adds to a search
 # is most where the query counts three times as much as its thoughts (docs/guard.md).
-_SMALL, _DOUBT = 1_000_000_000, 3.0
+_SMALL, DOUBT = 1_000_000_000, {"query_weight": 3.0}
 
 
-def _doubts(model: Any) -> dict[str, Any]:
+def _doubts(model: Any) -> Mapping[str, Any]:
     """What a small chat model that was not trained to think for a search prefers beside the usual."""
     parameters = getattr(model, "num_parameters", None)
-    return {"query_weight": _DOUBT} if parameters is not None and parameters() < _SMALL else {}
+    return DOUBT if parameters is not None and parameters() < _SMALL else {}
 
 
 def settings_of_folder(folder: Path) -> Mapping[str, Any]:
     """What a model in a folder prefers, which is not loaded for it: the usual, or a trained thinker's own."""
     own = ThinkerConfig.beside(folder)
-    return {**LocalThinker.default_settings, **({} if own is None else own.settings)}
+    if own is not None:
+        return {**LocalThinker.default_settings, **own.settings}
+    small = folder.is_dir() and 0 < read_stored(folder).parameters < _SMALL
+    return {**LocalThinker.default_settings, **(DOUBT if small else {})}
 
 
 def write_thoughts_about(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from o1_retriever import Index, Retriever, ThinkingEmbedder, Thought, ThoughtSet
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import InputError, ThinkerError
 from o1_retriever.query import as_queries
+from o1_retriever.ranking.bm25 import Bm25
 from tests.support.adapters import (
     ALWAYS_WORTH_IT,
     BREAD,
@@ -135,6 +137,16 @@ class TestCache:
 
 
 class TestSearching:
+    async def test_a_loop_does_not_wait_until_the_words_are_imported(
+        self, index: Index, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("bm25s", reason="needs the extra `index`")
+        threads, real = [], Bm25.identity
+        named = staticmethod(lambda: threads.append(threading.current_thread()) or real())
+        monkeypatch.setattr(Bm25, "identity", named)
+        await Retriever(embedder(Mind()), index, hybrid=True).asearch(QUERY, k=1)
+        assert threads[0] is not threading.main_thread()
+
     @pytest.mark.parametrize("options", [{}, {"pooling": "best"}, {"thinking": "never"}, {"hybrid": True}])
     async def test_a_search_finds_what_they_lead_to(self, index: Index, options: dict[str, Any]) -> None:
         if options.get("hybrid"):
@@ -221,3 +233,8 @@ def test_a_failure_stays_out_and_a_thought_keeps_its_text_alone() -> None:
     theirs = Thought(text=BREAD, token_ids=(1, 2), completion_tokens=9)
     found = embedder(Unasked()).embed_query(QUERY, thoughts=[Thought.failure("no"), theirs])
     assert found.thoughts == (Thought(text=BREAD, finish="given"),)
+
+
+def test_a_thought_without_a_word_is_handed_on_as_none() -> None:
+    theirs = [Thought(text="", finish="eos"), Thought(text=BREAD)]
+    assert [each.text for each in embedder(Unasked()).embed_query(QUERY, thoughts=theirs).thoughts] == [BREAD]

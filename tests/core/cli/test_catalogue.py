@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from o1_retriever.cli.models import read_catalogue
+from o1_retriever.cli.models import THINKER, LateThinker, read_catalogue
+from o1_retriever.cli.options import ModelOptions
+from o1_retriever.thinkers import LocalThinker
+from o1_retriever.thinkers.config import Correction, ThinkerConfig
 from tests.support.commands import ok, run
 from tests.support.writers import writer
 
@@ -56,3 +60,15 @@ def test_a_thinker_of_yours_is_measured_beside_them(here, model, monkeypatch):
     assert mine["measured"]["tokens_per_s"]["q8"] > 0
     assert smol["measured"] is None
     assert "SmolLM2-135M-Instruct was not measured: " in result.stderr.replace("\n", "")
+
+
+def test_a_thinker_that_is_loaded_late_is_the_one_that_is_loaded_at_once(model, tmp_path):
+    late = LateThinker(ModelOptions(thinker=str(model)))
+    assert dict(late.default_settings) == dict(LocalThinker(model).default_settings)
+    assert (late.default_settings["query_weight"], late.correction) == (3.0, None)
+    assert LateThinker(ModelOptions(thinker=THINKER)).default_settings["query_weight"] == 3.0
+    matrix = Correction(down=np.ones((1, 4), np.float32), up=np.ones((3, 1), np.float32))
+    ThinkerConfig(settings={"n_thoughts": 1}, correction=matrix).save(tmp_path)
+    trained = LateThinker(ModelOptions(thinker=str(tmp_path)))
+    assert trained.correction.identity == matrix.identity
+    assert "query_weight" not in trained.default_settings

@@ -265,3 +265,35 @@ def test_a_stream_without_an_end_is_no_reply():
     problem = read_reply(grown.completion(), limit=9)
     assert isinstance(problem, Problem)
     assert problem.retry
+
+
+def test_a_last_chunk_that_repeats_the_whole_is_not_read_twice():
+    grown = StreamedReply()
+    grown.add({"choices": [{"delta": {"content": "Dew is water."}}]})
+    whole = {"content": "Dew is water."}
+    grown.add({"choices": [{"delta": {}, "message": whole, "finish_reason": "stop"}]})
+    assert grown.text == "Dew is water."
+
+
+async def test_who_leaves_while_a_thread_waits_for_a_piece_has_left(thinker):
+    began, go_on = threading.Event(), threading.Event()
+
+    def create(stream=False, **asked_for):
+        asked.append(stream)
+        began.set()
+        go_on.wait(60)
+        yield {"choices": [{"delta": {"content": "late"}, "finish_reason": "stop"}]}
+
+    asked: list[bool] = []
+    client = type("Duck", (), {})()
+    client.chat = client.completions = client
+    client.create = create
+    writing = asyncio.ensure_future(
+        anext(embedder(OpenAIThinker("m", client=client)).astream_thoughts("why?"))
+    )
+    await asyncio.to_thread(began.wait, 60)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    go_on.set()
+    assert asked == [True]
