@@ -379,9 +379,14 @@ _FENCE = re.compile(r"(`{3,}|~{3,})[^\n`]*\n(.*?)\n?\s*(?:\1|\Z)", re.DOTALL)
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _FIELDS = ("thought", "answer", "passage", "text", "response", "content", "output", "document", "explanation")
 
+# "We" refuses where it is the asker or the request that is spoken of: "we cannot create energy" is a truth.
+_ASKED = (
+    r"(?=[^.!?,:;]{0,60}\b(?:requests?|you|your"
+    r"|(?:this|that)(?=\s*(?:$|[.!?,;])|\s+(?:information|question|query|topic|content|kind|type|sort)\b)))"
+)
 _REFUSAL = re.compile(
     r"(?:[\w ,’']{0,40}?(?:sorry|apologi[sz]e|unfortunately)\b[^.!?]{0,60}?|as an ai\b[^.!?]{0,40}?)?"
-    r"[\s,;:.!—-]*(?:but )?(?:i|we)\b[’']?\s?"
+    r"[\s,;:.!—-]*(?:but )?(?:i|we" + _ASKED + r")\b[’']?\s?"
     r"(?:can(?:no|[’'])t|can not|won[’']t|will not|(?:must |have to )?(?:decline|refuse)"
     r"|a?m (?:sorry|unable|not able|not allowed|not comfortable|(?:just |only )an? )"
     r"|do(?: not|n[’']t) (?:know (?:the answer|how to)|have (?:enough|any|access|the|personal)))",
@@ -432,8 +437,9 @@ def read_written(text: str, *, cut: bool) -> Written:
 
 def refused(text: str) -> bool:
     """Whether a text is a refusal in one of the common wordings, and nothing else."""
-    start = _REFUSAL.match(text.strip())
-    return bool(start and len(text) <= _LONGEST_REFUSAL and _HELP.search(text))
+    if len(text) > _LONGEST_REFUSAL:
+        return False
+    return bool(_REFUSAL.match(text.strip()) and _HELP.search(text))
 
 
 def whole_sentences(text: str) -> str:
