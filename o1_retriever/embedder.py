@@ -13,7 +13,7 @@ import numpy as np
 
 from o1_retriever.concurrency.awaiting import AwaitedPipeline
 from o1_retriever.concurrency.sent import made_again
-from o1_retriever.guard import ENOUGH_DRAWN, off_subject
+from o1_retriever.guard import DRAWN, off_subject
 from o1_retriever.query import Given, History, Query, as_queries, as_query, check_texts, text_blocks
 from o1_retriever.reporting.progress import progress
 from o1_retriever.thinking import Backend, PairBackend, Pooling, ThoughtPipeline, settings_of, without
@@ -471,7 +471,7 @@ class _Judged:
     @cached_property
     def wanted(self) -> list[QueryEmbedding]:
         """Those with thoughts, if the guard is on and there are passages enough to tell."""
-        tells = self.settings.guard and len(self.passages) >= ENOUGH_DRAWN
+        tells = self.settings.guard and len(self.passages) >= DRAWN
         return [each for each in self.embeddings if tells and each.thought_about]
 
     @property

@@ -1,7 +1,7 @@
 """What keeps thoughts from doing harm: when not to think at all, and which thoughts are left out, and why.
 
-A thought is judged by its text alone (`why_not`), and, where there is an index, by how near it is to the
-query beside passages drawn from it at random (`off_subject`).
+A thought is judged by its text alone (`why_not`), and, where there is a large index, by how near it is to
+the query beside passages drawn from it at random (`off_subject`).
 """
 
 from __future__ import annotations
@@ -145,13 +145,26 @@ _LEAST = 12  # words, or characters of a text of up to three words, that a loop 
 _FEW, _MANY = 0.25, 24  # of so many words or more, fewer different ones than this share turn in circles
 _SAME = 0.9  # share of common words, of all in both, from which a thought is the query over again
 _RUN = 10  # so many words of the prompt, one after the other, are no chance
-_READ = 400  # words that are looked at
+_READ = 400  # words, or characters of a text of up to three words, that are looked at
+# An order begins a sentence, or follows "please" or "you must", or tells which instructions, or whose. That
+# somebody ignores guidelines is none. Every repetition has a bound, so that no text takes long to read.
+_FORGET = r"(?:ignore|disregard|forget|override)\b"
+_TOLD = r"\b(?:instructions?|prompts?|directions|guidelines)\b"
 _ORDER = re.compile(
-    r"\b(?:ignore|disregard|forget|override)\b[^.!?]{0,40}\b(?:instructions?|prompts?|directions|guidelines)\b"
+    r"(?:(?:^|[.!?:;\n])\W{0,8}(?:(?:now|then|so|also|just|first|next|instead)\W{1,3})?"
+    r"|\b(?:please|you (?:must|should|to|(?:are|have|need) to))\W{1,3})"
+    rf"{_FORGET}[^.!?]{{0,40}}{_TOLD}"
+    rf"|\b{_FORGET}[^.!?]{{0,20}}\b(?:previous|prior|above|earlier|preceding|system)\b[^.!?]{{0,20}}{_TOLD}"
+    rf"|\b(?:must|should|and|to)\W{{1,3}}{_FORGET}\W{{1,3}}(?:all|any|your)\b[^.!?]{{0,40}}{_TOLD}"
     r"|\b(?:reveal|print|repeat|output)\b[^.!?]{0,30}\bsystem prompt\b",
     re.IGNORECASE,
 )
-_CODE = re.compile(r"\b(?=[\w-]*[A-Za-z])(?=[\w-]*\d\d)[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*\b")
+# A code has a letter and two digits in a row. A number with an ending or a unit is none (16th, 1990s, 10mg,
+# 20th-century, 10-year-old), nor is a date with a word before it (mid-1990s).
+_PIECE = re.compile(r"\b[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*\b")
+_CODE = re.compile(
+    r"(?=.*[A-Za-z])(?=.*\d\d)(?!\d+[A-Za-z]{0,3}(?:-[a-z]+)*$)(?!(?:pre|post|early|mid|late)-\d)"
+)
 
 
 def why_not(query: str, thought: Thought) -> str | None:
@@ -166,9 +179,20 @@ def why_not(query: str, thought: Thought) -> str | None:
     return next(_reasons(query, thought), None)
 
 
-# Passages that are drawn, the least number that tells anything, and the share of them that may be nearer to
-# the query than a thought (never fewer than five): chosen on dev and train splits (docs/guard.md).
-DRAWN, ENOUGH_DRAWN, NEARER = 1000, 100, 0.01
+# Passages that are drawn, how many times as many an index has to hold, and the share of those drawn that may
+# be nearer to the query than a thought, which was chosen on dev and train splits (docs/guard.md).
+DRAWN, OF_TIMES, NEARER = 1000, 5, 0.01
+
+
+def drawn(count: int, total: int) -> NDArray[np.int64]:
+    """Places of `count` out of `total` passages, drawn at random (always the same ones), in ascending order.
+
+    None where they would be more than a fifth of all: a large part of an index is no sample of other
+    subjects, for it holds what the query asks for.
+    """
+    if total < OF_TIMES * count:
+        return np.zeros(0, np.int64)
+    return np.sort(np.random.default_rng(0).permutation(total)[:count])
 
 
 def off_subject(own: Vector, thoughts: Vector, passages: Vector) -> list[str | None]:
@@ -176,12 +200,12 @@ def off_subject(own: Vector, thoughts: Vector, passages: Vector) -> list[str | N
 
     All are unit vectors: the query's (dimension,), those of the thoughts by themselves (k, dimension) and of
     passages that were drawn (n, dimension), both as documents. None where a thought counts, and for all where
-    there are too few passages to tell. A thought about another subject is nearer to a query than one passage
-    in a hundred only by chance; one about the query's own nearly always is.
+    there are fewer than a thousand passages. A thought about another subject is nearer to a query than one
+    passage in a hundred only by chance; one about the query's own nearly always is.
     """
-    if len(passages) < ENOUGH_DRAWN:
+    if len(passages) < DRAWN:
         return [None] * len(thoughts)
-    nearer = max(5, round(NEARER * len(passages)))
+    nearer = round(NEARER * len(passages))
     bar = float(np.partition(passages @ own, -nearer)[-nearer])
     return [
         f"is off the subject: farther from the query ({cosine:.2f}) than random passages ({bar:.2f})"
@@ -198,7 +222,7 @@ def _reasons(query: str, thought: Thought) -> Iterator[str]:
         yield "says nothing"
     elif thought.finish in _CUT and len(words) == 1 and not SENTENCE_END.search(text):
         yield "was cut inside its only word"
-    if _loops(words if len(words) > 3 else text):
+    if _loops(words if len(words) > 3 else text[:_READ]):
         yield "turns in circles"
     own, asked = _script(text), _script(query)
     if own and asked and own != asked:
@@ -272,11 +296,16 @@ def _prompt() -> list[tuple[set[str], set[tuple[str, ...]]]]:
 
 def _other_code(query: str, text: str) -> tuple[str, str] | None:
     """A code of the query, such as ERR-4031, and another of the same shape that stands in its place."""
-    asked, found = (dict.fromkeys(_CODE.findall(each)) for each in (query, text))
+    asked, found = _codes(query), _codes(text)
     if {code.lower() for code in asked} & {code.lower() for code in found}:
         return None
     shapes = {_shape(code): code for code in found}
     return next(((code, shapes[_shape(code)]) for code in asked if _shape(code) in shapes), None)
+
+
+def _codes(text: str) -> list[str]:
+    """What in a text is a code, in order and each once."""
+    return [piece for piece in dict.fromkeys(_PIECE.findall(text)) if _CODE.match(piece)]
 
 
 def _shape(code: str) -> str:

@@ -18,7 +18,7 @@ from o1_retriever.documents import Document
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Corpus, EncodedCorpus, encode_corpus
-from o1_retriever.guard import DRAWN
+from o1_retriever.guard import DRAWN, drawn
 from o1_retriever.index.graph import Graph
 from o1_retriever.index.ledger import EmbeddedDocument
 from o1_retriever.ranking.bm25 import Bm25, Reading
@@ -125,9 +125,8 @@ class Dense(_OverCorpus):
 
     @cached_property
     def _passages(self) -> Vector:
-        """Vectors of documents drawn at random."""
-        drawn = np.random.default_rng(0).permutation(len(self.encoded.matrix))[:DRAWN]
-        return np.asarray(self.encoded.matrix[np.sort(drawn)])
+        """Vectors of documents drawn at random; none where the corpus is too small for it."""
+        return np.asarray(self.encoded.matrix[drawn(DRAWN, len(self.encoded.matrix))])
 
     def _embedded(self, queries: Sequence[str]) -> tuple[list[Vector], Sequence[Sequence[Thought]]]:
         """The vectors to search with for each query, and its thoughts."""

@@ -26,7 +26,7 @@ from o1_retriever.errors import (
     SettingsError,
     StoreError,
 )
-from o1_retriever.guard import DRAWN
+from o1_retriever.guard import DRAWN, drawn
 from o1_retriever.index.fields import MatchKeeper, Numbers
 from o1_retriever.index.filters import Filter, Where, as_filter
 from o1_retriever.index.graph import Graph, nearest
@@ -255,7 +255,11 @@ class Index(SentUnmade):
         return np.array([found[name] for name in ids], np.float32).reshape(len(ids), self._dimension)
 
     def sample(self, count: int = DRAWN) -> Vector:
-        """Unit vectors (n, dimension) of so many documents, drawn at random; the same ones until a change."""
+        """Unit vectors (n, dimension) of so many documents, drawn at random; the same ones until a change.
+
+        There are none where the index holds fewer than five times as many: a large part of it is no sample
+        of other subjects (`guard.off_subject`).
+        """
         check_count("count", count)
 
         def work(session: Session) -> tuple[Any, Vector]:
@@ -263,8 +267,8 @@ class Index(SentUnmade):
             if known is not None and known[0] == (state, count):
                 return known
             numbers = session.numbers()
-            drawn = np.random.default_rng(0).permutation(numbers)[:count]
-            pages = [page for _, page in session.vector_pages(np.sort(drawn))]
+            chosen = np.sort(numbers[drawn(count, len(numbers))])
+            pages = [page for _, page in session.vector_pages(chosen)] if len(chosen) else []
             rows = unit(np.concatenate(pages)) if pages else np.zeros((0, self._dimension), np.float32)
             return (state, count), rows
 
