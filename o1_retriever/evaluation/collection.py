@@ -152,8 +152,7 @@ def load_collection(
         raise CollectionError(f"There is no file {missing[0]}.", hint=hint)
     report = CollectionReport(str(root))
     corpus = Corpus(paths[0], report)
-    texts = _texts(paths[1], report, "query", lambda row: row.get("text") or "")
-    queries = {key: text for key, text, _ in texts}
+    queries = read_queries(paths[1], report)
     qrels = check_qrels(read_qrels(paths[2], report), queries, frozenset(corpus.ids), report)
     excluded = read_excluded(root / EXCLUDED / f"{split}.tsv", report)
     if strict:
@@ -247,6 +246,12 @@ def _row(line: bytes, where: str, report: CollectionReport) -> dict[str, Any] | 
             report.add("wrong fields", f"{where} has {name} {value!r:.40}")
             return None
     return row
+
+
+def read_queries(path: Path, report: CollectionReport) -> dict[str, str]:
+    """Read the texts of the queries that can be used, by id, whatever split judges them."""
+    texts = _texts(path, report, "query", lambda row: row.get("text") or "")
+    return {key: text for key, text, _ in texts}
 
 
 def read_qrels(path: Path, report: CollectionReport) -> dict[str, dict[str, int]]:

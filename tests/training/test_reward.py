@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,44 @@ def test_the_best_are_above_the_mean_and_above_the_least(rewards: list[float | N
     assert chosen == sorted(chosen, reverse=True)  # type: ignore[type-var]
     if max(known, default=0.0) >= 0.1:
         assert chosen[0] == max(known)
+
+
+def test_a_reward_of_nought_counts_in_the_mean() -> None:
+    rated = Rated(query="?", thoughts=tuple("abcdef"), rewards=(0.0, 0.0, 0.0, 0.15, 0.35, None))
+    assert rated.best(RewardRules()) == ["e", "d"]
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_no_question_is_left_without_a_thought_about_another(
+    reward: Reward, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr("o1_retriever_training.reward._AT_ONCE", 2)
+    parts: list[int] = []
+    rate = reward._part
+
+    def noted(questions: dict[str, Any], settings: ThoughtSettings) -> Any:
+        parts.append(len(questions))
+        return rate(questions, settings)
+
+    monkeypatch.setattr(reward, "_part", noted)
+    asked = {f"question {place}?": [0] for place in range(count)}
+    for query in asked:
+        monkeypatch.setitem(THOUGHTS, query, THOUGHTS["Why does bread rise?"])
+    assert [each.query for each in reward.rated(asked, SETTINGS, show=False)] == [*asked]
+    assert parts == {3: [3], 4: [2, 2], 5: [2, 3]}[count]
+
+
+def test_the_control_is_of_the_next_question_that_has_a_thought(
+    reward: Reward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helps = "Yeast feeds on sugar in the dough."
+    asked = {"Why does bread rise?": [0], "Nothing?": [1], "Why is it warm?": [0]}
+    monkeypatch.setitem(THOUGHTS, "Nothing?", ["", "", ""])
+    monkeypatch.setitem(THOUGHTS, "Why is it warm?", [helps] * 3)
+    bread, nothing, _ = reward.rated(asked, SETTINGS, show=False)
+    assert nothing.rewards == (None, None, None)
+    assert bread.thoughts[0] == helps
+    assert bread.rewards[0] == pytest.approx(0.0), "a thought about another question gains the same"
 
 
 @pytest.mark.parametrize("wrong", [{"depth": 0}, {"kept": 0}, {"per_token": -1.0}])

@@ -1,7 +1,8 @@
 """From an index to a thinker for it: questions, rows, training, and a judgment on questions kept apart.
 
-The documents are not embedded again: their vectors are read from the index. Every stage writes a file into
-one folder and is not repeated when it is there, so that the same call goes on after an end of any kind.
+The index's vectors stay as they are, and it is judged by them; rounds and a correction embed the texts for
+their training as well. Every stage writes a file into one folder and is not repeated when it is there, so
+that the same call goes on after an end of any kind.
 """
 
 from __future__ import annotations

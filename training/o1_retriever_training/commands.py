@@ -327,7 +327,7 @@ def adapt(
 ) -> None:
     """Train a small model to think for the INDEX that you have, and keep it if it helps.
 
-    The documents are not embedded again. Questions are kept apart to judge by; stopped, it goes on.
+    The index's vectors stay as they are. Questions are kept apart to judge by; stopped, it goes on.
     """
     _require_packages()
     from o1_retriever.cli.models import THINKER, encoder_name

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.encoders import as_encoder
 from o1_retriever.errors import SettingsError
-from o1_retriever.evaluation.collection import Collection, encode_corpus, load_collection
+from o1_retriever.evaluation.collection import (
+    Collection,
+    CollectionReport,
+    encode_corpus,
+    load_collection,
+    read_qrels,
+    read_queries,
+    splits_of,
+)
 from o1_retriever.ranking.bm25 import content_words
 from o1_retriever.reporting.text import counted
 from o1_retriever.thinkers import LocalThinker
@@ -98,9 +106,11 @@ def improve(
     it was stopped.
 
     A thinker (layout chat) is rewarded on the evaluation's collection by ranks of the pairs' positives, for
-    queries that it was not trained on: those in the recipe's own data are left out. `encoder` stands for
-    the one that the evaluation names. Raises `SettingsError` for a recipe without an evaluation, `DataError`
-    where nothing is left to think about, and what the stages raise.
+    queries that it was not trained on: those in the recipe's own data and in the rounds before are left out,
+    and so are the collection's own queries, but for those of its split `train`. `encoder` stands for the one
+    that the evaluation names. The rounds end where nothing is left to think about. Raises `SettingsError` for
+    a recipe without an evaluation, `DataError` where there is nothing to begin with, and what the stages
+    raise.
     """
     if recipe.evaluation is None:
         raise SettingsError(
@@ -193,7 +203,12 @@ def _reward(
     if not counts.is_file():
         section: Any = recipe.evaluation
         collection = load_collection(section.collection, split=section.split)
-        questions = _unseen(recipe, pairs, collection)
+        earlier = [
+            folder.parent / f"round-{number}" / "train.jsonl" for number in range(1, before.number + 1)
+        ]
+        questions = _unseen(recipe, pairs, collection, earlier)
+        if not questions:
+            return {"questions": 0, "refused": 0, "rows": 0}
         folder.mkdir(parents=True, exist_ok=True)
         embedder = ThinkingEmbedder.from_parts(
             LocalThinker(before.model), as_encoder(encoder or section.encoder), cache=folder / "thoughts"
@@ -213,10 +228,16 @@ def _reward(
     return found
 
 
-def _unseen(recipe: TrainRecipe, pairs: str | Path, collection: Collection) -> dict[str, list[int]]:
-    """The pairs' queries with the places of their positives; not what is trained on, nor the dev queries."""
-    seen = {plain_text(row.query) for source in recipe.data.train for row in read_rows(source.path)}
-    seen |= {plain_text(text) for text in collection.queries.values()}
+def _unseen(
+    recipe: TrainRecipe, pairs: str | Path, collection: Collection, earlier: Sequence[Path] = ()
+) -> dict[str, list[int]]:
+    """The pairs' queries with the places of their positives; not what is trained on, nor measured by.
+
+    `earlier` are the rows of the rounds before. Raises `DataError` where nothing is left for the first.
+    """
+    trained: list[str | Path] = [*(source.path for source in recipe.data.train), *earlier]
+    seen = {plain_text(row.query) for path in trained for row in read_rows(path)}
+    seen |= {plain_text(text) for text in [*collection.queries.values(), *_measuring(collection)]}
     texts = collection.corpus.texts(0, len(collection.corpus.ids))
     places = {plain_text(text): place for place, text in enumerate(texts)}
     found: dict[str, list[int]] = {}
@@ -224,13 +245,22 @@ def _unseen(recipe: TrainRecipe, pairs: str | Path, collection: Collection) -> d
         known = sorted({places[key] for key in map(plain_text, row.pos) if key in places})
         if known and plain_text(row.query) not in seen:
             found.setdefault(row.query, known)
-    if not found:
+    if not found and not earlier:
         raise DataError(
-            f"Found no query in {pairs} that has a passage of {collection.corpus.path} and was not trained "
-            "on.",
+            f"Found no query in {pairs} that has a passage of {collection.corpus.path}, was not trained on "
+            "and is not kept for measuring there.",
             hint="Keep pairs for the reward out of data.train: a thinker remembers what it was trained on.",
         )
     return found
+
+
+def _measuring(collection: Collection) -> list[str]:
+    """The collection's queries of every split, but those that are judged in its split `train` alone."""
+    folder, report = collection.corpus.path.parent, CollectionReport(collection.name)
+    judged = {split: {*read_qrels(folder / "qrels" / f"{split}.tsv", report)} for split in splits_of(folder)}
+    to_train = judged.pop("train", set()).difference(*judged.values())
+    queries = read_queries(folder / "queries.jsonl", report)
+    return [text for name, text in queries.items() if name not in to_train]
 
 
 def _figures(recipe: TrainRecipe, encoder: Any = None) -> dict[str, float]:

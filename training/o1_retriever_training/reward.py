@@ -66,7 +66,8 @@ class Rated:
 
     def best(self, rules: RewardRules) -> list[str]:
         """The thoughts that are learned from, the best first, each text once."""
-        known = [(reward, text) for text, reward in zip(self.thoughts, self.rewards, strict=True) if reward]
+        both = zip(self.thoughts, self.rewards, strict=True)
+        known = [(reward, text) for text, reward in both if reward is not None]
         least = max(rules.least, float(np.mean([reward for reward, _ in known])) if known else 0.0)
         chosen = [text for reward, text in sorted(known, reverse=True) if reward >= least]
         return list(dict.fromkeys(chosen))[: rules.kept]
@@ -89,8 +90,11 @@ class Reward:
         settings = settings.with_changes(thinking="always")
         with progress("Rating thoughts", len(questions), show=show) as advance:
             names = list(questions)
-            for first in range(0, len(names), _AT_ONCE):
-                part = {name: questions[name] for name in names[first : first + _AT_ONCE]}
+            starts = [*range(0, len(names), _AT_ONCE)]
+            if len(starts) > 1 and len(names) - starts[-1] == 1:
+                starts.pop()  # nothing is another question's thought to a question that is alone
+            for first, end in zip(starts, [*starts[1:], len(names)], strict=True):
+                part = {name: questions[name] for name in names[first:end]}
                 yield from self._part(part, settings)
                 advance(len(part))
 
@@ -100,10 +104,11 @@ class Reward:
         own = [each.vector for each in self._embedder.embed_queries(queries, settings=never)]
         written = self._embedder.think(queries, settings=settings)
         for place, query in enumerate(queries):
-            after = next((t for t in written[(place + 1) % len(queries)] if not t.failed), None)
-            thoughts = [*written[place], *([after] if after is not None and len(queries) > 1 else [])]
+            others = [*written[place + 1 :], *written[:place]]
+            after = next((thought for row in others for thought in row if not thought.failed), None)
+            thoughts = [*written[place], *([after] if after is not None else [])]
             gains = self._gains(query, questions[query], own[place], thoughts, settings.query_weight)
-            control = max(0.0, gains.pop() or 0.0) if len(thoughts) > len(written[place]) else 0.0
+            control = max(0.0, gains.pop() or 0.0) if after is not None else 0.0
             rewards = [
                 None if gain is None or refused(thought, query) else self._reward(gain - control, thought)
                 for gain, thought in zip(gains, written[place], strict=True)

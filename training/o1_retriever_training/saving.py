@@ -315,6 +315,9 @@ def merge_adapter(
     own_tokenizer = folder if (folder / "tokenizer.json").is_file() else None
     loaded = load_causal_lm(found, options, tokenizer=own_tokenizer, purpose=QUANTISING)
     model, tokenizer = loaded.model, loaded.tokenizer
+    chat = folder / "chat_template.jinja"
+    if chat.is_file():  # a thinker was trained in a chat of its own, on its base's tokenizer
+        tokenizer.chat_template = chat.read_text(encoding="utf-8")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     plain = with_adapter(model, folder).cpu().to(getattr(torch, stored)).eval()

@@ -114,6 +114,18 @@ def test_training_begins_at_the_encoders_own_vectors(base: Path, tmp_path: Path,
     assert gradients["correction.down"].abs().max() == 0, "nothing moves it while the other is zero"
 
 
+def test_thoughts_of_rows_without_an_answer_are_no_vectors_to_learn_from(base: Path, tmp_path: Path) -> None:
+    made = recipe(base, tmp_path)
+    known = [step(made, tmp_path / "data")]
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"query": "words", "thought": "a passage of the index."}\n')
+    known.append(step(made, tmp_path / "more"))
+    (before, first, _), (after, second, _) = known
+    assert second["labels"].shape[1] > first["labels"].shape[1], "it is learned to be written"
+    assert len(second["encoded"]) == len(first["encoded"])
+    assert (after["fast"], after["index"]) == pytest.approx((before["fast"], before["index"]), rel=1e-4)
+
+
 def made_temperature(folder: Path) -> float:
     return 0.1  # as `recipe_of` has it
 
@@ -180,6 +192,16 @@ def test_a_correction_is_trained_further_beside_the_same_encoder(trained: Path, 
     wider = CallableEncoder(lambda texts: np.pad(bag_of_words(texts), ((0, 0), (0, 8))), name="wider")
     with pytest.raises(TrainingError, match="The base corrects vectors of"):
         train(recipe(trained, tmp_path / "wider"), show_progress_bar=False, teacher=wider)
+
+
+def test_a_thinker_that_is_trained_further_to_write_keeps_its_matrix(trained: Path, tmp_path: Path) -> None:
+    alone = {"data": {"teacher": None, "index": None}, "losses": {"contrastive_weight": 0.0}}
+    made = recipe(trained, tmp_path, model={"correction": None}, optimisation={"steps": 1}, **alone)
+    kept = Correction.beside(train(made, show_progress_bar=False).output)
+    before = Correction.beside(trained)
+    assert before is not None
+    assert kept is not None
+    assert kept.identity == before.identity
 
 
 def test_a_matrix_that_does_not_fit_says_so(trained: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from o1_retriever import ThinkingEmbedder
 from o1_retriever.encoders import as_encoder
 from o1_retriever.errors import SettingsError
-from o1_retriever_training.improve import OWN, Improvement, improve
+from o1_retriever.evaluation.collection import load_collection
+from o1_retriever_training.improve import OWN, Improvement, Round, _reward, _unseen, improve
 from o1_retriever_training.joint.recipe import TrainRecipe
 from o1_retriever_training.reward import RewardRules
 from o1_retriever_training.rows import DataError
@@ -124,3 +125,47 @@ def test_a_thinker_learns_from_what_lifts_passages_of_questions_that_it_was_not_
     assert "nDCG@10 thinking" in found[0].figures
     with pytest.raises(DataError, match="that has a passage of"):
         improve(recipe, tmp_path / "rows.jsonl", tmp_path / "none", **arguments)
+
+
+def test_what_a_round_learned_is_not_asked_again_and_the_rounds_end_where_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = thinker_recipe(tmp_path / "base", tmp_path)
+    asked = tmp_path / "pairs.jsonl"
+    pairs = [{"query": f"about {word}", "pos": [f"{n} {word}"]} for n, word in enumerate(WORDS[:6])]
+    asked.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    work = tmp_path / "rounds"
+    for number, words in ((1, WORDS[:4]), (2, WORDS[4:6])):
+        (work / f"round-{number}").mkdir(parents=True)
+        rows = [{"query": f"About {word}?", "thought": f"{word}."} for word in words]
+        (work / f"round-{number}" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("o1_retriever_training.improve.LocalThinker", asks_nobody)
+    before, options = Round(number=2, model="none", figures={}), Options(show=False)
+    encoder = as_encoder(bag_of_words)
+    found = _reward(recipe, asked, work / "round-3", before, PLAN, options, encoder)
+    assert found["questions"] == found["rows"] == 0
+    collection = load_collection(tmp_path / "dev", split="dev")
+    second = _unseen(recipe, asked, collection, [work / "round-1" / "train.jsonl"])
+    assert [*second] == [f"about {word}" for word in WORDS[4:6]]
+
+
+def asks_nobody(model: str) -> None:
+    raise AssertionError(f"Nothing is left to ask {model} about.")
+
+
+def test_queries_that_a_collection_measures_by_are_not_learned_from(tmp_path: Path) -> None:
+    recipe = thinker_recipe(tmp_path / "base", tmp_path)
+    folder, passage = tmp_path / "dev", f"0 {WORDS[0]}"
+    names = ("tested", "unjudged", "learned", "both")
+    with (folder / "queries.jsonl").open("a") as file:
+        file.writelines(json.dumps({"_id": name, "text": f"is it {name}?"}) + "\n" for name in names)
+    document = load_collection(folder, split="dev").corpus.ids[0]
+    for split, judged in (("test", ("tested", "both")), ("train", ("learned", "both"))):
+        rows = "".join(f"{name}\t{document}\t1\n" for name in judged)
+        (folder / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
+    asked = tmp_path / "pairs.jsonl"
+    asked.write_text("".join(
+        json.dumps({"query": f"Is it {name}?", "pos": [passage]}) + "\n" for name in (*names, "new")
+    ))  # fmt: skip
+    found = _unseen(recipe, asked, load_collection(folder, split="dev"))
+    assert [*found] == ["Is it learned?", "Is it new?"]

@@ -54,9 +54,11 @@ def test_only_the_model_is_sent(folder: Path, tmp_path: Path) -> None:
 def test_a_thinker_is_sent_as_it_is_with_a_card_of_its_own(tmp_path: Path) -> None:
     folder = adapted(tmp_path / "thinker", saved(tmp_path / "base"))
     (folder / "README.md").unlink()  # of peft
+    for tokens in folder.glob("token*.json"):
+        tokens.unlink()  # a training leaves the base's own to the base
     litter(folder)
     ThinkerConfig(settings={"temperature": 0.7}, correction=MATRIX).save(folder)
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "chat_template.jinja").write_text("Chat: {{ messages[-1].content }}")
     before = digests(folder)
     staged = stage(folder, tmp_path / "staging", facts=CardFacts(repo="me/thinker", base_model="a/base"))
     sent = {file.path for file in staged.files}
@@ -83,6 +85,10 @@ def test_a_thinker_is_sent_as_it_is_with_a_card_of_its_own(tmp_path: Path) -> No
     found = [LocalThinker(each, dtype="float32") for each in (folder, tmp_path / "merged")]
     logits = [each.local.model(torch.tensor([[5, 6, 7]])).logits for each in found]
     torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+    asked = [{"role": "user", "content": "why?"}]
+    templates = [each.local.template for each in found]
+    prompts = [each.tokenizer.decode(each.prompt(asked)) for each in templates]
+    assert prompts == ["Chat: why?"] * 2
     matrix = found[1].correction
     assert matrix is not None
     assert (matrix.identity, found[1].default_settings["temperature"]) == (MATRIX.identity, 0.7)

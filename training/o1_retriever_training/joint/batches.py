@@ -245,7 +245,9 @@ class Collator:
                 continue
             query = texts.ids(row.query)
             prompt = template.prompt(query)
-            learns = bool(row.documents) or self._rows.teacher is not None or bool(row.answers)
+            # A correction's teacher is its encoder: without an answer there is nothing to learn from it.
+            taught = self._rows.teacher is not None and self._recipe.model.correction is None
+            learns = bool(row.documents) or bool(row.answers) or taught
             fast = row.fast and learns
             if row.thought is not None:
                 thought = texts.ids(row.thought)

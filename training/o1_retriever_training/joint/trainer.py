@@ -298,11 +298,11 @@ class JointTrainer(Trainer):
 
     @property
     def deployed(self) -> TemplateConfig | ThinkerConfig:
-        """The config of what is trained, with the small matrix as it is now."""
+        """The config of what is trained, with the small matrix as it is now, or as the base has it."""
         own, matrix = self._backbone.deployed, self._whole.correction
-        if matrix is None or not isinstance(own, ThinkerConfig):
+        if not isinstance(own, ThinkerConfig):
             return own
-        return replace(own, correction=matrix.exported())
+        return replace(own, correction=self._backbone.correction if matrix is None else matrix.exported())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}"
