@@ -163,7 +163,8 @@ class TestCommand:
         (tmp_path / "notes").mkdir()
         (tmp_path / "notes" / "a.md").write_text("# Mirrors\n\nSteam meets cold glass.\n")
         ok("index", "notes", "--model", str(model))
-        arguments = ["-m", "o1_retriever", "mcp", "--model", str(model), "-n", "1"]
+        # The guard lets nothing pass that random weights have written.
+        arguments = ["-m", "o1_retriever", "mcp", "--model", str(model), "-n", "1", "--no-guard"]
         parameters = StdioServerParameters(command=sys.executable, args=arguments, cwd=tmp_path)
         async with Client(stdio_client(parameters)) as client:
             found = await call(client, "search", query="Why do mirrors fog up?")
