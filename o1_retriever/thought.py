@@ -84,8 +84,6 @@ class ThoughtSettings:
         }
         if self.repetition_penalty != 1:  # left out where it does nothing: older entries stay valid
             parts["repetition_penalty"] = float(self.repetition_penalty)
-        if self.budget_ms is not None:  # nothing is drawn once more where time is short (thinkers.distinct)
-            parts["drawn_once"] = 1.0
         return parts
 
     def with_changes(self, **changes: Any) -> ThoughtSettings:
