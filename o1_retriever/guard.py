@@ -187,7 +187,7 @@ DRAWN, OF_TIMES, NEARER = 1000, 5, 0.01
 def drawn(count: int, total: int) -> NDArray[np.int64]:
     """Places of `count` out of `total` passages, drawn at random (always the same ones), in ascending order.
 
-    None where they would be more than a fifth of all: a large part of an index is no sample of other
+    No places where they would be more than a fifth of all: a large part of an index is no sample of other
     subjects, for it holds what the query asks for.
     """
     if total < OF_TIMES * count:

@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.documents import writers as w
 from benchmarks.documents.run import OUT
 from benchmarks.record import Figure, record
+from benchmarks.speed.child import resident
 from o1_retriever.documents import Chunking, ReadOptions
 from o1_retriever.documents.files import find_files
 from o1_retriever.documents.workers import Job, read_files
@@ -74,12 +75,6 @@ class Encoder:
         self._count += len(documents)
         self.memory.append((self._count, resident()))
         return np.asarray(found, np.float32)
-
-
-def resident() -> float:
-    """Megabytes of memory that this process uses now (Linux)."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1000
 
 
 def text(chance: random.Random, words: int) -> str:

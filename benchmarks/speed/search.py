@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.record import Figure
-from benchmarks.speed.child import in_child
+from benchmarks.speed.child import in_child, resident
 from benchmarks.speed.pairs import seconds
 from benchmarks.speed.synthetic import SyntheticEmbedder, mixtures, random_base
 from o1_retriever import Index
@@ -115,16 +115,7 @@ def draw(folder: Path, queries: int) -> dict[str, float]:
                 1000 * seconds(lambda row=row, where=where: index.search(row, where=where))  # type: ignore[misc]
                 for row in asked
             )
-        return {**found, "memory_mb": _resident(), "disk_mb": index.info().bytes / 1e6}
-
-
-def _resident() -> float:
-    """Megabytes of memory that this process uses now (Linux; elsewhere 0)."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return 0.0
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1000
+        return {**found, "memory_mb": resident(), "disk_mb": index.info().bytes / 1e6}
 
 
 def main() -> None:

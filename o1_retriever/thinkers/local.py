@@ -77,7 +77,7 @@ class LocalThinker(SentModel):
         if not isinstance(model, str | os.PathLike):
             name = type(model).__name__
             self.local: LocalModel = assemble_writer(name, model, tokenizer, **self._chat)
-            self.default_settings = {**self.default_settings, **_doubts(model)}
+            self.default_settings = _preferred(None, _size(model))
             return
         options = LoadOptions(
             device=device,
@@ -93,7 +93,7 @@ class LocalThinker(SentModel):
         if config is not None:
             self.prompt = as_prompt(prompt or config.prompt, system=system_prompt, examples=examples)
             self.correction = correction or config.correction
-        self.default_settings = {**settings_of_folder(folder), **({} if config else _doubts(loaded.model))}
+        self.default_settings = _preferred(config, _size(loaded.model))
         self.local = assemble_writer(
             name, loaded.model, loaded.tokenizer, **self._chat, weights=loaded.weights
         )
@@ -171,19 +171,25 @@ class LocalThinker(SentModel):
 _SMALL, DOUBT = 1_000_000_000, {"query_weight": 3.0}
 
 
-def _doubts(model: Any) -> Mapping[str, Any]:
-    """What a small chat model that was not trained to think for a search prefers beside the usual."""
-    parameters = getattr(model, "num_parameters", None)
-    return DOUBT if parameters is not None and parameters() < _SMALL else {}
+def _preferred(config: ThinkerConfig | None, parameters: int) -> Mapping[str, Any]:
+    """How a model is sampled: a trained thinker as its config wants, any other as usual, with doubt if small.
+
+    A size of 0 is one that nobody knows.
+    """
+    own = config.settings if config is not None else DOUBT if 0 < parameters < _SMALL else {}
+    return {**LocalThinker.default_settings, **own}
+
+
+def _size(model: Any) -> int:
+    counted = getattr(model, "num_parameters", None)
+    return counted() if counted is not None else 0
 
 
 def settings_of_folder(folder: Path) -> Mapping[str, Any]:
-    """What a model in a folder prefers, which is not loaded for it: the usual, or a trained thinker's own."""
-    own = ThinkerConfig.beside(folder)
-    if own is not None:
-        return {**LocalThinker.default_settings, **own.settings}
-    small = folder.is_dir() and 0 < read_stored(folder).parameters < _SMALL
-    return {**LocalThinker.default_settings, **(DOUBT if small else {})}
+    """What a model in a folder prefers, which is not loaded for it."""
+    config = ThinkerConfig.beside(folder)
+    told = config is None and folder.is_dir()
+    return _preferred(config, read_stored(folder).parameters if told else 0)
 
 
 def write_thoughts_about(
