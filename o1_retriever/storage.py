@@ -12,6 +12,7 @@ import os
 import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -24,11 +25,21 @@ def written_whole(path: Path) -> Iterator[IO[str]]:
 
     Nothing is changed, and nothing is left behind, where the block or the disk fails.
     """
-    new = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.new")
+    with replacing(path) as new, new.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The name of a file to write, which takes the place of `path` at the end of the block, once it is on
+    disk.
+
+    It is a name that no other process of any machine takes. As in `written_whole`, it is all or nothing.
+    """
+    new = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.{uuid.uuid4().hex[:8]}.new")
     try:
-        with new.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
+        yield new
+        with new.open("rb+") as file:
             os.fsync(file.fileno())
         new.replace(path)
     finally:

@@ -171,10 +171,9 @@ def _add_thinking(server: MCPServer[Any], service: Service) -> None:
         """Which indexes can be searched, and what is in them."""
 
         def read() -> list[IndexStatus]:
-            infos = {name: each.index.info() for name, each in sorted(service.retrievers.items())}
             return [
-                IndexStatus(name=name, documents=info.documents, folders=sorted(info.roots))
-                for name, info in infos.items()
+                IndexStatus(name=name, documents=each.index.count(), folders=each.index.folders())
+                for name, each in sorted(service.retrievers.items())
             ]
 
         with _told():

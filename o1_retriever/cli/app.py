@@ -32,9 +32,18 @@ OWN = {
     ),
     "think": ("o1_retriever.cli.search:think", "Show what a model thinks about a QUERY, without searching."),
     "eval": ("o1_retriever.cli.evaluate:evaluate", "Measure retrieval with and without thoughts."),
+    "embed": (
+        "o1_retriever.cli.embed:embed",
+        "Embed a file of many documents into Parquet files, on this machine or on a cluster.",
+    ),
+    "load": ("o1_retriever.cli.embed:load", "Load such files into a vector store."),
     "calibrate": (
         "o1_retriever.cli.calibrate:calibrate",
         "Find out how much thoughts should count, from QUESTIONS whose passages you know.",
+    ),
+    "size": (
+        "o1_retriever.cli.size:size",
+        "Say what a load takes of machines like this one: machines, waiting, memory, money.",
     ),
     "info": ("o1_retriever.cli.info:info", "Show the model, device, number format, cache and index."),
     "models": (

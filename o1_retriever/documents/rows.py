@@ -24,7 +24,7 @@ def read_json_lines(source: Source) -> Iterator[Section]:
         if not text.strip():
             continue
         try:
-            section = _object(json.loads(text), source)
+            section = section_of(json.loads(text), source.options.text_field)
         except (ValueError, RecursionError):
             bad.setdefault("not JSON", []).append(number)
             continue
@@ -64,11 +64,11 @@ def _text_lines(source: Source) -> Iterator[tuple[int, str]]:
         yield number, decoded.text
 
 
-def _object(value: Any, source: Source) -> Section | str:
-    """An object as a section, or what is wrong with it."""
+def section_of(value: Any, text_field: str | None = None) -> Section | str:
+    """An object as a section, or what is wrong with it; the text is in `text_field` (None: `TEXT_FIELDS`)."""
     if not isinstance(value, dict):
         return "no object"
-    names = (source.options.text_field,) if source.options.text_field else TEXT_FIELDS
+    names = (text_field,) if text_field else TEXT_FIELDS
     name = next((name for name in names if isinstance(value.get(name), str)), None)
     if name is None:
         return f"without a text in {' or '.join(repr(name) for name in names[:2])}"
@@ -109,7 +109,7 @@ def read_json(source: Source) -> Iterator[Section]:
     except RecursionError:
         raise source.error("it is nested too deep; expected JSON of some hundred levels.") from None
     for place, (name, item) in enumerate(_items(value)):
-        found = _object(item, source)
+        found = section_of(item, source.options.text_field)
         section = found if isinstance(found, Section) else Section(text="\n".join(_flat(item)))
         if section.text.strip():
             named: dict[str, Value] = {"title": name} if name else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import ge, gt, le, lt
 from typing import Any, Literal, NoReturn, TypeAlias
 
 from o1_retriever.documents.structure import Scalar
@@ -79,6 +80,59 @@ def as_filter(where: Where) -> Filter | None:
     except _RefusedError as error:
         raise FilterError(f"The filter {shown(where)} cannot be used: {error}.", hint=_HINT) from None
     return None if part == Every() else Filter(part)
+
+
+def passes(part: Part, metadata: Mapping[str, Any]) -> bool:
+    """Whether a document with this metadata passes, as `Fields` finds out of all documents at once."""
+    if isinstance(part, Every):
+        return all(passes(each, metadata) for each in part.parts)
+    if isinstance(part, Some):
+        return any(passes(each, metadata) for each in part.parts)
+    if isinstance(part, Not):
+        return not passes(part.part, metadata)
+    value = metadata.get(part.field)
+    if part.test == "exists":
+        return value is not None
+    if part.test == "empty":
+        return value is None or value in ("", [])
+    return value is not None and _holds(part, value)
+
+
+def _holds(condition: Condition, value: Any) -> bool:
+    """Whether a value that is there passes a test that has operands."""
+    if condition.test == "in":
+        return not isinstance(value, list) and value in condition.operands
+    (operand,) = condition.operands
+    if condition.test == "contains":
+        return (isinstance(value, list) and operand in value) or _in_text(operand, value)
+    if condition.test == "icontains":
+        return isinstance(value, str) and str(operand).lower() in value.lower()
+    if isinstance(value, list) or isinstance(value, str) != isinstance(operand, str):
+        return False
+    return bool(_COMPARED[condition.test](value, operand))
+
+
+_COMPARED = {"gt": gt, "gte": ge, "lt": lt, "lte": le}
+
+
+def _in_text(operand: object, value: object) -> bool:
+    return isinstance(value, str) and isinstance(operand, str) and operand in value
+
+
+def weaker(part: Part, can: Callable[[Condition], bool]) -> Part | None:
+    """A filter that all documents pass which pass `part`, made of such conditions alone as `can` allows.
+
+    None where every document passes it. A store is asked with it that knows less than this grammar.
+    """
+    if isinstance(part, Condition):
+        return part if can(part) else None
+    if isinstance(part, Every):
+        kept = [found for each in part.parts if (found := weaker(each, can)) is not None]
+        return (kept[0] if len(kept) == 1 else Every(tuple(kept))) if kept else None
+    if isinstance(part, Some):
+        found_all = [weaker(each, can) for each in part.parts]
+        return None if None in found_all else Some(tuple(each for each in found_all if each is not None))
+    return None
 
 
 class _RefusedError(Exception):

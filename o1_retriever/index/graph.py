@@ -37,14 +37,14 @@ logger = logging.getLogger(__name__)
 # Measured with all-MiniLM-L6-v2 on the 11,571 facts of EntailmentBank against an exact search: recall@10 is
 # 0.997 and recall@100 0.984 with Chroma's defaults (100, 100), 1.000 and 0.9999 with these, for 1 ms a query
 # more. On random vectors, which have no neighbourhoods, the defaults find 36 %.
-_HNSW: CreateHNSWConfiguration = {
+HNSW: CreateHNSWConfiguration = {
     "space": "cosine",
     "ef_construction": 200,
     "ef_search": 400,
     "max_neighbors": 32,
 }
 # Asked for beyond what is wanted, so that documents of equal score at the end can be told apart by id.
-_SPARE = 32
+SPARE = 32
 # Documents in one call of Chroma, which takes 5461 at most.
 _AT_ONCE = 2000
 # So many are compared one by one: 5 ms for 384 dimensions, as long as embedding a query takes at the least.
@@ -177,7 +177,7 @@ class Graph(Renewed):
             self._client = _client(self.path(number))
             self._collection = self._client.create_collection(
                 self.name,
-                configuration={"hnsw": _HNSW},
+                configuration={"hnsw": HNSW},
                 embedding_function=None,
                 metadata=metadata,
             )
@@ -221,7 +221,7 @@ class Graph(Renewed):
         """
         with _translated():
             found = self._open_collection.query(
-                query_embeddings=vectors, n_results=count + _SPARE, include=["distances"]
+                query_embeddings=vectors, n_results=count + SPARE, include=["distances"]
             )
         return [
             Ranking(np.array(ids, dtype=object), 1.0 - np.array(distances, dtype=np.float64))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from o1_retriever.documents.structure import Value
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever.index.ledger import EmbeddedDocument, Session
+from o1_retriever.index.ledger import EmbeddedDocument
 from o1_retriever.ranking.ranking import DIGITS, Ranking, fuse, of_score
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace, unit
@@ -106,9 +106,17 @@ def check_count(name: str, value: object) -> None:
         raise SettingsError(f"{name} is {value!r}; expected a whole number from 1.")
 
 
-def hits(session: Session, rankings: Sequence[Ranking]) -> list[list[Hit]]:
+class Kept(Protocol):
+    """Where documents are kept, such as a session of a ledger."""
+
+    def documents(self, ids: Sequence[str]) -> dict[str, EmbeddedDocument]:
+        """The documents of those ids that are there."""
+        ...
+
+
+def hits(kept: Kept, rankings: Sequence[Ranking]) -> list[list[Hit]]:
     """Rankings of ids with the documents in them."""
-    documents = session.documents(list({key for ranking in rankings for key in ranking.keys.tolist()}))
+    documents = kept.documents(list({key for ranking in rankings for key in ranking.keys.tolist()}))
     return [
         [_hit(rank, documents[key], score) for rank, (key, score) in enumerate(ranking.pairs(), start=1)]
         for ranking in rankings
@@ -116,7 +124,7 @@ def hits(session: Session, rankings: Sequence[Ranking]) -> list[list[Hit]]:
 
 
 def fused_hits(
-    session: Session, vectors: Vector, dense: Ranking, lexical: Mapping[str, float], k: int, depth: int
+    kept: Kept, vectors: Vector, dense: Ranking, lexical: Mapping[str, float], k: int, depth: int
 ) -> list[Hit]:
     """The k best documents of two rankings of one query, cut at `depth`; `vectors` are the query's.
 
@@ -130,7 +138,7 @@ def fused_hits(
         return []
     # All that can be among the first k, equal ones included; those that only BM25 found lack a cosine.
     least = sorted(scores.values(), reverse=True)[:k][-1]
-    documents = session.documents([key for key, score in scores.items() if score >= least])
+    documents = kept.documents([key for key, score in scores.items() if score >= least])
     for key, embedded in documents.items():
         if key not in cosines:
             cosines[key] = float(np.clip((unit(vectors) @ unit(embedded.vector)).max(), -1.0, 1.0))

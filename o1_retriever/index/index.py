@@ -175,6 +175,20 @@ class Index(SentUnmade):
                 advance(len(batch))
         return added
 
+    def put(self, documents: Sequence[EmbeddedDocument]) -> int:
+        """Keep documents whose vectors are known; return how many were new or changed.
+
+        They must be of the index's document space, which nobody checks here. Raises as `add` does.
+        """
+        plain = [checked(each.document, place) for place, each in enumerate(documents)]
+        vectors = check_vectors([each.vector for each in documents], len(plain), self._dimension)
+        known = dict(zip((each.id for each in plain), vectors, strict=True))
+        last = [*{each.id: each for each in plain}.values()]
+        new, _ = self._store.look(lambda session: new_documents(session, last))
+        if new:
+            self._store.write(put=[EmbeddedDocument(document=each, vector=known[each.id]) for each in new])
+        return len(new)
+
     def portion(self, batch_size: int) -> int:
         """How many documents `add` embeds and writes at once: some seconds of work, by the last ones."""
         batches = int(_TOGETHER_S * self._per_second / batch_size)
@@ -344,6 +358,20 @@ class Index(SentUnmade):
             precision=Precision(**state.precision),
             bytes=sum(file.stat().st_size for file in files),
         )
+
+    def folders(self) -> list[str]:
+        """The folders that it was made from."""
+        return sorted(self._store.look(lambda session: session.sources()))
+
+    @property
+    def space(self) -> VectorSpace:
+        """The document space of its vectors."""
+        return VectorSpace(**self._store.look(lambda session: session.state().space))
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return f"The index in {self.path}"
 
     @property
     def token_limit(self) -> TokenLimit | None:

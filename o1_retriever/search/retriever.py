@@ -15,6 +15,7 @@ from o1_retriever.errors import FingerprintError
 from o1_retriever.explain.explanation import RANKED, Explanation, ExplanationTimings, moves
 from o1_retriever.guard import LOOKED_AT, Decision
 from o1_retriever.index.filters import Filter, Where, as_filter
+from o1_retriever.index.foreign import ForeignIndex
 from o1_retriever.index.hits import Hit, check_count
 from o1_retriever.index.index import Index
 from o1_retriever.query import Given, History, Query, as_queries, as_query
@@ -27,17 +28,20 @@ from o1_retriever.thought import QueryEmbedding, Thinking, Thought, ThoughtSetti
 class Retriever:
     """Answers queries from an index: thinks about each, embeds it with its thoughts, finds the nearest.
 
+    The index is ours, or a vector store of others (`ForeignIndex`), which is searched in the same ways.
     `options` are the fields of `SearchSettings`: `hybrid=True` fuses with BM25, `pooling="best"` searches for
     each thought, `thinking="auto"` thinks only where the query alone does not find something clear. Every
     search may pass others. The index must be of the embedder's own document space; `FingerprintError`
     otherwise.
     """
 
-    def __init__(self, embedder: ThinkingEmbedder, index: Index, **options: Unpack[SearchOptions]) -> None:
-        found, expected = index.info().space, embedder.space
+    def __init__(
+        self, embedder: ThinkingEmbedder, index: Index | ForeignIndex, **options: Unpack[SearchOptions]
+    ) -> None:
+        found, expected = index.space, embedder.space
         if found != expected:
             raise FingerprintError(
-                f"The index in {index.path} is of the document space {found.fingerprint}, the embedder of "
+                f"{index.name} is of the document space {found.fingerprint}, the embedder of "
                 f"{expected.fingerprint}; expected the same one.",
                 hint="Use the embedder that built the index, or index into another folder.",
             )
@@ -479,7 +483,11 @@ def _of_rounds(
 
 
 def _look_up(
-    tickets: Sequence[Ticket[Any, list[list[Hit]]]], index: Index, k: int, depth: int, *_same: object
+    tickets: Sequence[Ticket[Any, list[list[Hit]]]],
+    index: Index | ForeignIndex,
+    k: int,
+    depth: int,
+    *_same: object,
 ) -> None:
     """Look up together what several coroutines want with the same parameters."""
     groups = [group for ticket in tickets for group in ticket.item[0]]

@@ -24,10 +24,14 @@ FRAMEWORKS = {
     "langchain", "langchain_core", "llama_index", "langchain_o1_retriever", "llama_index_o1_retriever",
     "chroma_o1_retriever", "mteb_o1_retriever", "haystack", "haystack_o1_retriever", "dspy",
     "dspy_o1_retriever", "fastembed_o1_retriever", "o1_retriever_training", "o1_retriever_server", "fastapi",
-    "starlette", "uvicorn", "prometheus_client", "mcp",
+    "starlette", "uvicorn", "prometheus_client", "mcp", "ray", "ray_o1_retriever", "stores_o1_retriever",
+    "qdrant_client", "lancedb", "psycopg",
 }  # fmt: skip
 # What answers others over HTTP, and the frameworks for that.
-SERVER = {"o1_retriever_server": {"fastapi", "starlette", "uvicorn", "prometheus_client", "mcp"}}
+SERVER = {
+    "o1_retriever_server": {"fastapi", "starlette", "uvicorn", "prometheus_client", "mcp", "ray"},
+    "stores_o1_retriever": {"qdrant_client", "lancedb", "psycopg"},
+}
 # The rooms of the core, lowest first: a module imports from lower ones and from its own alone. A module that
 # stands in another place than its room has a line of its own.
 LAYERS = [

