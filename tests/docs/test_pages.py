@@ -122,6 +122,13 @@ def test_the_page_of_conversations_runs(root: Path, monkeypatch: pytest.MonkeyPa
     assert len(run(root / "docs" / "conversation.md").splitlines()) == 2
 
 
+def test_the_page_of_scaling_runs(root: Path) -> None:
+    for package in ("pyarrow", "lancedb", "psycopg", "bm25s"):
+        pytest.importorskip(package)
+    shown = run(root / "docs" / "scaling.md", embedder=small_embedder(), Retriever=Retriever)
+    assert shown.splitlines() == ["2 ()", "1"]
+
+
 @pytest.mark.long
 def test_the_page_of_processes_runs(root: Path) -> None:
     Path("models").symlink_to(root / "models")

@@ -1,0 +1,269 @@
+"""What many documents and many queries cost: embedding, one actor against two, loading, and the queue.
+
+Run from the repository's root, on a machine that does nothing else:
+
+    python -m benchmarks.scale.run [embed] [ray] [load] [queue]
+
+The queue of a server is predicted from the times of a few batches and then measured with requests that come
+by chance (`o1_retriever.evaluation.sizing`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.record import RESULTS, ROOT, Figure, record
+from benchmarks.speed.child import in_child
+from benchmarks.speed.data import documents
+from benchmarks.speed.serve import Connection, server
+from benchmarks.speed.synthetic import SyntheticEmbedder, random_base
+from o1_retriever import ThinkingEmbedder
+from o1_retriever.evaluation.sizing import Costs, capacity, measure_costs, simulate, tiers
+from o1_retriever.index.foreign import load_shards, opened_for
+from o1_retriever.index.shards import Manifest, ShardOptions, embed_shards
+
+MODEL = ROOT / "models" / "o1-embedder-22m"
+_RATES = (0.3, 0.5, 0.7)  # of what one machine can do
+_REQUESTS = 300  # at each rate
+
+
+def written(path: Path, count: int) -> str:
+    """A file of so many real documents, each with another number before it: equal ones are embedded once."""
+    _, texts = documents(1000)
+    with path.open("w", encoding="utf-8") as file:
+        for number, text in zip(range(count), cycle(texts)):
+            file.write(json.dumps({"id": str(number), "text": f"{number}. {text}"}) + "\n")
+    return str(path)
+
+
+def embed() -> Iterator[Figure]:
+    """`scale/embed/...`: documents a second of one process, and its memory as the source grows."""
+    found = {count: in_child(__name__, "--embed", count) for count in (500, 2000)}
+    for count, each in found.items():
+        yield Figure(
+            name=f"scale/embed/{count}_documents_per_s",
+            value=round(count / each["seconds"], 1),
+            unit="documents/s, o1-embedder-22m",
+        )
+    growth = found[2000]["peak_mb"] / found[500]["peak_mb"]
+    yield Figure(
+        name="scale/embed/memory_growth_500_to_2000",
+        value=round(growth, 3),
+        unit="ratio of the peaks of whole processes",
+        better="lower",
+    )
+
+
+def _embed(count: int) -> dict[str, float]:
+    import resource
+
+    import torch
+
+    torch.set_num_threads(1)
+    embedder = ThinkingEmbedder.from_pretrained(MODEL, cache=False)
+    with tempfile.TemporaryDirectory() as name:
+        source = written(Path(name) / "rows.jsonl", count)
+        started = time.perf_counter()
+        embed_shards(source, Path(name) / "out", embedder, options=ShardOptions(rows=500))
+        seconds = time.perf_counter() - started
+    return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000}
+
+
+def with_ray() -> Iterator[Figure]:
+    """`scale/ray/...`: one actor against two, each with a processor, after the cluster has begun."""
+    import ray
+
+    from ray_o1_retriever import Cluster
+
+    count = 1200
+    embedder = ThinkingEmbedder.from_pretrained(MODEL, cache=False)
+    speeds = {}
+    with tempfile.TemporaryDirectory() as name:
+        source = written(Path(name) / "rows.jsonl", count)
+        started = time.perf_counter()
+        cluster = Cluster(actors=2)
+        begun = time.perf_counter() - started
+        contents = set()
+        for actors in (1, 2):
+            cluster = Cluster(actors=actors)
+            folder = Path(name) / f"out-{actors}"
+            started = time.perf_counter()
+            manifest = embed_shards(
+                source, folder, embedder, options=ShardOptions(rows=100), maker=cluster.shard_maker(embedder)
+            )
+            seconds = time.perf_counter() - started
+            speeds[actors] = count / seconds
+            contents.add(manifest.content)
+            print(f"   {actors} actors: {seconds:.1f} s", flush=True)
+        ray.shutdown()
+    assert len(contents) == 1, "one actor and two gave different shards"
+    yield Figure(
+        name="scale/ray/begin_s", value=round(begun, 1), unit="s, a cluster of this machine", better="lower"
+    )
+    unit = f"documents/s, {count} documents, loading the model included"
+    for actors, speed in speeds.items():
+        yield Figure(name=f"scale/ray/{actors}_actors_documents_per_s", value=round(speed, 1), unit=unit)
+    ratio = round(speeds[2] / speeds[1], 2)
+    yield Figure(name="scale/ray/two_over_one", value=ratio, unit="ratio, 2 cores, a thread each")
+
+
+def load() -> Iterator[Figure]:
+    """`scale/load/...`: given vectors of 384 numbers a second, into each store, and one search of it."""
+    from tests.support.vector_stores import served
+
+    count = 10_000
+    embedder = SyntheticEmbedder(random_base())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = folder / "rows.jsonl"
+        rows = ({"id": str(n), "text": f"Passage number {n}.", "tenth": n % 10} for n in range(count))
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        embed_shards(str(source), folder / "shards", embedder)
+        yield from _loaded("ours", str(folder / "ours"), folder / "shards", count)
+        for kind in ("chroma", "lancedb", "postgresql"):  # the local mode of Qdrant is for trials
+            with served(kind, folder / kind) as address:
+                yield from _loaded(kind, address, folder / "shards", count)
+
+
+def _loaded(kind: str, address: str, shards: Path, count: int) -> Iterator[Figure]:
+    assert Manifest.read(shards).documents == count
+    with opened_for(address, "documents", shards) as target:
+        started = time.perf_counter()
+        load_shards(shards, target, show_progress_bar=False)
+        seconds = time.perf_counter() - started
+        vectors = SyntheticEmbedder(random_base()).encode_documents(["?"] * 100)
+        index: Any = target
+        spent = [_milliseconds(lambda row=row: index.search(row[None], k=10)) for row in vectors]  # type: ignore[misc]
+        chosen = [
+            _milliseconds(lambda row=row: index.search(row[None], k=10, where={"tenth": 3}))  # type: ignore[misc]
+            for row in vectors
+        ]
+    unit = f"documents/s, {count} of 384 numbers"
+    yield Figure(name=f"scale/load/{kind}/documents_per_s", value=round(count / seconds, 1), unit=unit)
+    for what, times in (("search", spent), ("filtered", chosen)):
+        for part in (50, 95):
+            yield Figure(
+                name=f"scale/load/{kind}/{what}_p{part}_ms",
+                value=round(float(np.percentile(times[10:], part)), 2),
+                unit=f"ms, p{part}, {count} documents",
+                better="lower",
+            )
+
+
+def _milliseconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return (time.perf_counter() - started) * 1000
+
+
+def queue() -> Iterator[Figure]:
+    """`scale/queue/...`: what the simulation says over what the server does, with thoughts."""
+    import torch
+
+    torch.set_num_threads(1)
+    embedder = ThinkingEmbedder.from_pretrained(MODEL, cache=False)
+    costs = measure_costs(embedder, [_query(number) for number in range(60)])
+    print(
+        f"   step {costs.step * 1e3:.2f} ms, row {costs.row * 1e6:.0f} us, query {costs.query * 1e3:.2f} ms"
+    )
+    *_, always = tiers(0)
+    most = capacity(costs, always)
+    with server("--model", str(MODEL)) as (port, _):
+        overhead = asyncio.run(_overhead(port, costs))
+        print(f"   one machine {most:.1f}/s, {overhead * 1000:.1f} ms for a request", flush=True)
+        for part in _RATES:
+            found = simulate(costs, part * most, always, overhead_s=overhead, queries=6000)
+            waits = np.array(asyncio.run(_poisson(port, part * most, _REQUESTS))) * 1000
+            for what, said, seen in (
+                ("mean", found.mean_ms, waits.mean()),
+                ("p50", found.p50_ms, np.percentile(waits, 50)),
+                ("p95", found.p95_ms, np.percentile(waits, 95)),
+            ):
+                print(
+                    f"   {part:.1f} of capacity, {what}: {said:.1f} ms predicted, {seen:.1f} measured",
+                    flush=True,
+                )
+                yield Figure(
+                    name=f"scale/queue/{part}/{what}_predicted_over_measured",
+                    value=round(float(said / seen), 3),
+                    unit=f"ratio, {part * most:.1f} queries/s, {_REQUESTS} requests",
+                )
+
+
+def _query(number: int) -> str:
+    return f"Why does it matter, case {number}?"
+
+
+async def _overhead(port: int, costs: Costs) -> float:
+    """Seconds that a lone request takes beside the model, on average."""
+    spent = []
+    async with Connection(port) as connection:
+        for number in range(40):
+            started = time.perf_counter()
+            status, _ = await connection.post("/v1/embeddings", {"input": _query(10_000 + number)})
+            assert status == 200
+            spent.append(time.perf_counter() - started)
+    model = float(np.mean([costs.batch([each])[0] for each in costs.lengths]))
+    return max(0.0, float(np.mean(spent[10:])) - model)
+
+
+async def _poisson(port: int, rate: float, count: int) -> list[float]:
+    """Seconds that each of so many requests takes, which come by chance."""
+    chance = random.Random(1)
+    waits: list[float] = []
+
+    async def ask(number: int, due: float) -> None:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        async with Connection(port) as connection:
+            status, _ = await connection.post(
+                "/v1/embeddings", {"input": _query(20_000 + int(rate * 1e6) + number)}
+            )
+            assert status == 200
+        waits.append(time.perf_counter() - due)
+
+    due, tasks = time.perf_counter() + 0.5, []
+    for number in range(count):
+        tasks.append(asyncio.create_task(ask(number, due)))
+        due += chance.expovariate(rate)
+    await asyncio.gather(*tasks)
+    return waits[count // 10 :]
+
+
+NAMES: dict[str, Callable[[], Iterator[Figure]]] = {
+    "embed": embed,
+    "ray": with_ray,
+    "load": load,
+    "queue": queue,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--results", type=Path, default=RESULTS / "scale.jsonl")
+    parser.add_argument("--embed", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.embed:
+        print(json.dumps(_embed(options.embed)))
+        return
+    for name in options.names or NAMES:
+        print(f"== {name}", flush=True)
+        for figure in NAMES[name]():
+            record(options.results, [figure])
+            print(f"{figure.name}: {figure.value} {figure.unit}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
