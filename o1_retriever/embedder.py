@@ -18,7 +18,16 @@ from o1_retriever.query import Given, History, Query, as_queries, as_query, chec
 from o1_retriever.reporting.progress import progress
 from o1_retriever.thinking import Backend, PairBackend, Pooling, ThoughtPipeline, settings_of, without
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtPiece, ThoughtSettings, Vector
-from o1_retriever.vectors import Precision, TokenLimit, VectorSpace, check_dim, delivered, stacked, unit
+from o1_retriever.vectors import (
+    Precision,
+    TokenLimit,
+    VectorSpace,
+    check_batch,
+    check_dim,
+    delivered,
+    stacked,
+    unit,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -275,6 +284,7 @@ class ThinkingEmbedder:
         """
         checked = as_queries(queries, histories, thoughts)
         check_dim(truncate_dim, self.dimension)
+        check_batch(batch_size)
         return self._pipeline.embed(
             checked,
             settings or self.settings,
@@ -447,6 +457,7 @@ class ThinkingEmbedder:
         once. A document that cannot be used raises `InputError` when its block is reached.
         """
         check_dim(truncate_dim, self.dimension)
+        check_batch(batch_size)
         total = len(documents) if isinstance(documents, Sized) else None
         with progress("Embedding", total, show=show_progress_bar) as advance:
             for texts in text_blocks(documents, what="document"):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from o1_retriever.errors import InputError
 from o1_retriever.reporting.text import counted
@@ -55,7 +55,7 @@ def check_texts(texts: Sequence[str] | Iterable[str], *, what: str, first: int =
 
 def text_blocks(texts: Iterable[str], *, what: str) -> Iterator[list[str]]:
     """The texts in checked blocks, each read when it is asked for."""
-    if isinstance(texts, str | bytes):
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         check_texts(texts, what=what)
     left, first = iter(texts), 0
     while block := check_texts(islice(left, _BLOCK), what=what, first=first):
@@ -341,7 +341,7 @@ def _message(turn: Any, place: int) -> Message | None:
         return turn
     role, content = _parts_of(turn, place)
     name = getattr(role, "value", role)
-    name = name.strip().lower() if isinstance(name, str) else name
+    name = name.strip().lower() if isinstance(name, str) else ""
     if name in _SILENT:
         return None
     if name not in _ROLES:
@@ -352,7 +352,7 @@ def _message(turn: Any, place: int) -> Message | None:
     text = _text(content, place)
     if not text.strip():
         return None
-    return Message(_ROLES[cast(str, name)], check_text(text, what="history turn", position=place))
+    return Message(_ROLES[name], check_text(text, what="history turn", position=place))
 
 
 def _parts_of(turn: Any, place: int) -> tuple[Any, Any]:

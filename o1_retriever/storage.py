@@ -8,8 +8,10 @@ would drop all locks that this process holds on it (POSIX).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
+import tempfile
 import threading
 import time
 import uuid
@@ -17,6 +19,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows, whose locks are always there
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -54,7 +61,7 @@ def acquire(file: Path, *, patience: float = 0.0, shared: bool = False) -> sqlit
     """Take the lock of `file`, alone or shared with other readers; closing the connection gives it back.
 
     Raises `sqlite3.OperationalError` with the code SQLITE_BUSY after `patience` seconds, and with another
-    code where the file cannot be made or used.
+    code where the file cannot be made or used, or where its file system gives no locks.
     """
     with contextlib.suppress(OSError):
         # Whatever a damaged disk or another program has left in the file: SQLite would refuse it.
@@ -62,7 +69,7 @@ def acquire(file: Path, *, patience: float = 0.0, shared: bool = False) -> sqlit
             os.truncate(file, 0)
     lock = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
     try:
-        _begin(lock, "BEGIN" if shared else "BEGIN EXCLUSIVE", time.monotonic() + patience)
+        _begin(lock, file, "BEGIN" if shared else "BEGIN EXCLUSIVE", time.monotonic() + patience)
     except BaseException:
         lock.close()
         raise
@@ -96,8 +103,29 @@ def is_busy(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _begin(lock: sqlite3.Connection, statement: str, deadline: float) -> None:
-    sleep = _FIRST_SLEEP_S
+# What a system says that has no locks for a file: on NFS without its daemon, on some shared folders.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+def _check_locks(folder: Path) -> None:
+    """Raise `sqlite3.OperationalError` where the file system has no locks: SQLite calls that busy, too.
+
+    A file of its own is locked: closing one that SQLite has open would drop this process's locks on it.
+    """
+    if fcntl is None:
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as reason:
+        if reason.errno in _NO_LOCKS:
+            error = sqlite3.OperationalError(f"the file system of {folder} gives no locks: {reason.strerror}")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_LOCK
+            raise error from reason
+
+
+def _begin(lock: sqlite3.Connection, file: Path, statement: str, deadline: float) -> None:
+    sleep, looked = _FIRST_SLEEP_S, False
     while True:
         try:
             lock.execute(statement)
@@ -109,5 +137,8 @@ def _begin(lock: sqlite3.Connection, statement: str, deadline: float) -> None:
                 raise
             if lock.in_transaction:
                 lock.execute("ROLLBACK")
+        if not looked:
+            _check_locks(file.parent)
+            looked = True
         time.sleep(sleep)
         sleep = min(2 * sleep, _LONGEST_SLEEP_S)

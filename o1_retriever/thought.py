@@ -60,13 +60,13 @@ class ThoughtSettings:
             raise SettingsError(f"guard is {self.guard!r}; expected True or False.")
         if self.budget_ms is not None:
             check_number("budget_ms", self.budget_ms, 1e-3, 1e9)
-        if self.thinking == "auto":
+        if isinstance(self.thinking, str) and self.thinking == "auto":
             raise SettingsError(
                 "thinking is 'auto', which needs a search without thoughts first; expected 'always' or "
                 "'never' here.",
                 hint="Type: Retriever(embedder, index, thinking='auto')",
             )
-        if self.thinking not in ("always", "never"):
+        if not isinstance(self.thinking, str) or self.thinking not in ("always", "never"):
             raise SettingsError(f"thinking is {self.thinking!r}; expected 'always' or 'never'.")
 
     @property

@@ -45,10 +45,8 @@ def check_vectors(
 
 def _vector(row: Any, returned: str) -> Vector:
     try:
-        with np.errstate(over="ignore"):
-            values = row.detach().cpu().float().numpy() if hasattr(row, "detach") else row
-            vector = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError):
+        vector = as_float32(row.detach().cpu().float().numpy() if hasattr(row, "detach") else row)
+    except (TypeError, ValueError, OverflowError):
         raise EncoderError(f"{returned} a {type(row).__name__} {row!r:.40}; expected numbers.") from None
     if vector.ndim != 1 or not len(vector):
         raise EncoderError(f"{returned} an array of shape {vector.shape}; expected one vector.")
@@ -56,6 +54,15 @@ def _vector(row: Any, returned: str) -> Vector:
         bad = int(np.argmin(np.isfinite(vector)))
         raise EncoderError(f"{returned} {vector[bad]} at place {bad}; expected finite numbers.")
     return vector
+
+
+def as_float32(values: Any) -> Vector:
+    """The values as an array. `ValueError`, `TypeError` or `OverflowError` for what is no real number."""
+    array = np.asarray(values)
+    if np.iscomplexobj(array):
+        raise ValueError("found complex numbers; expected real ones")
+    with np.errstate(over="ignore"):
+        return np.asarray(array, dtype=np.float32)
 
 
 def stacked(vectors: Sequence[Vector], dimension: int) -> Vector:
@@ -88,10 +95,20 @@ def searching(store: str, dimension: int) -> Iterator[None]:
 
 def check_dim(truncate_dim: int | None, dimension: int) -> None:
     """Raise `SettingsError` for a length to which vectors of `dimension` cannot be cut."""
-    if truncate_dim is not None and not 1 <= truncate_dim <= dimension:
+    if truncate_dim is not None and not (_is_whole(truncate_dim) and 1 <= truncate_dim <= dimension):
         raise SettingsError(
-            f"truncate_dim is {truncate_dim!r}; expected None or a number from 1 to {dimension}."
+            f"truncate_dim is {truncate_dim!r:.60}; expected None or a number from 1 to {dimension}."
         )
+
+
+def check_batch(batch_size: int | None) -> None:
+    """Raise `SettingsError` for what is no number of texts to embed at a time."""
+    if batch_size is not None and not (_is_whole(batch_size) and batch_size >= 1):
+        raise SettingsError(f"batch_size is {batch_size!r:.60}; expected None or a whole number from 1.")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,7 @@ def read_questions(path: Path) -> dict[str, list[str]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("query"), str) or not _are_names(row):
             raise InputError(f"{path}, line {number} is {line.strip()!r:.80}.", hint=_FORMAT)

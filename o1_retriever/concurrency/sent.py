@@ -163,7 +163,7 @@ def arrived_model(kind: Any, arguments: bytes, expected: str) -> Any:
 
 @functools.lru_cache(maxsize=_KEPT)
 def _arrived_once(kind: Any, arguments: bytes, expected: str) -> Any:
-    thing = arrived(kind, dict(pickle.loads(arguments)))
+    thing = arrived(kind, dict(pickle.loads(arguments)))  # from our own __reduce__  # nosec B301
     thing.__dict__["_expected"] = expected
     _here[kind, arguments, expected] = thing
     return thing

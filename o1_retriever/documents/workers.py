@@ -77,7 +77,7 @@ def read_files(
         job.size > _SMALL or suffix_of(Path(job.path)) in _PACKED or job.path.endswith(".gz") for job in jobs
     )
     count = (min(4, os.cpu_count() or 1) if many else 0) if processes is None else processes
-    if count:
+    if count and jobs:
         yield from _Pool(min(count, len(jobs)), chunking, options).read(jobs)
     else:
         for job in jobs:
@@ -186,7 +186,7 @@ class _Process:
 
     def _start(self) -> subprocess.Popen[bytes]:
         # No fork, which the threads of torch do not survive, and no import of the user's main module.
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # nothing of it is given  # nosec B603
             [sys.executable, "-c", _SERVE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -208,7 +208,7 @@ class _Process:
             process.stdin.flush()
             while True:
                 with _ended_after(_PATIENCE_S, process, silent):
-                    piece: Read = pickle.load(process.stdout)
+                    piece: Read = pickle.load(process.stdout)  # our own process  # nosec B301
                 yield piece
                 if piece.done:
                     return
@@ -253,10 +253,11 @@ def serve() -> None:
     _bound_memory()
     with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing
         os.nice(_NICE)
-    chunking, options = pickle.load(sys.stdin.buffer)
+    chunking, options = pickle.load(sys.stdin.buffer)  # our own process  # nosec B301
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
-            for piece in read_file(pickle.load(sys.stdin.buffer), chunking, options):
+            job = pickle.load(sys.stdin.buffer)  # our own process  # nosec B301
+            for piece in read_file(job, chunking, options):
                 pickle.dump(piece, output)
                 output.flush()
 

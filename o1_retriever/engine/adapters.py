@@ -26,7 +26,7 @@ def base_of(folder: Path) -> str:
     try:
         settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         base = settings["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         base = None
     if not isinstance(base, str) or not base:
         raise CheckpointError(

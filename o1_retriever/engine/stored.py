@@ -65,7 +65,7 @@ def _header(file: Path) -> dict[str, Any]:
             raise CheckpointError(f"{file} has {size:,} bytes; expected more than {length:,}.", hint=_AGAIN)
         header.pop("__metadata__", None)
         expected = 8 + length + max((each["data_offsets"][1] for each in header.values()), default=0)
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, struct.error, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is no safetensors file, or was cut ({error}).", hint=_AGAIN) from None
     if size < expected:
         raise CheckpointError(f"{file} has {size:,} bytes; expected {expected:,}.", hint=_AGAIN)

@@ -53,7 +53,7 @@ class TemplateConfig:
         """Read and validate the file; raise `CheckpointError` naming what is wrong with it."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
         if not isinstance(data, dict) or data.get("layout") not in get_args(Layout):
             found = data.get("layout") if isinstance(data, dict) else data

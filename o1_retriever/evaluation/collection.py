@@ -229,7 +229,7 @@ def _row(line: bytes, where: str, report: CollectionReport) -> dict[str, Any] | 
     """The object with a string `_id`, or an `id` where there is none, that a line holds."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         report.add("not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON", where)
         return None
     if not isinstance(row, dict):

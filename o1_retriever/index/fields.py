@@ -7,7 +7,6 @@ Which documents match a filter is remembered until a document changes.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 from collections import OrderedDict
@@ -64,17 +63,17 @@ class Fields:
         self._connection = connection
         self._known: dict[tuple[str, Kind], int] = {}
 
-    def put(self, documents: Iterable[tuple[int, str]]) -> None:
-        """Add documents, given as number and metadata as JSON."""
+    def put(self, documents: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Add documents, given as number and metadata."""
         self._connection.executemany(_PUT, self._rows(documents))
 
-    def remove(self, documents: Iterable[tuple[int, str]]) -> None:
+    def remove(self, documents: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """Take out documents, given as when they were added."""
         self._connection.executemany(_REMOVE, self._rows(documents))
 
-    def _rows(self, documents: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Scalar, int]]:
+    def _rows(self, documents: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[tuple[int, Scalar, int]]:
         for number, metadata in documents:
-            for name, kind, value in _entries(json.loads(metadata)):
+            for name, kind, value in _entries(metadata):
                 yield self._field(name, kind, make=True), value, number
 
     def _field(self, name: str, kind: Kind, *, make: bool = False) -> int:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from o1_retriever.documents.files import FoundFile
 from o1_retriever.documents.readers import suffix_of
 from o1_retriever.storage import written_whole
+
+logger = logging.getLogger(__name__)
 
 FILE_TABLE = "files.sqlite3"
 _SCHEMA = """
@@ -36,6 +39,9 @@ CREATE TABLE IF NOT EXISTS folders (
 # A file that is written right after it was read may have the time of before: systems count coarsely.
 _TOO_CLOSE_NS = 2_000_000_000
 _PATIENCE_S = 60.0
+# A statement of ours that SQLite cannot run meets the tables of another program, or none.
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR)
+T = TypeVar("T")
 _COLUMNS = {"skipped": "skipped", "copy": "copies"}
 Status = Literal["new", "changed", "same", "copy", "skipped"]
 
@@ -74,62 +80,80 @@ def ids_digest(ids: Iterable[str]) -> str:
 
 
 class FileTable:
-    """The records of one index, in a file of its own beside the ledger. A damaged one is begun anew."""
+    """The records of one index, in a file of its own beside the ledger.
+
+    A damaged file is begun anew. One that cannot be read or written, because the disk is full or read-only or
+    another process holds it for long, knows nothing and keeps nothing, with a warning: files are read again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / FILE_TABLE
-
-    @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self._file, timeout=_PATIENCE_S)) as connection, connection:
-            connection.executescript(_SCHEMA)
-            yield connection
 
     def records(self, root: str) -> dict[str, FileRecord]:
         """What is known of the files of a folder."""
         names = [each.name for each in fields(FileRecord)]
         query = f"SELECT {', '.join(names)} FROM files WHERE root = ?"
-        try:
-            with self._opened() as connection:
-                rows = connection.execute(query, (root,)).fetchall()
-        except sqlite3.DatabaseError:
-            self._file.unlink(missing_ok=True)
-            return {}
-        found = (dict(zip(names, row, strict=True)) for row in rows)
-        return {
-            each["source"]: FileRecord(**{**each, "notes": tuple(json.loads(each["notes"]))})
-            for each in found
-        }
+
+        def work(connection: sqlite3.Connection) -> dict[str, FileRecord]:
+            rows = connection.execute(query, (root,)).fetchall()
+            found = (dict(zip(names, row, strict=True)) for row in rows)
+            return {
+                each["source"]: FileRecord(**{**each, "notes": tuple(json.loads(each["notes"]))})
+                for each in found
+            }
+
+        return self._used(work) or {}
 
     def put(self, root: str, records: Iterable[FileRecord]) -> None:
         """Keep records, in the place of older ones of the same files."""
         rows = [{**asdict(each), "notes": json.dumps(each.notes), "root": root} for each in records]
         if rows:
             places = ", ".join(f":{name}" for name in rows[0])
-            with self._opened() as connection:
-                statement = f"INSERT OR REPLACE INTO files ({', '.join(rows[0])}) VALUES ({places})"
-                connection.executemany(statement, rows)
+            statement = f"INSERT OR REPLACE INTO files ({', '.join(rows[0])}) VALUES ({places})"
+            self._used(lambda connection: connection.executemany(statement, rows))
 
     def forget(self, root: str, sources: Iterable[str]) -> None:
         """Drop the records of files."""
-        with self._opened() as connection:
-            statement = "DELETE FROM files WHERE root = ? AND source = ?"
-            connection.executemany(statement, ((root, source) for source in sources))
+        rows = [(root, source) for source in sources]
+        statement = "DELETE FROM files WHERE root = ? AND source = ?"
+        self._used(lambda connection: connection.executemany(statement, rows))
 
     def keep_folder(self, root: str, path: Path, options: str) -> None:
         """Keep where a folder is and with what options it was indexed."""
-        with self._opened() as connection:
-            connection.execute("INSERT OR REPLACE INTO folders VALUES (?, ?, ?)", (root, str(path), options))
+        statement = "INSERT OR REPLACE INTO folders VALUES (?, ?, ?)"
+        self._used(lambda connection: connection.execute(statement, (root, str(path), options)))
 
-    def folders(self) -> list[tuple[str, str, str]]:
+    def folders(self) -> list[tuple[str, str, dict[str, Any]]]:
         """The name, the path and the options of every folder."""
         if not self._file.is_file():
             return []
-        try:
-            with self._opened() as connection:
-                return connection.execute("SELECT root, path, options FROM folders ORDER BY root").fetchall()
-        except sqlite3.DatabaseError:
-            return []
+        query = "SELECT root, path, options FROM folders ORDER BY root"
+
+        def work(connection: sqlite3.Connection) -> list[tuple[str, str, dict[str, Any]]]:
+            rows = connection.execute(query).fetchall()
+            return [(root, path, dict(json.loads(options))) for root, path, options in rows]
+
+        return self._used(work) or []
+
+    def _used(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
+        """What `work` returns with the open file, once more with a new one if it is damaged; or None."""
+        for _ in range(2):
+            try:
+                with closing(sqlite3.connect(self._file, timeout=_PATIENCE_S)) as connection, connection:
+                    connection.executescript(_SCHEMA)
+                    return work(connection)
+            except (sqlite3.Error, ValueError, TypeError) as error:
+                failure: Exception = error
+            if getattr(failure, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _DAMAGE:
+                break
+            try:
+                self._file.unlink(missing_ok=True)
+            except OSError as error:
+                failure = error
+                break
+        message = "What was read is not noted in %s (%s): it will be read again."
+        logger.warning(message, self._file, failure)
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

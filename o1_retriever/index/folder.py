@@ -363,11 +363,10 @@ class Newer:
 def newer_folders(index: Index) -> Iterator[Newer]:
     """The indexed folders whose files are no longer those that were read, by their sizes and times."""
     table = FileTable(index.folder)
-    for root, name, options in table.folders():
+    for root, name, chosen in table.folders():
         path = Path(name)
         if not path.is_dir():
             continue
-        chosen = json.loads(options)
         found = find_files(
             path,
             include=chosen["include"],

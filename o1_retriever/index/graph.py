@@ -7,9 +7,11 @@ reach some of them however many are asked for. So the copies of what it found ar
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -53,12 +55,20 @@ _EXACT = 2000
 _MARGIN = 4
 # A document of the graph takes as long as comparing so many: 15 and 5 µs, with what the ledger is asked for.
 _GRAPH_COST = 3
+# Bytes of a file whose checksum is taken after every write, in 20 ms; that of a larger one when all is done.
+_SUMMED_AT_ONCE = 1 << 26
+# First hits whose cosines are compared with the ledger's, in 0.1 ms, and by how much they may differ.
+_COMPARED, _ROUNDING = 16, 1e-3
 # Copies of one text that are looked at where a filter decides between them.
 _COPIES = 5000
 
 
 class DamagedGraphError(Exception):
     """Chroma cannot open or use its files, it seems; `Graph.damage` finds out whether they are to blame."""
+
+
+class WrongGraphError(DamagedGraphError):
+    """What the graph says of a document is not what the ledger holds of it: that is proof enough."""
 
 
 class Graph(Renewed):
@@ -75,6 +85,7 @@ class Graph(Renewed):
         self.folder = folder
         self.name = name
         self._users = 0
+        self._sums: dict[Path, tuple[tuple[int, ...], int]] = {}
         self._client: Client | None = None
         super().__init__()
 
@@ -113,6 +124,30 @@ class Graph(Renewed):
         folder = self.path(number)
         return {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.glob("*/*")}
 
+    def sums(self, number: int, *, large: bool = False) -> dict[str, int]:
+        """Checksums of these files, of `large` ones too or where they are known."""
+        folder = self.path(number)
+        return {
+            name: self._sum(folder / name)
+            for name, size in self.sizes(number).items()
+            if large or size <= _SUMMED_AT_ONCE or self._known_sum(folder / name) is not None
+        }
+
+    def _known_sum(self, file: Path) -> int | None:
+        known = self._sums.get(file)
+        return known[1] if known is not None and known[0] == _mark(file) else None
+
+    def _sum(self, file: Path) -> int:
+        """The checksum of a file, which is read again where it has changed."""
+        found = self._known_sum(file)
+        if found is None:
+            mark, found = _mark(file), 0
+            with file.open("rb") as opened:
+                while part := opened.read(1 << 22):
+                    found = zlib.crc32(part, found)
+            self._sums[file] = mark, found
+        return found
+
     @property
     def lost(self) -> bool:
         """Whether this is a fork of a process that has used Chroma: its threads are not here."""
@@ -133,14 +168,14 @@ class Graph(Renewed):
         number = state.graph
         with self._lock:
             # A writer that died may have changed the ledger of a generation that is open here.
-            if not state.dirty and self._opened == state.version:
+            if self.holds(state):
                 return
             self._close()
             if state.dirty:
                 raise DamagedGraphError("a write was interrupted")
             if not (self.path(number) / "chroma.sqlite3").is_file():
                 raise DamagedGraphError(f"{self.path(number)} is missing")
-            if self.sizes(number) != state.sizes:
+            if self.sizes(number) != state.sizes or not self._is_as_written(state):
                 raise DamagedGraphError(f"files in {self.path(number)} have been changed")
             with _translated():
                 self._client = _client(self.path(number))
@@ -149,6 +184,14 @@ class Graph(Renewed):
                 # Loads the graph and applies what has been written since it was saved.
                 self._collection.get(limit=1, include=[])
             self._opened = state.version
+
+    def _is_as_written(self, state: State) -> bool:
+        """Whether the files have the checksums that they were written with, those that have one."""
+        folder = self.path(state.graph)
+        try:
+            return all(self._sum(folder / name) == found for name, found in state.sums.items())
+        except OSError:
+            return False
 
     def damage(self, state: State, *, written: bool = False) -> DamagedGraphError | None:
         """What keeps the files from being opened and searched, after a use of them failed; None: nothing.
@@ -163,7 +206,7 @@ class Graph(Renewed):
                     now = self.sizes(state.graph)
                     if any(now.get(name, 0) < size for name, size in state.sizes.items()):
                         return DamagedGraphError(f"files in {self.path(state.graph)} have been cut")
-                    state = replace(state, sizes=now)
+                    state = replace(state, sizes=now, sums={})
                 self.open(state)
                 self.nearest(np.ones((1, int(state.space["dimension"])), np.float32), 1)
             except DamagedGraphError as error:
@@ -181,6 +224,10 @@ class Graph(Renewed):
                 embedding_function=None,
                 metadata=metadata,
             )
+
+    def holds(self, state: State) -> bool:
+        """Whether that generation is the one that is open here, and whole."""
+        return not state.dirty and self._opened == state.version
 
     def advance(self, state: State) -> None:
         """Say that this process has just made that generation."""
@@ -227,6 +274,12 @@ class Graph(Renewed):
             Ranking(np.array(ids, dtype=object), 1.0 - np.array(distances, dtype=np.float64))
             for ids, distances in zip(found["ids"], found["distances"] or [], strict=True)
         ]
+
+
+def _mark(file: Path) -> tuple[int, ...]:
+    """What changes where a file is written."""
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 _INHERITED: list[Client | None] = []
@@ -314,7 +367,26 @@ def _reached(
     session: Session, graph: Graph, vectors: Vector, asked: int, k: int, among: Numbers | None
 ) -> list[Ranking]:
     """The first k for each vector, of those that the graph knows and of copies that it did not reach."""
-    return [_with_copies(session, found, k, among) for found in graph.nearest(vectors, asked)]
+    rankings = graph.nearest(vectors, asked)
+    for vector, found in zip(vectors, rankings, strict=True):
+        _check_first(session, vector, found)
+    return [_with_copies(session, found, k, among) for found in rankings]
+
+
+def _check_first(session: Session, vector: Vector, found: Ranking) -> None:
+    """Raise `WrongGraphError` where one of the first has another cosine than by its vector in the ledger.
+
+    A vector that the disk has changed comes first for some queries, and never again for others.
+    """
+    said = dict(itertools.islice(found.pairs(), _COMPARED))
+    vectors = session.vectors(list(said))
+    missing = said.keys() - vectors.keys()
+    if said and not missing:
+        rows = unit(np.stack([vectors[identity] for identity in said]))
+        differences = np.abs(rows @ unit(vector[None])[0] - np.fromiter(said.values(), np.float64))
+        missing = {identity for identity, far in zip(said, differences > _ROUNDING, strict=True) if far}
+    if missing:
+        raise WrongGraphError(f"it has another vector of {min(missing)!r:.60} than the ledger")
 
 
 def _with_copies(session: Session, found: Ranking, k: int, among: Numbers | None) -> Ranking:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from o1_retriever.documents.structure import Value
-from o1_retriever.errors import InputError, SettingsError
+from o1_retriever.errors import InputError, SettingsError, StoreError
 from o1_retriever.index.ledger import EmbeddedDocument
 from o1_retriever.ranking.ranking import DIGITS, Ranking, fuse, of_score
 from o1_retriever.thought import Vector
-from o1_retriever.vectors import Precision, VectorSpace, unit
+from o1_retriever.vectors import Precision, VectorSpace, as_float32, unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +84,8 @@ class IndexInfo:
 def check_queries(vectors: ArrayLike, dimension: int) -> Vector:
     """Return query vectors as float32 of shape (queries, dimension). Raises `InputError`."""
     try:
-        queries = np.asarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        queries = as_float32(vectors)
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"The query vectors cannot be used: {error}.") from None
     if queries.ndim != 2 or queries.shape[1] != dimension:
         raise InputError(
@@ -117,6 +117,7 @@ class Kept(Protocol):
 def hits(kept: Kept, rankings: Sequence[Ranking]) -> list[list[Hit]]:
     """Rankings of ids with the documents in them."""
     documents = kept.documents(list({key for ranking in rankings for key in ranking.keys.tolist()}))
+    _check_there(documents, (key for ranking in rankings for key in ranking.keys.tolist()))
     return [
         [_hit(rank, documents[key], score) for rank, (key, score) in enumerate(ranking.pairs(), start=1)]
         for ranking in rankings
@@ -154,6 +155,16 @@ def fused_hits(
         )
         for rank, key in enumerate(chosen, start=1)
     ]
+
+
+def _check_there(documents: Mapping[str, EmbeddedDocument], ids: Iterable[str]) -> None:
+    """Raise `StoreError` for a document that a search has found and that is not there: a file is damaged."""
+    for identity in ids:
+        if identity not in documents:
+            raise StoreError(
+                f"A search has found the document {identity!r:.60}, which is not in the index.",
+                hint="Delete the folder of the index and index again: o1-retriever index FOLDER",
+            )
 
 
 def _hit(rank: int, embedded: EmbeddedDocument, score: float) -> Hit:

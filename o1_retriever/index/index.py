@@ -34,7 +34,7 @@ from o1_retriever.index.hits import Hit, IndexInfo, check_count, check_queries, 
 from o1_retriever.index.ledger import EmbeddedDocument, Session, State, digest_of, metadata_json
 from o1_retriever.index.lexicon import LexiconKeeper
 from o1_retriever.index.store import Store
-from o1_retriever.index.values import kept_metadata
+from o1_retriever.index.values import can_be_encoded, kept_metadata
 from o1_retriever.query import check_text
 from o1_retriever.ranking.bm25 import Reading
 from o1_retriever.ranking.ranking import FUSION_DEPTH
@@ -257,16 +257,18 @@ class Index(SentUnmade):
 
     def get(self, ids: Sequence[str]) -> list[Document]:
         """The documents of those ids that are in the index, in the order of `ids`."""
-        found = self._store.look(lambda session: session.documents(_check_ids(ids)))
-        return [found[identity].document for identity in ids if identity in found]
+        names = _check_ids(ids)
+        found = self._store.look(lambda session: session.documents(_once(names)))
+        return [found[identity].document for identity in names if identity in found]
 
     def vectors(self, ids: Sequence[str]) -> Vector:
         """The vectors of these ids as embedded, shape (n, dimension). `InputError` for unknown ids."""
-        found = self._store.look(lambda session: session.vectors(_check_ids(ids)))
-        for position, identity in enumerate(ids):
+        names = _check_ids(ids)
+        found = self._store.look(lambda session: session.vectors(_once(names)))
+        for position, identity in enumerate(names):
             if identity not in found:
                 raise InputError(f"The index has no document {identity!r:.120}.", position=position)
-        return np.array([found[name] for name in ids], np.float32).reshape(len(ids), self._dimension)
+        return np.array([found[name] for name in names], np.float32).reshape(len(names), self._dimension)
 
     def sample(self, count: int = DRAWN) -> Vector:
         """Unit vectors (n, dimension) of so many documents, drawn at random; the same ones until a change.
@@ -314,7 +316,7 @@ class Index(SentUnmade):
         filter = as_filter(where)
         if (ids is None) == (filter is None):
             raise InputError("delete was given both or none of ids and a filter; expected one of them.")
-        names = self.ids(filter) if ids is None else _check_ids(ids)
+        names = self.ids(filter) if ids is None else _once(_check_ids(ids))
         return sum(
             self._store.write(remove=names[start : start + _PAGE]) for start in range(0, len(names), _PAGE)
         )
@@ -395,9 +397,15 @@ class Index(SentUnmade):
 
 
 def _check_ids(ids: Sequence[str]) -> list[str]:
-    if isinstance(ids, str) or not all(isinstance(identity, str) for identity in ids):
+    names = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else [None]
+    if not all(isinstance(identity, str) for identity in names):
         raise InputError(f"Found the ids {ids!r:.60}; expected a list of strings.")
-    return list(dict.fromkeys(ids))
+    return names
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    """Each id once; one that cannot be encoded is in no index."""
+    return [name for name in dict.fromkeys(names) if can_be_encoded(name)]
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -407,7 +415,7 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 def batches(documents: Iterable[Any], size: Callable[[], int]) -> Iterator[list[Document]]:
     """Checked documents in portions of `size()`. A bad one raises `InputError` after those before it."""
-    if isinstance(documents, str | bytes | Mapping | Document):
+    if isinstance(documents, str | bytes | Mapping | Document) or not isinstance(documents, Iterable):
         raise InputError(
             f"Found one {type(documents).__name__}; expected a list of documents.",
             hint="Pass [document] instead.",

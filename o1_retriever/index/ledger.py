@@ -5,6 +5,9 @@ leaves files that cannot be loaded, or that crash the loader, and vectors that s
 A second process that has the graph open goes on with the old one and may write it over the new one. So what
 is indexed is written here first, in a transaction; `State.dirty` says that Chroma may lack it; and every
 access holds a lock between processes, shared for reading and exclusive for writing.
+
+SQLite does not notice a bit that the disk has changed inside a value: each row and the state have a checksum,
+and what does not agree with it is never given out.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import hashlib
 import json
 import sqlite3
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -35,7 +39,7 @@ LEDGER_FILE = "documents.sqlite3"
 LOCK_FILES = ("lock.sqlite3", "turn.sqlite3")
 # A rebuild of the search graph holds the lock for minutes where there are millions of documents.
 PATIENCE_S = 600.0
-FORMAT = 2
+FORMAT = 3
 _FORMAT_WITHOUT_FIELDS = 1
 _APPLICATION = 0x6F317231  # "o1r1"
 # Vectors in memory at a time.
@@ -52,18 +56,25 @@ CREATE TABLE documents (
     digest BLOB NOT NULL,
     text TEXT NOT NULL,
     metadata TEXT NOT NULL,
-    vector BLOB NOT NULL
+    vector BLOB NOT NULL,
+    crc INTEGER NOT NULL DEFAULT 0,
+    vector_sum INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX documents_by_file ON documents (root, source);
 CREATE INDEX documents_by_text ON documents (digest);
 """
     + SCHEMA
 )
-_PUT = """
-INSERT INTO documents (id, root, source, digest, text, metadata, vector) VALUES (?, ?, ?, ?, ?, ?, ?)
+_WRITTEN = "id, root, source, digest, text, metadata, vector"
+_PUT = f"""
+INSERT INTO documents ({_WRITTEN}, crc, vector_sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET root = excluded.root, source = excluded.source, digest = excluded.digest,
-    text = excluded.text, metadata = excluded.metadata, vector = excluded.vector
+    text = excluded.text, metadata = excluded.metadata, vector = excluded.vector, crc = excluded.crc,
+    vector_sum = excluded.vector_sum
 """
+# What the checksums of a document are of.
+_CHECKED = f"{_WRITTEN}, crc, vector_sum"
+_CRC = "crc"  # of the state, beside its values
 
 
 # Which index it is, the number of its graph and its generation: the same, and nothing has changed.
@@ -76,8 +87,9 @@ class State:
 
     `space` and `precision` are those of the embedder that began it. `generation` grows with every change.
     `graph` is the number of Chroma's folder; `dirty` says that it has to be built anew. `sizes` are the bytes
-    of the graph's files, for Chroma crashes on some that were cut short. `identity` tells the index from
-    another one that was made later in the same folder.
+    of the graph's files and `sums` their checksums: Chroma crashes on some that were cut or damaged, and in
+    others it finds other documents. Very large files have none before the index was closed. `identity` tells
+    the index from another one that was made later in the same folder.
     """
 
     space: dict[str, Any]
@@ -87,6 +99,7 @@ class State:
     graph: int = 0
     dirty: bool = True
     sizes: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, int] = field(default_factory=dict)
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -153,10 +166,10 @@ class Ledger:
     def opened(self) -> State:
         """The state, after a ledger that an earlier version wrote has been brought up to date."""
         with self.session() as session:
-            if session.format() != _FORMAT_WITHOUT_FIELDS:
+            if session.format() not in range(_FORMAT_WITHOUT_FIELDS, FORMAT):
                 return session.state()
         with self.session(write=True) as session:
-            session.add_fields()
+            session.bring_up_to_date()
             return session.state()
 
     def _locked(self, *, alone: bool) -> AbstractContextManager[None]:
@@ -225,6 +238,9 @@ class Session:
                 f"The index at {self._file.parent} has format {found['format']}; expected {FORMAT}.",
                 hint="Index again with this version: o1-retriever index FOLDER --index NEW",
             )
+        crc = found.pop(_CRC, None)
+        if crc != _crc_of_state(found):
+            raise sqlite3.DatabaseError("a damaged state")
         return State(**found)
 
     def _state(self) -> dict[str, Any]:
@@ -242,7 +258,9 @@ class Session:
 
     def write_state(self, state: State) -> None:
         """Replace the state."""
-        rows = [(key, json.dumps(value)) for key, value in asdict(state).items()]
+        values = asdict(state)
+        values[_CRC] = _crc_of_state(values)
+        rows = [(key, json.dumps(value)) for key, value in values.items()]
         self._connection.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", rows)
 
     @contextmanager
@@ -269,24 +287,37 @@ class Session:
         for statement in schema.split(";"):
             self._connection.execute(statement)
 
-    def add_fields(self) -> None:
-        """Make the tables of fields that a ledger of the first format lacks, unless another process has."""
+    def bring_up_to_date(self) -> None:
+        """Add what a ledger of an earlier format lacks, fields and checksums, unless another process has."""
         with self.transaction():
-            if self.format() == _FORMAT_WITHOUT_FIELDS:
+            found = self._state()
+            if found["format"] == FORMAT:
+                return
+            if found["format"] == _FORMAT_WITHOUT_FIELDS:
                 self._make(SCHEMA)
-                self.fields.put(self._connection.execute("SELECT number, metadata FROM documents"))
-                self.write_state(State(**{**self._state(), "format": FORMAT}))
+                self.fields.put(_read(self._connection.execute("SELECT number, metadata FROM documents")))
+            for name in ("crc", "vector_sum"):
+                self._connection.execute(
+                    f"ALTER TABLE documents ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0"
+                )
+            rows = self._connection.execute(f"SELECT {_WRITTEN}, number FROM documents")
+            while page := list(islice(rows, _PAGE)):
+                sums = [(*_checksums(values), number) for *values, number in page]
+                self._connection.executemany(
+                    "UPDATE documents SET crc = ?, vector_sum = ? WHERE number = ?", sums
+                )
+            self.write_state(State(**{**found, "format": FORMAT}))
 
     def put(self, documents: Sequence[EmbeddedDocument]) -> None:
         """Add documents, or replace those of the same id at their place."""
         ids = [each.document.id for each in documents]
-        self.fields.remove(self._rows("number, metadata", ids))
+        self.fields.remove(_read(self._rows("number, metadata", ids)))
         self._connection.executemany(_PUT, map(_values, documents))
-        self.fields.put(self._rows("number, metadata", ids))
+        self.fields.put(_read(self._rows("number, metadata", ids)))
 
     def remove(self, ids: Sequence[str]) -> int:
         """Delete documents; say how many there were."""
-        self.fields.remove(self._rows("number, metadata", ids))
+        self.fields.remove(_read(self._rows("number, metadata", ids)))
         statement = "DELETE FROM documents WHERE id = ?"
         return self._connection.executemany(statement, ((identity,) for identity in ids)).rowcount
 
@@ -300,9 +331,10 @@ class Session:
         for start in range(0, len(values), AT_ONCE):
             part = values[start : start + AT_ONCE]
             marks = ",".join("?" * len(part))
+            # All of them: a cursor that is given up half-way would be closed after its connection.
             yield from self._connection.execute(
                 f"SELECT {columns} FROM documents WHERE {where} IN ({marks}) {more} ORDER BY {where}", part
-            )
+            ).fetchall()
 
     def known(self, ids: Sequence[str]) -> dict[str, tuple[bytes, str]]:
         """Digest of the text, and metadata as JSON, of those ids that are there."""
@@ -310,24 +342,25 @@ class Session:
 
     def vectors_of_texts(self, digests: Sequence[bytes]) -> dict[bytes, Vector]:
         """The vectors of texts that are there already, under whatever id."""
-        return _vectors(self._rows("digest, vector", digests, where="digest"))
+        return _vectors(self._rows("digest, vector, vector_sum", digests, where="digest"))
 
     def documents(self, ids: Sequence[str]) -> dict[str, EmbeddedDocument]:
         """The documents of those ids that are there."""
-        found = map(_embedded, self._rows("id, text, metadata, vector", ids))
+        found = map(_embedded, self._rows(_CHECKED, ids))
         return {each.document.id: each for each in found}
 
     def vectors(self, ids: Sequence[str]) -> dict[str, Vector]:
         """The vectors of those ids that are there."""
-        return _vectors(self._rows("id, vector", ids))
+        return _vectors(self._rows("id, vector, vector_sum", ids))
 
     def vector_pages(self, numbers: Numbers | None = None) -> Iterator[tuple[list[str], Vector]]:
         """The ids and vectors of these documents, or of all, some at a time; no page is empty."""
-        every = "SELECT id, vector FROM documents"
-        rows = self._connection.execute(every) if numbers is None else self._numbered("id, vector", numbers)
+        columns = "id, vector, vector_sum"
+        every = f"SELECT {columns} FROM documents"
+        rows = self._connection.execute(every) if numbers is None else self._numbered(columns, numbers)
         while page := list(islice(rows, _PAGE)):
-            joined = np.frombuffer(b"".join(vector for _, vector in page), dtype="<f4")
-            yield [identity for identity, _ in page], joined.reshape(len(page), -1)
+            ids, vectors, sums = zip(*page, strict=True)
+            yield list(ids), _checked_vectors(ids, vectors, sums)
 
     def copies(self, ids: Sequence[str], *, limit: int) -> dict[str, list[str]]:
         """The first `limit` ids with the same text, for the ids of texts that are there more than once.
@@ -347,7 +380,7 @@ class Session:
         """All documents in the order of their addition, so many at a time."""
         found = map(
             _embedded,
-            self._connection.execute("SELECT id, text, metadata, vector FROM documents ORDER BY number"),
+            self._connection.execute(f"SELECT {_CHECKED} FROM documents ORDER BY number"),
         )
         while page := list(islice(found, size)):
             yield page
@@ -378,8 +411,15 @@ class Session:
 
     def texts(self) -> tuple[list[str], list[str]]:
         """All ids in ascending order, and the text of each."""
-        found = self._connection.execute("SELECT id, text FROM documents ORDER BY id").fetchall()
-        return [identity for identity, _ in found], [text for _, text in found]
+        ids, texts = [], []
+        for identity, text, digest in self._connection.execute(
+            "SELECT id, text, digest FROM documents ORDER BY id"
+        ):
+            if digest_of(text) != digest:
+                raise _not_as_written(identity)
+            ids.append(identity)
+            texts.append(text)
+        return ids, texts
 
     def numbers(self) -> Numbers:
         """The numbers of all documents, in ascending order of their ids."""
@@ -417,14 +457,62 @@ def _values(embedded: EmbeddedDocument) -> tuple[object, ...]:
     id, text, metadata = embedded.document.id, embedded.document.text, embedded.document.metadata
     root, source = (str(metadata.get(name, "")) for name in ("root", "source"))
     vector = embedded.vector.astype("<f4").tobytes()
-    return id, root, source, digest_of(text), text, metadata_json(metadata), vector
+    written = (id, root, source, digest_of(text), text, metadata_json(metadata), vector)
+    return (*written, *_checksums(written))
+
+
+def _checksums(written: Sequence[Any]) -> tuple[int, int]:
+    """Of a row without its vector, and of its vector. Raises `sqlite3.DatabaseError` where that is none."""
+    id, root, source, digest, text, metadata, vector = written
+    if not isinstance(vector, bytes) or len(vector) % 4:
+        raise _not_as_written(id)
+    said = json.dumps([str(value) for value in (id, root, source, digest, text, metadata)])
+    return zlib.crc32(said.encode()), int(np.frombuffer(vector, dtype="<u4").sum(dtype=np.uint64))
+
+
+def _crc_of_state(values: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
+def _not_as_written(identity: object) -> sqlite3.DatabaseError:
+    return sqlite3.DatabaseError(f"the document {identity!r:.60} is not as it was written")
 
 
 def _embedded(values: Sequence[Any]) -> EmbeddedDocument:
-    identity, text, metadata, vector = values
+    *written, crc, vector_sum = values
+    identity, _, _, _, text, metadata, vector = written
+    if _checksums(written) != (crc, vector_sum):
+        raise _not_as_written(identity)
     document = Document(id=identity, text=text, metadata=json.loads(metadata))
     return EmbeddedDocument(document=document, vector=np.frombuffer(vector, dtype="<f4"))
 
 
-def _vectors(rows: Iterable[tuple[T, bytes]]) -> dict[T, Vector]:
-    return {key: np.frombuffer(vector, dtype="<f4") for key, vector in rows}
+def _checked_vectors(keys: Sequence[Any], vectors: Sequence[bytes], sums: Sequence[int]) -> Vector:
+    """The vectors of a page as one array. Raises `sqlite3.DatabaseError` for one that was not written so."""
+    try:
+        if len({len(each) for each in vectors}) != 1:
+            raise sqlite3.DatabaseError("vectors of several lengths")
+        joined = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), -1)
+        wrong = joined.view("<u4").sum(axis=1, dtype=np.uint64) != np.array(sums, np.uint64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise sqlite3.DatabaseError(f"what is no vector ({error})") from error
+    if wrong.any():
+        raise _not_as_written(keys[int(np.argmax(wrong))])
+    return joined
+
+
+def _read(rows: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Numbers of documents with their metadata, read."""
+    for number, metadata in rows:
+        try:
+            yield number, dict(json.loads(metadata))
+        except (ValueError, TypeError) as error:
+            raise sqlite3.DatabaseError(f"damaged metadata of document {number} ({error})") from error
+
+
+def _vectors(rows: Iterable[tuple[T, bytes, int]]) -> dict[T, Vector]:
+    found = list(rows)
+    if not found:
+        return {}
+    keys, vectors, sums = zip(*found, strict=True)
+    return dict(zip(keys, _checked_vectors(keys, vectors, sums), strict=True))

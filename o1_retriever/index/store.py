@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from o1_retriever.errors import StoreError
-from o1_retriever.index.graph import DamagedGraphError, Graph
+from o1_retriever.index.graph import DamagedGraphError, Graph, WrongGraphError
 from o1_retriever.index.ledger import LEDGER_FILE, LOCK_FILES, EmbeddedDocument, Ledger, Session, State
 from o1_retriever.reporting.text import counted
 
@@ -42,6 +42,7 @@ class Store:
         self._name = name
         self._shared: Graph | None = None
         self._warming: threading.Thread | None = None
+        self._unsealed = False
         self._begins = threading.Lock()
 
     def check_vacant(self) -> None:
@@ -82,6 +83,8 @@ class Store:
         """Stop using the graph. Closing twice does nothing."""
         if self._warming is not None:
             self._warming.join()
+        if self._unsealed and self._shared is not None:
+            self._seal()
         graph, self._shared = self._shared, None
         if graph is not None:
             graph.release()
@@ -125,7 +128,8 @@ class Store:
             with self.ledger.session(write=True) as session:
                 if session.state() != state:
                     continue  # another process has written or built it meanwhile
-                damage = self._graph.damage(state)
+                wrong = failure if isinstance(failure, WrongGraphError) else None
+                damage = wrong or self._graph.damage(state)
                 if reopened and not damage:
                     raise self._refused(failure)
                 if damage and rebuilt:
@@ -198,8 +202,18 @@ class Store:
 
     def _followed(self, state: State) -> State:
         """The next generation, which the graph has."""
-        sizes = self._graph.sizes(state.graph)
-        return replace(state, dirty=False, generation=state.generation + 1, sizes=sizes)
+        written = {"sizes": self._graph.sizes(state.graph), "sums": self._graph.sums(state.graph)}
+        self._unsealed = len(written["sums"]) < len(written["sizes"])
+        return replace(state, dirty=False, generation=state.generation + 1, **written)
+
+    def _seal(self) -> None:
+        """Note the checksums of files that are too large for one after every write."""
+        with suppress(StoreError, OSError), self.ledger.session(write=True) as session:
+            state = session.state()
+            if self._graph.holds(state):
+                with session.transaction():
+                    session.write_state(replace(state, sums=self._graph.sums(state.graph, large=True)))
+        self._unsealed = False
 
     def _clean(self, session: Session, state: State) -> State:
         done = self._followed(state)

@@ -36,7 +36,7 @@ def as_scalar(value: object) -> Scalar:
     Raises `ValueError`, which says what was found and what was expected.
     """
     plain = _plain(value)
-    if isinstance(plain, str) and _can_be_encoded(plain):
+    if isinstance(plain, str) and can_be_encoded(plain):
         return plain
     if isinstance(plain, int) and -_LARGEST <= plain < _LARGEST:
         return plain
@@ -101,7 +101,8 @@ def _number(value: decimal.Decimal) -> object:
     return float(value)
 
 
-def _can_be_encoded(text: str) -> bool:
+def can_be_encoded(text: str) -> bool:
+    """Whether a text has no lone surrogates, which no file can hold."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -60,9 +60,10 @@ class SearchSettings:
         if not isinstance(self.hybrid, bool):
             raise SettingsError(f"hybrid is {self.hybrid!r}; expected True or False.")
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
+            value = getattr(self, name)
+            if not isinstance(value, str | None) or value not in choices:
                 expected = ", ".join(map(repr, choices))
-                raise SettingsError(f"{name} is {getattr(self, name)!r}; expected one of {expected}.")
+                raise SettingsError(f"{name} is {value!r:.60}; expected one of {expected}.")
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
             raise SettingsError(f"depth is {self.depth!r}; expected a whole number from 1.")
         check_number("rounds", self.rounds, 1, 10, whole=True)

@@ -18,6 +18,9 @@ from o1_retriever.thought import ThoughtSettings, Vector
 CONFIG_NAME = "o1_thinker.json"
 MATRIX = "o1_correction.safetensors"
 
+# What reading a damaged config may end with.
+_WRONG = (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, SettingsError)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Correction:
@@ -101,7 +104,7 @@ class ThinkerConfig:
             found = ChatPrompt(user=prompt["user"], system=prompt.get("system"), examples=examples)
             settings = dict(data.get("settings", {}))
             ThoughtSettings().with_changes(**settings)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SettingsError) as error:
+        except _WRONG as error:
             raise CheckpointError(
                 f"{path} cannot be used: {type(error).__name__}: {error}. Expected an object with a prompt "
                 "(user, system, examples) and settings."

@@ -108,7 +108,7 @@ def _rows_of_file(path: Path) -> Iterator[tuple[str, Sequence[str | None]]]:
 def _row(line: str, where: str) -> tuple[str, Sequence[str | None]]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ThinkerError(f"{where} is not JSON: {error}.") from None
     if not isinstance(row, dict):
         raise ThinkerError(f"{where} is a {type(row).__name__}; expected an object.")

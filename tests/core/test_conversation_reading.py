@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,6 +48,8 @@ class TestReading:
             ({"role": "user", "content": "x"}, "is a dict; expected a list"),
             (Message("user", "x"), "is a Message"),
             (7, "is a int"),
+            ([[{}, "x"]], "Turn 0 of the history has the role {}; expected user"),
+            ([{"role": np.zeros(2), "content": "x"}], "Turn 0 of the history has the role array"),
             ([("user", "x"), ("wizard", "y")], "Turn 1 of the history has the role 'wizard'; expected user"),
             ([("user", 3)], "Turn 0 of the history has int as content; expected text"),
             ([{"content": "x"}], "Turn 0 of the history is a dict with ['content']"),

@@ -141,10 +141,22 @@ class TestVectors:
         assert np.array_equal(rows[0], rows[2])
         assert np.allclose(rows[1], embedder.encode_queries("b"))
 
-    @pytest.mark.parametrize("dim", [0, 33, -1])
-    def test_an_impossible_dimension_is_refused(self, model: tuple[Any, Any], dim: int) -> None:
+    @pytest.mark.parametrize("dim", [0, 33, -1, True, 1.5, "8"])
+    def test_an_impossible_dimension_is_refused(self, model: tuple[Any, Any], dim: Any) -> None:
         with pytest.raises(SettingsError, match="1 to 32"):
             local(model).encode_documents(["a"], truncate_dim=dim)
+
+    @pytest.mark.parametrize("texts", [None, 5, b"bytes", [None]])
+    def test_what_is_no_list_of_texts_is_refused(self, model: tuple[Any, Any], texts: Any) -> None:
+        for encode in (local(model).encode_documents, local(model).encode_queries):
+            with pytest.raises(InputError):
+                encode(texts)
+
+    @pytest.mark.parametrize("size", [0, -1, True, 1.5, "8"])
+    def test_an_impossible_batch_is_refused(self, model: tuple[Any, Any], size: Any) -> None:
+        for encode in (local(model).encode_documents, local(model).encode_queries):
+            with pytest.raises(SettingsError, match="batch_size is"):
+                encode(["a"], batch_size=size)
 
 
 class TestPairs:

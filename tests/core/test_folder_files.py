@@ -6,10 +6,12 @@ import json
 import os
 import queue
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -373,3 +375,39 @@ def test_a_folder_is_followed(index, folder) -> None:
         stop.set()
         thread.join(200)
     assert not thread.is_alive()
+
+
+def test_processes_have_nothing_to_do_where_nothing_has_changed(index, folder) -> None:
+    write(folder, {"a.txt": "One."})
+    options = FolderOptions(processes=1)
+    assert sync_folder(index, folder, options=options).new == 1
+    assert sync_folder(index, folder, options=options).same == 1
+
+
+@pytest.mark.parametrize("trouble", ["held", "a folder", "no table"])
+def test_files_are_indexed_whatever_becomes_of_the_table_of_readings(
+    index, folder, trouble, monkeypatch, caplog
+) -> None:
+    write(folder, {"a.txt": "One.", "b.txt": "Two."})
+    sync_folder(index, folder)
+    table = index.folder / FILE_TABLE
+    holder = sqlite3.connect(table, isolation_level=None)
+    monkeypatch.setattr("o1_retriever.index.files._PATIENCE_S", 0.01)
+    if trouble == "held":
+        holder.execute("BEGIN EXCLUSIVE")
+    elif trouble == "a folder":
+        table.unlink()
+        table.mkdir()
+    else:
+        holder.execute("DROP TABLE files")
+        holder.execute("CREATE TABLE files (nonsense)")
+    write(folder, {"c.txt": "Three."})
+    report = sync_folder(index, folder, prune=True)
+    assert (report.new, report.same, report.removed) == (1, 2, 0)
+    assert list(newer_folders(index)) == []
+    assert ("What was read is not noted" in caplog.text) == (trouble != "no table")
+    holder.close()
+    if trouble == "held":  # what another process holds is not thrown away
+        assert sync_folder(index, folder).same == 3
+        with closing(sqlite3.connect(table)) as opened:
+            assert opened.execute("SELECT count(*) FROM files").fetchone() == (3,)

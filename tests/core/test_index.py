@@ -8,6 +8,8 @@ import shutil
 import sqlite3
 import threading
 import time
+from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from o1_retriever.errors import (
 )
 from o1_retriever.index import graph as graph_module
 from o1_retriever.index.index import Index
-from o1_retriever.index.ledger import EmbeddedDocument
+from o1_retriever.index.ledger import EmbeddedDocument, Ledger
 from tests.support.index_worker import TinyEmbedder, answers, contents, finish, numbered, vectors, worker
 
 
@@ -214,6 +216,20 @@ def test_documents_are_streamed_page_by_page(large):
     assert [one.metadata["n"] for one in index.documents({"source": "f0"})] == list(range(0, 4200, 7))
 
 
+def test_ids_of_any_kind_are_taken_or_refused(index):
+    index.add(numbered(3))
+    assert [each.id for each in index.get(iter(["d00001", "d00001", "\ud800"]))] == ["d00001", "d00001"]
+    assert index.vectors(iter(["d00002"])).shape == (1, 16)
+    assert index.delete(["\ud800", "nothing"]) == 0
+    for wrong in (5, None, [None], "d00001"):
+        with pytest.raises(InputError, match="expected a list of strings"):
+            index.get(wrong)
+    with pytest.raises(InputError, match="no document"):
+        index.vectors(["\ud800"])
+    with pytest.raises(InputError, match="Found one int; expected a list of documents"):
+        index.add(5)
+
+
 def test_deleting(index, embedder):
     index.add(numbered(70))
     before = index.generation
@@ -355,6 +371,8 @@ def test_an_embedder_that_returns_something_else_is_an_error(tmp_path, answer, m
         (np.stack([np.ones(16), np.zeros(16)]), "Query vector 1 is zero"),
         (np.full((1, 16), np.inf), "Query vector 0"),
         ([["a"]], "cannot be used"),
+        ([[10**400] * 16], "cannot be used"),
+        (np.ones((1, 16)) * 1j, "found complex numbers; expected real ones"),
     ],
 )
 def test_query_vectors_that_cannot_be_compared_are_refused(index, query, message):
@@ -487,18 +505,103 @@ def test_a_damaged_ledger_is_an_error_in_one_line(tmp_path, embedder, damage):
     assert "\n" not in str(caught.value)
 
 
+def flipped(value):
+    return (
+        bytes([value[0] ^ 1, *value[1:]]) if isinstance(value, bytes) else chr(ord(value[0]) ^ 1) + value[1:]
+    )
+
+
+@pytest.mark.parametrize("column", ["vector", "text", "metadata", "digest"])
+def test_a_bit_that_the_disk_has_changed_is_never_given_out(tmp_path, embedder, column):
+    """SQLite does not notice it inside a value."""
+    with Index(tmp_path, embedder) as index:
+        index.add(numbered(10))
+    with closing(sqlite3.connect(tmp_path / "documents" / "documents.sqlite3")) as ledger, ledger:
+        (value,) = ledger.execute(f"SELECT {column} FROM documents WHERE id = 'd00004'").fetchone()
+        ledger.execute(f"UPDATE documents SET {column} = ? WHERE id = 'd00004'", (flipped(value),))
+    with Index(tmp_path, embedder) as index:
+        for look in (
+            lambda: index.search(vectors(embedder, "text number 4"), k=10),
+            lambda: index.get(["d00004"]),
+        ):
+            with pytest.raises(StoreError, match=r"not as it was written.*index FOLDER"):
+                look()
+        assert [document.id for document in index.get(["d00003"])] == ["d00003"]
+
+
+def test_a_damaged_state_is_an_error(tmp_path, embedder):
+    with Index(tmp_path, embedder) as index:
+        index.add(numbered(10))
+    for change in (
+        "UPDATE state SET value = '17' WHERE key = 'generation'",
+        "DELETE FROM state WHERE key = 'graph'",
+    ):
+        with closing(sqlite3.connect(tmp_path / "documents" / "documents.sqlite3")) as ledger, ledger:
+            ledger.execute(change)
+        with pytest.raises(StoreError, match="a damaged state"):
+            Index(tmp_path, embedder)
+
+
+@pytest.mark.parametrize("change", ["a document is gone", "a vector is another"])
+def test_a_graph_that_says_other_than_the_ledger_is_built_anew(
+    tmp_path, embedder, monkeypatch, caplog, change
+):
+    """As after a bit has changed in Chroma's own log of writes, which nothing checks."""
+    monkeypatch.setattr(graph_module, "_EXACT", 0)
+    with Index(tmp_path, embedder) as index:
+        index.add(numbered(10))
+        if change == "a document is gone":
+            with closing(sqlite3.connect(tmp_path / "documents" / "documents.sqlite3")) as ledger, ledger:
+                ledger.execute("DELETE FROM documents WHERE id = 'd00004'")
+        else:
+            index._store._graph._collection.update(ids=["d00004"], embeddings=vectors(embedder, "other"))
+        (hits,) = index.search(vectors(embedder, "other" if "vector" in change else "text number 4"), k=10)
+        assert sorted(hit.id for hit in hits) == index.ids()
+        exact = (
+            index.vectors([hit.id for hit in hits])
+            @ vectors(embedder, "other" if "vector" in change else "text number 4")[0]
+        )
+        assert [hit.score for hit in hits] == pytest.approx(exact.tolist(), abs=1e-5)
+    assert "Building the search graph" in caplog.text
+
+
+def test_a_damaged_file_of_the_graph_is_not_loaded(tmp_path, whole, embedder, caplog):
+    """Chroma may crash on it, or find other documents."""
+    shutil.copytree(whole.path, tmp_path / "copy")
+    (file,) = (tmp_path / "copy").rglob("data_level0.bin")
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    file.write_bytes(raw)
+    with Index(tmp_path / "copy", embedder) as index:
+        assert answers(index) == answers(whole)
+    assert "have been changed" in caplog.text
+
+
+def test_large_files_of_the_graph_have_a_checksum_when_the_index_is_closed(
+    tmp_path, whole, embedder, monkeypatch, caplog
+):
+    monkeypatch.setattr(graph_module, "_SUMMED_AT_ONCE", 100)
+    shutil.copytree(whole.path, tmp_path / "copy")
+    with Index(tmp_path / "copy", embedder) as index:
+        index.add(numbered(3400))
+        with index._store.ledger.session() as session:
+            assert len(session.state().sums) < len(session.state().sizes)
+    with Index(tmp_path / "copy", embedder) as index, index._store.ledger.session() as session:
+        assert set(session.state().sums) == set(session.state().sizes)
+
+
 def test_another_format_is_an_error(tmp_path, embedder):
     Index(tmp_path, embedder).close()
     ledger = sqlite3.connect(tmp_path / "documents" / "documents.sqlite3")
     ledger.execute("UPDATE state SET value = '99' WHERE key = 'format'")
     ledger.commit()
     ledger.close()
-    with pytest.raises(StoreError, match="has format 99; expected 2"):
+    with pytest.raises(StoreError, match="has format 99; expected 3"):
         Index(tmp_path, embedder)
 
 
 def test_an_index_of_the_first_format_is_brought_up_to_date(tmp_path, embedder):
-    """As the first format left it: without the tables of fields, and without a name of its own."""
+    """As the first format left it: without the tables of fields, checksums, and a name of its own."""
     metadata = {"tags": ["a", "b"], "n": 1}
     with Index(tmp_path, embedder) as index:
         index.add([*numbered(50), Document(id="tagged", text="tagged", metadata=metadata)])
@@ -507,7 +610,9 @@ def test_an_index_of_the_first_format_is_brought_up_to_date(tmp_path, embedder):
     for statement in (
         "DROP TABLE fields",
         "DROP TABLE field_values",
-        "DELETE FROM state WHERE key = 'identity'",
+        "ALTER TABLE documents DROP COLUMN crc",
+        "ALTER TABLE documents DROP COLUMN vector_sum",
+        "DELETE FROM state WHERE key IN ('identity', 'crc')",
         "UPDATE state SET value = '1' WHERE key = 'format'",
     ):
         ledger.execute(statement)
@@ -748,10 +853,8 @@ def test_a_write_that_died_between_ledger_and_graph_is_finished(tmp_path, embedd
         shutil.copytree(graph, tmp_path / "old")
         index.add(numbered(30))
         expected = contents(index), answers(index)
-    ledger = sqlite3.connect(tmp_path / "documents" / "documents.sqlite3")
-    ledger.execute("UPDATE state SET value = 'true' WHERE key = 'dirty'")
-    ledger.commit()
-    ledger.close()
+    with Ledger(tmp_path / "documents").session(write=True) as session, session.transaction():
+        session.write_state(replace(session.state(), dirty=True))
     if stage == "ledger":
         shutil.rmtree(graph)
         shutil.copytree(tmp_path / "old", graph)

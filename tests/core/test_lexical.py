@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -237,7 +238,7 @@ def test_a_writer_that_died_leaves_a_whole_word_index(index, embedder):
     with store.ledger.session(write=True) as session, session.transaction():
         session.put(embed_documents(embedder, [document], {}, batch_size=1))
         session.remove(["d0001"])
-        session._connection.execute("UPDATE state SET value = 'true' WHERE key = 'dirty'")
+        session.write_state(replace(session.state(), dirty=True))
     (hits,) = index.search_groups([vectors(embedder, "x")], texts=["zeppelin"], k=200)
     assert {hit.id: hit.lexical_rank for hit in hits}["late"] == 1
     assert "d0001" not in {hit.id for hit in hits}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import subprocess
 import sys
@@ -68,6 +69,21 @@ def test_a_lock_ends_with_the_process_that_held_it(tmp_path: Path, root: Path) -
         process.wait()
     with locked(file, patience=60):
         pass
+
+
+def test_a_file_system_without_locks_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite calls it busy, so that whoever waits would wait for nobody."""
+
+    def no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with closing(acquire(tmp_path / "lock")):
+        monkeypatch.setattr("fcntl.lockf", no_locks)
+        with pytest.raises(sqlite3.OperationalError, match="gives no locks") as caught:
+            acquire(tmp_path / "lock", patience=1000)
+    assert not is_busy(caught.value)
 
 
 def test_a_file_of_something_else_is_emptied_and_no_file_at_all_is_named(tmp_path: Path) -> None:

@@ -130,3 +130,24 @@ def test_a_full_disk_stops_cleanly_and_the_rest_follows(tmp_path: Path, root: Pa
     assert out.read_bytes().endswith(b"\n")
     write(out, range(200))
     assert queries(out) == [f"question {number}" for number in range(200)]
+
+
+@pytest.mark.parametrize("damage", [b"\0", b"}"])
+def test_a_damaged_line_is_named_and_a_changed_file_is_told(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out.jsonl"
+    write(out, range(3))
+    write(out, range(4), finish=False)  # a longer input, and a kill before its end
+    write(out, range(4))
+    assert not caplog.records
+    raw = bytearray(out.read_bytes())
+    place = raw.index(b'"', 40)
+    raw[place : place + 1] = damage
+    out.write_bytes(raw)
+    with Ledger(out, stage="synthesize", recipe=RECIPE) as ledger:
+        assert "no longer as it was when it was finished" in caplog.text
+        with pytest.raises(LedgerError, match=r"has a damaged line.*Remove that line"):
+            list(ledger.rows())
+        with pytest.raises(LedgerError, match="has a damaged line"):
+            ledger.forget(lambda row: True)

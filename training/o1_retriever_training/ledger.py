@@ -14,6 +14,7 @@ import os
 import re
 import sqlite3
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -128,6 +129,9 @@ class Ledger:
             self._check_manifest()
             self._file = self.path.open("ab", buffering=0)
             self._end = self._read_index()
+            length, _ = finished = tuple(self.known.get("content") or (0, 0))
+            if _content(self.path, length) != finished:  # rows of a longer input may have been added since
+                logger.warning("%s is no longer as it was when it was finished.", self.path)
             return self
         except BaseException as error:
             self.close()
@@ -174,6 +178,8 @@ class Ledger:
                 if not self.index.in_order():
                     self._replace(self._lines(ordered=True))
             self.manifest |= {"finished": finished, "rows": len(self), "counts": dict(counts)}
+            if finished:
+                self.manifest["content"] = _content(self.path, self._end)
             write_whole(self.manifest_path, json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n")
         except OSError as error:
             raise _refused(self.path, error) from error
@@ -183,22 +189,28 @@ class Ledger:
 
         They go to the end of `<output>.retry` first, whose lines hold what is known about them.
         """
+        try:
+            return self._forget(keep)
+        except OSError as error:
+            raise _refused(self.path, error) from error
+
+    def _forget(self, keep: Callable[[dict[str, Any]], bool]) -> int:
         aside = self.path.with_name(f"{self.path.name}.retry")
         with aside.open("ab") as other:
             dropped = 0
             for line in self._lines():
-                if not keep(json.loads(line)):
+                if not keep(_parsed(self.path, line)):
                     other.write(line)
                     dropped += 1
             other.flush()
             os.fsync(other.fileno())
         if dropped:
-            self._replace(line for line in self._lines() if keep(json.loads(line)))
+            self._replace(line for line in self._lines() if keep(_parsed(self.path, line)))
         return dropped
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """What is written, row by row."""
-        return (json.loads(line) for line in self._lines())
+        return (_parsed(self.path, line) for line in self._lines())
 
     def close(self) -> None:
         """Let others write; called at the end of the `with` block."""
@@ -233,7 +245,7 @@ class Ledger:
             return
         try:
             self.known = dict(json.loads(self.manifest_path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise LedgerError(
                 f"{self.manifest_path} is damaged ({error}).", hint="Choose another --out."
             ) from None
@@ -335,6 +347,32 @@ class Input:
             else:
                 yield self.rows, row
                 self.rows += 1
+
+
+def written_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of an output. Raises `LedgerError` for a line that the disk has damaged."""
+    with path.open("rb") as lines:
+        for line in lines:
+            yield _parsed(path, line)
+
+
+def _parsed(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise LedgerError(
+            f"{path} has a damaged line, {line[:40]!r} ({error}).",
+            hint="Remove that line, and type the same command again: its row is made again.",
+        ) from None
+
+
+def _content(path: Path, length: int) -> tuple[int, int]:
+    """How many of the first `length` bytes there are, and their checksum."""
+    seen = found = 0
+    with path.open("rb") as opened:
+        while part := opened.read(min(1 << 22, length - seen)):
+            seen, found = seen + len(part), zlib.crc32(part, found)
+    return seen, found
 
 
 def write_whole(path: Path, text: str) -> None:

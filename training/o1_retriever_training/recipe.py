@@ -148,7 +148,7 @@ def read_yaml(path: str | Path) -> Any:
         raise SettingsError(f"The recipe {path} cannot be read: {error}.") from error
     try:
         value = yaml_value(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         problem = " ".join(str(error).split())
         raise SettingsError(f"The recipe {path} cannot be read: {problem}.") from None
     return {} if value is None else value
@@ -156,7 +156,7 @@ def read_yaml(path: str | Path) -> Any:
 
 def yaml_value(text: str) -> Any:
     """The value of a YAML text, read as `read_yaml` does. Raises `yaml.YAMLError`."""
-    return yaml.load(text, Loader=_Loader)
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader  # nosec B506
 
 
 _EXPECTED = "expected SECTION.FIELD=VALUE, such as optimisation.seed=1"

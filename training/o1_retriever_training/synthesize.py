@@ -19,7 +19,7 @@ from o1_retriever.query import Query
 from o1_retriever.reporting.progress import Advance, progress
 from o1_retriever.reporting.text import counted
 from o1_retriever_training.experts import Expert, as_experts
-from o1_retriever_training.ledger import Input, Ledger
+from o1_retriever_training.ledger import Input, Ledger, written_rows
 from o1_retriever_training.recipe import INSTRUCTIONS, Recipe
 from o1_retriever_training.rows import (
     Failure,
@@ -272,13 +272,11 @@ def _summarise(path: Path) -> dict[str, int]:
     """What the rows of an output hold, whoever has written them and when."""
     names = ("rows", "candidates", "failures", "without", "prompt_tokens", "completion_tokens")
     counts = dict.fromkeys(names, 0)
-    with path.open("rb") as lines:
-        for line in lines:
-            row = json.loads(line)
-            usable = sum(thought is not None for thought in row["all_thought"])
-            own = (1, usable, len(row["all_thought"]) - usable, not usable, *(row.get("tokens") or (0, 0)))
-            for name, count in zip(names, own, strict=True):
-                counts[name] += count
+    for row in written_rows(path):
+        usable = sum(thought is not None for thought in row["all_thought"])
+        own = (1, usable, len(row["all_thought"]) - usable, not usable, *(row.get("tokens") or (0, 0)))
+        for name, count in zip(names, own, strict=True):
+            counts[name] += count
     return counts
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from o1_retriever.errors import SettingsError
 from o1_retriever.reporting.progress import progress
-from o1_retriever_training.ledger import Input, Ledger, LedgerError
+from o1_retriever_training.ledger import Input, Ledger, LedgerError, written_rows
 from o1_retriever_training.rows import RowProblems, TrainingRow, count_rows, digest
 from o1_retriever_training.scorers import Scorer, as_scorer
 
@@ -279,10 +279,8 @@ def _case(row: TrainingRow, rules: VoteRules) -> Case | None:
 
 def _verdicts(path: Path) -> Iterator[tuple[str, Verdict | None]]:
     """All rows' keys and verdicts in order, None for a row that there was nothing to score of."""
-    with path.open("rb") as lines:
-        for line in lines:
-            value = json.loads(line)
-            yield value["key"], value["verdict"] and Verdict(**value["verdict"])
+    for value in written_rows(path):
+        yield value["key"], value["verdict"] and Verdict(**value["verdict"])
 
 
 def _count_all(source: Input, ledger: Ledger, files: Mapping[str, Path], rules: VoteRules) -> dict[str, Any]:

@@ -117,6 +117,14 @@ def test_a_linked_file_of_a_cache_is_taken_and_the_weights_are_not_copied(
     assert placed.stat().st_ino == blob.stat().st_ino
 
 
+def test_a_link_to_a_file_elsewhere_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "private").write_text("mine alone")
+    (folder / "LICENSE").symlink_to(tmp_path / "private")
+    staged = stage(folder, tmp_path / "staging", facts=FACTS)
+    assert "a link to a file elsewhere" in {each.reason for each in staged.left_out if each.path == "LICENSE"}
+    assert not (tmp_path / "staging" / "LICENSE").exists()
+
+
 @pytest.mark.parametrize(("kind", "text"), TOKENS.items())
 def test_a_secret_stops_everything(folder: Path, tmp_path: Path, kind: str, text: str) -> None:
     (folder / "README.md").write_text(f"# Mine\n\nUse it with\n{text}\n")

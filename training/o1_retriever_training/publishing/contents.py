@@ -52,6 +52,7 @@ _ADAPTER = "merged into the base model"
 _WEIGHTS_OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _TOLD = "its recipe and figures are in the card"
 _OTHER = "not part of the model"
+_ELSEWHERE = "a link to a file elsewhere"
 # The first that fits decides.
 _FOLDERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (_SECRET, (".ssh", ".aws", ".gnupg", "secrets*")),
@@ -130,18 +131,31 @@ def look_into(folder: str | Path) -> Contents:
 def _sorted_files(root: Path, *, keep: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     """Each file and each folder that is left out, with the reason; an empty one for what is sent."""
     for entry in sorted(root.iterdir()):
-        if entry.name in keep:
+        if entry.name in keep and not _leads_elsewhere(entry, root):
             yield entry.name, ""
+        elif _leads_elsewhere(entry, root):
+            yield entry.name, _ELSEWHERE
         elif not entry.is_dir():
             yield entry.name, _refused(_FILES, entry.name) or ("" if _fits(entry.name, _WANTED) else _OTHER)
         elif entry.name in _PARTS:
             for each in sorted(entry.iterdir()):
-                sent = each.is_file() and each.name == "config.json"
+                sent = each.is_file() and each.name == "config.json" and not _leads_elsewhere(each, root)
                 yield f"{entry.name}/{each.name}", "" if sent else _OTHER
         elif entry.name == NF4:
             yield from ((f"{NF4}/{path}", reason) for path, reason in _sorted_files(entry))
         else:
             yield f"{entry.name}/", _refused(_FOLDERS, entry.name) or _OTHER
+
+
+def _leads_elsewhere(entry: Path, root: Path) -> bool:
+    """Whether it is a link out of the folder, which its maker may have led to any file of this machine.
+
+    The Hub's own cache is made of links, from a snapshot to its blobs, and weights are where there is room.
+    """
+    if not entry.is_symlink() or entry.name.endswith(".safetensors"):
+        return False
+    target, home = entry.resolve(), root.resolve()
+    return not target.is_relative_to(home) and target.parent != home.parent.parent / "blobs"
 
 
 def _refused(rules: Sequence[tuple[str, tuple[str, ...]]], name: str) -> str:
