@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no
 # Compiled modules are kept even where the environment forbids it: a hundred processes would compile them anew.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=
 
-.PHONY: help install demo test lowest slow lint format wheel notebooks bench bench-full o1-embedder-22m clean
+.PHONY: help install demo test lowest slow lint audit sbom format wheel notebooks bench bench-full o1-embedder-22m clean
 
 help:
 	@echo "make demo     index a small corpus, ask it five questions, show the thoughts and what they move"
@@ -25,6 +25,7 @@ help:
 	@echo "make lowest   run the tests of the adapters with the lowest versions that pyproject.toml allows"
 	@echo "make slow     run the long tests too; some need collections that are not in the repository"
 	@echo "make lint     check style and types      make format   put the code into shape"
+	@echo "make audit    look for known vulnerabilities   make sbom  the list of what is installed, in dist"
 	@echo "make wheel    build dist/*.whl           make clean    remove what make made"
 	@echo "make bench    measure speed, under 15 minutes on a quiet machine    make bench-full  hours"
 	@echo "make o1-embedder-22m  train the model of this repository again, hours; DATA=... is the data, ARGS=--quick tries the way"
@@ -74,6 +75,13 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit -q -c pyproject.toml -r o1_retriever integrations training
+
+audit: install
+	@.ci/audit $(BIN)/python
+
+sbom: install
+	@.ci/audit $(BIN)/python dist/o1-retriever.cdx.json
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -95,4 +103,4 @@ bench-full: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.speed --full $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .venv-audit dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

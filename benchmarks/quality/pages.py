@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from benchmarks.fictional_world.page import ablation_table, two_hop_table
 from benchmarks.quality.card import with_results
 from benchmarks.record import RESULTS, ROOT, read
+from benchmarks.reliability.page import reliability_table
 from benchmarks.speed.page import full_table, speed_table
 from o1_retriever.reporting.text import markdown_table
 
@@ -306,6 +307,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Rows], str]]]] = {
         "robustness": ("robustness.jsonl", robustness_table),
         "curves": ("curves.jsonl", curves_table),
     },
+    "docs/reliability.md": {"reliability": ("reliability.jsonl", reliability_table)},
     "docs/fictional-world.md": {
         "two-hop": ("fictional_world.jsonl", two_hop_table),
         "ablation": ("fictional_world.jsonl", ablation_table),

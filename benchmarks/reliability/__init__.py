@@ -1,0 +1,1 @@
+"""What is lost, doubled or wrong on a hard day: one command per figure."""

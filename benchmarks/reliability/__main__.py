@@ -1,0 +1,54 @@
+"""Do harm to what this library keeps, and count what is lost, doubled or wrong.
+
+Run from the repository's root; every row of docs/reliability.md is one name:
+
+    python -m benchmarks.reliability NAME [NAME ...] [--count N] [--seconds S] [--results FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import RESULTS, record
+
+NAMES = ("kill_points", "disk", "sharing", "entries", "hostile", "upgrade", "mutants", "soak")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and record."""
+    options = _options(arguments)
+    chosen: dict[str, Any] = {
+        name: value
+        for name in ("count", "seconds", "only", "stages")
+        if (value := getattr(options, name)) is not None
+    }  # fmt: skip
+    for name in options.names:
+        print(f"== {name}", flush=True)
+        measure = import_module(f"benchmarks.reliability.{name}").measure
+        taken = {key: value for key, value in chosen.items() if key in inspect.signature(measure).parameters}
+        for measured in measure(**taken):
+            figure = replace(measured, name=f"reliability/{measured.name}")
+            record(options.results, [figure])
+            print(f"{figure.name}: {figure.value} {figure.unit}", flush=True)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    said = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability", description=said)
+    parser.add_argument("names", nargs="+", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
+    parser.add_argument("--count", type=int, help="how often (default: what the row's bar asks for)")
+    parser.add_argument("--seconds", type=float, help="how long, for the soak (default: 1800)")
+    parser.add_argument("--only", nargs="+", help="some parts of a row")
+    parser.add_argument("--stages", nargs="+", help="some kinds of work, for disk")
+    parser.add_argument("--results", type=Path, default=RESULTS / "reliability.jsonl", help="where to write")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
