@@ -155,7 +155,7 @@ def index_found(folder: Path) -> Any:
         found["graph"] = _answers(index)
         found["all"] = sorted(hit.id for hit in index.search(index.vectors(ids[:1]), k=2 * len(ids))[0])
         graph._EXACT = 2000
-        found["filtered"] = _answers(index, where={"source": documents[0][2]["source"]})
+        found["filtered"] = _answers(index, where={"source": documents[0][2].get("source", "")})
     return found
 
 
@@ -284,6 +284,53 @@ def trained_found(folder: Path) -> Any:
     return {"weights": weights, "losses": losses, "files": sorted(os.listdir(out))}  # noqa: PTH208
 
 
+# Many documents. --------------------------------------------------------------------------------------
+
+
+def prepare_rows(folder: Path) -> None:
+    """Documents, some of which share a text."""
+    rows = [
+        {"id": f"d{n}", "text": f"text number {n % 50}", "source": f"f{n % 3}", "n": n} for n in range(60)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def embed_rows(folder: Path) -> None:
+    """Embed them into shards of a few documents."""
+    from o1_retriever.index.shards import ShardOptions, embed_shards
+
+    options = ShardOptions(rows=8, batch_size=4)
+    embed_shards(str(folder / "rows.jsonl"), folder / "shards", TinyEmbedder(), options=options)
+
+
+def embedded_found(folder: Path) -> Any:
+    """What the check of all shards says, and the files."""
+    from o1_retriever.index.shards import check_shards
+
+    check = check_shards(folder / "shards")
+    files = sorted(path.name for path in (folder / "shards").iterdir() if "lock" not in path.name)
+    return {
+        "documents": check.documents,
+        "problems": list(check.problems),
+        "content": check.manifest.content,
+        "files": files,
+    }
+
+
+def prepare_shards(folder: Path) -> None:
+    """Documents that are embedded already."""
+    prepare_rows(folder)
+    embed_rows(folder)
+
+
+def load_rows(folder: Path) -> None:
+    """Load the shards into an index."""
+    from o1_retriever.index.foreign import load_shards, opened_for
+
+    with opened_for(str(folder / "index"), "documents", folder / "shards") as target:
+        load_shards(folder / "shards", target)
+
+
 # A model whose weights lie on the disk. ---------------------------------------------------------------
 
 _QUERY, _TEXTS = "birch in a grove", ["amber and cedar", "delta", "a heron at the inlet"]
@@ -325,11 +372,15 @@ HEAVY = {
     "shared cache": (),
     "synthesize": ("tests.support.synthesis_worker", "o1_retriever_training.experts"),
     "weights": ("tests.support.joint_runs", "chromadb.api.rust", "o1_retriever.embedder"),
+    "embed": ("pyarrow.parquet", "o1_retriever.index.shards"),
+    "load": ("pyarrow.parquet", "o1_retriever.index.foreign", "chromadb.api.rust", "bm25s"),
     "train": ("tests.support.joint_runs", "o1_retriever_training.joint.run", "peft", "tensorboard"),
 }
 
 STAGES = {
     "index": Stage(prepare=prepare_index, work=index_notes, found=index_found),
+    "embed": Stage(prepare=prepare_rows, work=embed_rows, found=embedded_found),
+    "load": Stage(prepare=prepare_shards, work=load_rows, found=index_found),
     "cache": Stage(prepare=lambda folder: None, work=fill_cache, found=cache_found),
     "shared cache": Stage(prepare=lambda folder: None, work=use_cache, found=cache_found),
     "synthesize": Stage(prepare=prepare_pairs, work=synthesize_pairs, found=synthesized_found),

@@ -24,7 +24,7 @@ from benchmarks.reliability.jobs import HEAVY
 from tests.support.forks import Forks, said
 
 _JOBS = "benchmarks.reliability.jobs"
-_STAGES = ("index", "cache", "synthesize", "train")
+_STAGES = ("index", "embed", "load", "cache", "synthesize", "train")
 _TRIES = 4  # for a moment that came after the end of the run
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import ROOT, Figure
+from benchmarks.record import Figure
+from benchmarks.reliability.harm import harmed
 from benchmarks.reliability.jobs import HEAVY
 from tests.support.forks import Forks, said
 
@@ -25,7 +26,7 @@ _PROCESSES = {"index": 2, "synthesize": 2, "shared cache": 10}
 def measure(*, count: int = 20) -> Iterator[Figure]:
     """`sharing/...`: how many times they began together, and after how many something was wrong."""
     heavy = [name for stage in _PROCESSES for name in HEAVY[stage]]
-    with Forks(ROOT, _JOBS, *heavy) as forks, tempfile.TemporaryDirectory() as folder:
+    with harmed(_JOBS, *heavy) as forks, tempfile.TemporaryDirectory() as folder:
         for stage, processes in _PROCESSES.items():
             name = stage.replace(" ", "_")
             sharing = _Sharing(forks, Path(folder, name), stage)

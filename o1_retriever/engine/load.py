@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
+_LARGEST_SIZE = 1 << 24  # of a config: more layers, numbers of a state or tokens than any model has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +197,7 @@ def _load(
         trust["gguf_file"] = gguf
     config, words = read_config(folder, tokenizer=tokenizer, **trust)
     _check_causal(folder, config)
+    _check_sizes(folder, config)
     _check_known(folder, config)
     quieten_bitsandbytes()
     import torch
@@ -254,7 +256,7 @@ def read_config(folder: str | Path, *, tokenizer: Path | None = None, **trust: A
     try:
         config = AutoConfig.from_pretrained(folder, **trust)
         return config, AutoTokenizer.from_pretrained(tokenizer or folder, **trust)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, IndexError, struct.error) as error:
         if "gguf_file" in trust:
             raise explain_gguf(folder / trust["gguf_file"], first_line(error)) from error
         raise CheckpointError(
@@ -440,6 +442,18 @@ def _check_causal(name: str | Path, config: Any) -> None:
             f"{name} is a bidirectional {config.model_type} encoder; expected a causal language model.",
             hint="Use it as an encoder: ThinkingEmbedder.from_parts(thinker, encoder).",
         )
+
+
+def _check_sizes(name: str | Path, config: Any) -> None:
+    """Raise `CheckpointError` for sizes that no model has, which transformers takes as they come."""
+    text = config.get_text_config()
+    for size in ("num_hidden_layers", "hidden_size", "vocab_size"):
+        found = getattr(text, size, 1)
+        if not isinstance(found, int) or not 1 <= found <= _LARGEST_SIZE:
+            raise CheckpointError(
+                f"{name} has a config with {size} {found!r:.60}; expected a whole number from 1 to "
+                f"{_LARGEST_SIZE:,}."
+            )
 
 
 def stop_ids(model: Any, template: PlainText) -> tuple[int, ...]:

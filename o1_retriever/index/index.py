@@ -397,7 +397,7 @@ class Index(SentUnmade):
 
 
 def _check_ids(ids: Sequence[str]) -> list[str]:
-    names = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else [None]
+    names: list[Any] = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else [None]
     if not all(isinstance(identity, str) for identity in names):
         raise InputError(f"Found the ids {ids!r:.60}; expected a list of strings.")
     return names

@@ -202,9 +202,9 @@ class Store:
 
     def _followed(self, state: State) -> State:
         """The next generation, which the graph has."""
-        written = {"sizes": self._graph.sizes(state.graph), "sums": self._graph.sums(state.graph)}
-        self._unsealed = len(written["sums"]) < len(written["sizes"])
-        return replace(state, dirty=False, generation=state.generation + 1, **written)
+        sizes, sums = self._graph.sizes(state.graph), self._graph.sums(state.graph)
+        self._unsealed = len(sums) < len(sizes)
+        return replace(state, dirty=False, generation=state.generation + 1, sizes=sizes, sums=sums)
 
     def _seal(self) -> None:
         """Note the checksums of files that are too large for one after every write."""

@@ -159,6 +159,20 @@ def test_pickled_weights_are_refused(copy: Path) -> None:
         load_model(copy, CPU)
 
 
+@pytest.mark.parametrize("size", [0, -1, 10**12])
+def test_a_config_of_sizes_that_no_model_has_is_refused(copy: Path, size: int) -> None:
+    path = copy / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": size}))
+    with pytest.raises(CheckpointError, match=r"num_hidden_layers|cannot be loaded"):
+        load_model(copy, CPU)
+
+
+def test_a_config_that_is_nested_too_deeply_is_refused(copy: Path) -> None:
+    (copy / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError):
+        load_model(copy, CPU)
+
+
 def test_truncated_weights(copy: Path) -> None:
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
