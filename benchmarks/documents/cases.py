@@ -458,6 +458,8 @@ def _rows() -> Iterator[Case]:
     yield case("semicolons.csv", "Teil;Preis\nSchraube;3,50\n", "Teil: Schraube\nPreis: 3,50")
     yield case("parts.tsv", "Part\tPrice\nBolt\t3\n", "Part: Bolt\nPrice: 3")
     yield case("lines in a cell.csv", 'a,b\n"one\ntwo",3\n', "a: one two\nb: 3")
+    yield case("heads alone.csv", "Part,Price\n", "Part | Price")
+    yield case("no value.csv", "Part,Fax,Price\nBolt,,3\n", "Part: Bolt\nPrice: 3", notes="without a value: Fax")
     yield case("no head.csv", "1,2\n3,4\n", "1 | 2", "3 | 4")
     yield case(
         "cp1252.csv", "Ort,Wert\nKöln,3\n".encode("cp1252"), "Ort: Köln\nWert: 3", notes="a guess: CP1252"
@@ -597,11 +599,13 @@ def _office() -> Iterator[Case]:
         w.xlsx(
             Parts=[["Part", "Price", "Since"], ["Bolt", 3, date(2024, 5, 1)], [], ["Nut", 1.5, None]],
             Notes=[["Only text here."], ["More."]],
+            Orders=[["Part", "Count"]],
         ),
         ("Parts", "Part: Bolt\nPrice: 3\nSince: 2024-05-01"),
         ("Parts", "Part: Nut\nPrice: 1.5"),
         ("Notes", "Only text here."),
         ("Notes", "More."),
+        ("Orders", "Part | Count"),
         metadata={"line": 2},
     )
     body = "<text:h text:outline-level='1'>Pumps</text:h><text:p>Close<text:s/>the <text:span>valve</text:span>.</text:p><text:list><text:list-item><text:p>one</text:p></text:list-item></text:list><table:table><table:table-row><table:table-cell><text:p>Bolt</text:p></table:table-cell><table:table-cell><text:p>3</text:p></table:table-cell></table:table-row></table:table>"

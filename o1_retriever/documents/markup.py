@@ -22,6 +22,7 @@ _LINE_HEADINGS = {
         r"\{(?P<title>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
     ),
 }
+_MOST_FIELDS = 10_000  # of a file about itself
 _TEX = ("part", "chapter", "section", "subsection", "subsubsection", "paragraph")
 
 
@@ -74,9 +75,18 @@ def _yaml(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        fields = yaml.safe_load(text)
     except (yaml.YAMLError, AttributeError, TypeError) as error:
         raise ValueError(str(error)) from error
+    waiting, count = [fields], 0
+    while waiting:  # names for parts let a few lines stand for millions
+        value = waiting.pop()
+        count += 1
+        if count > _MOST_FIELDS:
+            raise ValueError(f"it expands to more than {_MOST_FIELDS:,} values")
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+    return fields
 
 
 @lru_cache(maxsize=1)

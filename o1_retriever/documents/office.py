@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from o1_retriever.documents.encoding import declared_by_html
 from o1_retriever.documents.html import html_blocks
 from o1_retriever.documents.markup import titled
-from o1_retriever.documents.rows import row_section
+from o1_retriever.documents.rows import row_section, unused_heads
 from o1_retriever.documents.source import Source
 from o1_retriever.documents.structure import Block, Section, Value, sections, valid
 from o1_retriever.documents.xml import attribute, name_of, parse
@@ -156,6 +156,7 @@ def read_xlsx(source: Source) -> Iterator[Section]:
         for sheet in book.worksheets:
             sheet.reset_dimensions()  # what a file says about its size is often wrong
             heads: list[str] = []
+            used: set[int] = set()
             for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
                 cells = [_cell(value) for value in row[:_COLUMNS]]
                 if not any(cells):
@@ -165,7 +166,9 @@ def read_xlsx(source: Source) -> Iterator[Section]:
                     if sum(map(bool, cells)) > 1:
                         continue
                     heads = []
+                used.update(place for place, cell in enumerate(cells) if cell)
                 yield row_section(heads, cells, number, title=sheet.title)
+            yield from unused_heads(source, heads, used, title=sheet.title)
     except Exception as error:  # as above
         raise source.error(f"it cannot be read as an Excel workbook ({_line(error)}).") from error
 

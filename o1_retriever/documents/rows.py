@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from o1_retriever.documents.encoding import decode
@@ -165,6 +165,7 @@ def read_table(source: Source) -> Iterator[Section]:
     csv.field_size_limit(LONGEST_LINE)
     reader = csv.reader(_chained(first, lines), delimiter=delimiter)
     heads: list[str] | None = None
+    used: set[int] = set()
     while True:
         try:
             row = next(reader, None)
@@ -172,6 +173,7 @@ def read_table(source: Source) -> Iterator[Section]:
             source.note(f"{_places([reader.line_num])} no row of a table ({error!s:.60}); left out.")
             continue
         if row is None:
+            yield from unused_heads(source, heads or [], used)
             return
         cells = [" ".join(cell.split()) for cell in row]
         if not any(cells):
@@ -180,6 +182,7 @@ def read_table(source: Source) -> Iterator[Section]:
             heads = cells if len(cells) > 1 and not any(_is_number(cell) for cell in cells) else []
             if heads:
                 continue
+        used.update(place for place, cell in enumerate(cells) if cell)
         yield row_section(heads, cells, reader.line_num)
 
 
@@ -211,3 +214,15 @@ def row_section(heads: Sequence[str], cells: Sequence[str], number: int, *, titl
     else:
         text = " | ".join(cell for cell in cells if cell)
     return Section(text=text, metadata={"line": number, **named})
+
+
+def unused_heads(
+    source: Source, heads: Sequence[str], used: Collection[int], *, title: str = ""
+) -> Iterator[Section]:
+    """What no row says: a section of the names of the columns where there is no row, else a note of some."""
+    left = [head for place, head in enumerate(heads) if head and place not in used]
+    if left and not used:
+        yield row_section([], left, 1, title=title)
+    elif left:
+        more = f" and {len(left) - _SHOWN:,} more" if len(left) > _SHOWN else ""
+        source.note(f"columns without a value: {', '.join(left[:_SHOWN])}{more}.")

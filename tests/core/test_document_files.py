@@ -181,6 +181,19 @@ def test_what_is_made_to_fill_memory_and_time_is_refused(name, data, message, tm
     assert time.process_time() - start < 10
 
 
+def test_front_matter_that_stands_for_millions_of_values_is_read_as_text(tmp_path) -> None:
+    keys = [f"k{number}" for number in range(60)]
+    lines = [f"a: &a {{{', '.join(f'{key}: x' for key in keys)}}}"]
+    for outer, inner in zip("bcde", "abcd", strict=True):
+        lines.append(f"{outer}: &{outer} {{{', '.join(f'{key}: *{inner}' for key in keys)}}}")
+    (tmp_path / "a.md").write_text("\n".join(["---", *lines, "---", "# Title", "text"]))
+    start = time.process_time()
+    documents, notes = read(tmp_path / "a.md")
+    assert "text" in documents[-1].text
+    assert ["more than 10,000 values" in note for note in notes] == [True]
+    assert time.process_time() - start < 10
+
+
 def test_names_in_an_archive_lead_nowhere(tmp_path) -> None:
     (tmp_path / "secret.xhtml").write_text("<p>secret</p>")
     with zipfile.ZipFile(io.BytesIO(writers.epub("<p>inside</p>"))) as book:
