@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,25 +106,44 @@ def index(
         raise DocumentError(
             str(folder), f"{problem}; expected a folder with documents.", hint="Check the path."
         )
-    from o1_retriever.cli.models import load_embedder
-    from o1_retriever.index.folder import follow_folder, sync_folder
+    for done, count in _runs(folder, target, model, options, prune=prune, watch=watch):
+        _show(done, folder, target.index, count)
+        if report is not None:
+            done.save(report)
+        if done.skipped and not done.files and not watch:
+            raise DocumentError(
+                str(folder),
+                f"nothing could be read: {counted(len(done.skipped), 'file')} skipped, as said above.",
+            )
+
+
+def _runs(
+    folder: Path,
+    target: IndexOptions,
+    model: ModelOptions,
+    options: FolderOptions,
+    *,
+    prune: bool,
+    watch: bool,
+) -> Iterator[tuple[FolderReport, int]]:
+    """Reports, and after each how many passages there are. The model is loaded where files are to be read."""
+    from o1_retriever.cli.models import load_embedder, mark_of
+    from o1_retriever.index.folder import follow_folder, sync_folder, sync_unread
     from o1_retriever.index.index import Index
 
-    embedder = load_embedder(model)
-    with Index(target.index, embedder) as opened:
+    options = replace(options, embedder=mark_of(model))
+    if not watch:
+        with suppress(IndexNotFoundError), Index(target.index, create=False) as known:
+            if done := sync_unread(known, folder, prune=prune, options=options):
+                yield done, known.count()
+                return
+    with Index(target.index, load_embedder(model)) as opened:
         if watch:
             runs = follow_folder(opened, folder, options=options)
         else:
             runs = iter([sync_folder(opened, folder, prune=prune, options=options)])
         for done in runs:
-            _show(done, folder, target.index, opened.count())
-            if report is not None:
-                done.save(report)
-            if done.skipped and not done.files and not watch:
-                raise DocumentError(
-                    str(folder),
-                    f"nothing could be read: {counted(len(done.skipped), 'file')} skipped, as said above.",
-                )
+            yield done, opened.count()
 
 
 def check_index(index: Index, path: Path) -> None:

@@ -5,6 +5,7 @@ That command lists the language models that were tried as thinkers, what they co
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,31 @@ def load_embedder(options: ModelOptions) -> ThinkingEmbedder:
             load_in_4bit=options.four_bit,
             cache=not options.no_cache,
         )
+
+
+def mark_of(options: ModelOptions) -> str:
+    """Stands for what embeds: the same, and so are its vectors and what it reads of a text.
+
+    It is made of the options and of the sizes and times of the model's files. Empty for a model that is not
+    on this machine. Raises `SettingsError` for options that contradict each other.
+    """
+    from o1_retriever import __version__
+    from o1_retriever.engine.checkpoint import folder_here
+
+    one = model_name(options)
+    if one is None:
+        check_pair(options)
+    name = one or encoder_name(options)
+    place = folder_here(name)
+    if place is None:
+        return ""
+    files = {
+        file.relative_to(place).as_posix(): (file.stat().st_size, file.stat().st_mtime_ns)
+        for file in sorted(place.rglob("*"))
+        if file.is_file()
+    }
+    how = [__version__, bool(one), name, options.dtype, options.device, options.four_bit, str(place), files]
+    return hashlib.blake2b(json.dumps(how).encode(), digest_size=16).hexdigest()
 
 
 def model_name(options: ModelOptions) -> str | None:
@@ -280,14 +306,9 @@ def _held() -> int | None:
 
 def _is_here(name: str) -> bool:
     """Whether the model can be loaded without the Hub."""
-    from o1_retriever.engine.checkpoint import wheel_of
+    from o1_retriever.engine.checkpoint import folder_here
 
-    path = Path(name).expanduser()
-    if path.exists() or wheel_of(name) is not None:
-        return True
-    from huggingface_hub import try_to_load_from_cache
-
-    return name.count("/") == 1 and isinstance(try_to_load_from_cache(name, "config.json"), str)
+    return Path(name).expanduser().exists() or folder_here(name) is not None
 
 
 def _facts(row: dict[str, Any]) -> Facts:

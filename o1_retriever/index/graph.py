@@ -180,7 +180,6 @@ class Graph(Renewed):
             with _translated():
                 self._client = _client(self.path(number))
                 self._collection = self._client.get_collection(self.name, embedding_function=None)
-                self._collection.count()
                 # Loads the graph and applies what has been written since it was saved.
                 self._collection.get(limit=1, include=[])
             self._opened = state.version

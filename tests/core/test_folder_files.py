@@ -22,7 +22,7 @@ from o1_retriever.documents.files import find_files
 from o1_retriever.documents.workers import Job, read_files
 from o1_retriever.index import folder as folder_module
 from o1_retriever.index.files import FILE_TABLE, FolderReport
-from o1_retriever.index.folder import FolderOptions, follow_folder, newer_folders, sync_folder
+from o1_retriever.index.folder import FolderOptions, follow_folder, newer_folders, sync_folder, sync_unread
 from o1_retriever.index.index import Index
 from tests.support.index_worker import TinyEmbedder
 
@@ -145,6 +145,54 @@ def test_a_file_that_has_not_changed_is_not_read_again(index, folder, monkeypatc
     third = sync_folder(index, folder)
     assert [job.source for job in jobs] == ["b.md"]
     assert (third.same, third.changed, third.added, third.removed) == (1, 1, 1, 1)
+
+
+def test_a_folder_without_changes_needs_no_embedder(index, folder, tmp_path) -> None:
+    write(folder, {"a.md": "# A\none", "b.md": "# A\none", "c.md": "two", "empty.txt": " ", "x.xyz": "?"})
+    options = FolderOptions(embedder="tiny")
+    first = sync_folder(index, folder, options=options)
+    with Index(tmp_path / "index") as bare:
+        again = sync_unread(bare, folder, options=options)
+        assert again is not None
+        assert (again.same, again.added, again.copies) == (2, 0, first.copies)
+        assert (again.skipped, again.ignored) == (first.skipped, first.ignored)
+        for other in (
+            FolderOptions(embedder="another"),
+            FolderOptions(),
+            FolderOptions(embedder="tiny", chunking=Chunking(max_characters=100, overlap=0)),
+            FolderOptions(embedder="tiny", reading=ReadOptions(boilerplate=True)),
+        ):
+            assert sync_unread(bare, folder, options=other) is None
+        (folder / "c.md").unlink()
+        pruned = sync_unread(bare, folder, options=options, prune=True)
+        assert pruned is not None
+        assert (pruned.vanished, pruned.removed, sources(bare, folder)) == (["c.md"], 1, {"a.md"})
+        write(folder, {"d.md": "new"})
+        assert sync_unread(bare, folder, options=options) is None
+        assert sources(bare, folder) == {"a.md"}
+    assert sync_folder(index, folder, options=options).added == 1
+
+
+class Counting(TinyEmbedder):
+    """Remembers how many texts came at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def encode_documents(self, documents, **how):
+        self.sizes.append(len(documents))
+        return super().encode_documents(documents, **how)
+
+
+def test_what_is_gathered_is_embedded_and_written_together(folder, tmp_path) -> None:
+    write(folder, {f"{n}.md": f"# A{n}\none\n# B{n}\ntwo\n# C{n}\nthree" for n in range(10)})
+    with Index(tmp_path / "index", embedder := Counting()) as index:
+        least, before = index.portion(2), index.generation
+        report = sync_folder(index, folder, options=FolderOptions(batch_size=2))
+        assert (report.added, sum(embedder.sizes)) == (30, 30)
+        assert min(embedder.sizes[:-1]) >= least, "no few that are left over are embedded alone"
+        assert index.generation == before + 1 + len(embedder.sizes), "the graph is begun once"
 
 
 def test_a_file_is_read_again_where_its_documents_are_gone_or_it_is_cut_in_another_way(index, folder) -> None:

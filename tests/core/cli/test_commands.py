@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shutil
 
 import pytest
 
@@ -32,6 +34,24 @@ def test_index_again_takes_what_has_changed_and_prunes_when_asked(indexed):
     assert "1 passage added, 1 removed" in said
     assert "(removed): storage.jsonl" in ok("index", "notes", "--prune")
     assert "No longer" not in ok("index", "notes")
+
+
+def test_index_loads_no_model_where_nothing_has_changed(here, model, monkeypatch):
+    shutil.copytree(model, here / "model")
+    monkeypatch.setenv("O1_RETRIEVER_MODEL", str(here / "model"))
+    for file in (here / "notes").rglob("*.*"):
+        os.utime(file, (1, 1))
+    ok("index", "notes")
+    # A file that says that it is as it was, and is not: nobody may open it.
+    weights = here / "model" / "model.safetensors"
+    times = weights.stat()
+    weights.write_bytes(bytes(times.st_size))
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "0 passages added, 0 removed" in ok("index", "notes")
+    (here / "notes" / "kitchen.md").unlink()
+    assert "(removed): kitchen.md" in ok("index", "notes", "--prune")
+    weights.touch()
+    assert "model" in refused("index", "notes")
 
 
 def test_index_skips_what_cannot_be_read_and_says_so(here):
