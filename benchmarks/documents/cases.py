@@ -459,7 +459,9 @@ def _rows() -> Iterator[Case]:
     yield case("parts.tsv", "Part\tPrice\nBolt\t3\n", "Part: Bolt\nPrice: 3")
     yield case("lines in a cell.csv", 'a,b\n"one\ntwo",3\n', "a: one two\nb: 3")
     yield case("heads alone.csv", "Part,Price\n", "Part | Price")
-    yield case("no value.csv", "Part,Fax,Price\nBolt,,3\n", "Part: Bolt\nPrice: 3", notes="without a value: Fax")
+    yield case(
+        "no value.csv", "Part,Fax,Price\nBolt,,3\n", "Part: Bolt\nPrice: 3", notes="without a value: Fax"
+    )
     yield case("no head.csv", "1,2\n3,4\n", "1 | 2", "3 | 4")
     yield case(
         "cp1252.csv", "Ort,Wert\nKöln,3\n".encode("cp1252"), "Ort: Köln\nWert: 3", notes="a guess: CP1252"
