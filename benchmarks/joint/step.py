@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.record import RESULTS, ROOT, Figure, record
+from o1_retriever.evaluation.comparison import peak_megabytes
 from o1_retriever_training.joint.batches import Batch
 from o1_retriever_training.joint.model import JointModel
 from o1_retriever_training.joint.recipe import LossSection
@@ -216,13 +216,7 @@ def _three_steps(options: argparse.Namespace) -> None:
     }
     for seed in range(3 if options.measure != "cached" else 1):
         ways[options.measure](make_batch(options.queries, options.group, seed=seed))
-    print(_high_water())
-
-
-def _high_water() -> float:
-    # Not getrusage: what it says is never less than the parent's at the start.
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    print(peak_megabytes() or 0.0)
 
 
 if __name__ == "__main__":

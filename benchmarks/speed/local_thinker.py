@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import json
-import resource
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from benchmarks.speed.pairs import ratio, seconds
 from o1_retriever import ThinkingEmbedder
 from o1_retriever.encoders import SentenceTransformerEncoder
 from o1_retriever.engine.checkpoint import wheel_of
+from o1_retriever.evaluation.comparison import peak_megabytes
 from o1_retriever.query import Query
 from o1_retriever.thinkers import DEFAULT_PROMPT, LocalThinker
 from o1_retriever.thinkers.local import write_thoughts_about
@@ -74,6 +74,7 @@ def measure(*, full: bool = False) -> Iterator[Figure]:
     except ImportError:
         print("left out: llama.cpp (the wheel xllamacpp is not installed)")
         return
+    server(texts[-_SLOTS // THOUGHTS :])  # each of its slots then holds what all prompts share
     yield from _against(f"{name}/{{}}/ratio_to_llamacpp", fast, server, texts, full)
     yield from _memory(name)
 
@@ -251,7 +252,7 @@ def _child(side: str) -> dict[str, float]:
     """The peak memory of a process that writes on one side alone."""
     encode = completing() if side == "llamacpp" else road(writing(thinker("fastest")))
     encode(queries()[:_MEASURED_MEMORY])
-    return {"peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)}
+    return {"peak_mb": round(peak_megabytes() or 0)}
 
 
 if __name__ == "__main__":

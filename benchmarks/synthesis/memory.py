@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks.record import RESULTS, ROOT, Figure, record
+from o1_retriever.evaluation.comparison import peak_megabytes
 
 STAGES = ("synthesize", "vote", "negatives", "quality page")
 FILES = ("pairs", "thoughts", "voted", "train")
@@ -55,7 +55,7 @@ def _measure(folder: Path, count: int) -> None:
         started = time.perf_counter()
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         rate = count / (time.perf_counter() - started)
-        peak = round(int(done.stdout.split()[-1]) / 1024)
+        peak = round(float(done.stdout.split()[-1]))
         print(f"{stage}, {count:,} rows: {peak} MB, {rate:,.0f} rows/s", flush=True)
         figures = [
             Figure(name=f"memory/{stage}/{count} rows", value=peak, unit="MB at the peak", better="lower"),
@@ -99,7 +99,7 @@ def _run(stage: str, folder: Path) -> None:
         from o1_retriever_training.quality_page import write_page
 
         write_page(before, folder / "page.html")
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(peak_megabytes() or 0.0)
 
 
 def _think(queries: list[str], k: int) -> list[list[str]]:
