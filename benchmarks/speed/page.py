@@ -25,11 +25,13 @@ _TITLES = {
     r"search/query_exponent": "exponent of the time of a query",
     r"local_thinker/(\w+)/q1/ms": "three thoughts of SmolLM2-135M about one query",
     r"local_thinker/(\w+)/q(\d+)/ms": "three thoughts of SmolLM2-135M about each of {1} queries",
-    r"local_thinker/(\w+)/q(\d+)/ratio_to_generate": "the same, {1} queries, against transformers' generate",
-    r"local_thinker/(\w+)/q(\d+)/ratio_to_llamacpp": "the same, {1} queries, against llama.cpp",
+    r"local_thinker/(\w+)/q1/ratio_to_generate": "that of one query in float32, against generate",
+    r"local_thinker/(\w+)/q1/ratio_to_llamacpp": "that of one query, against llama.cpp",
+    r"local_thinker/(\w+)/q(\d+)/ratio_to_generate": "that of {1} queries in float32, against generate",
+    r"local_thinker/(\w+)/q(\d+)/ratio_to_llamacpp": "that of {1} queries, against llama.cpp",
     r"local_thinker/(\w+)/avx2/q(\d+)/ratio_to_generate": "with AVX2 alone, {1} queries, against generate",
     r"local_thinker/(\w+)/avx2/q(\d+)/ratio_to_llamacpp": "with AVX2 alone, {1} queries, against llama.cpp",
-    r"local_thinker/(\w+)/q(\d+)/peak_mb": "peak memory of that, {1} queries",
+    r"local_thinker/(\w+)/q(\d+)/peak_mb": "peak memory of that, {1} queries, the encoder included",
     r"local_thinker/(\w+)/q(\d+)/peak_mb_llamacpp": "llama.cpp's peak memory, {1} queries",
     r"awaited/(\w+)/q(\d+)/ratio": "{1} queries awaited together, {0} model, against one after the other",
     r"awaited/(\w+)/q(\d+)/loop_gap_p99_ms": "longest turn of an event loop (of 99 %), {1} queries in flight",
@@ -38,11 +40,10 @@ _TITLES = {
     r"import_time/cli_help_s": "o1-retriever --help",
 }
 _FORMS = {"ratio": "{:.1f}×", "share": "{:.0%}"}
+_LARGE = 1000
 _SHORT = (
     "local_thinker/135M/q1/ms",
-    "local_thinker/135M/q32/ms",
     "cached_query/p50_ms",
-    "encode_queries/16M/q32/ratio",
     "encode_documents/ratio",
 )
 
@@ -74,4 +75,4 @@ def _title(name: str) -> str | None:
 
 def _value(row: Mapping[str, object]) -> str:
     value, unit = float(str(row["value"])), str(row["unit"]).partition(",")[0]
-    return _FORMS.get(unit, f"{{:.3g}} {unit}").format(value)
+    return _FORMS.get(unit, f"{{:{',.0f' if value >= _LARGE else '.3g'}}} {unit}").format(value)
