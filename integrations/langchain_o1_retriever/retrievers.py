@@ -324,7 +324,9 @@ def store_search(
     """
     kind = type(store).__name__
     how = store_settings(
-        request.how, kind, "Use our own index, or LangChain's EnsembleRetriever with a BM25Retriever."
+        request.how,
+        kind,
+        "Use our own index, or a store by stores_o1_retriever.open_index (docs/scaling.md).",
     )
     method = _MMR if request.search_type == "mmr" else _search_method(store)
     if method == _MMR and (how.pooling == "best" or how.thinking == "auto"):

@@ -272,7 +272,7 @@ class VectorStoreSearch:
         self._how = store_settings(
             how,
             "VectorStoreIndex",
-            "Use our own index, the store's own hybrid query mode, or a QueryFusionRetriever.",
+            "Use our own index, a store by stores_o1_retriever.open_index, or its own hybrid query mode.",
         )
         self._mode = VectorStoreQueryMode(others.get("vector_store_query_mode", "default"))
         compares = self._how.pooling == "best" or self._how.thinking == "auto"

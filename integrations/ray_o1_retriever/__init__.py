@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,16 @@ require("ray", extra="ray", purpose="Work on a cluster")
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.index.index import DocumentEmbedder
 from o1_retriever.index.shards import Maker, Plan, Shard, make_shard
+from o1_retriever.query import Query
+from o1_retriever.thinking import NewThoughts
+from o1_retriever.thought import Thought, ThoughtSettings, Vector
 
 __all__ = ["Cluster"]
 
+_AT_ONCE, _PARTS = 64, 4  # queries or documents of one call at most, and calls for each actor at least
 _MOST_FAILURES = 10  # of one shard or row before the whole work ends with its error
 
 
@@ -108,6 +114,89 @@ class Cluster:
         return (pickle.loads(row["done"]) for row in dataset.iter_rows())
 
 
+class ClusterBackend:
+    """The backend of an embedder, whose work is done by actors of a pool, some queries or documents at a
+    time.
+
+    What needs no model, such as its names, is that of the embedder here. An actor that dies is begun again,
+    and what it had to do with it.
+    """
+
+    def __init__(self, embedder: ThinkingEmbedder, pool: Pool) -> None:
+        self._own = embedder.backend
+        kind: Any = ray.remote(_BackendActor).options(
+            num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=-1, max_task_retries=_MOST_FAILURES
+        )
+        self._actors: list[Any] = [kind.remote(embedder) for _ in range(pool.actors)]
+
+    def __getattr__(self, name: str) -> Any:
+        """Names and settings of the backend; it is awaited through a thread, as any that computes."""
+        if name.startswith("__") or name in ("_own", "awaits"):
+            raise AttributeError(name)
+        return getattr(self._own, name)
+
+    def think(
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int, batch_size: int | None
+    ) -> Iterator[NewThoughts]:
+        """Thoughts of the actors."""
+        for first, found in self._parts(
+            "think", queries, settings=settings, start=start, batch_size=batch_size
+        ):
+            yield from (replace(each, place=first + each.place) for each in found)
+
+    def embed_queries(
+        self, pairs: Sequence[tuple[str, Thought | None]], *, batch_size: int | None
+    ) -> Iterator[tuple[int, Vector]]:
+        """Vectors of the actors."""
+        return self._rows("embed_queries", pairs, batch_size)
+
+    def embed_documents(
+        self, texts: Sequence[str], *, batch_size: int | None
+    ) -> Iterator[tuple[int, Vector]]:
+        """Vectors of the actors."""
+        return self._rows("embed_documents", texts, batch_size)
+
+    def _rows(self, what: str, items: Sequence[Any], batch_size: int | None) -> Iterator[tuple[int, Vector]]:
+        for first, found in self._parts(what, items, batch_size=batch_size):
+            yield from ((first + place, row) for place, row in found)
+
+    def _parts(self, what: str, items: Sequence[Any], **options: Any) -> Iterator[tuple[int, list[Any]]]:
+        """Where each part begins, and what an actor made of it, as they are done."""
+        size = max(1, min(_AT_ONCE, -(-len(items) // (_PARTS * len(self._actors)))))
+        waiting = deque(range(0, len(items), size))
+        busy: dict[Any, tuple[int, Any]] = {}
+        free = list(self._actors)
+        while waiting or busy:
+            while waiting and free:
+                first, actor = waiting.popleft(), free.pop()
+                busy[actor.call.remote(what, list(items[first : first + size]), options)] = first, actor
+            (done, *_), _ = ray.wait(list(busy))
+            first, actor = busy.pop(done)
+            free.append(actor)
+            yield first, ray.get(done)
+
+
+class _BackendActor:
+    """The backend of an embedder in a process of the cluster."""
+
+    def __init__(self, embedder: ThinkingEmbedder) -> None:
+        _one_thread_a_processor()
+        self._backend = embedder.backend
+
+    def call(self, what: str, items: list[Any], options: dict[str, Any]) -> list[Any]:
+        """All that a method yields."""
+        return list(getattr(self._backend, what)(items, **options))
+
+
+def _one_thread_a_processor() -> None:
+    """Several actors on one machine would take its processors from each other."""
+    import torch
+
+    if not torch.cuda.is_available():
+        given: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+        torch.set_num_threads(max(1, int(given.get("CPU", 1))))
+
+
 class _Worker:
     """An actor's own: it is made once, and called with one item at a time.
 
@@ -115,12 +204,7 @@ class _Worker:
     """
 
     def __init__(self, worker: Callable[..., Callable[[Any], Any]], arguments: dict[str, Any]) -> None:
-        import torch
-
-        if not torch.cuda.is_available():
-            # Several actors on one machine would take its processors from each other.
-            given: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
-            torch.set_num_threads(max(1, int(given.get("CPU", 1))))
+        _one_thread_a_processor()
         self._work = worker(**arguments)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -34,16 +35,25 @@ class PostgresStore(Sent):
 
     def __init__(self, address: str, collection: str) -> None:
         self._table = sql.Identifier(collection)
-        try:
-            self._connection = psycopg.connect(address, autocommit=True)
-        except psycopg.Error as error:
-            raise StoreError(
-                f"PostgreSQL cannot be reached ({error!s:.200}).", hint="Check the address."
-            ) from error
-        set_json_loads(_loaded, self._connection)
+        self._address, self._called = address, collection
+        self._opened: psycopg.Connection[Any] | None = None
+        self._lock = threading.RLock()  # what is one transaction is not another thread's
         place = self._connection.info
         self.name = f"The table {collection!r} of PostgreSQL at {place.host}, {place.dbname}"
-        self._called = collection
+
+    @property
+    def _connection(self) -> psycopg.Connection[Any]:
+        """The connection, made again where the server has ended it."""
+        with self._lock:
+            if self._opened is None or self._opened.closed:
+                try:
+                    self._opened = psycopg.connect(self._address, autocommit=True)
+                except psycopg.Error as error:
+                    raise StoreError(
+                        f"PostgreSQL cannot be reached ({error!s:.200}).", hint="Check the address."
+                    ) from error
+                set_json_loads(_loaded, self._opened)
+            return self._opened
 
     def _run(self, text: str, values: Sequence[Any] = (), **names: Any) -> Any:
         statement = sql.SQL(text).format(table=self._table, **names)
@@ -80,7 +90,7 @@ class PostgresStore(Sent):
 
     def put(self, documents: Sequence[EmbeddedDocument]) -> None:
         """Keep documents."""
-        with self._connection.transaction(), self._connection.cursor() as cursor:
+        with self._lock, self._connection.transaction(), self._connection.cursor() as cursor:
             self._run("CREATE TEMP TABLE o1_new (LIKE {table}) ON COMMIT DROP")
             with cursor.copy(f"COPY o1_new ({_COLUMNS}) FROM STDIN") as copy:
                 for each in documents:
@@ -131,7 +141,7 @@ class PostgresStore(Sent):
         """Those that its graph finds, which goes on where a filter leaves out too many."""
         where, values = _where(part)
         found = []
-        with self._connection.transaction():
+        with self._lock, self._connection.transaction():
             self._connection.execute(f"SET LOCAL hnsw.ef_search = {min(1000, max(400, count))}")
             self._connection.execute("SET LOCAL hnsw.iterative_scan = relaxed_order")
             for vector in vectors:
@@ -167,7 +177,8 @@ class PostgresStore(Sent):
 
     def close(self) -> None:
         """Let go of the connection."""
-        self._connection.close()
+        if self._opened is not None:
+            self._opened.close()
 
 
 def _loaded(text: str | bytes) -> Any:

@@ -16,7 +16,7 @@ from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
 
 if TYPE_CHECKING:
-    from o1_retriever.index.shards import Maker, Manifest, ShardOptions
+    from o1_retriever.index.shards import Manifest, ShardOptions
 
 _SHOWN = 20  # problems of a check
 
@@ -69,8 +69,8 @@ class RayOptions:
         float, typer.Option(min=0, help="GPUs for each actor; 0.5 lets two share one.", **_ray)
     ] = 0
 
-    def maker(self, embedder: Any) -> Maker | None:
-        """Who makes shards on the cluster; None where this process does."""
+    def cluster(self) -> Any:
+        """The cluster, entered; None where this process does the work."""
         if self.ray is None:
             if self.actors > 1:
                 raise SettingsError(
@@ -79,11 +79,8 @@ class RayOptions:
                 )
             return None
         package = require("ray_o1_retriever", extra="ray", purpose="--ray")
-        cluster = package.Cluster(
-            None if self.ray == "local" else self.ray, actors=self.actors, cpus=self.cpus, gpus=self.gpus
-        )
-        maker: Maker = cluster.shard_maker(embedder)
-        return maker
+        address = None if self.ray == "local" else self.ray
+        return package.Cluster(address, actors=self.actors, cpus=self.cpus, gpus=self.gpus)
 
 
 @with_options
@@ -117,11 +114,11 @@ def embed(
     from o1_retriever.cli.models import load_embedder
     from o1_retriever.index.shards import embed_shards
 
+    workers = cluster.cluster()
     embedder = load_embedder(model)
+    maker = None if workers is None else workers.shard_maker(embedder)
     started = time.perf_counter()
-    manifest = embed_shards(
-        source, folder, embedder, options=files.shard_options(), maker=cluster.maker(embedder)
-    )
+    manifest = embed_shards(source, folder, embedder, options=files.shard_options(), maker=maker)
     _say(manifest, folder, time.perf_counter() - started)
 
 

