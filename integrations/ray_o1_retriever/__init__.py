@@ -105,7 +105,12 @@ class Cluster:
             _Worker,
             batch_size=1,
             fn_constructor_args=(worker, arguments),
-            compute=ActorPoolStrategy(min_size=1, max_size=self.pool.actors, max_tasks_in_flight_per_actor=1),
+            compute=ActorPoolStrategy(
+                min_size=1,
+                max_size=self.pool.actors,
+                initial_size=self.pool.actors,
+                max_tasks_in_flight_per_actor=1,
+            ),
             num_cpus=self.pool.cpus,
             num_gpus=self.pool.gpus,
             max_restarts=-1,

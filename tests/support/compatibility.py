@@ -31,7 +31,10 @@ PACKAGES = {
     "langchain_chroma": "langchain-chroma",
     "langchain_classic": "langchain-classic",
     "langchain_core": "langchain-core",
+    "lancedb": "lancedb",
     "langchain_openai": "langchain-openai",
+    "langchain_postgres": "langchain-postgres",
+    "langchain_qdrant": "langchain-qdrant",
     "langchain_tests": "langchain-tests",
     "langgraph": "langgraph",
     "llama_index.core": "llama-index-core",
@@ -40,6 +43,9 @@ PACKAGES = {
     "mcp": "mcp",
     "mteb": "mteb",
     "openai": "openai",
+    "psycopg": "psycopg",
+    "qdrant_client": "qdrant-client",
+    "ray": "ray",
     "sentence_transformers": "sentence-transformers",
 }
 ALWAYS = ("torch", "transformers", "numpy", "huggingface-hub")
