@@ -2,10 +2,11 @@
 
 Run from the repository's root:
 
-    python -m benchmarks.retrieval.guard [DATA] [--sets NAME,...] [--small NAME] [--first N] [--work FOLDER]
+    python -m benchmarks.retrieval.guard [DATA] [--sets NAME,...] [--small NAME] [--small-sets NAME,...]
+        [--first N] [--work FOLDER]
 
 MiniLM fused with BM25, nDCG@10: each set with the recorded thoughts of a strong model, with those that a
-small model writes (`--small none`: without), and with hostile ones, once as they are and once guarded. No
+small model writes (`--small-sets`: about these alone), and with hostile ones, once as they are and once guarded. No
 test split is read, so that the guard's rules may be chosen by these figures.
 """
 
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the figures and print them."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--small", default=SMALL)
+    parser.add_argument("--small-sets", type=lambda text: text.split(","), default=list(SETS))
     parser.add_argument("--first", type=int, default=QUERIES)
     parser.add_argument("--query-weight", type=float, default=None, help="For a record of its thoughts.")
     own, others = parser.parse_known_args(arguments)
@@ -84,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in bench.sets:
         if name.endswith("/test"):
             raise SystemExit(f"{name} is a test split: nothing is chosen there.")
-        for each in measured(bench, name, own.small, own.first, own.query_weight):
+        small = own.small if name in own.small_sets else None
+        for each in measured(bench, name, small, own.first, own.query_weight):
             seen.append(each)
             _tell(bench, list(each.figures()))
     _tell(bench, list(summary(seen)))
@@ -97,14 +100,14 @@ def _tell(bench: Bench, figures: Sequence[Figure]) -> None:
         print(f"{figure.name}: {figure.value:g} {figure.unit}", flush=True)
 
 
-def measured(bench: Bench, name: str, small: str, first: int, weight: float | None) -> Iterator[Seen]:
+def measured(bench: Bench, name: str, small: str | None, first: int, weight: float | None) -> Iterator[Seen]:
     """A set with each kind of thoughts, `SET/SPLIT/KIND`."""
     collection, thoughts = bench.with_thoughts(name)
     strong = ThinkingEmbedder.from_parts(
         bench.recorded(name), bench.minilm, cache=bench.work / "thoughts", settings=ThoughtSettings()
     )
     yield _seen(bench, f"{name}/strong", collection, strong)
-    if small != "none":
+    if small is not None:
         whole = bench.collection(name)
         few = whole.with_queries(dict(islice(whole.queries.items(), first)))
         writer = ThinkingEmbedder.from_parts(as_thinker(small), bench.minilm, cache=bench.work / "thoughts")
