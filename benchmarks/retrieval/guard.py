@@ -6,8 +6,8 @@ Run from the repository's root:
         [--first N] [--work FOLDER]
 
 MiniLM fused with BM25, nDCG@10: each set with the recorded thoughts of a strong model, with those that a
-small model writes (`--small-sets`: about these alone), and with hostile ones, once as they are and once guarded. No
-test split is read, so that the guard's rules may be chosen by these figures.
+small model writes (`--small-sets`: about these alone), and with hostile ones, once as they are and once
+guarded. No test split is read, so that the guard's rules may be chosen by these figures.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from o1_retriever.thought import QueryEmbedding, Thinking, ThoughtSettings, Vect
 
 _PER_CALL = ("k", "score_threshold", "filter", "settings", "search_type")
 # Options of our own search; None: as the retriever of our index is set, or else as `SearchSettings`.
-_HOW = ("pooling", "thinking", "hybrid")
+_HOW = ("pooling", "thinking", "hybrid", "min_relevance")
 # There is no method for it in VectorStore; these names are what the integrations have agreed on.
 _WITH_SCORES = (
     "similarity_search_with_score_by_vector",
@@ -53,7 +53,8 @@ class O1Retriever(BaseRetriever):
 
     Documents are those of the store. Their metadata gains scores, which do not count when two documents are
     compared: `relevance_score`, from 0 to 1 (see `o1_retriever.ranking.ranking`; absent where the store
-    gives no score), and over our index the `cosine`, and `fused_score` after a hybrid search.
+    gives no score), and over our index the `cosine`, `fused_score` after a hybrid search, and the
+    `probability` of being relevant with `min_relevance`.
     `scores_in_metadata=False` leaves the metadata as they are; `thoughts_in_metadata=True` adds `thoughts`, a
     string with a line for each. Callbacks receive the thoughts as the custom event `THOUGHTS_EVENT`, even
     when there is no hit, and tracers such as LangSmith show the thinking as a run of its own, `THINKING_RUN`.
@@ -99,6 +100,9 @@ class O1Retriever(BaseRetriever):
 
     hybrid: bool | None = None
     """Whether to fuse with BM25, which reads the thoughts too; our index alone can."""
+
+    min_relevance: float | None = None
+    """Leaves out what is relevant with a smaller probability; our index alone, once it was calibrated."""
 
     search_type: SearchType = "similarity"
     """As in `as_retriever`: "mmr" takes `fetch_k` and `lambda_mult`, the third one a `score_threshold`."""
@@ -400,7 +404,7 @@ def _key(document: Document) -> Hashable:
 
 
 # What a search adds to a document's metadata.
-ADDED = ("relevance_score", "cosine", "fused_score", "thoughts")
+ADDED = ("relevance_score", "cosine", "fused_score", "probability", "thoughts")
 
 
 class FoundMetadata(dict[str, Any]):
@@ -428,4 +432,5 @@ def _own(metadata: dict[str, Any]) -> dict[str, Any]:
 def raw_scores(hit: Hit) -> dict[str, float]:
     """The scores of our own search from which the relevance is made."""
     fused = {} if hit.fused_score is None else {"fused_score": hit.fused_score}
-    return {"cosine": hit.score, **fused}
+    likely = {} if hit.probability is None else {"probability": hit.probability}
+    return {"cosine": hit.score, **fused, **likely}

@@ -50,7 +50,8 @@ class O1Retriever(BaseRetriever):
     other query modes, which have their own. Nodes below `similarity_cutoff` are left out. `settings` None
     takes the embedder's own. `options` are those of every LlamaIndex retriever (`callback_manager`,
     `object_map`, `objects`, `verbose`), those of our search (`pooling`, `thinking`, and for our own index
-    `hybrid`, see `SearchSettings`), and what else `index.as_retriever`, or `Retriever.search`, takes.
+    `hybrid` and `min_relevance`, see `SearchSettings`), and what else `index.as_retriever`, or
+    `Retriever.search`, takes.
 
     A `QueryBundle` is honoured: its `embedding` is used as it is, without thinking; its
     `custom_embedding_strs`, such as what `HyDEQueryTransform` or an agent wrote, are thoughts about its
@@ -225,6 +226,8 @@ class IndexSearch:
                 return result.hits, [result.embedding]
             embedded = await self._embedded(queries, blocking)
             vectors = self._how.pooled(*embedded)
+        elif self._how.min_relevance is not None:
+            raise SettingsError("The query bundle brings a vector; min_relevance needs a query.")
         else:
             vectors = _given(bundle.embedding)
         k, where = self._options["k"], self._options["where"]
@@ -233,9 +236,10 @@ class IndexSearch:
 
     async def _embedded(self, queries: list[Query], blocking: bool) -> list[QueryEmbedding]:
         """Several queries that are searched with together."""
-        if self._how.hybrid or self._how.thinking == "auto":
+        if self._how.hybrid or self._how.thinking == "auto" or self._how.min_relevance is not None:
             raise SettingsError(
-                "The query bundle brings several queries; hybrid and thinking='auto' are for one.",
+                "The query bundle brings several queries; hybrid, thinking='auto' and min_relevance are for "
+                "one.",
                 hint="Pass them one by one, or with a query_str: then the strings are thoughts about it.",
             )
         embedder = self._retriever.embedder

@@ -1,4 +1,4 @@
-"""`o1-retriever calibrate`: how much thoughts should count, on questions whose passages are known."""
+"""`o1-retriever calibrate`: how much thoughts should count and which hits are relevant, by questions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def calibrate(
     thoughts: ThoughtOptions,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Find out how much thoughts should count in your index, from QUESTIONS whose passages you know."""
+    """Find out from QUESTIONS whose passages you know how much thoughts should count in your index.
+
+    And how probable it is that a hit is relevant: that is kept beside the index, for --min-relevance.
+    """
     from o1_retriever.thought import ThoughtSettings
 
     relevant = read_questions(questions)
@@ -48,6 +51,7 @@ def calibrate(
     with Index(target.index, embedder) as index, working("Thinking"):
         retriever = Retriever(embedder, index, hybrid=ranking.hybrid, pooling=ranking.pooling)
         found = calibrate(retriever, relevant, settings=thoughts.settings(embedder.settings))
+        found.keep(index)
     if as_json:
         write_json(found.to_dict())
     else:
@@ -95,3 +99,14 @@ def _show(found: Calibration) -> None:
         f"{found.sentence} ({counted(found.questions, 'question')}, p = {found.p:.3f})", highlight=False
     )
     output().print(f"For o1-retriever.toml: {line}", highlight=False)
+    kinds = [each for name, each in found.relevance.items() if name.endswith(_kind(found.query_weight))]
+    for each in kinds:
+        output().print(
+            f"--min-relevance: of other questions the probabilities are off by {each.calibration_error:.3f} "
+            f"on average; mean squared error {each.brier:.3f}, {each.brier_of_base_rate:.3f} without them.",
+            highlight=False,
+        )
+
+
+def _kind(query_weight: float | None) -> str:
+    return "query alone" if query_weight is None else f"query_weight {query_weight:g}"

@@ -155,6 +155,11 @@ class SearchModes(RankingOptions, ThinkingOptions):
     rounds: Annotated[
         int, _search(min=1, max=10, help="2: think again after reading the first hits, and search with all.")
     ] = 1
+    min_relevance: Annotated[
+        float | None,
+        _search(help="Leave out passages that are relevant with a smaller probability, from 0 to 1 "
+                "(see o1-retriever calibrate)."),
+    ] = None  # fmt: skip
 
     def options(self) -> SearchOptions:
         """The options of a `Retriever`. Raises `SettingsError` where two contradict each other."""
@@ -163,6 +168,7 @@ class SearchModes(RankingOptions, ThinkingOptions):
             "pooling": self.pooling,
             "thinking": self.chosen(),
             "rounds": self.rounds,
+            "min_relevance": self.min_relevance,
         }
 
 

@@ -18,9 +18,9 @@ from o1_retriever.explain.render import (
     Clipped,
     costs_view,
     decision_line,
+    found_view,
     grid,
     heading,
-    hits_view,
     milliseconds,
     name_of,
     printable,
@@ -206,7 +206,7 @@ class Explanation:
         if self.per_thought:
             title = Text("Thoughts, and what each finds by itself", style="bold")
             parts += [Text(), title, _thoughts_view(self.per_thought)]
-        parts += [Text(), Text("Hits", style="bold"), hits_view(self.result.hits, full=full)]
+        parts += [Text(), Text("Hits", style="bold"), found_view(self.result, full=full)]
         parts += [Text(), Text("What thinking moved", style="bold"), Text(f" {self.verdict}")]
         if self.moved:
             parts += [_moves_view(self.moves)]

@@ -30,9 +30,25 @@ def result_view(result: SearchResult, *, full: bool = False) -> Group:
         parts += [Text(f"after {counted(turns, 'turn')} of conversation", style="dim")]
     if result.thoughts:
         parts += [Text(), Text("Thoughts", style="bold"), thoughts_view(result.thoughts)]
-    parts += [Text(), Text("Hits", style="bold"), hits_view(result.hits, full=full)]
+    parts += [Text(), Text("Hits", style="bold"), found_view(result, full=full)]
     parts += [Text(), costs_view(result.thoughts, result.embedding.timings, search_ms=result.search_ms)]
     return Group(*parts)
+
+
+def found_view(result: SearchResult, *, full: bool = False) -> RenderableType:
+    """The hits of a result, and how many passages are too unlikely to be relevant."""
+    if not result.left_out:
+        return hits_view(result.hits, full=full)
+    left_out = Text(_left_out(result), style="dim")
+    return Group(hits_view(result.hits, full=full), left_out) if result.hits else left_out
+
+
+def _left_out(result: SearchResult) -> str:
+    nearest = max(hit.probability or 0.0 for hit in result.left_out)
+    verb = "is" if len(result.left_out) == 1 else "are"
+    left = f"{counted(len(result.left_out), 'passage')} {verb} left out (probability up to {nearest:.2f}"
+    found = "" if result.hits else "nothing relevant: "
+    return f" {found}{left}, and min_relevance is {result.how.min_relevance:g})"
 
 
 def decision_line(decision: Decision) -> str:

@@ -25,7 +25,8 @@ class Hit:
     With pooling by the best thought, `score` is the cosine with the nearest of the thoughts' vectors. After a
     hybrid search the order is that of `fused_score`, from 0 to 1; `dense_rank` and `lexical_rank`, from 1,
     are the document's ranks in the two rankings, None where it is not in one, and `lexical_score` is what
-    BM25 gave it. All four are None otherwise. `relevance` is on one scale for every search.
+    BM25 gave it. All four are None otherwise. `relevance` is on one scale for every search; `probability` is
+    how likely the document is relevant, where the search had a `min_relevance` (docs/search.md).
     """
 
     id: str
@@ -38,6 +39,7 @@ class Hit:
     dense_rank: int | None = None
     lexical_rank: int | None = None
     lexical_score: float | None = None
+    probability: float | None = None
 
     @property
     def relevance(self) -> float:
@@ -60,6 +62,8 @@ class Hit:
             record["dense_rank"] = self.dense_rank
             record["lexical_rank"] = self.lexical_rank
             record["lexical_score"] = self.lexical_score
+        if self.probability is not None:
+            record["probability"] = self.probability
         return record
 
 

@@ -30,6 +30,7 @@ class SearchOptions(TypedDict, total=False):
     rounds: int
     rounds_read: int
     rounds_ms: float | None
+    min_relevance: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,10 @@ class SearchSettings:
     `rounds=2` thinks again after reading the first `rounds_read` hits, and searches with all thoughts; a
     round is the last one when it leaves the hits where they were or brings no new thought, and none begins
     later than `rounds_ms` milliseconds after the search (None: whenever). Thoughts that were given are not
-    added to. Raises `SettingsError`.
+    added to.
+
+    `min_relevance` leaves out the hits that are relevant with a smaller probability, from 0 to 1, so that
+    there may be none; it needs an index that was calibrated (docs/search.md). Raises `SettingsError`.
     """
 
     hybrid: bool = False
@@ -55,6 +59,7 @@ class SearchSettings:
     rounds: int = 1
     rounds_read: int = 3
     rounds_ms: float | None = None
+    min_relevance: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.hybrid, bool):
@@ -70,6 +75,8 @@ class SearchSettings:
         check_number("rounds_read", self.rounds_read, 1, 100, whole=True)
         if self.rounds_ms is not None:
             check_number("rounds_ms", self.rounds_ms, 0, 1e9)
+        if self.min_relevance is not None:
+            check_number("min_relevance", self.min_relevance, 0, 1)
         if not isinstance(self.gate, Gate):
             raise SettingsError(f"gate is {self.gate!r:.60}; expected an o1_retriever.guard.Gate.")
 
@@ -117,7 +124,7 @@ class SearchResult(Sequence[Hit]):
     are the wall-clock milliseconds of the index, divided by the queries of one call; those of thinking and
     embedding are in `embedding.timings`. `how` are the settings of the search and `decision` says whether the
     query was to be thought about and why; `embedding.thought_about` whether it was. `rounds` is how often it
-    was searched for with new thoughts.
+    was searched for with new thoughts. `left_out` are the hits that do not reach `min_relevance`.
     """
 
     embedding: QueryEmbedding
@@ -126,6 +133,7 @@ class SearchResult(Sequence[Hit]):
     how: SearchSettings = field(default_factory=SearchSettings)
     decision: Decision = field(default_factory=lambda: Decision(think=True, reason="thinking='always'"))
     rounds: int = 1
+    left_out: tuple[Hit, ...] = ()
 
     @property
     def query(self) -> str:
@@ -179,7 +187,19 @@ class SearchResult(Sequence[Hit]):
                 "hybrid": self.how.hybrid,
                 "pooling": self.how.pooling,
                 "rounds": self.rounds,
+                **self._cut(),
                 **self.decision.to_dict(),
             },
             "hits": [hit.to_dict() for hit in self.hits],
+        }
+
+    def _cut(self) -> dict[str, Any]:
+        """How many hits were left out, and how likely the best of them is; only where there is a cut-off."""
+        if self.how.min_relevance is None:
+            return {}
+        nearest = max((hit.probability or 0.0 for hit in self.left_out), default=None)
+        return {
+            "min_relevance": self.how.min_relevance,
+            "left_out": len(self.left_out),
+            "left_out_probability": nearest,
         }

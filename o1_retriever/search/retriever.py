@@ -21,6 +21,7 @@ from o1_retriever.index.index import Index
 from o1_retriever.query import Given, History, Query, as_queries, as_query
 from o1_retriever.ranking.bm25 import Bm25, Reading
 from o1_retriever.reporting.text import counted
+from o1_retriever.search.relevance import Cutoff
 from o1_retriever.search.result import SearchOptions, SearchResult, SearchSettings
 from o1_retriever.thought import QueryEmbedding, Thinking, Thought, ThoughtSettings, Timings, Vector
 
@@ -188,7 +189,8 @@ class Retriever:
         how = self.search_settings.with_changes(**options)
         if "thinking" not in options and settings is not None and not settings.thinks:
             how = how.with_changes(thinking=None)
-        return _Search(self, how, k, chosen, settings or self.embedder.settings, show, blocking)
+        settings = settings or self.embedder.settings
+        return _Search(self, how, k, chosen, settings, show, blocking, Cutoff.of(self.index, how, settings))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +219,7 @@ class _Search:
     settings: ThoughtSettings
     show: bool | None
     blocking: bool
+    cutoff: Cutoff | None
 
     async def results(self, queries: Sequence[Query]) -> list[SearchResult]:
         """Think about the queries, or about those that the gate chooses, and look all up together.
@@ -239,7 +242,11 @@ class _Search:
                 if [hit.id for hit in result] != [hit.id for hit in found[place]]
             }
             found = [later.get(place, result) for place, result in enumerate(found)]
-        return found
+        return [self._relevant(result) for result in found]
+
+    def _relevant(self, result: SearchResult) -> SearchResult:
+        """The result without hits that are too unlikely to be relevant."""
+        return result if self.cutoff is None else self.cutoff.applied(result, self.settings.query_weight)
 
     async def _check_extra(self) -> None:
         """Say before anything is thought which extra is missing; importing it takes long for a loop."""
@@ -341,7 +348,7 @@ class _Search:
             without_ms=fast.timings.total_ms,
         )
         return Explanation(
-            result=replace(self._result(chosen, after[: self.k], each_ms), rounds=rounds),
+            result=self._relevant(replace(self._result(chosen, after[: self.k], each_ms), rounds=rounds)),
             per_thought=per_thought,
             without=tuple(without[: self.k]),
             moves=moves(after, without, self.k, [ranking for _, ranking in per_thought]),

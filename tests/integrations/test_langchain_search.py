@@ -24,6 +24,7 @@ from tests.support.adapters import (
     THOUGHT,
     Mind,
     best_cosines,
+    calibrated,
     many_documents,
     of_two_minds,
     small_embedder,
@@ -158,3 +159,20 @@ def test_an_explanation_reads_them_too(many_index: Index) -> None:
     assert ([hit.id for hit in found.result], found.result.thoughts[0].finish) == (["bread"], "given")
     with pytest.raises(InputError, match="The thoughts are one str; expected a list"):
         retriever.invoke(QUERY, thoughts=BREAD)
+
+
+async def test_what_is_not_likely_relevant_is_left_out(small_index: Index) -> None:
+    retriever = Retriever(of_two_minds(), small_index)
+    ours = O1Retriever(retriever=retriever, min_relevance=0.5)
+    with pytest.raises(SettingsError, match="was not calibrated"):
+        ours.invoke(QUERY)
+    with calibrated(small_index):
+        found = ours.invoke(QUERY)
+        assert 0 < len(found) < len(TEXTS)
+        assert ids(await ours.ainvoke(QUERY)) == ids(found)
+        assert all(document.metadata["probability"] >= 0.5 for document in found)
+        assert ours.invoke(QUERY, min_relevance=1.0) == []
+        assert ours.invoke(QUERY, min_relevance=1.0, search_type="mmr") == []
+    store = O1Retriever(vectorstore=in_memory(O1Embeddings(of_two_minds())), min_relevance=0.5)
+    with pytest.raises(SettingsError, match="only our own index is calibrated"):
+        store.invoke(QUERY)

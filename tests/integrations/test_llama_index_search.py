@@ -26,6 +26,7 @@ from tests.support.adapters import (
     THOUGHT,
     Mind,
     best_cosines,
+    calibrated,
     many_documents,
     of_two_minds,
     small_embedder,
@@ -163,3 +164,23 @@ def test_an_explanation_over_our_index(many_index):
     assert found.result.how.pooling == "best"
     with pytest.raises(SettingsError, match="explain needs our own index"):
         O1Retriever(vector_index()).explain(QUERY)
+
+
+async def test_what_is_not_likely_relevant_is_left_out(small_index: Index, events: Events) -> None:
+    retriever = Retriever(of_two_minds(), small_index)
+    ours = O1Retriever(retriever, min_relevance=0.5)
+    with pytest.raises(SettingsError, match="was not calibrated"):
+        ours.retrieve(QUERY)
+    with calibrated(small_index):
+        found = ours.retrieve(QUERY)
+        assert 0 < len(found) < len(TEXTS)
+        assert ids(await ours.aretrieve(QUERY)) == ids(found)
+        assert O1Retriever(retriever, min_relevance=1.0).retrieve(QUERY) == []
+        for bundle in (
+            QueryBundle("", custom_embedding_strs=["a", "b"]),
+            QueryBundle(QUERY, embedding=[1.0]),
+        ):
+            with pytest.raises(SettingsError, match="min_relevance"):
+                ours.retrieve(bundle)
+    with pytest.raises(SettingsError, match="only our own index is calibrated"):
+        O1Retriever(vector_index(), min_relevance=0.5)

@@ -6,17 +6,20 @@ import asyncio
 import hashlib
 import re
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
 
-from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever import Index, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.endpoint.limits import RequestPolicy
 from o1_retriever.guard import Gate
 from o1_retriever.query import Conversation
+from o1_retriever.search.relevance import Relevance, keep, kind
 from o1_retriever.thinkers import RecordedThinker
 
 DIMENSION = 256
@@ -81,6 +84,23 @@ def best_cosines(texts: list[str]) -> list[float]:
     rows = bag_of_words([f"{QUERY} {THOUGHT}", f"{QUERY} {OTHER}", *texts])
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return list((rows[2:] @ rows[:2].T).max(axis=1).tolist())
+
+
+@contextmanager
+def calibrated(index: Index) -> Iterator[None]:
+    """The index with a calibration: what is 0.1 less near than the first hit has the probability 0.5."""
+    figures = {"questions": 10, "brier": 0.0, "brier_of_base_rate": 0.0, "calibration_error": 0.0}
+    models = {
+        kind(hybrid, pooling, weight): Relevance(
+            weights=(30.0, -30.0, 0.0, 0.0) if hybrid else (30.0, -30.0), bias=3.0, **figures
+        )
+        for hybrid, pooling, weight in product((False, True), ("mean", "best"), (None, 0.0))
+    }
+    path = keep(index, models)
+    try:
+        yield
+    finally:
+        path.unlink()
 
 
 def of_two_minds() -> ThinkingEmbedder:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.support.commands import NOTES, ok, run
+from tests.support.commands import NOTES, ok, refused, run
 
 pytest.importorskip("ir_measures", reason="needs the extra `eval`")
 
@@ -52,3 +52,17 @@ def test_the_weight_is_an_option_and_a_line_of_the_file(indexed):
     one, other = (json.loads(ok(*asked, *more)) for more in ((), ("--query-weight", "0")))
     assert one["dropped"] == 0
     assert [hit["score"] for hit in one["hits"]] != [hit["score"] for hit in other["hits"]]
+
+
+def test_what_is_not_likely_relevant_is_left_out(indexed):
+    assert "o1-retriever calibrate questions.jsonl" in refused("search", "Nebel", "--min-relevance", "0.5")
+    rows = [{"query": f"Notiz {n}?", "relevant": [[*NOTES][n % len(NOTES)]]} for n in range(12)]
+    rows += [{"query": f"Nichts {n}?", "relevant": []} for n in range(4)]
+    write(indexed / "questions.jsonl", rows)
+    shown = ok("calibrate", "questions.jsonl", "-n", "1")
+    assert "--min-relevance: of other questions the probabilities are off by 0." in shown
+    found = json.loads(ok("search", "Nebel", "-n", "1", "--min-relevance", "0", "--json"))
+    assert all(0 <= hit["probability"] <= 1 for hit in found["hits"])
+    assert "nothing relevant: " in ok("search", "Nebel", "-n", "1", "--min-relevance", "1")
+    explained = ok("search", "Nebel", "-n", "1", "--min-relevance", "1", "--explain")
+    assert "and min_relevance is 1)" in explained
