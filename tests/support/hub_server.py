@@ -185,7 +185,9 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
 
     def info(self, name: str, revision: str | None = None) -> None:
         if (repo := self._repo(name)) is not None:
-            files = [{"rfilename": path} for path in sorted(repo.files)]
+            files = [
+                {"rfilename": path, "size": len(each.content)} for path, each in sorted(repo.files.items())
+            ]
             self._json({"id": name, "sha": repo.head, "private": repo.private, "siblings": files})
 
     def _at(self, repo: Repo, revision: str) -> dict[str, Entry] | None:
