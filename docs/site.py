@@ -1,7 +1,7 @@
 """The pages of the site that are made of other files of the repository; hooks of MkDocs (see mkdocs.yml).
 
-Links of a page are those of the repository, as one reads them in an editor: each leads to the page that is made
-of that file, or to a copy of it.
+Links of a page are those of the repository, as one reads them in an editor: each leads to the page that is
+made of that file, or to a copy of it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ PAGES = {"README.md": "index.md", "CHANGELOG.md": "changes.md", "CONTRIBUTING.md
 PYTHON: dict[str, list[str]] = {
     "o1_retriever": ["o1_retriever", "o1_retriever.query", "o1_retriever.search.result"],
     "Thinkers and encoders": ["o1_retriever.thinkers", "o1_retriever.encoders", "o1_retriever.guard"],
-    "Documents and index": ["o1_retriever.documents", "o1_retriever.index.index", "o1_retriever.index.folder"],
+    "Documents and index": ["o1_retriever.documents", "o1_retriever.index.index",
+                            "o1_retriever.index.folder"],
     "Cache": ["o1_retriever.cache"],
     "Evaluation": ["o1_retriever.evaluation"],
     "Errors": ["o1_retriever.errors"],
@@ -157,7 +158,7 @@ def home(path: str) -> str:
 
 
 def _split(link: str) -> tuple[str | None, str]:
-    """A link to a file of the repository and its fragment; None for one that leads elsewhere, or into its page."""
+    """A link to a file of the repository and its fragment; None for one elsewhere, or into its own page."""
     parts = urlsplit(link)
     if parts.scheme or not parts.path:
         return None, ""
@@ -253,7 +254,8 @@ def _notebook(path: Path) -> str:
 def _shown(output: dict[str, Any]) -> str:
     data = output.get("data", {})
     if "image/png" in data:
-        return f'<img alt="what the cell draws" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
+        drawn = "".join(data["image/png"]).strip()
+        return f'<img alt="what the cell draws" src="data:image/png;base64,{drawn}">'
     if "image/svg+xml" in data:
         return f'<div markdown="0">{"".join(data["image/svg+xml"])}</div>'
     text = "".join(output.get("text") or data.get("text/plain") or "")
@@ -400,9 +402,10 @@ def _results() -> str:
     """All recorded figures; the tables of the other pages are made of them."""
     parts = [
         "# Results",
-        "Every figure that is recorded, from [benchmarks/results](../benchmarks/results), with the machine and the commit that "
-        "it was measured with. What they mean stands on the pages that show them: "
-        "[home](../README.md#what-it-finds), [search](search.md), [evaluation](evaluation.md), [the engine](engine.md).",
+        "Every figure that is recorded, from [benchmarks/results](../benchmarks/results), with the machine "
+        "and the commit that it was measured with. What they mean stands on the pages that show them: "
+        "[home](../README.md#what-it-finds), [search](search.md), [evaluation](evaluation.md), "
+        "[the engine](engine.md).",
     ]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

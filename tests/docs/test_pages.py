@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from o1_retriever import Index, Retriever
 from o1_retriever.documents import SUFFIXES
 from o1_retriever.documents.document import Document
 from o1_retriever.index.filters import OPERATORS
-from tests.support.adapters import BREAD, QUERY, TEXTS, calibrated, small_embedder
+from tests.support.adapters import BREAD, QUERY, TEXTS, THOUGHT, calibrated, small_embedder
 from tests.support.tiny import tiny_model
 
 PAIR = pytest.mark.skipif(
@@ -30,8 +31,13 @@ def snippets(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def run(page: Path, **known: Any) -> str:
-    """Run all snippets of a page, one after the other, with the names that it takes for granted."""
+def run(page: Path, known: dict[str, Any] | None = None, **given: Any) -> str:
+    """Run all snippets of a page, one after the other, with the names that it takes for granted.
+
+    What they define is then in `known`.
+    """
+    known = {} if known is None else known
+    known |= given
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         for number, snippet in enumerate(snippets(page)):
             exec(compile(snippet, f"{page.name}, snippet {number}", "exec"), known)
@@ -184,6 +190,74 @@ def test_the_page_for_those_who_come_from_the_reference_runs(root: Path, tmp_pat
         part.save_pretrained(tmp_path / "checkpoint")
     known = {"checkpoint": str(tmp_path / "checkpoint")}
     assert run(root / "docs" / "migrate-reference.md", **known) == "3 True\n"
+
+
+@PAIR
+@pytest.mark.long
+def test_the_page_of_evaluation_runs(root: Path) -> None:
+    pytest.importorskip("mteb")
+    from tests.support.small_collection import write_small
+
+    write_small(Path("my-collection"))
+    Path("models").symlink_to(root / "models")
+    known: dict[str, Any] = {}
+    run(root / "docs" / "evaluation.md", known=known)
+    assert 0 < known["results"].task_results[0].get_score() <= 1
+
+
+@PAIR
+@pytest.mark.long
+def test_the_page_of_training_data_runs(root: Path) -> None:
+    pytest.importorskip("bm25s")
+
+    def length(texts: list[str], positives: list[str]) -> list[float]:
+        return [float(len(text)) for text in texts]
+
+    rows = [{"query": f"{QUERY} {number}", "pos": [text]} for number, text in enumerate(TEXTS.values())]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run(
+        root / "docs" / "training-data.md",
+        my_expert=lambda queries, n: [[f"{THOUGHT} {number}" for number in range(n)] for _ in queries],
+        my_function=length,
+    )
+    voted = [json.loads(line) for line in Path("voted.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [THOUGHT in row["thought"] for row in voted] == [True] * len(TEXTS)
+
+
+@pytest.mark.long
+def test_the_page_of_training_runs(root: Path) -> None:
+    pytest.importorskip("peft")
+    from tests.support.joint_runs import base_folder, rows_file
+
+    base_folder(Path("base"), "llama")
+    rows_file(Path("rows.jsonl"))
+    recipe = {
+        "model": {"base": "base", "tuning": "full", "gradient_checkpointing": False},
+        "data": {"train": "rows.jsonl", "max_length": 56, "group": 3},
+        "optimisation": {"queries": 4, "chunk": 4},
+        "output": "trained",
+    }
+    Path("recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    assert run(root / "docs" / "training.md").startswith("trained ")
+
+
+@pytest.mark.long
+def test_the_page_of_publishing_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    from tests.support.hub_server import hub_server
+    from tests.support.publishing import saved
+
+    Path("models").mkdir()
+    saved(Path("models/mine"))
+    with hub_server() as server:
+        server.tokens["hf_right"] = "you"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_right")
+        assert run(root / "docs" / "publishing.md").strip().endswith("you/mine")
+        assert "model.safetensors" in server.repos["you/mine"].files
 
 
 @pytest.mark.long
