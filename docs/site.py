@@ -26,8 +26,13 @@ from mkdocs.structure.pages import Page
 log = get_plugin_logger("site")
 ROOT = Path(__file__).resolve().parent.parent
 # Pages of the site by the file that they are made of; whatever else is linked gets a copy.
-PAGES = {"README.md": "index.md", "CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md",
-         "SECURITY.md": "security.md"}  # fmt: skip
+PAGES = {
+    "README.md": "index.md",
+    "cookbook/README.md": "cookbook/index.md",
+    "CHANGELOG.md": "changes.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
 # The programming interface: a page's title, and the modules whose `__all__`, or names, it shows.
 PYTHON: dict[str, list[str]] = {
     "o1_retriever": ["o1_retriever", "o1_retriever.query", "o1_retriever.search.result"],
@@ -55,8 +60,12 @@ _origins: dict[str, str] = {}  # of a page, the file that it is made of
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the pages that are made into the navigation."""
-    config.nav = _filled(config.nav)
+    """Put the pages that are made into the navigation, and those that nobody has given a place to its end."""
+    named = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
+    left = sorted(
+        path.name for path in (ROOT / "docs").glob("*.md") if path.name not in {*named, "README.md"}
+    )
+    config.nav = [*_filled(config.nav), *([{"More": left}] if left else [])]
     return config
 
 
@@ -198,6 +207,8 @@ def _copy(config: MkDocsConfig, uri: str, target: str) -> File:
 def _made() -> Iterator[tuple[str, tuple[str, str]]]:
     """Pages that have no file of their own: their place, what their links are relative to, and their text."""
     for path, uri in PAGES.items():
+        if not (ROOT / path).is_file():
+            continue
         yield uri, (path, (ROOT / path).read_text(encoding="utf-8"))
     for path in _notebooks():
         yield f"cookbook/{path.stem}.md", (f"cookbook/{path.name}", _notebook(path))
@@ -210,7 +221,7 @@ def _made() -> Iterator[tuple[str, tuple[str, str]]]:
 def _filled(nav: Any) -> Any:
     """The navigation with its two lists of pages that are made."""
     lists: dict[str, list[Any]] = {
-        "Cookbook": [{_title(path): f"cookbook/{path.stem}.md"} for path in _notebooks()],
+        "Cookbook": [*_contents(), *({_title(path): f"cookbook/{path.stem}.md"} for path in _notebooks())],
         "Python": [{title: _python_uri(title)} for title in PYTHON],
     }
     if isinstance(nav, list):
@@ -221,6 +232,10 @@ def _filled(nav: Any) -> Any:
 
 
 # Notebooks
+
+
+def _contents() -> list[Any]:
+    return [{"What is where": "cookbook/index.md"}] if (ROOT / "cookbook" / "README.md").is_file() else []
 
 
 @cache

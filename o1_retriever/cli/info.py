@@ -89,7 +89,7 @@ def _folder(name: str) -> Path:
 
     here, _ = place_of(name)
     if here is None:
-        raise ModelNotFoundError(f"{name} is no folder here; it would be downloaded from the Hub.")
+        raise ModelNotFoundError(f"There is no folder {name} here; it would be downloaded from the Hub.")
     return find_folder(str(here))
 
 

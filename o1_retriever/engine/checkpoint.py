@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,6 @@ def download_size(name: str) -> int:
     Raises `ModelNotFoundError` for one that is not there or gated, and where the Hub cannot be reached.
     """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.utils import filter_repo_objects
 
     if constants.HF_HUB_OFFLINE:
         raise ModelNotFoundError(
@@ -183,9 +183,14 @@ def download_size(name: str) -> int:
         found = HfApi().model_info(repo, timeout=_PATIENCE_S, files_metadata=True)
         if found.gated:
             HfApi().auth_check(repo)
-    patterns = {"allow_patterns": gguf} if gguf else _wanted(below)
-    files = filter_repo_objects(found.siblings or [], **patterns, key=lambda file: file.rfilename)
-    return sum(file.size or 0 for file in files)
+    wanted = [gguf] if gguf else _wanted(below)["allow_patterns"]
+    sizes = {file.rfilename: file.size or 0 for file in found.siblings or []}
+    deep = below.count("/") + bool(below)  # what lies deeper is left where it is
+    return sum(
+        size
+        for path, size in sizes.items()
+        if any(fnmatch(path, pattern) for pattern in wanted) and (gguf or path.count("/") <= deep)
+    )
 
 
 @contextmanager
