@@ -143,7 +143,7 @@ def sync_unread(
     None where there is something to read, or where the folder was last read in another way or for another
     `options.embedder`; then nothing has been done. Raises as `sync_folder` does.
     """
-    kept = {root: json.loads(text) for root, _, text in FileTable(index.folder).folders()}
+    kept = {root: asked for root, _, asked in FileTable(index.folder).folders()}
     known = kept.get(options.root_of(_check_folder(folder)), {})
     if not options.embedder or known.get("asked") != options.asked():
         return None
