@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
 from o1_retriever.concurrency.shared import Batches, Ticket
-from o1_retriever.engine.follow import listening
+from o1_retriever.engine.follow import Heard, listening
 from o1_retriever.query import Query
 from o1_retriever.thinking import (
     Free,
@@ -30,6 +31,7 @@ from o1_retriever.thinking import (
     to_write,
 )
 from o1_retriever.thought import (
+    Listener,
     QueryEmbedding,
     Thought,
     ThoughtPiece,
@@ -39,8 +41,6 @@ from o1_retriever.thought import (
 )
 
 Result = TypeVar("Result")
-# Told of what is new of one query's thoughts: a thought's number, and the text.
-Listener = Callable[[int, str], None]
 
 # Documents in one turn of the model: queries that come meanwhile are next.
 _AT_ONCE = 128
@@ -48,10 +48,10 @@ _AT_ONCE = 128
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Asked:
-    """A query to think about, and who listens."""
+    """A query to think about, and who listens: told once, also of what is begun again."""
 
     query: Query
-    listener: Listener | None = None
+    heard: Heard | None = None
 
 
 class AwaitedPipeline:
@@ -92,7 +92,7 @@ class AwaitedPipeline:
         """What is written about one query, while it is; at the end the thoughts as they are kept."""
         loop, found, told = asyncio.get_running_loop(), asyncio.Queue[ThoughtPiece | None](), set[int]()
 
-        def listen(index: int, text: str) -> None:  # in the thread that writes
+        def listen(_place: int, index: int, text: str) -> None:  # in the thread that writes
             told.add(index)
             loop.call_soon_threadsafe(found.put_nowait, ThoughtPiece(index=index, text=text))
 
@@ -140,7 +140,7 @@ class AwaitedPipeline:
         while len(known) < to_write(query, settings):
             with self._pipeline.shared.claim([(query, settings)]) as (mine, theirs):
                 if mine:
-                    written = await self._write(_Asked(query, listener), known, settings)
+                    written = await self._write(query, known, settings, listener)
                     self._pipeline.shared.settle((query, settings), written)
             for future in theirs.values():  # of another caller, who may be no coroutine
                 try:
@@ -152,16 +152,17 @@ class AwaitedPipeline:
             free |= self._cache.free(query, new)
         return known, free
 
-    async def _write(self, asked: _Asked, known: list[Thought], settings: ThoughtSettings) -> Written:
+    async def _write(
+        self, query: Query, known: list[Thought], settings: ThoughtSettings, listener: Listener | None
+    ) -> Written:
         start = len(known)
-        listener = asked.listener
         if getattr(self._backend, "awaits", False):
-            with listening(listener and (lambda _place, index, text: listener(index, text))):
-                new = await self._backend.athink(asked.query, settings=settings, start=start)  # type: ignore[attr-defined]
-            await self._looking.ask(self._keep, settings, item=(asked.query, new))
+            with listening(listener):
+                new = await self._backend.athink(query, settings=settings, start=start)  # type: ignore[attr-defined]
+            await self._looking.ask(self._keep, settings, item=(query, new))
         else:
-            # Reading tokens costs time: those who do are a batch by themselves.
-            new = await self._computing.ask(self._think, settings, start, listener is not None, item=asked)
+            asked = _Asked(query, None if listener is None else Heard(listener))
+            new = await self._computing.ask(self._think, settings, start, item=asked)
         return [*known, *new.thoughts], new
 
     async def _vectors(self, query: Query, thoughts: Sequence[Thought], free: Free, with_own: bool) -> Vector:
@@ -197,19 +198,22 @@ class AwaitedPipeline:
             ticket.settle(None)
 
     def _think(
-        self,
-        tickets: Sequence[Ticket[_Asked, NewThoughts]],
-        settings: ThoughtSettings,
-        start: int,
-        heard: bool,
+        self, tickets: Sequence[Ticket[_Asked, NewThoughts]], settings: ThoughtSettings, start: int
     ) -> None:
+        heard = {place: each for place, ticket in enumerate(tickets) if (each := ticket.item.heard)}
+        texts: defaultdict[tuple[int, int], str] = defaultdict(str)
+
         def listen(place: int, index: int, text: str) -> None:
-            listener = tickets[place].item.listener
-            if listener is not None:
-                listener(index, text)
+            texts[place, index] += text
+            heard[place].said(0, index, texts[place, index])
 
         queries = [ticket.item.query for ticket in tickets]
-        with listening(listen if heard else None, wanted=lambda place: tickets[place].wanted):
+        # Reading tokens costs time: those alone are read for which somebody listens.
+        with listening(
+            listen if heard else None,
+            wanted=lambda place: tickets[place].wanted,
+            hears=heard.__contains__,
+        ):
             for new in self._backend.think(queries, settings=settings, start=start, batch_size=None):
                 self._cache.keep(queries[new.place], new, settings)
                 tickets[new.place].settle(new)

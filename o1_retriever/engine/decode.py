@@ -222,10 +222,12 @@ class _Flight:
 
     def _tell(self) -> None:
         """Tell of what the rows hold that are still being written."""
-        if type(self.told.follower).written is Follower.written:  # nobody listens
+        hears = self.told.follower.hears
+        if not any(map(hears, self.drafts)):
             return
         for row, (place, order) in enumerate(self.rows.owner[: self.slots.live].tolist()):
-            self.told.tell(place, self.jobs[place].indices[order], self.rows.written(row))
+            if hears(place):
+                self.told.tell(place, self.jobs[place].indices[order], self.rows.written(row))
 
     def _take_out(self, rows: Sequence[int]) -> None:
         """Free these rows, in ascending order; living ones from the end move into their places."""

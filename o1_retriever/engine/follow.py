@@ -34,13 +34,21 @@ class Follower:
         """
         return True
 
+    def hears(self, place: int) -> bool:
+        """Whether anybody is to be told of the job's tokens before their end; reading them costs time."""
+        return type(self).written is not Follower.written
+
 
 @dataclass(frozen=True, slots=True)
 class _Audience:
-    """Who follows the queries of a call; `places` are where they stand among all that are followed."""
+    """Who follows the queries of a call; `places` are where they stand among all that are followed.
+
+    `hears` says which of the queries the listener is told of; None is all.
+    """
 
     listener: Listener | None = None
     wanted: Callable[[int], bool] | None = None
+    hears: Callable[[int], bool] | None = None
     places: Sequence[int] | None = None
 
     def among(self, places: Sequence[int]) -> _Audience:
@@ -64,6 +72,11 @@ class Awaited(Follower):
         """Whether somebody waits."""
         wanted = self._audience.wanted
         return wanted is None or wanted(self._audience.place(place))
+
+    def hears(self, place: int) -> bool:
+        """Whether the listener, if there is one, is to be told of this query."""
+        hears = self._audience.hears
+        return super().hears(place) and (hears is None or hears(self._audience.place(place)))
 
 
 class Heard(Awaited):
@@ -95,6 +108,8 @@ class Spoken(Heard):
 
     def written(self, place: int, index: int, token_ids: Sequence[int], finish: Finish | None) -> None:
         """Decode all that the thought has, as a token alone may be a part of a character or of a word."""
+        if not self.hears(place):
+            return
         ids = self._ids.setdefault((place, index), [])
         ids += token_ids
         text = self._tokenizer.decode(ids, skip_special_tokens=True).lstrip()
@@ -108,10 +123,16 @@ _audience: ContextVar[_Audience | None] = ContextVar("audience", default=None)
 
 @contextmanager
 def listening(
-    listener: Listener | None = None, *, wanted: Callable[[int], bool] | None = None
+    listener: Listener | None = None,
+    *,
+    wanted: Callable[[int], bool] | None = None,
+    hears: Callable[[int], bool] | None = None,
 ) -> Iterator[None]:
-    """Have what is written in this thread told to a listener, and ask `wanted` who is still waited for."""
-    with _set(_Audience(listener, wanted)):
+    """Have what is written in this thread told to a listener, and ask `wanted` who is still waited for.
+
+    Of the queries of one call the listener is told of those for which `hears` is true; None is all.
+    """
+    with _set(_Audience(listener, wanted, hears)):
         yield
 
 

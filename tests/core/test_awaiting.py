@@ -24,6 +24,7 @@ from o1_retriever.engine.backend import LocalBackend
 from o1_retriever.errors import InputError, SettingsError, ThinkerError
 from o1_retriever.query import Query
 from o1_retriever.thinkers import CallableThinker, OpenAIThinker, RequestPolicy
+from o1_retriever.thought import ThoughtPiece
 from tests.support.chat_server import Answer, chat_server, completion
 from tests.support.engine import before_passes, exact_model, one_batch
 from tests.support.process_work import letters, thoughts
@@ -134,6 +135,59 @@ class TestBatches:
         finally:
             handle.remove()
         assert max(rows) == 80, "the thoughts of all forty queries are written at once"
+
+    async def test_a_stream_is_in_the_batch_of_the_others_and_told_of_itself_alone(self) -> None:
+        embedder = local()
+        expected = embedder.embed_queries(["streamed", *QUERIES])
+        await embedder.aembed_query("first")
+
+        async def streamed() -> list[ThoughtPiece]:
+            return [piece async for piece in embedder.astream_thoughts("streamed")]
+
+        with before_passes(exact_model("qwen2").model, lambda _: None) as passes:
+            async with one_batch(embedder, 1 + len(QUERIES)):
+                stream = asyncio.ensure_future(streamed())
+                several = [asyncio.ensure_future(embedder.aembed_query(query)) for query in QUERIES]
+            pieces, found = await stream, await asyncio.gather(*several)
+        assert_same(found, expected[1:])
+        for index, thought in enumerate(expected[0].thoughts):
+            texts = [piece.text for piece in pieces if piece.index == index and piece.text]
+            assert len(texts) > 1
+            assert "".join(texts).strip() == thought.text
+        alone = local()
+        await alone.aembed_query("first")
+        with before_passes(exact_model("qwen2").model, lambda _: None) as fewer:
+            async with one_batch(alone, 1 + len(QUERIES)):
+                several = [
+                    asyncio.ensure_future(alone.aembed_query(query)) for query in ["streamed", *QUERIES]
+                ]
+            await asyncio.gather(*several)
+        assert len(passes) == len(fewer)
+
+    async def test_a_stream_that_is_begun_again_is_told_once(self) -> None:
+        failed: list[int] = []
+
+        class Alone(LocalBackend):
+            """Fails after all is written, where there is more than one query."""
+
+            def think(self, queries: Sequence[Query], **how: Any) -> Any:
+                written = list(super().think(queries, **how))
+                if len(queries) > 1:
+                    failed.append(len(queries))
+                    raise OSError("no")
+                yield from written
+
+        embedder = ThinkingEmbedder(Alone(exact_model("qwen2")), settings=WARM, cache=False)
+        async with one_batch(embedder, 2):
+            other = asyncio.ensure_future(embedder.aembed_query("another"))
+            stream = embedder.astream_thoughts("streamed")
+            first = asyncio.ensure_future(anext(stream))
+        pieces = [await first, *[piece async for piece in stream]]
+        await other
+        assert failed == [2]
+        for index, thought in enumerate(local().think(["streamed"])[0]):
+            text = "".join(piece.text for piece in pieces if piece.index == index)
+            assert text.strip() == thought.text
 
     async def test_equal_queries_are_thought_about_once_by_coroutines_and_threads(
         self, tmp_path: Path
