@@ -22,6 +22,6 @@ require("prometheus_client", extra="serve", purpose="The server", distribution="
 
 from o1_retriever_server.access import Keys
 from o1_retriever_server.app import create_app
-from o1_retriever_server.settings import ServerSettings
+from o1_retriever_server.service import ServerSettings
 
 __all__ = ["Keys", "ServerSettings", "create_app"]

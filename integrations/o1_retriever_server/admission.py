@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from o1_retriever_server.observing import Metrics
 from o1_retriever_server.problems import answer
-from o1_retriever_server.settings import ServerSettings
+from o1_retriever_server.service import ServerSettings
 
 DEADLINE = "X-Request-Timeout"
 # The last so many answers say how quick the server is.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,13 @@ from starlette.staticfiles import StaticFiles
 
 from o1_retriever import Index, Retriever, ThinkingEmbedder, __version__
 from o1_retriever.search.result import SearchOptions
-from o1_retriever_server import embeddings, rerank, searching
+from o1_retriever_server import embeddings, rerank, searching, views
 from o1_retriever_server.access import Access, Hosts, Keys
 from o1_retriever_server.admission import Admission
 from o1_retriever_server.agents import agent_server
 from o1_retriever_server.observing import Observed
 from o1_retriever_server.problems import add_handlers
-from o1_retriever_server.service import Service, Serving
-from o1_retriever_server.settings import ServerSettings
+from o1_retriever_server.service import ServerSettings, Service, Serving
 
 _PAGE = Path(__file__).parent / "page"
 
@@ -49,16 +49,22 @@ def create_app(
     keys: Keys | None = None,
     settings: ServerSettings | None = None,
     options: SearchOptions | None = None,
+    reports: Sequence[str | os.PathLike[str]] = (),
 ) -> FastAPI:
     """An application that serves an embedder under `name`, and searches `indexes` by theirs.
 
     `keys` are those that a request must have (None: none is asked for). `options` are those of the
-    retrievers that are made of indexes. Mounted in another application, it loads its models when `/ready` is
-    first asked, or a request comes, and `/mcp` needs its lifespan (docs/serving.md).
-    Raises `FingerprintError` for an index of another embedder.
+    retrievers that are made of indexes, `reports` folders of `o1-retriever eval --report` that the page
+    shows. Mounted in another application, it loads its models when `/ready` is first asked, or a request
+    comes, and `/mcp` needs its lifespan (docs/serving.md).
+    Raises `FingerprintError` for an index of another embedder, `SettingsError` for a folder without a report.
     """
     chosen = settings or ServerSettings()
-    service = Service(embedder, indexes or {}, name=name, settings=chosen, options=options or {})
+    folders = [Path(each) for each in reports]
+    views.read_reports(folders)  # what cannot be read is said now
+    service = Service(
+        embedder, indexes or {}, name=name, settings=chosen, options=options or {}, reports=folders
+    )
     agents = agent_server(service)
 
     @asynccontextmanager
@@ -80,7 +86,7 @@ def create_app(
     )
     app.state.service = service
     add_handlers(app)
-    for router in (embeddings.router, searching.router, rerank.router):
+    for router in (embeddings.router, searching.router, views.router, rerank.router):
         app.include_router(router)
     _add_states(app)
     _add_pages(app)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -17,9 +18,10 @@ import typer
 
 from o1_retriever.cli.models import encoder_name, load_embedder, model_name, thinker_name
 from o1_retriever.cli.options import ModelOptions, ThinkingOptions, ThoughtOptions, set_in, with_options
-from o1_retriever.cli.terminal import messages
+from o1_retriever.cli.terminal import messages, output
 from o1_retriever.errors import SettingsError
 from o1_retriever.extras import require
+from o1_retriever.storage import written_whole
 
 if TYPE_CHECKING:
     from o1_retriever import Index, ThinkingEmbedder
@@ -87,6 +89,16 @@ class ServerOptions:
     ] = False
 
 
+Reports = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="What o1-retriever eval --control --report has written, for the page to show (repeatable).",
+        rich_help_panel="Index",
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LimitOptions:
     """How much is accepted; the other limits are those of `ServerSettings`."""
@@ -119,6 +131,7 @@ class LimitOptions:
 def serve(
     *,
     index: Indexes = None,
+    report: Reports = None,
     server: ServerOptions,
     limits: LimitOptions,
     model: ModelOptions,
@@ -129,8 +142,10 @@ def serve(
     require("uvicorn", extra="serve", purpose="The server")
     from o1_retriever.thought import ThoughtSettings
     from o1_retriever_server import Keys, create_app
+    from o1_retriever_server.views import read_reports
 
     # Whatever is wrong is said before anything is loaded.
+    read_reports(report or [])
     keys = Keys.read(server.keys)
     _check_address(server.host, keys)
     settings = _settings(server, limits, keys)
@@ -146,7 +161,15 @@ def serve(
             indexes,
         ),
     ):
-        app = create_app(embedder, indexes, name=name, keys=keys, settings=settings, options=options)
+        app = create_app(
+            embedder,
+            indexes,
+            name=name,
+            keys=keys,
+            settings=settings,
+            options=options,
+            reports=report or [],
+        )
         _log(texts=server.log_texts)
         _run(app, listener, limits.grace, f"Serving {name}")
 
@@ -170,7 +193,6 @@ def mcp(
     """Give an agent tools over MCP, on standard input and output: search, think, explain, passages."""
     require("mcp", extra="serve", purpose="The tools of an agent")
     from o1_retriever.thought import ThoughtSettings
-    from o1_retriever_server.clients import install
 
     thoughts.settings(ThoughtSettings())
     way = thinking.chosen()
@@ -179,15 +201,14 @@ def mcp(
     if not folders:
         raise SettingsError("Found no index to give an agent.", hint="Type: o1-retriever index FOLDER")
     if action == "install":
-        install(write, folders, [*set_in(model), *set_in(thoughts), *set_in(thinking)])
+        _install(write, folders, [*set_in(model), *set_in(thoughts), *set_in(thinking)])
         return
     if write:
         raise SettingsError(
             "Found --write without install.", hint=f"Type: o1-retriever mcp install --write {write}"
         )
     from o1_retriever_server.agents import agent_server
-    from o1_retriever_server.service import Service
-    from o1_retriever_server.settings import ServerSettings
+    from o1_retriever_server.service import ServerSettings, Service
 
     with _loaded(model, thoughts, folders) as (embedder, indexes):
         service = Service(embedder, indexes, name=_name(model), settings=ServerSettings(), options=options)
@@ -224,7 +245,7 @@ def _check_address(host: str, keys: Keys) -> None:
 
 
 def _settings(server: ServerOptions, limits: LimitOptions, keys: Keys) -> ServerSettings:
-    from o1_retriever_server.settings import LOOPBACK, ServerSettings
+    from o1_retriever_server.service import LOOPBACK, ServerSettings
 
     # With a key, a page that points its own name here gets nothing.
     hosts = ("*",) if keys and not server.allow_host else (*LOOPBACK, *(server.allow_host or ()))
@@ -317,3 +338,74 @@ def _log(*, texts: bool) -> None:
     handler.setFormatter(JsonLines(texts=texts))
     logging.getLogger("o1_retriever").handlers = [handler]
     logger.setLevel(logging.INFO)
+
+
+_NAME = "o1-retriever"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Client:
+    """A program: where its settings are, and how it calls the list of servers."""
+
+    title: str
+    file: Path
+    key: str = "mcpServers"
+
+    def entry(self, command: Sequence[str]) -> dict[str, Any]:
+        """The settings with our tools alone."""
+        kind = {"type": "stdio"} if self.key == "servers" else {}
+        return {self.key: {_NAME: {**kind, "command": command[0], "args": list(command[1:])}}}
+
+    def write(self, command: Sequence[str]) -> None:
+        """Put our tools into the settings, and leave all else as it is. Raises `SettingsError`."""
+        settings = self._read()
+        servers = settings.setdefault(self.key, {})
+        if not isinstance(servers, dict):
+            raise SettingsError(f"{self.file} has {self.key} = {servers!r:.60}; expected an object.")
+        servers.update(self.entry(command)[self.key])
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(self.file) as file:
+            file.write(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+    def _read(self) -> dict[str, Any]:
+        if not self.file.is_file():
+            return {}
+        text = self.file.read_text(encoding="utf-8")
+        try:
+            settings = json.loads(text) if text.strip() else {}
+        except ValueError as error:
+            raise SettingsError(f"{self.file} is not JSON ({error}); nothing was written.") from None
+        if not isinstance(settings, dict):
+            raise SettingsError(f"{self.file} is no JSON object; nothing was written.")
+        return settings
+
+
+def _clients() -> dict[str, _Client]:
+    """The programs that are known, by the name for `--write`."""
+    home = Path.home()
+    folders = {"darwin": home / "Library" / "Application Support", "win32": home / "AppData" / "Roaming"}
+    desktop = folders.get(sys.platform, home / ".config") / "Claude"
+    return {
+        "claude-desktop": _Client(title="Claude Desktop", file=desktop / "claude_desktop_config.json"),
+        "claude-code": _Client(title="Claude Code, in this folder", file=Path(".mcp.json")),
+        "cursor": _Client(title="Cursor", file=home / ".cursor" / "mcp.json"),
+        "vscode": _Client(title="VS Code, in this folder", file=Path(".vscode") / "mcp.json", key="servers"),
+    }
+
+
+def _install(name: str | None, folders: Mapping[str, Path], options: Sequence[str]) -> None:
+    """Show what each program needs in its settings, or write it into those of one."""
+    indexes = [part for each, path in folders.items() for part in ("--index", f"{each}={path.resolve()}")]
+    # A program is started with another search path and in another folder.
+    placed = [str(Path(each).resolve()) if Path(each).exists() else each for each in options]
+    command = [sys.executable, "-m", "o1_retriever", "mcp", *indexes, *placed]
+    if name is not None:
+        client = _clients()[name]
+        client.write(command)
+        messages().print(
+            f"Written into {client.file}. Start {client.title} again.", soft_wrap=True, markup=False
+        )
+        return
+    for client in _clients().values():
+        output().print(f"{client.title}: {client.file}", soft_wrap=True, markup=False)
+        output().print(json.dumps(client.entry(command), indent=2), soft_wrap=True, markup=False)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Depends
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,8 +14,7 @@ from starlette.exceptions import HTTPException
 from o1_retriever.errors import O1RetrieverError
 from o1_retriever.explain.explanation import Explanation
 from o1_retriever.search.result import SearchResult
-from o1_retriever.thought import ThoughtPiece, Vector
-from o1_retriever.vectors import unit
+from o1_retriever.thought import ThoughtPiece
 from o1_retriever_server.embeddings import ThoughtRecord
 from o1_retriever_server.problems import RESPONSES, body_of
 from o1_retriever_server.service import Closed, Service, Serving, ThoughtOptions
@@ -202,57 +199,6 @@ async def search(asked: SearchRequest, service: Serving) -> SearchResponse:
 async def explain(asked: SearchRequest, service: Serving) -> ExplainResponse:
     """Search with thinking and without, and say what moved and which thought did it."""
     return ExplainResponse.model_validate((await explained(asked, service)).to_dict())
-
-
-class MapPoint(BaseModel):
-    """A vector in the plane: the query alone, one of its thoughts with it, their mean, or a passage."""
-
-    kind: Literal["query", "thought", "mean", "passage"]
-    number: int | None = Field(default=None, description="Of the thought, or the passage's rank; from 1.")
-    label: str
-    x: float
-    y: float
-
-
-class MapResponse(BaseModel):
-    """Vectors in the plane in which they differ most; `shown` is the share of their variance in it."""
-
-    points: list[MapPoint]
-    shown: float
-
-
-@router.post("/map")
-async def map_of(asked: SearchRequest, service: Serving) -> MapResponse:
-    """Where a query lies among the passages that it finds, alone and with its thoughts."""
-    result = await found(asked, service)
-    never = service.thought_settings(asked.thought_settings, fast=True)
-    alone = await service.embedder.aembed_query(asked.query, settings=never)
-    index = service.retriever(asked.index).index
-    rows = await asyncio.to_thread(index.vectors, [hit.id for hit in result.hits])
-    vectors: list[Vector] = [alone.vector]
-    names: list[tuple[Any, int | None, str]] = [("query", None, asked.query)]
-    thoughts = [(number, each.text) for number, each in enumerate(result.thoughts, 1) if each.usable]
-    if thoughts:
-        vectors += [*result.embedding.vectors, result.embedding.vector]
-        names += [("thought", number, text) for number, text in thoughts]
-        names.append(("mean", None, "The query with its thoughts"))
-    vectors += list(unit(rows)) if len(rows) else []
-    names += [("passage", hit.rank, hit.source or hit.id) for hit in result.hits]
-    places, shown = await asyncio.to_thread(_plane, np.stack(vectors))
-    points = [
-        MapPoint(kind=kind, number=number, label=label, x=x, y=y)
-        for (kind, number, label), (x, y) in zip(names, places.tolist(), strict=True)
-    ]
-    return MapResponse(points=points, shown=shown)
-
-
-def _plane(vectors: Vector) -> tuple[Vector, float]:
-    """The vectors (n, 2) on their first two principal components, and the share of the variance in these."""
-    left, scales, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
-    places = np.zeros((len(vectors), 2), np.float32)
-    places[:, : len(scales)] = (left * scales)[:, :2]
-    whole = float((scales**2).sum())
-    return places, float((scales[:2] ** 2).sum()) / whole if whole else 1.0
 
 
 async def _pieces(asked: ThinkRequest, service: Serving) -> AsyncIterator[AsyncGenerator[ThoughtPiece]]:

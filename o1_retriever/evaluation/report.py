@@ -81,8 +81,12 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
 
 
 def _per_query(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One plain JSON object per query: every measure of every system, and its diagnosis."""
+    """One plain JSON object per query: every measure of every system, what its thoughts changed, and why."""
     diagnoses = evaluation.audit.diagnoses if evaluation.audit else {}
+    moved = {
+        change.query: {"before": change.before, "after": change.after, "thoughts": list(change.thoughts)}
+        for change in changes(evaluation)
+    }
     return [
         {
             "_id": key,
@@ -91,6 +95,7 @@ def _per_query(evaluation: Evaluation) -> list[dict[str, Any]]:
                 result.name: {name: values[key] for name, values in result.values.items()}
                 for result in evaluation.results
             },
+            **({"thinking": moved[key]} if key in moved else {}),
             **({"diagnosis": asdict(diagnoses[key])} if key in diagnoses else {}),
         }
         for key, text in evaluation.collection.queries.items()

@@ -20,6 +20,7 @@ from o1_retriever.documents import Document
 from o1_retriever_server import create_app
 from tests.support.adapters import METADATA, QUERY, TEXTS, THOUGHT, small_embedder
 from tests.support.http_server import ThreadServer, serving
+from tests.support.reports import riddles
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,9 +41,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadServer]:
             id="<b>hostile</b>", text=HOSTILE, metadata={"title": "<img src=x onerror='window.harmed = 1'>"}
         )
     )
+    reports = tmp_path_factory.mktemp("reports")
+    riddles(reports, "mirror <script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'> {n}")
     with Index(tmp_path_factory.mktemp("page"), small_embedder()) as index:
         index.add(documents)
-        with serving(create_app(small_embedder(), {"facts": index}, name="small")) as running:
+        made = create_app(small_embedder(), {"facts": index}, name="small", reports=[reports])
+        with serving(made) as running:
             yield running
 
 
@@ -70,7 +74,7 @@ def page(browser: Any, server: ThreadServer) -> Iterator[Any]:
 def ask(page: Any, query: str = QUERY) -> None:
     page.fill("#query", query)
     page.press("#query", "Enter")
-    page.wait_for_selector("#with li")
+    page.wait_for_selector("#with li", state="attached")
 
 
 def picture(page: Any, name: str) -> None:
@@ -129,13 +133,39 @@ def test_a_thought_of_ones_own(page: Any) -> None:
 
 
 def test_a_picture_of_the_vectors(page: Any) -> None:
+    page.click("#to-audit")
+    assert "Ask a question above" in page.inner_text("#map-said")
     ask(page)
-    page.click("#map summary")
-    page.wait_for_selector("#plane circle.mean")
-    assert page.locator("#plane circle").count() == 1 + 2 + 1 + 5
+    page.wait_for_selector("#plane .mean")
+    assert page.locator("#plane :is(circle, rect, path)").count() == 1 + 2 + 1 + 5
+    assert page.locator("#map-key li").count() == 1 + 2 + 5
     assert "%" in page.inner_text("#map-said")
-    assert page.locator("#plane script, #plane img").count() == 0
+    assert page.locator("#map script, #map img").count() == 0
+    assert "view=audit" in page.url
     picture(page, "map")
+    page.reload()
+    page.wait_for_selector("#plane .mean")
+
+
+def test_the_audit_of_a_report(page: Any) -> None:
+    page.click("#to-audit")
+    page.wait_for_selector("#reports table")
+    assert page.get_attribute("#to-audit", "aria-current") == "page"
+    assert page.is_hidden("#results")
+    assert "it is what they say that helps" in page.inner_text("#reports .verdict")
+    table = page.locator("#reports table").first
+    assert table.locator("tbody tr").count() == 5
+    assert table.locator("svg.whisker.good").count() == 5
+    assert "<script>window.harmed" in page.inner_text("#reports")
+    assert page.locator("#reports script, #reports img").count() == 0
+    assert page.evaluate("window.harmed") is None
+    picture(page, "audit")
+    page.locator("#reports button").first.click()
+    page.wait_for_selector("#with li")
+    assert page.get_attribute("#to-search", "aria-current") == "page"
+    assert page.input_value("#query").startswith("mirror <script>")
+    page.go_back()
+    page.wait_for_selector("#reports table")
 
 
 def test_what_is_wrong_is_said(page: Any) -> None:
@@ -169,6 +199,11 @@ def test_on_a_phone_in_both_schemes(page: Any, scheme: str) -> None:
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 23, 26)"
     assert dark is (scheme == "dark")
     picture(page, f"phone-{scheme}")
+    page.click("#to-audit")
+    page.wait_for_selector("#plane .mean")
+    page.wait_for_selector("#reports table")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    picture(page, f"phone-behind-{scheme}")
 
 
 def test_examples_run_from_the_page_of_the_api(page: Any, server: ThreadServer) -> None:

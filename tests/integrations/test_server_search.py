@@ -17,7 +17,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from o1_retriever import Index, Retriever
-from o1_retriever_server import ServerSettings, create_app, searching
+from o1_retriever_server import ServerSettings, create_app, views
 from tests.support.adapters import OTHER, QUERY, TEXTS, THOUGHT, Mind, small_embedder
 from tests.support.http_server import ThreadServer, Words, serving, until
 
@@ -110,8 +110,8 @@ class TestSearch:
                 loops.append(asyncio.get_running_loop())
             return plane(vectors)
 
-        plane = searching._plane
-        monkeypatch.setattr(searching, "_plane", noted)
+        plane = views._plane
+        monkeypatch.setattr(views, "_plane", noted)
         post(http, "/v1/map", query=QUERY, k=2)
         assert loops == []
 

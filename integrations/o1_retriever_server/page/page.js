@@ -1,3 +1,4 @@
+import { drawMap, drawReports } from "./audit.js";
 import { ask, element, events, find, rememberKey, showProblem } from "./shared.js";
 
 const form = find("ask");
@@ -6,8 +7,10 @@ const PLAIN = ["query", "index", "k", "thinking", "n_thoughts", "pooling", "wher
 const COMMON = new Set(
   "about after also and any are been but can could does each for from had has have how into its more most not one only other over such than that the their them then there these they this through very was were what when where which while who why will with would your".split(" "),
 );
+const VIEWS = ["search", "audit"];
 let running = null;
 let shown = null;
+let view = "search";
 
 // The state is in the link's fragment, which no server sees.
 
@@ -15,6 +18,7 @@ function readLink() {
   const state = new URLSearchParams(location.hash.slice(1));
   for (const name of PLAIN) if (state.has(name)) fields[name].value = state.get(name);
   fields.hybrid.checked = state.get("hybrid") === "true";
+  view = VIEWS.includes(state.get("view")) ? state.get("view") : "search";
   return state.has("query");
 }
 
@@ -25,8 +29,9 @@ function writeLink() {
     if (field.value && field.value !== field.defaultValue) state.set(name, field.value);
   }
   if (fields.hybrid.checked) state.set("hybrid", "true");
+  if (view !== "search") state.set("view", view);
   const link = `#${state}`;
-  if (link !== location.hash) history.pushState(null, "", link);
+  if (link !== (location.hash || "#")) history.pushState(null, "", link);
 }
 
 const lines = (field) => field.value.split("\n").filter((line) => line.trim());
@@ -170,33 +175,6 @@ function verdict({ result, moves }) {
   return some.length ? `Thinking moved: ${some.join(", ")}.` : "Thinking moved nothing here.";
 }
 
-/** Draw the vectors of the last search; asked for when somebody opens the picture. */
-async function drawMap() {
-  if (!find("map").open || !shown) return;
-  const { points, shown: share } = await (await ask("v1/map", shown)).json();
-  const xs = points.map((point) => point.x), ys = points.map((point) => point.y);
-  const scale = (value, values, low, high) => low + (high - low) * (value - Math.min(...values)) / (Math.max(...values) - Math.min(...values) || 1);
-  const placed = points.map((point) => ({ ...point, x: scale(point.x, xs, 30, 560), y: scale(point.y, ys, 370, 30) }));
-  const of = (kind) => placed.find((point) => point.kind === kind);
-  const line = of("mean") && drawing("line", { x1: of("query").x, y1: of("query").y, x2: of("mean").x, y2: of("mean").y });
-  find("plane").replaceChildren(...(line ? [line] : []), ...placed.flatMap(dot));
-  find("map-said").textContent = `The question (red), its thoughts (blue, T1 to Tn), their mean (green) and the passages by their ranks (grey); `
-    + `${(100 * share).toFixed(0)} % of how they differ is in this plane.`;
-}
-
-function dot({ kind, number, label, x, y }) {
-  const circle = drawing("circle", { cx: x, cy: y, r: kind === "passage" ? 5 : 7, class: kind });
-  circle.append(Object.assign(drawing("title", {}), { textContent: label }));
-  const name = { query: "question", mean: "with thoughts", thought: `T${number}`, passage: `${number}` }[kind];
-  return [circle, Object.assign(drawing("text", { x: x + 9, y: y + (kind === "mean" ? 20 : 4) }), { textContent: name })];
-}
-
-function drawing(name, attributes) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-}
-
 const ms = (value) => (value < 10 ? `${value.toFixed(1)} ms` : value < 1000 ? `${value.toFixed(0)} ms` : `${(value / 1000).toFixed(1)} s`);
 
 function busy(state) {
@@ -205,13 +183,42 @@ function busy(state) {
   find("go").hidden = state;
 }
 
+/** Show the chosen view; what stands behind the answers is asked for when somebody looks at it. */
+async function showView() {
+  for (const name of VIEWS) {
+    if (name === view) find(`to-${name}`).setAttribute("aria-current", "page");
+    else find(`to-${name}`).removeAttribute("aria-current");
+  }
+  find("results").hidden = view !== "search";
+  find("audit").hidden = view !== "audit";
+  if (view === "audit") await Promise.all([drawMap(shown), drawReports(again)]);
+}
+
+/** Ask a question of a report here. */
+function again(query) {
+  fields.query.value = query;
+  view = "search";
+  writeLink();
+  showView().catch(showProblem);
+  search();
+}
+
+/** Begin with what the link says. */
+function begin() {
+  form.reset();
+  const asked = readLink();
+  showView().catch(showProblem);
+  if (asked) search();
+}
+
 async function search() {
   running?.abort();
   const mine = running = new AbortController();
   showProblem(null);
   find("thoughts").replaceChildren();
   find("verdict").textContent = find("timings").textContent = "";
-  find("thinking").hidden = find("rankings").hidden = find("map").hidden = true;
+  find("thinking").hidden = find("rankings").hidden = true;
+  shown = null;
   busy(true);
   try {
     const [body, whole] = request();
@@ -222,8 +229,7 @@ async function search() {
     const asked = { ...whole, thoughts };
     show(await (await ask("v1/explain", asked, mine.signal)).json(), thinkMs);
     shown = asked;
-    find("map").hidden = false;
-    await drawMap();
+    if (view === "audit") await drawMap(shown);
   } catch (error) {
     if (error.name !== "AbortError") showProblem(error);
   } finally {
@@ -250,15 +256,19 @@ document.addEventListener("keydown", (event) => {
   }
 });
 find("stop").addEventListener("click", () => running?.abort());
-find("map").addEventListener("toggle", () => drawMap().catch(showProblem));
-addEventListener("popstate", () => {
-  form.reset();
-  if (readLink()) search();
-});
+for (const name of VIEWS) {
+  find(`to-${name}`).addEventListener("click", (event) => {
+    event.preventDefault();
+    view = name;
+    writeLink();
+    showView().catch(showProblem);
+  });
+}
+addEventListener("popstate", begin);
 rememberKey(find("key"));
 
 const state = await (await fetch("ready")).json();
 find("serves").textContent = state.model;
 fields.index.append(...state.indexes.map((name) => element("option", {}, name)));
 fields.query.focus();
-if (readLink()) search();
+begin();

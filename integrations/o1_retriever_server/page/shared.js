@@ -11,6 +11,13 @@ export function element(name, properties = {}, ...children) {
   return made;
 }
 
+/** An element of a picture. */
+export function drawing(name, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
 export const find = (id) => document.getElementById(id);
 
 const KEY = "o1-retriever-key";
