@@ -100,7 +100,7 @@ def test_the_page_of_filters_runs_and_knows_every_operator(root: Path, tmp_path:
 
 
 def test_the_page_of_serving_runs(root: Path, tmp_path: Path) -> None:
-    for extra in ("fastapi", "uvicorn", "openai"):
+    for extra in ("fastapi", "uvicorn", "openai", "langchain_openai"):
         pytest.importorskip(extra)
     from o1_retriever_server import create_app
     from tests.support.http_server import serving

@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -123,6 +123,79 @@ def test_a_key_is_needed_here_too() -> None:
     settings = ServerSettings(hosts=("*",))
     with serving(create_app(small_embedder(), keys=keys, settings=settings)) as server:
         assert httpx.post(f"{server.url}/mcp", json={}, trust_env=False).status_code == 401
+
+
+class TestFrameworks:
+    """Agents whose model is scripted: it searches with a thought of its own, and reads what it is told."""
+
+    ARGUMENTS: ClassVar[dict[str, Any]] = {"query": "Why?", "thoughts": ["Yeast makes dough."], "k": 1}
+
+    async def test_of_langchain(self, server: ThreadServer) -> None:
+        """By the official client; LangChain's own adapter has an environment of its own (tests/packaging)."""
+        agents = pytest.importorskip("langchain.agents", reason="type: pip install langchain")
+        from langchain_core.language_models.chat_models import BaseChatModel
+        from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+        from langchain_core.outputs import ChatGeneration, ChatResult
+        from langchain_core.tools import StructuredTool
+
+        class Scripted(BaseChatModel):
+            @property
+            def _llm_type(self) -> str:
+                return "scripted"
+
+            def bind_tools(self, tools: Any, **_: Any) -> Any:
+                names.update(tool.name for tool in tools)
+                return self
+
+            def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
+                called = {"name": "search", "args": TestFrameworks.ARGUMENTS, "id": "1"}
+                if isinstance(messages[-1], ToolMessage):
+                    said = AIMessage(json.loads(messages[-1].text)["passages"][0]["text"])
+                else:
+                    said = AIMessage("", tool_calls=[called])
+                return ChatResult(generations=[ChatGeneration(message=said)])
+
+        names: set[str] = set()
+        async with agent(server) as client:
+
+            def tool(described: Any) -> StructuredTool:
+                async def called(**arguments: Any) -> str:
+                    return json.dumps(await call(client, described.name, **arguments))
+
+                return StructuredTool(
+                    name=described.name,
+                    description=described.description,
+                    args_schema=described.input_schema,
+                    coroutine=called,
+                )
+
+            tools = [tool(described) for described in (await client.list_tools()).tools]
+            found = await agents.create_agent(Scripted(), tools).ainvoke({"messages": [("user", "Why?")]})
+        assert names == {"search", "think", "explain", "index_status"}
+        assert found["messages"][-1].text == TEXTS["bread"]
+
+    async def test_of_llama_index(self, server: ThreadServer) -> None:
+        tools = pytest.importorskip("llama_index.tools.mcp", reason="type: pip install llama-index-tools-mcp")
+        from llama_index.core.agent.workflow import FunctionAgent
+        from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
+        from llama_index.core.llms.mock import MockFunctionCallingLLM
+
+        told: list[str] = []
+
+        def scripted(messages: Any, **_: Any) -> ChatMessage:
+            if messages[-1].role == MessageRole.TOOL:
+                told.append(messages[-1].content)
+                return ChatMessage(role="assistant", content="It is yeast.")
+            asked = ToolCallBlock(tool_call_id="1", tool_name="search", tool_kwargs=self.ARGUMENTS)
+            return ChatMessage(role="assistant", blocks=[asked])
+
+        spec = tools.McpToolSpec(client=tools.BasicMCPClient(f"{server.url}/mcp"))
+        found = await spec.to_tool_list_async()
+        assert {tool.metadata.name for tool in found} == {"search", "think", "explain", "index_status"}
+        model = MockFunctionCallingLLM(response_generator=scripted, is_chat_model=True)
+        answer = await FunctionAgent(tools=found, llm=model).run("Why?")
+        assert str(answer) == "It is yeast."
+        assert TEXTS["bread"] in told[0]
 
 
 class TestCommand:

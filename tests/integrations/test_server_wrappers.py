@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,26 @@ def test_langchain(server: ThreadServer) -> None:
     )
     plain = OpenAIEmbeddings(model="small", check_embedding_ctx_length=False, **asked)
     assert np.allclose(plain.embed_query(QUERY), expected, atol=1e-4)
+
+
+def test_a_store_of_langchain_has_one_object_for_both(server: ThreadServer) -> None:
+    """As docs/serving.md shows it: what kind a text is goes along with each call."""
+    from langchain_core.vectorstores import InMemoryVectorStore
+
+    class Served(OpenAIEmbeddings):
+        def embed_documents(self, texts: list[str], *args: Any, **kwargs: Any) -> list[list[float]]:
+            kwargs.setdefault("extra_body", {"input_type": "document"})
+            return super().embed_documents(texts, *args, **kwargs)
+
+        def embed_query(self, text: str, **kwargs: Any) -> list[float]:
+            return super().embed_query(text, extra_body={"input_type": "query"}, **kwargs)
+
+    served = Served(model="small", base_url=f"{server.url}/v1", api_key="none")
+    store = InMemoryVectorStore.from_texts(DOCUMENTS, served)
+    rows = [each["vector"] for each in store.store.values()]
+    assert np.allclose(rows, small_embedder().encode_documents(DOCUMENTS), atol=1e-4)
+    [first] = store.similarity_search(QUERY, k=1)
+    assert first.page_content == TEXTS["vapour"], "it is found by its thought alone"
 
 
 async def test_llama_index(server: ThreadServer) -> None:

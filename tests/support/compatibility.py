@@ -39,6 +39,7 @@ PACKAGES = {
     "langgraph": "langgraph",
     "llama_index.core": "llama-index-core",
     "llama_index.embeddings": "llama-index-embeddings-openai",
+    "llama_index.tools": "llama-index-tools-mcp",
     "llama_index.vector_stores": "llama-index-vector-stores-chroma",
     "mcp": "mcp",
     "mteb": "mteb",
