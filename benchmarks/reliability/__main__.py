@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.record import RESULTS, record
 
-NAMES = ("kill_points", "disk", "sharing", "entries", "hostile", "upgrade", "mutants", "soak")
+NAMES = ("kill_points", "disk", "sharing", "entries", "hostile", "upgrade", "mutants", "soak", "serve")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -103,6 +103,38 @@ _LINES: tuple[tuple[str, str, dict[str, str], dict[str, str]], ...] = (
         }.items()
     ),
     (
+        "serve",
+        "mixed requests of 64 clients: every vector and ranking against the library's",
+        {"serve/10000_mixed/lost_or_wrong": "lost or wrong"},
+        {"serve/10000_mixed/requests": "requests"},
+    ),
+    (
+        "serve",
+        "requests at four times the pace that a server can keep",
+        {
+            "serve/overload/other_answers": "answers besides 200 and 429",
+            "serve/overload/memory_growth_mb": "MB of memory gained",
+            "serve/overload/pace_kept": "of the pace kept",
+            "serve/overload/back_s": "seconds until it answers afterwards",
+        },
+        {"serve/overload/seconds": "seconds"},
+    ),
+    (
+        "serve",
+        "`kill -9` to a server under load, and to a process that adds to its index",
+        {
+            "serve/kills/acknowledged_lost": "acknowledged writes lost",
+            "serve/kills/not_clean": "times something did not open cleanly",
+        },
+        {"serve/kills/kills": "kills", "serve/kills/acknowledged": "acknowledged writes"},
+    ),
+    (
+        "serve",
+        "requests that schemathesis makes of the server's description, valid and not",
+        {"serve/schema/internal_errors": "internal errors"},
+        {"serve/schema/cases": "requests"},
+    ),
+    (
         "soak",
         "a server at half of what it can do",
         {
