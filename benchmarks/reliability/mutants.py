@@ -8,9 +8,11 @@ where the code of the function is exchanged before the tests run. A fault that n
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import inspect
+import io
 import os
 import random
 import signal
@@ -78,7 +80,7 @@ def measure(*, count: int = 10_000, only: Sequence[str] = tuple(TARGETS)) -> Ite
 
     `count` is the most for each, drawn at random where there are more.
     """
-    _prepare()
+    _prepare(only)
     unexplained = 0
     for name in only:
         pairs = [(target, mutant) for target in TARGETS[name] for mutant in mutants(target)]
@@ -99,7 +101,7 @@ def measure(*, count: int = 10_000, only: Sequence[str] = tuple(TARGETS)) -> Ite
         yield Figure(name="mutants/unexplained", value=unexplained, unit="faults", better="lower")
 
 
-def _prepare() -> None:
+def _prepare(names: Sequence[str]) -> None:
     """Import what all children need, and have hypothesis draw the same examples in each."""
     try:
         import cosmic_ray  # noqa: F401
@@ -107,7 +109,7 @@ def _prepare() -> None:
         raise SystemExit(
             "Found no cosmic-ray, which makes the faults. Type: pip install cosmic-ray"
         ) from None
-    import pytest  # noqa: F401
+    import pytest
     import torch
     from hypothesis import settings
 
@@ -115,10 +117,13 @@ def _prepare() -> None:
     settings.register_profile("mutants", derandomize=True, database=None, deadline=None, max_examples=40)
     settings.load_profile("mutants")
     os.chdir(ROOT)
-    for targets in TARGETS.values():
-        for target in targets:
-            importlib.import_module(target.module)
-    tests = sorted({test for targets in TARGETS.values() for each in targets for test in each.tests})
+    targets = [target for name in names for target in TARGETS[name]]
+    for target in targets:
+        importlib.import_module(target.module)
+    tests = sorted({test for target in targets for test in target.tests})
+    # What the tests import is here before the forks, which import the tests alone.
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *tests])
     if _child(lambda: _tested(tests)):
         raise SystemExit(f"The tests fail without any fault. Type: pytest {' '.join(tests)}")
 

@@ -186,7 +186,7 @@ def embed_shards(
 
     Memory does not grow with the source, but for 8 bytes a document at the end. `maker` is who makes the
     shards (None: this process, one after the other). Raises `DocumentError` for the source, and `StoreError`
-    for a folder of another plan or one that another process is writing.
+    for a folder of another plan, one that another process is writing, and a full disk.
     """
     _parquet()
     plan = Plan.of(source, embedder, options or ShardOptions())
@@ -509,7 +509,15 @@ def _alone(folder: Path) -> Iterator[None]:
             ) from None
         raise StoreError(f"{folder} cannot be written ({error}).", hint="Choose another folder.") from error
     with closing(lock):
-        yield
+        try:
+            yield
+        except (ConnectionError, TimeoutError):  # of an embedder elsewhere
+            raise
+        except OSError as error:
+            raise StoreError(
+                f"{folder} cannot be written ({error.strerror or error}).",
+                hint="Free some disk space, then type the same command: it goes on where it was.",
+            ) from error
 
 
 def _parquet() -> Any:

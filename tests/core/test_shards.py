@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -191,6 +192,18 @@ def test_a_run_goes_on_where_it_stopped_and_ends_the_same(tmp_path):
     idle = TinyEmbedder()
     assert embed_shards(source, tmp_path / "out", idle, options=SMALL) == again
     assert idle.texts == []
+
+
+def test_a_full_disk_is_said_and_the_same_command_goes_on(tmp_path, monkeypatch):
+    source = lines(tmp_path)
+
+    def full(*arguments, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(StoreError, match=r"No space left.* type the same"):
+        patched.setattr(parquet.ParquetWriter, "write_batch", full)
+        embed_shards(source, tmp_path / "out", TinyEmbedder(), options=SMALL)
+    assert embed_shards(source, tmp_path / "out", TinyEmbedder(), options=SMALL).documents == 25
 
 
 def _embed(source: str, folder: str) -> None:
