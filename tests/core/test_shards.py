@@ -200,9 +200,10 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(tmp_path, monkeypatch)
     def full(*arguments, **named):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(StoreError, match=r"No space left.* type the same"):
+    with monkeypatch.context() as patched:
         patched.setattr(parquet.ParquetWriter, "write_batch", full)
-        embed_shards(source, tmp_path / "out", TinyEmbedder(), options=SMALL)
+        with pytest.raises(StoreError, match=r"No space left.* type the same"):
+            embed_shards(source, tmp_path / "out", TinyEmbedder(), options=SMALL)
     assert embed_shards(source, tmp_path / "out", TinyEmbedder(), options=SMALL).documents == 25
 
 
