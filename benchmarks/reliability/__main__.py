@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, Figure, read, record
 
 NAMES = ("kill_points", "disk", "sharing", "entries", "hostile", "upgrade", "mutants", "soak", "serve")
+
+# Rows whose parts are added up, and what of them.
+TOTALS = {"kill_points": "differences", "mutants": "unexplained"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,6 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             figure = replace(measured, name=f"reliability/{measured.name}")
             record(options.results, [figure])
             print(f"{figure.name}: {figure.value} {figure.unit}", flush=True)
+        if name in TOTALS:
+            record(options.results, [_total(options.results, name)])
+
+
+def _total(results: Path, name: str) -> Figure:
+    """What all parts of a row have in the file together, whenever each was measured."""
+    pattern = re.compile(rf"reliability/{name}/[^/]+/{TOTALS[name]}")
+    parts = [row for row in read(results) if pattern.fullmatch(str(row["name"]))]
+    value = sum(float(str(row["value"])) for row in parts)
+    unit = str(parts[0]["unit"])
+    return Figure(name=f"reliability/{name}/{TOTALS[name]}", value=value, unit=unit, better="lower")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -31,15 +31,11 @@ _TRIES = 4  # for a moment that came after the end of the run
 def measure(*, count: int = 100, only: Sequence[str] = _STAGES) -> Iterator[Figure]:
     """`kill_points/...`: how many kills, and after how many of them something was other than without."""
     heavy = [name for stage in only for name in HEAVY[stage]]
-    differences = 0
     with harmed(_JOBS, *heavy) as forks, tempfile.TemporaryDirectory() as folder:
         for stage in only:
             kills, found = _Kills(forks, Path(folder, stage), stage).run(count)
-            differences += found
             yield Figure(name=f"kill_points/{stage}/kills", value=kills, unit="kills")
             yield Figure(name=f"kill_points/{stage}/differences", value=found, unit="runs", better="lower")
-    if set(only) >= set(_STAGES):
-        yield Figure(name="kill_points/differences", value=differences, unit="runs", better="lower")
 
 
 class _Kills:
