@@ -22,6 +22,8 @@ _LINE_HEADINGS = {
         r"\{(?P<title>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
     ),
 }
+_LONGEST_TITLE = 1000  # characters: looking for pairs of marks takes time that grows with the square
+_LONGEST_FRONT = 60_000
 _MOST_FIELDS = 10_000  # of a file about itself
 _TEX = ("part", "chapter", "section", "subsection", "subsubsection", "paragraph")
 
@@ -62,6 +64,12 @@ def front_matter(text: str) -> tuple[dict[str, Any], str, str]:
     if end is None:
         return {}, text, ""
     inside = text[3 : end.start()]
+    if len(inside) > _LONGEST_FRONT:
+        return (
+            {},
+            text,
+            f"its front matter is longer than {_LONGEST_FRONT:,} characters and was read as text.",
+        )
     try:
         fields = _yaml(inside) if fence == "---" else tomllib.loads(inside)
     except (ValueError, RecursionError) as error:
@@ -112,7 +120,9 @@ def markdown_blocks(text: str) -> Iterator[Block]:
 
 
 def _plain(title: str) -> str:
-    """A title without the marks of links, images, code and emphasis."""
+    """A title without the marks of links, images, code and emphasis; a line of a book's length as it is."""
+    if len(title) > _LONGEST_TITLE:
+        return " ".join(title.split())
     title = re.sub(r"!?\[([^\[\]]*)\]\([^()\s]*\)", r"\1", title)
     return " ".join(re.sub(r"(\*\*|__|`|\*)(\S(?:.*?\S)?)\1", r"\2", title).split())
 

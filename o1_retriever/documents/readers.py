@@ -25,6 +25,7 @@ Reader = Callable[[Source], Iterator[Section]]
 # Characters of what a cell printed: enough to say what it was, short of a training's log.
 _OUTPUT = 1000
 _ATTACHMENTS = 10
+_HEADER = 8000
 
 
 def read_text(source: Source) -> Iterator[Section]:
@@ -90,6 +91,7 @@ def read_mail(source: Source) -> Iterator[Section]:
         return
     message = email.message_from_bytes(data, policy=email.policy.default)
     assert isinstance(message, EmailMessage)
+    _without_long_headers(message, source)
     headers = {name: _header(message, name) for name in ("subject", "from", "to", "date")}
     with contextlib.suppress(ValueError, TypeError):  # a date of no known form stays as it is written
         headers["date"] = email.utils.parsedate_to_datetime(headers["date"]).isoformat()
@@ -105,6 +107,20 @@ def read_mail(source: Source) -> Iterator[Section]:
         more = f" and {len(names) - _ATTACHMENTS} more" if len(names) > _ATTACHMENTS else ""
         source.note(f"its attachments were not read: {', '.join(names[:_ATTACHMENTS])}{more}.")
     yield from sections(body, joint="\n\n", metadata=metadata)
+
+
+def _without_long_headers(message: EmailMessage, source: Source) -> None:
+    """Leave out headers that nobody reads: taking one apart costs time and memory by the square of it."""
+    waiting: list[Any] = [message]
+    while waiting:
+        part = waiting.pop()
+        for name in {name for name, value in part.raw_items() if len(value) > _HEADER}:
+            source.note(
+                f"its header {valid(name)!r:.60} is longer than {_HEADER:,} characters and was left out."
+            )
+            del part[name]
+        if part.is_multipart():
+            waiting += part.get_payload()
 
 
 def _header(message: EmailMessage, name: str) -> str:

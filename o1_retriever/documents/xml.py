@@ -10,6 +10,7 @@ from o1_retriever.documents.structure import Block, Section, sections, valid
 from o1_retriever.extras import require
 
 _TITLES = {"title", "head", "heading"}
+_ATTRIBUTES = 1000
 _WORDS = 60  # characters: what is longer is a paragraph, not a word within one
 
 
@@ -41,17 +42,17 @@ def name_of(element: Any) -> str:
 
 def attribute(element: Any, name: str) -> str:
     """The value of an attribute, in whatever namespace; empty without one."""
-    return next((value for key, value in element.attrib.items() if key.rpartition("}")[2] == name), "")
+    return next((element.get(key) for key in element.attrib if key.rpartition("}")[2] == name), "")
 
 
 def read_xml(source: Source) -> Iterator[Section]:
     """The text of an XML file: elements with text are blocks, those called title are headings."""
     data = source.data()
     if data.strip():
-        yield from sections(xml_blocks(parse(data, source)))
+        yield from sections(xml_blocks(parse(data, source), source))
 
 
-def xml_blocks(root: Any) -> Iterator[Block]:
+def xml_blocks(root: Any, source: Source) -> Iterator[Block]:
     """The blocks below an element, in order."""
     waiting = [(root, 1)]
     while waiting:
@@ -64,9 +65,11 @@ def xml_blocks(root: Any) -> Iterator[Block]:
         if mixed or not children:
             text = " ".join(valid("".join(_texts(element))).split())
             if not text and element.attrib:
-                text = ", ".join(
-                    f"{key.rpartition('}')[2]}: {value}" for key, value in element.attrib.items()
-                )
+                # Looking for each takes time that grows with their number.
+                names = [*element.attrib][:_ATTRIBUTES]
+                text = ", ".join(f"{key.rpartition('}')[2]}: {element.get(key)}" for key in names)
+                if len(element.attrib) > _ATTRIBUTES:
+                    source.note(f"elements with more than {_ATTRIBUTES:,} attributes were cut.")
             if text:
                 titles = name.lower() in _TITLES
                 yield Block(

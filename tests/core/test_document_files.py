@@ -194,6 +194,38 @@ def test_front_matter_that_stands_for_millions_of_values_is_read_as_text(tmp_pat
     assert time.process_time() - start < 10
 
 
+ATTRIBUTES = " ".join(f'n{number}="x"' for number in range(30_000))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "text", "note"),
+    [
+        (
+            "words.eml",
+            f"Subject: {'=?utf-8?q?a?= ' * 30_000}\n\nbody",
+            "body",
+            "'Subject' is longer than 8,000",
+        ),
+        ("names.eml", f"To: {'<' * 50_000}\nSubject: hi\n\nbody", "hi\n\nbody", "'To' is longer than 8,000"),
+        (
+            "attributes.xml",
+            f"<a {ATTRIBUTES}/>",
+            "n0: x",
+            "1,000 attributes",
+        ),
+        ("emphasis.md", f"# {'*a ' * 40_000}\n", "# *a", ""),
+        ("keys.md", f"+++\n{'a.' * 40_000}b = 1\n+++\ntext", "+++", "longer than 60,000 characters"),
+    ],
+)
+def test_what_takes_time_by_the_square_is_cut(name, data, text, note, tmp_path) -> None:
+    (tmp_path / name).write_text(data)
+    start = time.process_time()
+    sections, notes = read(tmp_path / name)
+    assert sections[0].text.startswith(text)
+    assert [note in each for each in notes] == ([True] if note else [])
+    assert time.process_time() - start < 10
+
+
 def test_names_in_an_archive_lead_nowhere(tmp_path) -> None:
     (tmp_path / "secret.xhtml").write_text("<p>secret</p>")
     with zipfile.ZipFile(io.BytesIO(writers.epub("<p>inside</p>"))) as book:
