@@ -77,7 +77,7 @@ def mark_of(options: ModelOptions) -> str:
         return ""
     files = {
         file.relative_to(place).as_posix(): (file.stat().st_size, file.stat().st_mtime_ns)
-        for file in sorted(place.rglob("*"))
+        for file in sorted([*place.glob("*"), *place.glob("*/*")])
         if file.is_file()
     }
     how = [__version__, bool(one), name, options.dtype, options.device, options.four_bit, str(place), files]
