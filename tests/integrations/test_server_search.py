@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from o1_retriever import Index, Retriever
+from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
+from o1_retriever.documents import Document
 from o1_retriever_server import ServerSettings, create_app, views
-from tests.support.adapters import OTHER, QUERY, TEXTS, THOUGHT, Mind, small_embedder
+from tests.support.adapters import OTHER, QUERY, TEXTS, THOUGHT, Mind, bag_of_words, small_embedder
 from tests.support.http_server import ThreadServer, Words, serving, until
 
 
@@ -271,3 +273,21 @@ def examples(page: dict[str, Any], method: dict[str, Any]) -> list[Any]:
     found = page["components"]["schemas"][schema["$ref"].rpartition("/")[2]].get("examples", [])
     assert found, f"{method['operationId']} has no example"
     return list(found)
+
+
+def test_thoughts_of_the_caller_count_in_full_beside_a_writer_that_is_doubted(tmp_path: Path) -> None:
+    doubted = ThoughtSettings(n_thoughts=2, query_weight=3)
+    embedder = ThinkingEmbedder.from_parts(Mind(), bag_of_words, settings=doubted)
+    with Index(tmp_path / "index", embedder) as index:
+        index.add(Document(id=name, text=text) for name, text in TEXTS.items())
+        with (
+            serving(create_app(embedder, {"facts": index})) as running,
+            httpx.Client(base_url=running.url, trust_env=False) as client,
+        ):
+
+            def scores(**settings: float) -> list[float]:
+                body = {"query": QUERY, "thoughts": [THOUGHT], "thought_settings": settings or None}
+                return [hit["score"] for hit in client.post("/v1/search", json=body).json()["hits"]]
+
+            assert scores() == scores(query_weight=0)
+            assert scores() != scores(query_weight=3)

@@ -66,6 +66,13 @@ def test_every_row_has_its_candidates_and_keeps_what_it_had(server: ChatServer, 
     assert all("answer" not in body["messages"][-1]["content"].rsplit("Query:")[-1] for body in server.bodies)
 
 
+async def test_it_runs_within_an_event_loop_as_in_a_notebook(server: ChatServer, tmp_path: Path) -> None:
+    tally, _ = synthesize(
+        pairs_file(tmp_path, 3), tmp_path / "out.jsonl", experts=expert(server), options=QUIET
+    )
+    assert tally.written == 3
+
+
 def test_an_expert_sees_other_queries_never_its_own_documents(server: ChatServer, tmp_path: Path) -> None:
     synthesize(pairs_file(tmp_path), tmp_path / "out.jsonl", experts=expert(server), options=QUIET)
     for body in server.bodies:

@@ -6,11 +6,12 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from o1_retriever.endpoint.prompt import ChatPrompt, ChatRequest
 from o1_retriever.endpoint.reply import Answer, Problem, cost_of
@@ -34,6 +35,7 @@ from o1_retriever_training.rows import (
 logger = logging.getLogger(__name__)
 
 Experts = Mapping[str, Any] | Any
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +111,17 @@ def synthesize(
         "hash": recipe.fingerprint,
     }
     with Ledger(out, stage="synthesize", recipe=manifest) as ledger:
-        return asyncio.run(_Run(pairs, ledger, recipe, options, writers, pool).work())
+        return _to_the_end(_Run(pairs, ledger, recipe, options, writers, pool).work())
+
+
+def _to_the_end(steps: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine; in a thread of its own where this one has an event loop already, as a notebook has."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(steps)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, steps).result()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
