@@ -43,7 +43,7 @@ from o1_retriever.thought import Thought, ThoughtSettings, Vector
 __all__ = ["Cluster"]
 
 _AT_ONCE, _PARTS = 64, 4  # queries or documents of one call at most, and calls for each actor at least
-_MOST_FAILURES = 10  # of one shard or row before the whole work ends with its error
+_MOST_FAILURES = 10  # actors that die over one call before the work ends with an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Cluster:
             else:
                 # One processor more, in name, for Ray's own tasks.
                 own = max(os.cpu_count() or 1, round(actors * cpus + 1))
-                ray.init(num_cpus=own, include_dashboard=False, log_to_driver=False)
+                ray.init("local", num_cpus=own, include_dashboard=False, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise SettingsError(
                 f"There is no cluster of Ray at {address!r} ({error!s:.120}).",
@@ -90,6 +90,12 @@ class Cluster:
             return iter(made)
 
         return make
+
+    def embedder(self, embedder: ThinkingEmbedder) -> ThinkingEmbedder:
+        """The same embedder, whose thoughts and vectors the actors make."""
+        backend: Any = ClusterBackend(embedder, self.pool)
+        cache = embedder.cache if embedder.cache is not None else False
+        return ThinkingEmbedder(backend, settings=embedder.settings, cache=cache)
 
     def map(
         self, worker: Callable[..., Callable[[Any], Any]], items: Iterable[Any], **arguments: Any
@@ -109,12 +115,9 @@ class Cluster:
                 min_size=1,
                 max_size=self.pool.actors,
                 initial_size=self.pool.actors,
-                max_tasks_in_flight_per_actor=1,
             ),
             num_cpus=self.pool.cpus,
             num_gpus=self.pool.gpus,
-            max_restarts=-1,
-            max_task_retries=_MOST_FAILURES,
         )
         return (pickle.loads(row["done"]) for row in dataset.iter_rows())
 
