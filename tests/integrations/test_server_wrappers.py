@@ -83,3 +83,17 @@ async def test_llama_index(server: ThreadServer) -> None:
     assert np.allclose(await queries.aget_query_embedding(QUERY), fast, atol=1e-4)
     rows = small_embedder().encode_documents(DOCUMENTS)
     assert np.allclose(documents.get_text_embedding_batch(DOCUMENTS), rows, atol=1e-4)
+
+
+def test_an_index_of_llama_index_is_asked_by_another_name_than_it_is_made(server: ThreadServer) -> None:
+    from llama_index.core import VectorStoreIndex
+    from llama_index.core.schema import TextNode
+
+    asked = {"api_base": f"{server.url}/v1", "api_key": "none"}
+    documents = OpenAIEmbedding(model_name="small:document", **asked)
+    queries = OpenAIEmbedding(model_name="small", **asked)
+    index = VectorStoreIndex([TextNode(text=text) for text in DOCUMENTS], embed_model=documents)
+    [first] = index.as_retriever(embed_model=queries, similarity_top_k=1).retrieve(QUERY)
+    assert first.text == TEXTS["vapour"]
+    [first] = index.as_retriever(similarity_top_k=1).retrieve(QUERY)
+    assert first.text == TEXTS["mirror"], "without its thought it is found by its own words"

@@ -49,9 +49,10 @@ function dot({ kind, label, x, y }, size) {
   return shape;
 }
 
-/** The names beside the dots, moved down where they would lie on another one's. */
+/** The names beside the dots, moved down where they would lie on another dot or name. */
 function named(placed, size) {
-  const taken = [], line = 13 * size;
+  const line = 13 * size;
+  const taken = placed.map(({ x, y }) => ({ x: x - 7 * size, y: y + 4 * size, width: 14 * size }));
   return [...placed].sort((one, other) => one.y - other.y).map((point) => {
     const x = point.x + 11 * size, name = nameOf(point), width = 8 * size * name.length;
     let y = point.y + 4 * size;
