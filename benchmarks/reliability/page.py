@@ -165,4 +165,4 @@ def _said(values: Mapping[str, float], names: Mapping[str, str]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) else f"{value:.4f}"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
