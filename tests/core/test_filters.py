@@ -14,7 +14,8 @@ from hypothesis import given, settings
 
 from o1_retriever.documents import Document
 from o1_retriever.errors import FilterError, InputError
-from o1_retriever.index.filters import DEEPEST, Filter, as_filter
+from o1_retriever.index.filters import DEEPEST, Every, Filter, as_filter, weaker
+from o1_retriever.index.filters import passes as passes_one
 from o1_retriever.index.index import Index
 from tests.support.filters import filters, passes, random_filter, random_metadata
 from tests.support.index_worker import TinyEmbedder, vectors
@@ -88,6 +89,22 @@ def test_every_kind_of_search_obeys_the_same_filter(random_index, where):
     assert sorted(hit.id for hit in words) == expected
     assert [each.id for each in index.documents(where)] == expected
     assert index.ids(as_filter(where)) == expected, "a filter that has been read is one, too"
+
+
+DOCUMENTS = random_metadata(3, 40)
+
+
+@given(where=filters())
+def test_one_document_passes_as_plain_python_says(where):
+    """What stores are asked for that know less than this grammar is looked at document by document."""
+    part = as_filter(where).part if as_filter(where) else Every()
+    expected = [passes(where, metadata) for metadata in DOCUMENTS]
+    assert [passes_one(part, metadata) for metadata in DOCUMENTS] == expected
+    for allowed in (("in",), ("gt", "gte", "lt", "lte", "in"), ("contains", "exists")):
+        less = weaker(part, lambda condition, allowed=allowed: condition.test in allowed)
+        for metadata, good in zip(DOCUMENTS, expected, strict=True):
+            assert not good or less is None or passes_one(less, metadata)
+    assert weaker(part, lambda condition: False) is None
 
 
 class Year(enum.IntEnum):
