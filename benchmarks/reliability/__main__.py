@@ -21,7 +21,11 @@ from benchmarks.record import RESULTS, Figure, read, record
 NAMES = ("kill_points", "disk", "sharing", "entries", "hostile", "upgrade", "mutants", "soak", "serve")
 
 # Rows whose parts are added up, and what of them.
-TOTALS = {"kill_points": "differences", "mutants": "unexplained"}
+TOTALS = {
+    "kill_points": ("differences",),
+    "mutants": ("unexplained",),
+    "entries": ("inputs", "uncaught", "not_finite"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,16 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             record(options.results, [figure])
             print(f"{figure.name}: {figure.value} {figure.unit}", flush=True)
         if name in TOTALS:
-            record(options.results, [_total(options.results, name)])
+            record(options.results, [_total(options.results, name, what) for what in TOTALS[name]])
 
 
-def _total(results: Path, name: str) -> Figure:
+def _total(results: Path, name: str, what: str) -> Figure:
     """What all parts of a row have in the file together, whenever each was measured."""
-    pattern = re.compile(rf"reliability/{name}/[^/]+/{TOTALS[name]}")
+    pattern = re.compile(rf"reliability/{name}/[^/]+/{what}")
     parts = [row for row in read(results) if pattern.fullmatch(str(row["name"]))]
     value = sum(float(str(row["value"])) for row in parts)
-    unit = str(parts[0]["unit"])
-    return Figure(name=f"reliability/{name}/{TOTALS[name]}", value=value, unit=unit, better="lower")
+    unit, better = str(parts[0]["unit"]), parts[0]["better"]
+    return Figure(name=f"reliability/{name}/{what}", value=value, unit=unit, better=better)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -37,14 +37,17 @@ _SLOW_S = 120.0  # a job that takes longer hangs
 def measure(
     *, count: int = 100, only: Sequence[str] = _PARTS, stages: Sequence[str] = _STAGES
 ) -> Iterator[Figure]:
-    """`disk/<trouble>/...`: how often it struck, and after how many of them something was wrong."""
+    """`disk/<trouble>/<work>/...`: how often it struck, and after how many of them something was wrong."""
     heavy = [name for stage in stages for name in HEAVY[stage]]
     with harmed(_JOBS, *heavy) as forks, tempfile.TemporaryDirectory() as folder:
         for part in only:
-            trouble = _Trouble(forks, Path(folder, part), part, stages)
-            getattr(trouble, part)(count)
-            yield Figure(name=f"disk/{part}/tried", value=trouble.tried, unit="runs")
-            yield Figure(name=f"disk/{part}/wrong", value=trouble.wrong, unit="runs", better="lower")
+            for stage in stages:
+                trouble = _Trouble(forks, Path(folder, f"{part}-{stage}"), part, [stage])
+                getattr(trouble, part)(count)
+                if trouble.tried:
+                    name = f"disk/{part}/{stage}"
+                    yield Figure(name=f"{name}/tried", value=trouble.tried, unit="runs")
+                    yield Figure(name=f"{name}/wrong", value=trouble.wrong, unit="runs", better="lower")
 
 
 class _Trouble:

@@ -33,6 +33,7 @@ from tests.support.adapters import TEXTS, bag_of_words, small_embedder
 
 _SHORT = ThoughtSettings(n_thoughts=2, max_new_tokens=4)
 GROUPS = ("embedding", "searching", "reading", "adapters", "server")
+_ENTRIES = 36  # of all groups
 _SHOWN = 3  # inputs of each kind of failure that are printed
 
 # What is drawn. ---------------------------------------------------------------------------------------
@@ -123,11 +124,9 @@ lines = st.one_of(
     st.binary(max_size=30),
     texts.map(lambda t: t.encode("utf-8", "replace")),
 )
+_FIELDS = ("query", "text", "thoughts", "thought", "pos", "neg", "role", "content", "id")
 rows = st.fixed_dictionaries(
-    {},
-    optional=dict.fromkeys(
-        ("query", "text", "thoughts", "thought", "pos", "neg", "role", "content", "id"), json_values
-    ),
+    {}, optional=dict.fromkeys(_FIELDS, st.one_of(texts, st.lists(texts, max_size=3), json_values))
 ).map(lambda value: json.dumps(value).encode())
 contents = st.one_of(
     st.lists(st.one_of(lines, rows), max_size=5).map(b"\n".join), st.binary(max_size=200), st.just(b"")
@@ -396,22 +395,24 @@ def _of_answer(body: Any) -> list[Any]:
 
 
 def measure(*, count: int = 10_000, only: Sequence[str] = GROUPS) -> Iterator[Figure]:
-    """`entries/...`: entries, inputs, errors that are none of the library's, vectors that are not finite."""
+    """`entries/<group>/...`: entries, inputs, errors that are none of the library's, vectors not finite.
+
+    Each entry has its part of `count`, as if all groups were drawn.
+    """
     os.environ["O1_RETRIEVER_CACHE"] = tempfile.mkdtemp()
-    done: list[_Entry] = []
-    with tempfile.TemporaryDirectory() as folder:
-        made = Entries(Path(folder))
-        chosen = [_Entry(name, *entry) for group in only for name, entry in made.of(group).items()]
-        for one in chosen:
-            one.run(-(-count // len(chosen)))
-            done.append(one)
-            print(f"   {one.name}: {one.tried} inputs, {one.answered} answered", flush=True)
-    uncaught = sum(sum(one.uncaught.values()) for one in done)
-    yield Figure(name="entries/entries", value=len(done), unit="entries")
-    yield Figure(name="entries/inputs", value=sum(one.tried for one in done), unit="inputs")
-    yield Figure(name="entries/uncaught", value=uncaught, unit="errors", better="lower")
-    infinite = sum(one.infinite for one in done)
-    yield Figure(name="entries/not_finite", value=infinite, unit="vectors", better="lower")
+    for group in only:
+        with tempfile.TemporaryDirectory() as folder:
+            done = [_Entry(name, *entry) for name, entry in Entries(Path(folder)).of(group).items()]
+            for one in done:
+                one.run(-(-count // _ENTRIES))
+                print(f"   {one.name}: {one.tried} inputs, {one.answered} answered", flush=True)
+        uncaught = sum(sum(one.uncaught.values()) for one in done)
+        infinite = sum(one.infinite for one in done)
+        name = f"entries/{group}"
+        yield Figure(name=f"{name}/entries", value=len(done), unit="entries")
+        yield Figure(name=f"{name}/inputs", value=sum(one.tried for one in done), unit="inputs")
+        yield Figure(name=f"{name}/uncaught", value=uncaught, unit="errors", better="lower")
+        yield Figure(name=f"{name}/not_finite", value=infinite, unit="vectors", better="lower")
 
 
 class _Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 
 from o1_retriever.reporting.text import markdown_table
@@ -30,8 +31,8 @@ _LINES: tuple[tuple[str, str, dict[str, str], dict[str, str]], ...] = (
         (
             "disk",
             what,
-            {f"disk/{part}/wrong": "wrong answers, undocumented errors or hangs"},
-            {f"disk/{part}/tried": "runs"},
+            {f"disk/{part}/*/wrong": "wrong answers, undocumented errors or hangs"},
+            {f"disk/{part}/*/tried": "runs"},
         )
         for part, what in {
             "full": "a full disk: a tmpfs too small for the work",
@@ -62,8 +63,8 @@ _LINES: tuple[tuple[str, str, dict[str, str], dict[str, str]], ...] = (
     (
         "entries",
         "random input to every public entry, drawn by hypothesis",
-        {"entries/uncaught": "undocumented errors", "entries/not_finite": "vectors that are not finite"},
-        {"entries/inputs": "inputs", "entries/entries": "entries"},
+        {"entries/*/uncaught": "undocumented errors", "entries/*/not_finite": "vectors that are not finite"},
+        {"entries/*/inputs": "inputs", "entries/*/entries": "entries"},
     ),
     *(
         (
@@ -150,18 +151,21 @@ _LINES: tuple[tuple[str, str, dict[str, str], dict[str, str]], ...] = (
 
 
 def reliability_table(rows: Rows) -> str:
-    """A line for each row that was measured."""
+    """A line for each row that was measured; a star stands for all parts, which are added up."""
     values = {str(row["name"]).removeprefix("reliability/"): float(str(row["value"])) for row in rows}
     body = [
         [what, f"`{command}`", _said(values, often), _said(values, bad)]
         for command, what, bad, often in _LINES
-        if any(name in values for name in bad)
+        if _said(values, bad)
     ]
     return markdown_table(["what happens", "command", "how often", "figures"], body, texts=(0, 1, 2, 3))
 
 
 def _said(values: Mapping[str, float], names: Mapping[str, str]) -> str:
-    return ", ".join(f"{_number(values[name])} {words}" for name, words in names.items() if name in values)
+    found = {words: fnmatch.filter(values, name) for name, words in names.items()}
+    return ", ".join(
+        f"{_number(sum(values[name] for name in parts))} {words}" for words, parts in found.items() if parts
+    )
 
 
 def _number(value: float) -> str:

@@ -37,8 +37,9 @@ def test_lost_requests_and_leaked_handles_are_counted_after_the_warm_up() -> Non
 
 def test_the_table_has_a_line_for_what_was_measured_alone() -> None:
     rows: list[dict[str, object]] = [
-        {"name": "reliability/disk/full/wrong", "value": 0},
-        {"name": "reliability/disk/full/tried", "value": 1200},
+        {"name": "reliability/disk/full/index/wrong", "value": 0},
+        {"name": "reliability/disk/full/index/tried", "value": 1000},
+        {"name": "reliability/disk/full/cache/tried", "value": 200},
     ]
     assert reliability_table(rows).splitlines()[2:] == [
         "| a full disk: a tmpfs too small for the work | `disk` | 1,200 runs | 0 wrong answers, undocumented "
