@@ -48,14 +48,15 @@ def calibrate(
     with Index(target.index, create=False) as index:
         check_index(index, target.index)
     embedder = load_embedder(model)
-    with Index(target.index, embedder) as index, working("Thinking"):
+    with Index(target.index, embedder) as index:
         retriever = Retriever(embedder, index, hybrid=ranking.hybrid, pooling=ranking.pooling)
-        found = calibrate(retriever, relevant, settings=thoughts.settings(embedder.settings))
-        found.keep(index)
-    if as_json:
-        write_json(found.to_dict())
-    else:
-        _show(found)
+        with working("Thinking"):
+            found = calibrate(retriever, relevant, settings=thoughts.settings(embedder.settings))
+        if as_json:
+            write_json(found.to_dict())
+        else:
+            _show(found)
+        found.keep(index)  # after what was found is said, where it cannot be written
 
 
 def read_questions(path: Path) -> dict[str, list[str]]:

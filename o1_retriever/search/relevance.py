@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from o1_retriever.thought import ThoughtSettings
 
 _FILE = "relevance.json"
 _FORMAT = 1
+_VECTORS, _HYBRID = 2, 4  # features of a hit, without BM25 and with it: see `described`
 
 
 def described(hits: Sequence[Hit]) -> NDArray[np.float64]:
@@ -83,10 +85,7 @@ def kept(index: Index) -> dict[str, Relevance]:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["format"] != _FORMAT:
             raise ValueError(f"format {data['format']!r}")
-        return {
-            name: Relevance(**{**values, "weights": tuple(values["weights"])})
-            for name, values in data["kinds"].items()
-        }
+        return {name: _read(name, values) for name, values in data["kinds"].items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -95,16 +94,28 @@ def kept(index: Index) -> dict[str, Relevance]:
         ) from error
 
 
+def _read(name: str, values: Mapping[str, Any]) -> Relevance:
+    """What is written of one kind. Raises for what is none, or has not the weights of such a search."""
+    found = Relevance(**{**values, "weights": tuple(values["weights"])})
+    expected = _HYBRID if name.startswith("hybrid") else _VECTORS
+    if len(found.weights) != expected or not np.isfinite([*found.weights, found.bias]).all():
+        raise ValueError(f"{name} has the weights {found.weights}; expected {expected} numbers")
+    return found
+
+
 def keep(index: Index, found: Mapping[str, Relevance]) -> Path:
-    """Keep these beside an index, and what is there of other kinds; return the file."""
+    """Keep these beside an index, and what is there of other kinds; return the file. Raises `StoreError`."""
     path: Path = index.folder / _FILE
     try:
         known = kept(index)
     except StoreError:  # a damaged file is made anew
         known = {}
     kinds = {name: asdict(each) for name, each in {**known, **found}.items()}
-    with written_whole(path) as file:
-        json.dump({"format": _FORMAT, "kinds": kinds}, file, indent=1)
+    try:
+        with written_whole(path) as file:
+            json.dump({"format": _FORMAT, "kinds": kinds}, file, indent=1)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error}.") from error
     return path
 
 

@@ -31,6 +31,7 @@ from tests.support.adapters import bag_of_words
 
 pytest.importorskip("ir_measures", reason="needs the extra `eval`")
 SUBJECTS = [f"subject{n}" for n in range(24)]
+FITTED = {"bias": 0.0, "questions": 9, "brier": 0.1, "brier_of_base_rate": 0.1, "calibration_error": 0.1}
 ENCODER = CallableEncoder(bag_of_words, name="bag of words")
 
 
@@ -207,7 +208,18 @@ class TestRelevance:
         assert "vectors, mean, query_weight 5" in found.relevance
         assert 5.0 not in found.by_weight
 
-    @pytest.mark.parametrize("text", ["{", "[]", '{"format": 9}', '{"format": 1, "kinds": {"a": {"x": 1}}}'])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("{", "[]", '{"format": 9}', '{"format": 1, "kinds": {"a": {"x": 1}}}'),
+            *(
+                json.dumps(
+                    {"format": 1, "kinds": {"vectors, mean, query alone": {**FITTED, "weights": weights}}}
+                )
+                for weights in ([1.0], [1.0, float("nan")], "ab", [[1.0], [2.0]])
+            ),
+        ],
+    )
     def test_a_damaged_file_is_named_and_made_anew(self, calibrated, text):
         retriever, found = calibrated
         path = found.keep(retriever.index)
@@ -217,6 +229,15 @@ class TestRelevance:
         assert retriever.search("why does subject1")
         found.keep(retriever.index)
         assert retriever.search("why does subject1", min_relevance=0.0)
+
+    def test_a_file_that_cannot_be_written_is_named(self, calibrated):
+        retriever, found = calibrated
+        path = found.keep(retriever.index)
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(StoreError, match=r"relevance\.json cannot be written"):
+            found.keep(retriever.index)
+        assert [each.name for each in path.parent.glob("relevance*")] == ["relevance.json"]
 
     def test_an_empty_index_is_named(self, tmp_path, index):
         retriever, asked = retriever_of(index, "vapour")
