@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from statistics import median
@@ -10,11 +11,43 @@ from benchmarks.record import ROOT, Figure
 from benchmarks.speed.pairs import seconds
 
 _TIMES = 10
+# What a program that uses an adapter has imported anyway.
+FRAMEWORKS = {
+    "langchain": "langchain_core.vectorstores, langchain_core.retrievers, langchain_core.tracers",
+    "llama_index": "llama_index.core",
+    "chroma": "chromadb.utils.embedding_functions",
+    "haystack": "haystack",
+    "dspy": "dspy.retrievers",
+    "mteb": "mteb, datasets",
+    "fastembed": "numpy",
+}
 
 
 def measure(*, full: bool = False) -> list[Figure]:
-    """`import_time/package_s`, without the interpreter's own start; `.../cli_help_s`, with it."""
-    return figures(_TIMES)
+    """`import_time/package_s`, without the interpreter's own start; `.../cli_help_s`, with it.
+
+    `import_time/NAME_s` is what importing an adapter takes beyond its framework.
+    """
+    return [*figures(_TIMES), *adapter_figures(_TIMES // 2)]
+
+
+def adapter_figures(times: int) -> list[Figure]:
+    """Medians of what the adapters take where the framework and numpy are there already."""
+    found = []
+    for name, framework in FRAMEWORKS.items():
+        alone, both = f"import numpy, {framework}", f"import numpy, {framework}, {name}_o1_retriever"
+        beyond = [
+            -seconds(lambda: _run(["-c", alone])) + seconds(lambda: _run(["-c", both]))  # noqa: B023
+            for _ in range(times + 1)
+        ]
+        figure = Figure(
+            name=f"import_time/{name}_s",
+            value=round(median(beyond[1:]), 3),  # the first writes the compiled files
+            unit=f"s beyond its framework, median of {times}",
+            better="lower",
+        )
+        found.append(figure)
+    return found
 
 
 def figures(times: int) -> list[Figure]:
@@ -38,4 +71,7 @@ def figures(times: int) -> list[Figure]:
 
 
 def _run(arguments: list[str]) -> None:
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    path = os.pathsep.join(str(ROOT / folder) for folder in (".", "integrations", "training"))
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, *arguments]
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True, env=environment)

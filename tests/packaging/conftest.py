@@ -14,12 +14,37 @@ from tests.support.environments import Base
 
 
 @pytest.fixture(scope="session")
-def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tracked(root: Path) -> list[str]:
+    """The files of the repository; whatever else lies in the folder belongs to its owner."""
+    if not (root / ".git").exists():
+        pytest.skip("the source distribution is no repository")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True)
+    return [name for name in listed.stdout.split("\0") if name and (root / name).is_file()]
+
+
+@pytest.fixture(scope="session")
+def distributions(root: Path, tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the source distribution and the wheel, built of what a fresh clone holds."""
+    clone = tmp_path_factory.mktemp("clone")
+    for name in tracked:
+        if not name.startswith("models/"):  # large, and in neither of the two
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, clone / name)
     out = tmp_path_factory.mktemp("dist")
     # The source distribution first and the wheel from it, as an index would serve them.
-    subprocess.run([sys.executable, "-m", "build", "--outdir", out, root], check=True, capture_output=True)
-    assert len(list(out.glob("*.tar.gz"))) == 1
-    return next(out.glob("*.whl"))
+    subprocess.run([sys.executable, "-m", "build", "--outdir", out, clone], check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def wheel(distributions: Path) -> Path:
+    return next(distributions.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def sdist(distributions: Path) -> Path:
+    [found] = distributions.glob("*.tar.gz")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,9 @@ The shared layer below every environment holds the dependencies of the core and 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +140,31 @@ ELSEWHERE = {"all": "the environment of all other tests"}
 
 def test_every_extra_has_a_case(wheel: Path) -> None:
     assert set(extras(wheel)) - set(ELSEWHERE) == set(CASES) - {""}
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_every_extra_can_be_resolved_on(python: str, root: Path) -> None:
+    """Nothing is installed: the package index is asked for versions that fit together."""
+
+    def resolved(extra: str) -> tuple[str, str]:
+        named = ["--extra", extra] if extra else []
+        command = [
+            sys.executable,
+            "-m",
+            "uv",
+            "pip",
+            "compile",
+            "--quiet",
+            "--python-version",
+            python,
+            *named,
+        ]
+        done = subprocess.run([*command, "pyproject.toml"], cwd=root, capture_output=True, text=True)
+        return extra, done.stderr if done.returncode else ""
+
+    with ThreadPoolExecutor(8) as pool:
+        failed = {extra: said for extra, said in pool.map(resolved, [*CASES, *ELSEWHERE]) if said}
+    assert not failed
 
 
 @pytest.mark.parametrize("extra", CASES, ids=lambda extra: extra or "none")
