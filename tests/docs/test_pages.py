@@ -272,6 +272,23 @@ def test_the_readme_is_short(root: Path) -> None:
     assert len((root / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
+def test_the_files_that_the_design_names_are_there(root: Path) -> None:
+    if not (root / "docs").is_dir():
+        pytest.skip("the source distribution has no docs")
+    text = (root / "docs" / "design.md").read_text(encoding="utf-8")
+    named = {
+        *re.findall(r"`([\w/]+(?:\.py|/))`", text),
+        *re.findall(r"^  (\w+(?:\.py|/))", text, re.MULTILINE),
+    }
+    there = {
+        f"/{path.relative_to(root)}{'/' * path.is_dir()}"
+        for folder in ("o1_retriever", "integrations", "training", "docs", "tests")
+        for path in (root / folder).rglob("*")
+    }
+    assert len(named) > 50
+    assert [name for name in sorted(named) if not any(each.endswith(f"/{name}") for each in there)] == []
+
+
 def test_each_folder_says_in_three_lines_what_lives_there(root: Path) -> None:
     if not (root / "docs").is_dir():
         pytest.skip("the source distribution has no docs")

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -292,3 +294,19 @@ def test_json_survives_an_output_that_is_no_utf8(monkeypatch):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
     write_json({"query": "Warum beschlägt er? 水"})
     assert json.loads(raw.getvalue().decode("ascii")) == {"query": "Warum beschlägt er? 水"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("o1-retriever sea", "search"),
+        ("o1-retriever search --hy", "--hybrid"),  # a command that is loaded when it is used
+        ("o1-retriever cache cl", "clear"),
+    ],
+)
+def test_the_shell_completes_commands_and_options(typed, completed):
+    asked = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    environment = os.environ | asked | {"_O1_RETRIEVER_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-m", "o1_retriever"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert completed in done.stdout.split()
