@@ -416,6 +416,7 @@ _MEASURED = {
 def _results() -> str:
     """All recorded figures; the tables of the other pages are made of them."""
     parts = [
+        "---\nsearch:\n  boost: 0.2\n---",  # its names would be found before the pages that explain them
         "# Results",
         "Every figure that is recorded, from [benchmarks/results](../benchmarks/results), with the machine "
         "and the commit that it was measured with. What they mean stands on the pages that show them: "

@@ -14,7 +14,7 @@ import pytest
 
 import o1_retriever
 from tests.support.commands import save
-from tests.support.environments import metadata
+from tests.support.environments import metadata, run
 
 pytestmark = pytest.mark.packaging
 
@@ -93,24 +93,21 @@ def test_somebody_elses_program_is_checked_strictly(installed: Path, tmp_path: P
     program = tmp_path / "consumer.py"
     program.write_bytes((Path(__file__).parent / "consumer.py").read_bytes())
     command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", installed, program]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = run(command, tmp_path, check=False)
     # The one mistake in it is found, so that the types were read and are no `Any`.
     assert "Found 1 error in 1 file" in done.stdout, done.stdout
     assert "Incompatible return value type" in done.stdout
 
 
 def test_it_installs_and_starts_away_from_the_tree(installed: Path, tmp_path: Path) -> None:
-    python = installed
+    python, script = installed, installed.parent / "o1-retriever"
+
+    def said(*command: object) -> str:
+        return run(list(command), tmp_path).stdout
+
     where = "import o1_retriever; print(o1_retriever.__file__)"
-    found = subprocess.run(
-        [python, "-c", where], check=True, capture_output=True, text=True, cwd=tmp_path
-    ).stdout
-    assert str(python.parent.parent) in found
-    script = python.parent / "o1-retriever"
-    shown = subprocess.run(
-        [script, "--help"], check=True, capture_output=True, text=True, cwd=tmp_path
-    ).stdout
-    assert "search" in shown
+    assert str(python.parent.parent) in said(python, "-c", where)
+    assert "search" in said(script, "--help")
     use = """
 from o1_retriever import ThinkingEmbedder
 import numpy as np
@@ -120,12 +117,8 @@ def encode(texts): return np.ones((len(texts), 3))
 
 print(ThinkingEmbedder.from_parts(think, encode, cache=False).encode_queries(["why?"]).shape)
 """
-    out = subprocess.run([python, "-c", use], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
-    assert out.strip() == "(1, 3)"
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    assert said(python, "-c", use).strip() == "(1, 3)"
     model = save(tmp_path / "model")
-    demo = [script, "demo", "--model", model, "-n", "1", "--max-new-tokens", "3"]
-    shown = subprocess.run(demo, check=True, capture_output=True, text=True, cwd=empty).stdout
+    shown = said(script, "demo", "--model", model, "-n", "1", "--max-new-tokens", "3")
     assert shown.count("Right passage: ") == 5
     assert "o1-retriever index FOLDER" in shown
