@@ -64,6 +64,7 @@ def _environment(folder: str) -> dict[str, str]:
         "HTTPS_PROXY": _NOWHERE,
         "http_proxy": _NOWHERE,
         "https_proxy": _NOWHERE,
+        "NO_PROXY": "127.0.0.1,localhost",
         # Progress bars and loading reports are for people who wait.
         "TQDM_DISABLE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
