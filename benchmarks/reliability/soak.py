@@ -103,10 +103,18 @@ async def _at_rate(
     under_way: set[asyncio.Task[None]] = set()
 
     async def ask() -> None:
-        connection = free.pop() if free else await Connection(port).__aenter__()
-        status, _ = await connection.post(*next(bodies))
-        answers["right" if status == 200 else f"status {status}"] += 1
-        free.append(connection)
+        path, body = next(bodies)
+        for last in (False, True):
+            connection = free.pop() if free and not last else await Connection(port).__aenter__()
+            try:
+                status, _ = await connection.post(path, body)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                if last:  # a connection that was idle for long has been closed, a new one has not
+                    answers["lost"] += 1
+                continue
+            answers["right" if status == 200 else f"status {status}"] += 1
+            free.append(connection)
+            return
 
     began = time.monotonic()
     for number in count():
