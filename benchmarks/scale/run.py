@@ -34,8 +34,8 @@ from o1_retriever.index.foreign import load_shards, opened_for
 from o1_retriever.index.shards import Manifest, ShardOptions, embed_shards
 
 MODEL = ROOT / "models" / "o1-embedder-22m"
-_RATES = (0.3, 0.5, 0.7)  # of what one machine can do
-_REQUESTS = 300  # at each rate
+_RATES = (0.3, 0.6)  # of what one machine can do
+_REQUESTS = 250  # at each rate
 
 
 def written(path: Path, count: int) -> str:
