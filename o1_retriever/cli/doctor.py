@@ -231,7 +231,8 @@ def _gpu(properties: Any) -> str:
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # nosec B603
+        said = done.stdout
     except (OSError, subprocess.SubprocessError):
         return None
     return next(iter(said.split()), None)
