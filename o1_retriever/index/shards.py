@@ -349,6 +349,8 @@ def _begin(folder: Path, plan: Plan) -> None:
 
 
 def _complete(folder: Path, plan: Plan, shards: Sequence[Shard]) -> Manifest:
+    for old in folder.glob("*.new"):  # what workers that were killed have left
+        old.unlink(missing_ok=True)
     left_out: Counter[str] = Counter()
     for shard in shards:
         left_out.update(shard.left_out)
