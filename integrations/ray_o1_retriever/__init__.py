@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,7 @@ from o1_retriever.thought import Thought, ThoughtSettings, Vector
 __all__ = ["Cluster"]
 
 _AT_ONCE, _PARTS = 64, 4  # queries or documents of one call at most, and calls for each actor at least
+_REACHED_S = 10.0
 _MOST_FAILURES = 10  # actors that die over one call before the work ends with an error
 
 
@@ -70,12 +72,13 @@ class Cluster:
             return
         try:
             if address:
+                _reach(address)
                 ray.init(address, log_to_driver=False)
             else:
                 # One processor more, in name, for Ray's own tasks.
                 own = max(os.cpu_count() or 1, round(actors * cpus + 1))
                 ray.init("local", num_cpus=own, include_dashboard=False, log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise SettingsError(
                 f"There is no cluster of Ray at {address!r} ({error!s:.120}).",
                 hint="Type: ray start --head, and on every other machine: ray start --address=HEAD:6379",
@@ -194,6 +197,13 @@ class _BackendActor:
     def call(self, what: str, items: list[Any], options: dict[str, Any]) -> list[Any]:
         """All that a method yields."""
         return list(getattr(self._backend, what)(items, **options))
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nobody listens at `[ray://]HOST:PORT`; Ray itself would ask for many minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHED_S).close()
 
 
 def _one_thread_a_processor() -> None:
