@@ -70,7 +70,8 @@ def demo(*, model: ModelOptions, thoughts: ThoughtOptions, when: ThinkingOptions
                 explanation = retriever.explain(query.text, k=DEPTH, settings=settings)
             explained.append((query, explanation))
             console.print("", _example(query, explanation), sep="\n")
-        console.print("", conclusion(explained), "", _next_steps(index.path), sep="\n")
+        # A command is copied: it is never cut, however long its folder.
+        console.print("", conclusion(explained), "", _next_steps(index.path), sep="\n", crop=False)
 
 
 def read_demo() -> tuple[list[Document], list[DemoQuery]]:

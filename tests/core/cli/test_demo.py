@@ -21,7 +21,9 @@ from tests.support.commands import ok, refused
 from tests.support.sentences import ends_in_a_sentence, known_words, longest_run, share_known, words
 
 
-def test_the_demo_from_end_to_end(here, other_model):
+def test_the_demo_from_end_to_end(here, other_model, monkeypatch):
+    # Commands that it prints are copied: they stay whole where a path is longer than the terminal is wide.
+    monkeypatch.setenv("O1_RETRIEVER_CACHE", str(here / ("cache" * 20)))
     said = ok("demo", "-n", "1", "--max-new-tokens", "3")
     flat = " ".join(said.split())
     places = [flat.index(query.text) for query in read_demo()[1]]
