@@ -20,6 +20,8 @@ NAMES = [
     "04_train_your_own",
     "05_any_model_any_encoder",
     "06_does_thinking_pay",
+    "07_think_for_your_index",
+    "08_scale_out_with_ray",
     "09_mcp_agent",
     "10_grounded_and_multi_hop",
 ]
