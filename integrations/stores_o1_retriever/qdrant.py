@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 import uuid
 from collections import Counter
@@ -160,6 +161,8 @@ def _local(place: str) -> Any:
     path = Path(place).expanduser().absolute()
     if path not in _folders:
         _folders[path] = client.QdrantClient(path=str(path))
+        # One that is never closed prints an error of its own while Python ends.
+        atexit.register(_folders[path].close)
     _users[_folders[path]] += 1
     return _folders[path]
 

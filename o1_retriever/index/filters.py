@@ -130,8 +130,9 @@ def weaker(part: Part, can: Callable[[Condition], bool]) -> Part | None:
         kept = [found for each in part.parts if (found := weaker(each, can)) is not None]
         return (kept[0] if len(kept) == 1 else Every(tuple(kept))) if kept else None
     if isinstance(part, Some):
-        found_all = [weaker(each, can) for each in part.parts]
-        return None if None in found_all else Some(tuple(each for each in found_all if each is not None))
+        kept = [found for each in part.parts if (found := weaker(each, can)) is not None]
+        # One of none, which nothing passes, is an error to some stores.
+        return Some(tuple(kept)) if kept and len(kept) == len(part.parts) else None
     return None
 
 

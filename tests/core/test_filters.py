@@ -10,7 +10,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from o1_retriever.documents import Document
 from o1_retriever.errors import FilterError, InputError
@@ -95,6 +95,7 @@ DOCUMENTS = random_metadata(3, 40)
 
 
 @given(where=filters())
+@example(where={"a": {"$any": []}})
 def test_one_document_passes_as_plain_python_says(where):
     """What stores are asked for that know less than this grammar is looked at document by document."""
     part = as_filter(where).part if as_filter(where) else Every()
