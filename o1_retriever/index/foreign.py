@@ -26,7 +26,7 @@ from o1_retriever.extras import require
 from o1_retriever.guard import DRAWN, drawn
 from o1_retriever.index.filters import Condition, Filter, Part, Where, as_filter, passes, weaker
 from o1_retriever.index.graph import SPARE
-from o1_retriever.index.hits import Hit, check_count, check_queries, fused_hits, hits
+from o1_retriever.index.hits import Hit, check_count, check_groups, check_queries, fused_hits, hits
 from o1_retriever.index.index import Index
 from o1_retriever.index.ledger import EmbeddedDocument
 from o1_retriever.index.shards import Manifest, precision_of, read_shard
@@ -156,9 +156,7 @@ class ForeignIndex(Renewed):
         check_count("k", k)
         check_count("depth", depth)
         filter = as_filter(where)
-        queries = [check_queries(group, self._space.dimension) for group in groups]
-        if not all(map(len, queries)):
-            raise InputError("Found a group without vectors; expected at least one for each query.")
+        queries = check_groups(groups, texts, self._space.dimension)
         if texts is None:
             return hits(self.store, self._nearest(queries, k, filter))
         words, deep = self._lexicon(), max(depth, k)

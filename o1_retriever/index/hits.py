@@ -13,7 +13,9 @@ from numpy.typing import ArrayLike
 from o1_retriever.documents.structure import Value
 from o1_retriever.errors import InputError, SettingsError, StoreError
 from o1_retriever.index.ledger import EmbeddedDocument
+from o1_retriever.ranking.bm25 import Reading
 from o1_retriever.ranking.ranking import DIGITS, Ranking, fuse, of_score
+from o1_retriever.reporting.text import counted
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace, as_float32, unit
 
@@ -101,6 +103,19 @@ def check_queries(vectors: ArrayLike, dimension: int) -> Vector:
             raise InputError(
                 f"Query vector {position} is zero or not finite; expected a direction.", position=position
             )
+    return queries
+
+
+def check_groups(
+    groups: Sequence[ArrayLike], texts: Sequence[str | Reading] | None, dimension: int
+) -> list[Vector]:
+    """The query vectors of each group, (n, dimension), and one text for each. Raises `InputError`."""
+    if texts is not None and len(texts) != len(groups):
+        found, wanted = counted(len(texts), "text"), counted(len(groups), "group")
+        raise InputError(f"Found {found} for {wanted}; expected one for each.")
+    queries = [check_queries(group, dimension) for group in groups]
+    if not all(map(len, queries)):
+        raise InputError("Found a group without vectors; expected at least one for each query.")
     return queries
 
 

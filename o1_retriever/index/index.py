@@ -30,7 +30,7 @@ from o1_retriever.guard import DRAWN, drawn
 from o1_retriever.index.fields import MatchKeeper, Numbers
 from o1_retriever.index.filters import Filter, Where, as_filter
 from o1_retriever.index.graph import Graph, nearest
-from o1_retriever.index.hits import Hit, IndexInfo, check_count, check_queries, fused_hits, hits
+from o1_retriever.index.hits import Hit, IndexInfo, check_count, check_groups, check_queries, fused_hits, hits
 from o1_retriever.index.ledger import EmbeddedDocument, Session, State, digest_of, metadata_json
 from o1_retriever.index.lexicon import LexiconKeeper
 from o1_retriever.index.store import Store
@@ -236,14 +236,8 @@ class Index(SentUnmade):
         check_count("k", k)
         check_count("depth", depth)
         filter = as_filter(where)
-        if texts is not None and len(texts) != len(groups):
-            found, wanted = counted(len(texts), "text"), counted(len(groups), "group")
-            raise InputError(f"Found {found} for {wanted}; expected one for each.")
-
+        queries = check_groups(groups, texts, self._dimension)
         k, depth = int(k), int(depth)
-        queries = [check_queries(group, self._dimension) for group in groups]
-        if not all(map(len, queries)):
-            raise InputError("Found a group without vectors; expected at least one for each query.")
 
         def work(session: Session, graph: Graph) -> list[list[Hit]]:
             among = None if filter is None else self._matching(session, filter)
