@@ -313,7 +313,7 @@ class ThinkingEmbedder:
         checked, chosen = as_queries(queries, histories, thoughts), settings or self.settings
         await self._awaited.ready()
         check_dim(truncate_dim, self.dimension)
-        how = Pooling(truncate_dim=truncate_dim, normalize=normalize_embeddings, weight=chosen.query_weight)
+        how = Pooling(chosen, truncate_dim, normalize_embeddings)
         return await self._awaited.embed(checked, chosen, how)
 
     def on_subject(
@@ -522,4 +522,4 @@ class _Judged:
         alone = np.stack([next(rows) for thought in embedding.thoughts if thought.usable])
         reasons = off_subject(own, unit(alone[:, : self.dimension]), self.passages)
         timings = replace(embedding.timings, embed_ms=embedding.timings.embed_ms + spent)
-        return replace(without(embedding, reasons, own, self.settings.query_weight), timings=timings)
+        return replace(without(embedding, reasons, own, self.settings), timings=timings)

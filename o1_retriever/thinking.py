@@ -98,9 +98,13 @@ class Backend(InSpace, Protocol):
 
 
 def settings_of(backend: Backend) -> ThoughtSettings:
-    """The library's thought settings with what the checkpoint prefers."""
+    """The library's thought settings with what the checkpoint prefers.
+
+    The weight that it prefers for the query is its doubt in its own thoughts, and not about those of others.
+    """
+    preferred = dict(backend.default_settings)
     try:
-        return ThoughtSettings().with_changes(**backend.default_settings)
+        return ThoughtSettings().with_changes(doubt=preferred.pop("query_weight", None), **preferred)
     except SettingsError as error:
         raise CheckpointError(f"The checkpoint's own thought settings cannot be used: {error}") from error
 
@@ -134,12 +138,12 @@ class ThoughtPipeline:
         written, free = self._thoughts(unique, settings, batch_size, show)
         thoughts = [guarded(*pair, settings) for pair in zip(unique, written, strict=True)]
         thought_at = time.perf_counter()
-        raw = self._vectors(unique, thoughts, free, settings.query_weight > 0, batch_size)
+        raw = self._vectors(unique, thoughts, free, settings, batch_size)
         share = 1000 / max(1, len(unique))
         timings = Timings(
             think_ms=(thought_at - started) * share, embed_ms=(time.perf_counter() - thought_at) * share
         )
-        how = Pooling(truncate_dim=truncate_dim, normalize=normalize, weight=settings.query_weight)
+        how = Pooling(settings, truncate_dim, normalize)
         done = {
             query: how.embedding(query, own, rows, timings)
             for query, own, rows in zip(unique, thoughts, raw, strict=True)
@@ -207,14 +211,14 @@ class ThoughtPipeline:
         queries: Sequence[Query],
         thoughts: Sequence[Sequence[Thought]],
         free: Free,
-        with_own: bool,
+        settings: ThoughtSettings,
         batch_size: int | None,
     ) -> list[Vector]:
         """Raw vectors (n, dimension) of each query: those of its `pairs_of`."""
         pairs: list[tuple[str, Thought | None]] = []
         counts: list[int] = []
         for query, written in zip(queries, thoughts, strict=True):
-            own = pairs_of(query, written, with_own)
+            own = pairs_of(query, written, settings)
             pairs += own
             counts.append(len(own))
         rows = iter(self.cache.filled(pairs, free, batch_size=batch_size))
@@ -243,23 +247,24 @@ def guarded(query: Query, written: Sequence[Thought], settings: ThoughtSettings)
 
 
 def pairs_of(
-    query: Query, written: Sequence[Thought], with_own: bool = False
+    query: Query, written: Sequence[Thought], settings: ThoughtSettings
 ) -> list[tuple[str, Thought | None]]:
-    """What is embedded: the query with each usable thought; alone too `with_own`, or if one is dropped."""
+    """What is embedded: the query with each usable thought; alone too if it counts, or if one is dropped."""
     usable: list[Thought | None] = [thought for thought in written if thought.usable]
     if written and not usable and (failed := next((each for each in written if each.failed), None)):
         logger.warning("No thought could be written about %.60r: %s", query.text, failed.error)
-    alone = [None] if with_own or not usable or any(each.dropped for each in written) else []
+    counts = settings.weight(written) > 0
+    alone = [None] if counts or not usable or any(each.dropped for each in written) else []
     return [(query.text, thought) for thought in [*usable, *alone]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Pooling:
     """How the raw vectors of a query become one: see `pool`."""
 
-    truncate_dim: int | None = None
-    normalize: bool = True
-    weight: float = 0.0
+    settings: ThoughtSettings
+    truncate_dim: int | None
+    normalize: bool
 
     def embedding(
         self, query: Query, thoughts: Sequence[Thought], rows: Vector, timings: Timings
@@ -271,7 +276,7 @@ class Pooling:
             rows[usable] if len(rows) > usable else None,
             truncate_dim=self.truncate_dim,
             normalize=self.normalize,
-            weight=self.weight,
+            weight=self.settings.weight(thoughts),
             dropped=_dropped(thoughts),
         )
         return QueryEmbedding(
@@ -310,11 +315,11 @@ def pool(
 
 
 def without(
-    embedding: QueryEmbedding, reasons: Sequence[str | None], own: Vector, weight: float
+    embedding: QueryEmbedding, reasons: Sequence[str | None], own: Vector, settings: ThoughtSettings
 ) -> QueryEmbedding:
     """The embedding without those usable thoughts that have a reason; `own`, the query's vector, instead.
 
-    `reasons` has one for each usable thought, None where it stays; `weight` is that of `pool`.
+    `reasons` has one for each usable thought, None where it stays.
     """
     if not any(reasons):
         return embedding
@@ -324,7 +329,7 @@ def without(
     )
     kept = [row for row, reason in zip(embedding.vectors, reasons, strict=True) if reason is None]
     rows = np.stack(kept) if kept else own[None]
-    dropped = _dropped(thoughts)
+    weight, dropped = settings.weight(thoughts), _dropped(thoughts)
     vectors, vector = pool(rows, own, truncate_dim=None, normalize=True, weight=weight, dropped=dropped)
     return replace(embedding, thoughts=thoughts, vectors=vectors, vector=vector)
 

@@ -31,8 +31,9 @@ class ThoughtSettings:
     `repetition_penalty` above 1 makes tokens that a thought already holds less likely (Keskin et al. 2019): a
     positive logit is divided by it, a negative one multiplied. The query's own tokens are not penalised.
     `query_weight` is how much the query's own vector counts beside the mean of those with its thoughts (0:
-    not at all, as in the paper; 1: as much), which costs one more vector. `guard` drops thoughts that cannot
-    help, such as loops and refusals; the query is embedded with the others (docs/guard.md).
+    not at all, as in the paper; 1: as much), which costs one more vector. None: as much as the thinker
+    prefers, which is its `doubt`, and 0 beside thoughts that the caller brings. `guard` drops thoughts that
+    cannot help, such as loops and refusals; the query is embedded with the others (docs/guard.md).
 
     Raises `SettingsError` for a value out of range.
     """
@@ -45,7 +46,8 @@ class ThoughtSettings:
     thinking: Thinking = "always"
     budget_ms: float | None = None
     repetition_penalty: float = 1.0
-    query_weight: float = 0.0
+    query_weight: float | None = None
+    doubt: float = 0.0
     guard: bool = True
 
     def __post_init__(self) -> None:
@@ -55,7 +57,9 @@ class ThoughtSettings:
         check_number("max_new_tokens", self.max_new_tokens, 1, 1_000_000, whole=True)
         check_number("seed", self.seed, 0, 2**63 - 1, whole=True)
         check_number("repetition_penalty", self.repetition_penalty, 1e-2, 100)
-        check_number("query_weight", self.query_weight, 0, 100)
+        if self.query_weight is not None:
+            check_number("query_weight", self.query_weight, 0, 100)
+        check_number("doubt", self.doubt, 0, 100)
         if not isinstance(self.guard, bool):
             raise SettingsError(f"guard is {self.guard!r}; expected True or False.")
         if self.budget_ms is not None:
@@ -73,6 +77,12 @@ class ThoughtSettings:
     def thinks(self) -> bool:
         """Whether thoughts are written at all."""
         return self.thinking != "never"
+
+    def weight(self, thoughts: Iterable[Thought] = ()) -> float:
+        """How much the query counts beside these thoughts, or beside those that will be written."""
+        if self.query_weight is not None:
+            return self.query_weight
+        return 0.0 if any(each.finish == "given" for each in thoughts) else self.doubt
 
     def sampling(self) -> dict[str, float]:
         """The part that decides what a thought says, for cache keys: not how many there are, nor whether."""

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from o1_retriever.errors import O1RetrieverError
 from o1_retriever.explain.explanation import Explanation
 from o1_retriever.search.result import SearchResult
-from o1_retriever.thought import ThoughtPiece, ThoughtSettings
+from o1_retriever.thought import ThoughtPiece
 from o1_retriever_server.embeddings import ThoughtRecord
 from o1_retriever_server.problems import RESPONSES, body_of
 from o1_retriever_server.service import Closed, Service, Serving, ThoughtOptions
@@ -104,19 +104,11 @@ class SearchRequest(Asked):
         return {
             "k": self.k,
             "where": self.where,
-            "settings": self._settings(service),
+            "settings": service.thought_settings(self.thought_settings),
             "history": self.turns(service),
             "thoughts": self.thoughts,
             **{name: value for name in options if (value := getattr(self, name)) is not None},
         }
-
-    def _settings(self, service: Service) -> ThoughtSettings:
-        """How to think. The doubt about a small writer is not about the caller's own thoughts."""
-        settings = service.thought_settings(self.thought_settings)
-        weight = None if self.thought_settings is None else self.thought_settings.query_weight
-        if self.thoughts and weight is None:
-            return settings.with_changes(query_weight=ThoughtSettings().query_weight)
-        return settings
 
     async def _check(self, service: Service) -> None:
         given = self.thoughts or []

@@ -125,7 +125,7 @@ class AwaitedPipeline:
         written, free = await self._thoughts(query, settings)
         thoughts = guarded(query, written, settings)
         thought_at = time.perf_counter()
-        rows = await self._vectors(query, thoughts, free, how.weight > 0)
+        rows = await self._vectors(query, thoughts, free, settings)
         timings = Timings(
             think_ms=(thought_at - started) * 1000, embed_ms=(time.perf_counter() - thought_at) * 1000
         )
@@ -165,8 +165,10 @@ class AwaitedPipeline:
             new = await self._computing.ask(self._think, settings, start, item=asked)
         return [*known, *new.thoughts], new
 
-    async def _vectors(self, query: Query, thoughts: Sequence[Thought], free: Free, with_own: bool) -> Vector:
-        pairs = pairs_of(query, thoughts, with_own)
+    async def _vectors(
+        self, query: Query, thoughts: Sequence[Thought], free: Free, settings: ThoughtSettings
+    ) -> Vector:
+        pairs = pairs_of(query, thoughts, settings)
         keys = [self._cache.vector_key(*pair) for pair in pairs]
         if all(key in free for key in keys):
             return np.stack([free[key] for key in keys])
@@ -184,7 +186,7 @@ class AwaitedPipeline:
         known = self._cache.thoughts(queries, settings)
         usable = [guarded(query, own, settings) for query, own in zip(queries, known, strict=True)]
         keys = [
-            [self._cache.vector_key(*pair) for pair in pairs_of(query, own, settings.query_weight > 0)]
+            [self._cache.vector_key(*pair) for pair in pairs_of(query, own, settings)]
             for query, own in zip(queries, usable, strict=True)
         ]
         stored = self._cache.stored([key for own in keys for key in own])

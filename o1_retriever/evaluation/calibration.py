@@ -107,7 +107,7 @@ def calibrate(
     def search(chosen: ThoughtSettings, queries: Sequence[Query]) -> list[SearchResult]:
         return retriever.search_many(queries, k=_HITS, settings=chosen, show_progress_bar=False, **how)
 
-    weights = dict.fromkeys([*WEIGHTS, base.query_weight])
+    weights = dict.fromkeys([*WEIGHTS, base.weight()])
     wanted = list(relevant.values())
     alone = search(base.with_changes(thinking="never"), asked)
     thinking = {weight: search(base.with_changes(query_weight=weight), queries) for weight in weights}

@@ -181,8 +181,8 @@ class Lexical(_OverCorpus):
             thoughts = [()] * len(queries)
         elif thoughts is None:
             thoughts = self.embedder.think(queries, settings=self.settings)
-        weight = self.settings.query_weight
-        read = [Reading.of(query, row, weight) for query, row in zip(queries, thoughts, strict=True)]
+        weight = self.settings.weight
+        read = [Reading.of(query, row, weight(row)) for query, row in zip(queries, thoughts, strict=True)]
         rankings = [self.index.best(each, depth, ties=self._ties) for each in read]
         return Answer(rankings=rankings, thoughts=thoughts)
 

@@ -146,12 +146,13 @@ class Cutoff:
         cutoff = cls(least=how.min_relevance, index=index, how=how, known=kept(index))
         cutoff._relevance(None)
         if how.thinking in ("always", "auto") or (how.thinking is None and settings.thinks):
-            cutoff._relevance(settings.query_weight)
+            cutoff._relevance(settings.weight())
         return cutoff
 
-    def applied(self, result: SearchResult, query_weight: float) -> SearchResult:
+    def applied(self, result: SearchResult, settings: ThoughtSettings) -> SearchResult:
         """The result with the probability of each hit, without those that do not reach it."""
-        relevance = self._relevance(query_weight if result.embedding.thought_about else None)
+        about = result.embedding
+        relevance = self._relevance(settings.weight(about.thoughts) if about.thought_about else None)
         likely = [
             replace(hit, probability=round(value, 4))
             for hit, value in zip(result.hits, relevance.probabilities(result.hits), strict=True)

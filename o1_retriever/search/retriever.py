@@ -246,7 +246,7 @@ class _Search:
 
     def _relevant(self, result: SearchResult) -> SearchResult:
         """The result without hits that are too unlikely to be relevant."""
-        return result if self.cutoff is None else self.cutoff.applied(result, self.settings.query_weight)
+        return result if self.cutoff is None else self.cutoff.applied(result, self.settings)
 
     async def _check_extra(self) -> None:
         """Say before anything is thought which extra is missing; importing it takes long for a loop."""
@@ -264,20 +264,22 @@ class _Search:
             )
             for place, result in before.items()
         }
-        written = await self._think(list(read.values())) if read else []
+        rows = await self._think(list(read.values())) if read else []
         share = (time.perf_counter() - started) * 1000 / max(1, len(read))
         fresh = {
             place: [
                 thought for thought in row if not thought.failed and thought.text not in _said(before[place])
             ]
-            for place, row in zip(read, written, strict=True)
+            for place, row in zip(read, rows, strict=True)
         }
         left = {place: [*before[place].thoughts, *row] for place, row in fresh.items() if row}
         given = [
             replace(queries[place], thoughts=tuple(each.text for each in thoughts if not each.failed))
             for place, thoughts in left.items()
         ]
-        embeddings = await self._thought_about(given, None) if given else []
+        # They are the thinker's, though a query carries them.
+        written = replace(self, settings=self.settings.with_changes(query_weight=self.settings.weight()))
+        embeddings = await written._thought_about(given, None) if given else []
         embedded = [
             _Embedded(
                 embedding=_of_rounds(before[place].embedding, embedding, thoughts, share),
@@ -410,7 +412,7 @@ class _Search:
         ]
 
     def _read(self, query: str, thoughts: Sequence[Thought]) -> Reading:
-        return Reading.of(query, thoughts, self.settings.query_weight)
+        return Reading.of(query, thoughts, self.settings.weight(thoughts))
 
     async def _thought_about(
         self, queries: Sequence[Query], thinking: Thinking | None

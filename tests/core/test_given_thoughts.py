@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from o1_retriever import Index, Retriever, ThinkingEmbedder, Thought, ThoughtSettings
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import InputError, ThinkerError
-from o1_retriever.query import as_queries
+from o1_retriever.query import Query, as_queries
 from o1_retriever.ranking.bm25 import Bm25
 from tests.support.adapters import (
     ALWAYS_WORTH_IT,
@@ -39,6 +40,19 @@ class Unasked:
         raise AssertionError(f"asked about {queries}")
 
 
+class Doubted:
+    """A small thinker, beside whose own thoughts the query counts three times."""
+
+    identity = None
+    default_settings: ClassVar[dict[str, Any]] = {"query_weight": 3.0, "n_thoughts": 2}
+
+    def think(
+        self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0
+    ) -> list[list[Thought]]:
+        return [[Thought(text=text) for text in (THOUGHT, BREAD)][start:] for _ in queries]
+
+
+WEIGHED = ThoughtSettings(n_thoughts=2, query_weight=3.0)
 ENCODER = CallableEncoder(bag_of_words, name="bag of words")
 
 
@@ -57,7 +71,7 @@ class TestEmbedding:
     @pytest.mark.parametrize("settings", [None, FAST, ThoughtSettings(n_thoughts=1, query_weight=0.5)])
     async def test_they_are_embedded_as_written_ones_are(self, settings: ThoughtSettings | None) -> None:
         written = embedder({QUERY: [THOUGHT, BREAD]})
-        weight = 0.0 if settings is None else settings.query_weight
+        weight = None if settings is None else settings.query_weight
         expected = written.embed_query(QUERY, settings=written.settings.with_changes(query_weight=weight))
         unasked = embedder(Unasked())
         found = unasked.embed_query(QUERY, thoughts=[THOUGHT, BREAD], settings=settings)
@@ -70,6 +84,24 @@ class TestEmbedding:
                 (BREAD, "given"),
             ]
             assert each.thought_tokens == each.prompt_tokens == 0
+
+    async def test_they_count_in_full_where_the_thinker_is_doubted_unless_a_weight_is_named(self) -> None:
+        def made() -> ThinkingEmbedder:
+            return ThinkingEmbedder.from_parts(Doubted(), ENCODER, cache=False)
+
+        in_full = embedder({QUERY: [THOUGHT, BREAD]}).embed_query(QUERY)
+        weighed = embedder({QUERY: [THOUGHT, BREAD]}).embed_query(QUERY, settings=WEIGHED)
+        assert not np.allclose(in_full.vector, weighed.vector, atol=1e-3)
+        np.testing.assert_array_equal(made().embed_query(QUERY).vector, weighed.vector)
+        queries, thoughts = [QUERY, QUERY], [[THOUGHT, BREAD], None]
+        for own, written in (
+            made().embed_queries(queries, thoughts=thoughts),
+            await made().aembed_queries(queries, thoughts=thoughts),
+        ):
+            np.testing.assert_array_equal(own.vector, in_full.vector)
+            np.testing.assert_array_equal(written.vector, weighed.vector)
+        named = made().embed_query(QUERY, thoughts=[THOUGHT, BREAD], settings=WEIGHED)
+        np.testing.assert_array_equal(named.vector, weighed.vector)
 
     async def test_some_queries_bring_theirs_and_some_do_not(self) -> None:
         mind = Mind()
@@ -160,6 +192,19 @@ class TestSearching:
         awaited = await Retriever(embedder(Mind()), index, **options).asearch(QUERY, k=1, thoughts=[BREAD])
         assert [hit.id for hit in awaited] == ["bread"]
         assert not retriever.search(QUERY, k=1, thoughts=[]).decision.think
+
+    async def test_bm25_reads_them_in_full_where_the_thinker_is_doubted(self, index: Index) -> None:
+        pytest.importorskip("bm25s", reason="needs the extra `index`")
+        doubted = ThinkingEmbedder.from_parts(Doubted(), ENCODER, cache=False)
+        retriever = Retriever(doubted, index, hybrid=True)
+
+        def scores(found: Any) -> list[float]:
+            return [hit.lexical_score for hit in found]
+
+        written, own = retriever.search_many([QUERY, QUERY], thoughts=[None, [THOUGHT, BREAD]])
+        awaited = await retriever.asearch(QUERY, thoughts=[THOUGHT, BREAD])
+        plain = Retriever(embedder({QUERY: [THOUGHT, BREAD]}), index, hybrid=True)
+        assert scores(own) == scores(awaited) == scores(plain.search(QUERY)) != scores(written)
 
     def test_the_gate_decides_about_the_others_alone(self, index: Index) -> None:
         mind = Mind()

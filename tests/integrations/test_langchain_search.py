@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_o1_retriever import THOUGHTS, O1Embeddings, O1Retriever
-from o1_retriever import Index, Retriever
+from o1_retriever import Index, Retriever, ThoughtSettings
 from o1_retriever.errors import InputError, SettingsError
 from tests.support.adapters import (
     ALWAYS_WORTH_IT,
@@ -148,6 +148,11 @@ async def test_thoughts_of_the_caller_are_used_and_none_is_written(many: Any) ->
             assert ids(found) == ["bread"]
             assert found[0].metadata["thoughts"] == BREAD
     assert ids(make(k=1).invoke(QUERY, config, thoughts=[THOUGHT])) == ["vapour"]
+    full, weighed = (
+        make(k=1, settings=ThoughtSettings(**each)) for each in ({"doubt": 3}, {"query_weight": 3})
+    )
+    scores = [each.invoke(QUERY, config)[0].metadata["relevance_score"] for each in (full, weighed)]
+    assert scores[0] == make(k=1).invoke(QUERY, config)[0].metadata["relevance_score"] != scores[1]
     assert mind.asked == []
     assert ids(make(k=1).invoke(QUERY)) == ["vapour"]
     assert mind.asked == [QUERY]

@@ -14,7 +14,7 @@ from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.schema import QueryBundle, TextNode
 
 from llama_index_o1_retriever import O1Embedding, O1Retriever
-from o1_retriever import Index, Retriever
+from o1_retriever import Index, Retriever, ThoughtSettings
 from o1_retriever.errors import SettingsError
 from tests.support.adapters import (
     ALWAYS_WORTH_IT,
@@ -84,6 +84,11 @@ async def test_custom_strings_are_thoughts_about_the_query(many: Any, events: Ev
     for options in ({}, {"pooling": "best"}, {"thinking": "auto", "gate": ALWAYS_WORTH_IT}):
         found = make(similarity_top_k=1, **options).retrieve(given)
         assert ids(found) == ids(await make(similarity_top_k=1, **options).aretrieve(given)) == ["bread"]
+    full, weighed, plain = (
+        make(similarity_top_k=1, settings=settings).retrieve(given)[0].score
+        for settings in (ThoughtSettings(doubt=3), ThoughtSettings(query_weight=3), None)
+    )
+    assert full == plain != weighed
     assert mind.asked == []
     thoughts = events.named("O1ThoughtsEvent")[0].thoughts
     assert [(each["text"], each["finish"], each["tokens"]) for each in thoughts] == [(BREAD, "given", 0)]

@@ -276,7 +276,7 @@ def examples(page: dict[str, Any], method: dict[str, Any]) -> list[Any]:
 
 
 def test_thoughts_of_the_caller_count_in_full_beside_a_writer_that_is_doubted(tmp_path: Path) -> None:
-    doubted = ThoughtSettings(n_thoughts=2, query_weight=3)
+    doubted = ThoughtSettings(n_thoughts=2, doubt=3)
     embedder = ThinkingEmbedder.from_parts(Mind(), bag_of_words, settings=doubted)
     with Index(tmp_path / "index", embedder) as index:
         index.add(Document(id=name, text=text) for name, text in TEXTS.items())

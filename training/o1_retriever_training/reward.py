@@ -107,7 +107,7 @@ class Reward:
             others = [*written[place + 1 :], *written[:place]]
             after = next((thought for row in others for thought in row if not thought.failed), None)
             thoughts = [*written[place], *([after] if after is not None else [])]
-            gains = self._gains(query, questions[query], own[place], thoughts, settings.query_weight)
+            gains = self._gains(query, questions[query], own[place], thoughts, settings.weight())
             control = max(0.0, gains.pop() or 0.0) if after is not None else 0.0
             rewards = [
                 None if gain is None or refused(thought, query) else self._reward(gain - control, thought)

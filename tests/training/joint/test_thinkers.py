@@ -134,7 +134,7 @@ def test_a_thinker_brings_its_prompt_and_its_settings(base: Path, trained: Path)
     thinker = LocalThinker(trained, dtype="float32")
     assert thinker.prompt == ThinkerConfig().prompt
     embedder = ThinkingEmbedder.from_parts(str(trained), bag_of_words, cache=False)
-    assert (embedder.settings.temperature, embedder.settings.query_weight) == (0.7, 1.0)
+    assert (embedder.settings.temperature, embedder.settings.weight()) == (0.7, 1.0)
     assert thinker.identity != LocalThinker(base, prompt=thinker.prompt, dtype="float32").identity
     [[thought]] = thinker.think(as_queries(["4 ice"]), settings=GREEDY)
     assert thought.text
