@@ -44,10 +44,14 @@ _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 
 
 class Passage(BaseModel):
-    """A passage that was found. `text` is data; `cut` says that `uri` has more of it."""
+    """A passage that was found. `text` is data; `cut` says that `uri` has more of it.
+
+    `probability` is there where the search had a `min_relevance`.
+    """
 
     rank: int
     relevance: float
+    probability: float | None = None
     source: str
     uri: str
     text: str
@@ -114,11 +118,26 @@ def _add_searches(server: MCPServer[Any], service: Service) -> None:
         thinking: Annotated[
             Literal["always", "auto", "never"] | None, Field(description="Whether a model thinks first.")
         ] = None,
+        min_relevance: Annotated[
+            float | None,
+            Field(
+                ge=0,
+                le=1,
+                description="Only passages that are relevant with this probability at least, which may be "
+                "none; for an index that was calibrated.",
+            ),
+        ] = None,
     ) -> Found:
         """Find passages of the user's documents that answer a question."""
         with _told():
             asked = SearchRequest(
-                query=query, thoughts=thoughts, k=k, index=index, where=where, thinking=thinking
+                query=query,
+                thoughts=thoughts,
+                k=k,
+                index=index,
+                where=where,
+                thinking=thinking,
+                min_relevance=min_relevance,
             )
             result = await found(asked, service)
         return Found(
@@ -237,6 +256,7 @@ def _passages(hits: tuple[Hit, ...], index: str) -> list[Passage]:
             Passage(
                 rank=hit.rank,
                 relevance=hit.relevance,
+                probability=hit.probability,
                 source=hit.source,
                 uri=_uri(index, hit.id),
                 text=text,

@@ -96,11 +96,19 @@ class SearchRequest(Asked):
     pooling: Literal["mean", "best"] | None = Field(
         default=None, description="Search for the mean of the thoughts, or for each: the best counts."
     )
+    min_relevance: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        examples=[0.5],
+        description="Leave out passages that are relevant with a smaller probability; there may be none. "
+        "Needs an index that was calibrated (`o1-retriever calibrate`), whose hits have a `probability`.",
+    )
 
     async def arguments(self, service: Service) -> dict[str, Any]:
         """What `Retriever.asearch` takes besides the query. Raises 413 for more than the server accepts."""
         await self._check(service)
-        options = ("thinking", "hybrid", "pooling")
+        options = ("thinking", "hybrid", "pooling", "min_relevance")
         return {
             "k": self.k,
             "where": self.where,
@@ -132,7 +140,10 @@ class Record(BaseModel):
 
 
 class HitRecord(Record):
-    """A passage that was found. `score` is the cosine, `relevance` on one scale for every search."""
+    """A passage that was found. `score` is the cosine, `relevance` on one scale for every search.
+
+    With `min_relevance` there is a `probability` too, of being relevant.
+    """
 
     rank: int
     relevance: float

@@ -22,7 +22,7 @@ from mcp.client.stdio import stdio_client
 from o1_retriever import Index
 from o1_retriever.documents import Document
 from o1_retriever_server import Keys, ServerSettings, create_app
-from tests.support.adapters import QUERY, TEXTS, THOUGHT, small_embedder
+from tests.support.adapters import QUERY, TEXTS, THOUGHT, calibrated, small_embedder
 from tests.support.commands import ok, refused, save
 from tests.support.http_server import ThreadServer, Words, serving
 
@@ -72,6 +72,11 @@ async def test_a_search_thinks_or_takes_the_agents_reasoning(server: ThreadServe
         why = await call(client, "explain", query=QUERY, k=2)
         assert "up" in why["verdict"] or "new" in why["verdict"]
         assert why["moves"][0]["uri"] == "passage://facts/vapour"
+        with calibrated(server.service.retrievers["facts"].index):
+            likely = await call(client, "search", query=QUERY, k=20, min_relevance=0.5)
+            assert 0 < len(likely["passages"]) < len(TEXTS)
+            assert all(each["probability"] >= 0.5 for each in likely["passages"])
+        assert found["passages"][0]["probability"] is None
 
 
 async def test_a_passage_that_was_cut_can_be_read_whole(server: ThreadServer) -> None:

@@ -20,7 +20,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import Document
 from o1_retriever_server import ServerSettings, create_app, views
-from tests.support.adapters import OTHER, QUERY, TEXTS, THOUGHT, Mind, bag_of_words, small_embedder
+from tests.support.adapters import (
+    OTHER,
+    QUERY,
+    TEXTS,
+    THOUGHT,
+    Mind,
+    bag_of_words,
+    calibrated,
+    small_embedder,
+)
 from tests.support.http_server import ThreadServer, Words, serving, until
 
 
@@ -69,6 +78,24 @@ class TestSearch:
         many = post(http, "/v1/search", query=QUERY, pooling="best", thought_settings={"n_thoughts": 3})
         assert len(many["thoughts"]) == 3
         assert many["search"]["pooling"] == "best"
+
+    def test_what_is_not_likely_relevant_is_left_out(self, http: httpx.Client, small_index: Index) -> None:
+        body = {"query": QUERY, "min_relevance": 0.5}
+        refused = http.post("/v1/search", json=body)
+        assert refused.status_code == 400
+        assert "was not calibrated" in refused.json()["error"]["message"]
+        with calibrated(small_index):
+            expected = Retriever(small_embedder(), small_index).search(QUERY, k=10, min_relevance=0.5)
+            found = post(http, "/v1/search", **body)
+            assert found["hits"] == expected.to_dict()["hits"]
+            assert 0 < len(found["hits"]) < len(TEXTS)
+            assert all(hit["probability"] >= 0.5 for hit in found["hits"])
+            assert found["search"]["left_out"] == len(TEXTS) - len(found["hits"])
+            explained = post(http, "/v1/explain", **body)["result"]
+            assert [hit["id"] for hit in explained["hits"]] == [hit["id"] for hit in found["hits"]]
+            assert post(http, "/v1/search", **{**body, "min_relevance": 1})["hits"] == []
+        for bad in (-0.1, 1.1, "NaN"):
+            assert http.post("/v1/search", json={**body, "min_relevance": bad}).status_code == 422
 
     def test_a_conversation_goes_before(self, http: httpx.Client) -> None:
         turns = [
