@@ -17,7 +17,7 @@ import numpy as np
 
 from o1_retriever.concurrency.forks import check_device, one_thread_in_children
 from o1_retriever.concurrency.sent import Sent, SentModel
-from o1_retriever.engine.batching import by_tokens
+from o1_retriever.engine.batching import batches_done, by_tokens
 from o1_retriever.engine.checkpoint import first_line, hash_signs, wheel_hint, wheel_of
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
 from o1_retriever.extras import require
@@ -305,6 +305,7 @@ class SentenceTransformerEncoder(SentModel, _Checking):
             some = [texts[place] for place in batch]
             parts.append(encode(some, batch_size=len(some), **plain))
             places += batch
+        batches_done(self.model.device, len(parts))
         return np.concatenate(parts)[np.argsort(places)]
 
     def _prompt(self, what: What) -> str:

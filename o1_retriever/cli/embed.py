@@ -123,7 +123,7 @@ def embed(
 
 
 def _check(folder: Path) -> None:
-    from o1_retriever.index.shards import check_shards, described
+    from o1_retriever.index.shards import check_shards
 
     found = check_shards(folder)
     if found.problems:
@@ -133,12 +133,10 @@ def _check(folder: Path) -> None:
             f"{folder} has {counted(len(found.problems), 'problem')}, as said above.",
             hint="Delete those files and type the same o1-retriever embed command again.",
         )
-    output().print(f"{folder}: {described(found.manifest)}; all as the manifest says", soft_wrap=True)
+    output().print(f"{folder}: {_described(found.manifest)}; all as the manifest says", soft_wrap=True)
 
 
 def _say(manifest: Manifest, folder: Path, seconds: float) -> None:
-    from o1_retriever.index.shards import described
-
     for what, count in manifest.left_out.items():
         warn(f"{counted(count, 'row')} of {manifest.source} left out: {what}")
     if manifest.repeated_ids:
@@ -146,7 +144,7 @@ def _say(manifest: Manifest, folder: Path, seconds: float) -> None:
             f"{counted(manifest.repeated_ids, 'document')} with the id of an earlier one: in a store the "
             "last one counts."
         )
-    output().print(f"{folder}: {described(manifest)}, in {seconds:.1f} s", markup=False, soft_wrap=True)
+    output().print(f"{folder}: {_described(manifest)}, in {seconds:.1f} s", markup=False, soft_wrap=True)
 
 
 @with_options
@@ -181,3 +179,13 @@ def load(
             markup=False,
             soft_wrap=True,
         )
+
+
+def _described(manifest: Manifest) -> str:
+    """What a folder of shards holds, in a line."""
+    repeated = f", {counted(manifest.repeated_ids, 'repeated id')}" if manifest.repeated_ids else ""
+    return (
+        f"{counted(manifest.documents, 'document')} in {counted(len(manifest.shards), 'shard')} "
+        f"({manifest.numbers}, {manifest.space['dimension']} numbers each){repeated}, "
+        f"document space {manifest.fingerprint}"
+    )

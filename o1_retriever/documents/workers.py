@@ -31,7 +31,6 @@ _PAGE, _PAGE_CHARACTERS = 500, 1_000_000
 _PAGES_WAITING = 2  # of one file
 # Files for each process that are begun before they are needed: what is read while others are embedded.
 _AHEAD = 32
-_NICE = 10  # the encoder, for whom they read, goes first where there are few cores
 _SERVE = "from o1_retriever.documents.workers import serve; serve()"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 _PATIENCE_S = 120.0  # without a sign of life
@@ -251,8 +250,6 @@ def serve() -> None:
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the pieces
     _bound_memory()
-    with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing
-        os.nice(_NICE)
     chunking, options = pickle.load(sys.stdin.buffer)  # our own process  # nosec B301
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:

@@ -21,6 +21,9 @@ _C_LIBRARY: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 # than 1024 and are no faster. A GPU wants more at once.
 _FORWARD_TOKENS = {"cpu": 1024}
 _HELD_TOKENS = {"cpu": 1 << 15}
+# After so many batches on a CPU, what they held is given back, which takes 20 ms.
+_MANY = 16
+_done = 0  # since then
 
 
 def forward_tokens(device: Any) -> int:
@@ -83,3 +86,13 @@ def free_memory(device: Any) -> None:
     elif device.type == "cpu" and hasattr(_C_LIBRARY, "malloc_trim"):
         # glibc keeps what lies between blocks in use: batches of ever new shapes leave ever more of it.
         _C_LIBRARY.malloc_trim(0)
+
+
+def batches_done(device: Any, count: int) -> None:
+    """Give back what so many batches held, together with those of calls before that were too few for it."""
+    global _done
+    if device.type == "cpu":
+        _done += count
+        if _done >= _MANY:
+            _done = 0
+            free_memory(device)

@@ -20,7 +20,14 @@ import torch
 from transformers import DynamicCache
 
 from o1_retriever.engine.attention import sharing, takes_our_attention
-from o1_retriever.engine.batching import by_tokens, forward_tokens, free_memory, is_out_of_memory, padded
+from o1_retriever.engine.batching import (
+    batches_done,
+    by_tokens,
+    forward_tokens,
+    free_memory,
+    is_out_of_memory,
+    padded,
+)
 from o1_retriever.engine.load import LocalModel
 from o1_retriever.engine.slots import layer_windows
 from o1_retriever.engine.threads import SparingThreads
@@ -29,8 +36,6 @@ from o1_retriever.thought import Vector
 
 logger = logging.getLogger(__name__)
 
-# From so many batches on, what they held is given back in the end; fewer leave little.
-_MANY = 16
 # A shorter common beginning is not worth a pass of its own.
 _SHORTEST_PREFIX = 8
 
@@ -196,7 +201,7 @@ def embed_sequences(
     local.check_process()
     tokens = forward_tokens(local.device)
     waiting = deque(by_tokens([len(row) for row in sequences], tokens, most))
-    many = len(waiting) >= _MANY
+    count = len(waiting)
     with SparingThreads(local.device) as threads:
         while waiting:
             threads.look()
@@ -210,8 +215,8 @@ def embed_sequences(
                 free_memory(local.device)
             else:
                 yield from zip(places, states, strict=True)
-    if many and local.device.type == "cpu":
-        free_memory(local.device)
+    if count > 1:  # those of a query are one
+        batches_done(local.device, count)
 
 
 def _halved(batches: Sequence[Sequence[int]], error: Exception) -> deque[list[int]]:

@@ -29,7 +29,7 @@ from o1_retriever.index.graph import SPARE
 from o1_retriever.index.hits import Hit, check_count, check_groups, check_queries, fused_hits, hits
 from o1_retriever.index.index import Index
 from o1_retriever.index.ledger import EmbeddedDocument
-from o1_retriever.index.shards import Manifest, precision_of, read_shard
+from o1_retriever.index.shards import Manifest, read_shard
 from o1_retriever.ranking.bm25 import Bm25, Reading
 from o1_retriever.ranking.ranking import (
     DIGITS,
@@ -348,7 +348,7 @@ def opened_for(address: str, collection: str, folder: Path) -> Target:
         )
     kind = address.partition(":")[0]
     if kind not in KINDS:
-        return Index(address, _Made(space, precision_of(manifest)), collection=collection)
+        return Index(address, _Made(space, Precision(**manifest.precision)), collection=collection)
     package = require("stores_o1_retriever", extra="stores", purpose=f"Loading into {kind}")
     store: VectorStore = package.open_store(address, collection)
     noted = store.description()

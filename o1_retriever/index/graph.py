@@ -13,6 +13,7 @@ import os
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from o1_retriever.concurrency.forks import Renewed
 from o1_retriever.errors import StoreError
 from o1_retriever.extras import require
 from o1_retriever.index.fields import Numbers
-from o1_retriever.index.ledger import EmbeddedDocument, Session, State, Version
+from o1_retriever.index.ledger import LEDGER_FILE, EmbeddedDocument, Session, State, Version
 from o1_retriever.ranking.ranking import DIGITS, Ranking, best, best_of_groups, search_pages
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import unit
@@ -175,22 +176,42 @@ class Graph(Renewed):
                 raise DamagedGraphError("a write was interrupted")
             if not (self.path(number) / "chroma.sqlite3").is_file():
                 raise DamagedGraphError(f"{self.path(number)} is missing")
-            if self.sizes(number) != state.sizes or not self._is_as_written(state):
-                raise DamagedGraphError(f"files in {self.path(number)} have been changed")
-            with _translated():
-                self._client = _client(self.path(number))
-                self._collection = self._client.get_collection(self.name, embedding_function=None)
-                # Loads the graph and applies what has been written since it was saved.
-                self._collection.get(limit=1, include=[])
+            if self.sizes(number) != state.sizes:
+                raise self._changed(number)
+            if self._written_later(number):  # Chroma may crash on what somebody else has written
+                self._check(state)
+            with ThreadPoolExecutor(1) as executor:
+                # Beside loading, which reads the same files: only a failing disk has changed them.
+                check = executor.submit(self._check, state)
+                self._load(number)
+            check.result()
             self._opened = state.version
 
-    def _is_as_written(self, state: State) -> bool:
-        """Whether the files have the checksums that they were written with, those that have one."""
+    def _load(self, number: int) -> None:
+        with _translated():
+            self._client = _client(self.path(number))
+            self._collection = self._client.get_collection(self.name, embedding_function=None)
+            # Loads the graph and applies what has been written since it was saved.
+            self._collection.get(limit=1, include=[])
+
+    def _written_later(self, number: int) -> bool:
+        """Whether a file is younger than the ledger, where a write of ours ends."""
+        folder = self.path(number)
+        times = [(folder / name).stat().st_mtime_ns for name in self.sizes(number)]
+        return max(times, default=0) > (self.folder / LEDGER_FILE).stat().st_mtime_ns
+
+    def _check(self, state: State) -> None:
+        """Raise `DamagedGraphError` unless the files that have a checksum are as they were written."""
         folder = self.path(state.graph)
         try:
-            return all(self._sum(folder / name) == found for name, found in state.sums.items())
+            same = all(self._sum(folder / name) == found for name, found in state.sums.items())
         except OSError:
-            return False
+            same = False
+        if not same:
+            raise self._changed(state.graph)
+
+    def _changed(self, number: int) -> DamagedGraphError:
+        return DamagedGraphError(f"files in {self.path(number)} have been changed")
 
     def damage(self, state: State, *, written: bool = False) -> DamagedGraphError | None:
         """What keeps the files from being opened and searched, after a use of them failed; None: nothing.

@@ -6,9 +6,7 @@ import logging
 import os
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +15,6 @@ from numpy.typing import ArrayLike
 
 from o1_retriever.concurrency.sent import SentUnmade
 from o1_retriever.documents import Document
-from o1_retriever.documents.document import name_of
 from o1_retriever.errors import (
     EncoderError,
     FingerprintError,
@@ -32,10 +29,8 @@ from o1_retriever.index.filters import Filter, Where, as_filter
 from o1_retriever.index.graph import Graph, nearest
 from o1_retriever.index.hits import Hit, IndexInfo, check_count, check_groups, check_queries, fused_hits, hits
 from o1_retriever.index.ledger import EmbeddedDocument, Session, State, digest_of, metadata_json
-from o1_retriever.index.lexicon import LexiconKeeper
-from o1_retriever.index.store import Store
-from o1_retriever.index.values import can_be_encoded, kept_metadata
-from o1_retriever.query import check_text
+from o1_retriever.index.store import LexiconKeeper, Store
+from o1_retriever.index.values import batches, can_be_encoded, checked
 from o1_retriever.ranking.bm25 import Reading
 from o1_retriever.ranking.ranking import FUSION_DEPTH
 from o1_retriever.reporting.progress import progress
@@ -412,68 +407,6 @@ def _once(names: Iterable[str]) -> list[str]:
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     names = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
     return ", ".join(f"{name} {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
-
-
-def batches(documents: Iterable[Any], size: Callable[[], int]) -> Iterator[list[Document]]:
-    """Checked documents in portions of `size()`. A bad one raises `InputError` after those before it."""
-    if isinstance(documents, str | bytes | Mapping | Document) or not isinstance(documents, Iterable):
-        raise InputError(
-            f"Found one {type(documents).__name__}; expected a list of documents.",
-            hint="Pass [document] instead.",
-        )
-    batch: list[Document] = []
-    admitted = _Admission()
-    for position, given in enumerate(documents):
-        try:
-            batch.append(admitted(given, position))
-        except InputError:
-            if batch:
-                yield batch
-            raise
-        if len(batch) >= size():
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-class _Admission:
-    """Makes documents of what one call was given, each with an id that no other one of the call has."""
-
-    def __init__(self) -> None:
-        self._places: dict[str, int] = {}
-        self._times: Counter[str] = Counter()
-
-    def __call__(self, given: Any, position: int) -> Document:
-        """The document, checked. Equal texts without an id are numbered; equal ids raise `InputError`."""
-        document = checked(Document.of(given, place=position), position)
-        if not isinstance(given, Document) and document.id == name_of(document.text):
-            self._times[document.id] += 1
-            if (times := self._times[document.id]) > 1:
-                document = replace(document, id=f"{document.id}-{times}")
-        first = self._places.setdefault(document.id, position)
-        if first != position:
-            raise InputError(
-                f"document {position} has the id {document.id!r:.60} of document {first}; expected another.",
-                hint="Give each an id of its own; added in a later call, it replaces the first.",
-                position=position,
-            )
-        return document
-
-
-def checked(document: Document, position: int) -> Document:
-    """The document with plain values as metadata. Raises `InputError` for one that cannot be kept."""
-    check_text(document.id, what="the id of document", position=position)
-    check_text(document.text, what="document", position=position)
-    if not isinstance(document.metadata, dict):
-        raise InputError(
-            f"The metadata of document {position} is {type(document.metadata).__name__}; expected a dict.",
-            position=position,
-        )
-    try:
-        return replace(document, metadata=kept_metadata(document.metadata))
-    except ValueError as error:
-        raise InputError(f"document {position} has the metadata {error}.", position=position) from None
 
 
 def new_documents(session: Session, batch: Sequence[Document]) -> tuple[list[Document], dict[bytes, Vector]]:

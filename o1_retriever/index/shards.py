@@ -32,10 +32,9 @@ from o1_retriever.index.hits import check_count
 from o1_retriever.index.index import DocumentEmbedder, embed_documents
 from o1_retriever.index.ledger import EmbeddedDocument, digest_of, metadata_json
 from o1_retriever.reporting.progress import progress
-from o1_retriever.reporting.text import counted
 from o1_retriever.storage import acquire, is_busy, replacing, written_whole
 from o1_retriever.thought import Vector
-from o1_retriever.vectors import Precision, VectorSpace
+from o1_retriever.vectors import VectorSpace
 
 logger = logging.getLogger(__name__)
 
@@ -196,10 +195,10 @@ def embed_shards(
         left = [number for number in range(len(plan.pieces)) if number not in done]
         if not left and (folder / MANIFEST).is_file():
             return Manifest.read(folder)
-        make = maker or (lambda plan, folder, numbers: _here(plan, folder, numbers, embedder))
         with progress("Embedding", plan.rows, show=show_progress_bar) as advance:
             advance(plan.rows - sum(plan.pieces[number].rows for number in left))
-            for shard in make(plan, folder, left) if left else ():
+            here = (make_shard(plan, folder, number, embedder) for number in left)
+            for shard in maker(plan, folder, left) if maker and left else here:
                 done[number_of(shard.name)] = shard
                 advance(plan.pieces[number_of(shard.name)].rows)
         return _complete(folder, plan, [done[number] for number in sorted(done)])
@@ -313,10 +312,6 @@ def _checked(file: Path, manifest: Manifest, shard: Shard) -> tuple[int, Any]:
     if content.hexdigest() != shard.content:
         raise StoreError(f"{file.name} has another content than the manifest says")
     return documents, np.concatenate(names) if names else np.zeros(0, np.uint64)
-
-
-def _here(plan: Plan, folder: Path, numbers: Sequence[int], embedder: DocumentEmbedder) -> Iterator[Shard]:
-    return (make_shard(plan, folder, number, embedder) for number in numbers)
 
 
 def _begin(folder: Path, plan: Plan) -> None:
@@ -524,18 +519,3 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _parquet() -> Any:
     return require("pyarrow.parquet", extra="embed", purpose="Shards of vectors")
-
-
-def described(manifest: Manifest) -> str:
-    """What a folder of shards holds, in a line."""
-    repeated = f", {counted(manifest.repeated_ids, 'repeated id')}" if manifest.repeated_ids else ""
-    return (
-        f"{counted(manifest.documents, 'document')} in {counted(len(manifest.shards), 'shard')} "
-        f"({manifest.numbers}, {manifest.space['dimension']} numbers each){repeated}, "
-        f"document space {manifest.fingerprint}"
-    )
-
-
-def precision_of(manifest: Manifest) -> Precision:
-    """How the embedder computed."""
-    return Precision(**manifest.precision)

@@ -1,17 +1,25 @@
-"""Values of metadata as an index keeps and compares them: strings, numbers of 64 bits, True and False."""
+"""What an index keeps: documents with texts and values of metadata that can be stored and compared.
+
+Such values are strings, numbers of 64 bits, True and False.
+"""
 
 from __future__ import annotations
 
 import datetime
 import decimal
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from reprlib import Repr
 from typing import Any
 
 import numpy as np
 
+from o1_retriever.documents.document import Document, name_of
 from o1_retriever.documents.structure import Scalar, Value
+from o1_retriever.errors import InputError
+from o1_retriever.query import check_text
 
 _EXPECTED = "a string, a number of 64 bits, True, False or a date"
 _NOT_THESE = {str: "a string without lone surrogates", float: "a number that is not NaN"}
@@ -108,3 +116,65 @@ def can_be_encoded(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def batches(documents: Iterable[Any], size: Callable[[], int]) -> Iterator[list[Document]]:
+    """Checked documents in portions of `size()`. A bad one raises `InputError` after those before it."""
+    if isinstance(documents, str | bytes | Mapping | Document) or not isinstance(documents, Iterable):
+        raise InputError(
+            f"Found one {type(documents).__name__}; expected a list of documents.",
+            hint="Pass [document] instead.",
+        )
+    batch: list[Document] = []
+    admitted = _Admission()
+    for position, given in enumerate(documents):
+        try:
+            batch.append(admitted(given, position))
+        except InputError:
+            if batch:
+                yield batch
+            raise
+        if len(batch) >= size():
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class _Admission:
+    """Makes documents of what one call was given, each with an id that no other one of the call has."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+        self._times: Counter[str] = Counter()
+
+    def __call__(self, given: Any, position: int) -> Document:
+        """The document, checked. Equal texts without an id are numbered; equal ids raise `InputError`."""
+        document = checked(Document.of(given, place=position), position)
+        if not isinstance(given, Document) and document.id == name_of(document.text):
+            self._times[document.id] += 1
+            if (times := self._times[document.id]) > 1:
+                document = replace(document, id=f"{document.id}-{times}")
+        first = self._places.setdefault(document.id, position)
+        if first != position:
+            raise InputError(
+                f"document {position} has the id {document.id!r:.60} of document {first}; expected another.",
+                hint="Give each an id of its own; added in a later call, it replaces the first.",
+                position=position,
+            )
+        return document
+
+
+def checked(document: Document, position: int) -> Document:
+    """The document with plain values as metadata. Raises `InputError` for one that cannot be kept."""
+    check_text(document.id, what="the id of document", position=position)
+    check_text(document.text, what="document", position=position)
+    if not isinstance(document.metadata, dict):
+        raise InputError(
+            f"The metadata of document {position} is {type(document.metadata).__name__}; expected a dict.",
+            position=position,
+        )
+    try:
+        return replace(document, metadata=kept_metadata(document.metadata))
+    except ValueError as error:
+        raise InputError(f"document {position} has the metadata {error}.", position=position) from None

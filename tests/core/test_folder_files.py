@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.documents import writers
-from o1_retriever.documents import Chunking, ReadOptions
+from o1_retriever.documents import Chunking, Document, ReadOptions
 from o1_retriever.documents.files import find_files
 from o1_retriever.documents.workers import Job, read_files
 from o1_retriever.index import folder as folder_module
@@ -193,6 +194,34 @@ def test_what_is_gathered_is_embedded_and_written_together(folder, tmp_path) -> 
         assert (report.added, sum(embedder.sizes)) == (30, 30)
         assert min(embedder.sizes[:-1]) >= least, "no few that are left over are embedded alone"
         assert index.generation == before + 1 + len(embedder.sizes), "the graph is begun once"
+
+
+class Weighing(TinyEmbedder):
+    """Counts the documents that have come into memory, each time that some are embedded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.most = self.count(), 0
+
+    @staticmethod
+    def count() -> int:
+        return sum(type(each) is Document for each in gc.get_objects())
+
+    def encode_documents(self, documents, **how):
+        self.texts.clear()
+        self.most = max(self.most, self.count() - self.before)
+        return super().encode_documents(documents, **how)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_no_more_documents_are_in_memory_than_are_written_at_once_and_read_ahead(
+    folder, tmp_path, processes
+) -> None:
+    write(folder, {f"{n}.txt": f"Text {n}." for n in range(300)})
+    with Index(tmp_path / "index", embedder := Weighing()) as index:
+        report = sync_folder(index, folder, options=FolderOptions(batch_size=4, processes=processes))
+    assert report.added == 300
+    assert embedder.most <= 170, "64 as they were read and as they are kept, and 32 that wait"
 
 
 def test_a_file_is_read_again_where_its_documents_are_gone_or_it_is_cut_in_another_way(index, folder) -> None:

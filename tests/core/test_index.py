@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import shutil
 import sqlite3
@@ -565,13 +566,17 @@ def test_a_graph_that_says_other_than_the_ledger_is_built_anew(
     assert "Building the search graph" in caplog.text
 
 
-def test_a_damaged_file_of_the_graph_is_not_loaded(tmp_path, whole, embedder, caplog):
+@pytest.mark.parametrize("by", ["a program", "the disk"])
+def test_a_damaged_file_of_the_graph_is_not_used(tmp_path, whole, embedder, caplog, by):
     """Chroma may crash on it, or find other documents."""
     shutil.copytree(whole.path, tmp_path / "copy")
     (file,) = (tmp_path / "copy").rglob("data_level0.bin")
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 4
     file.write_bytes(raw)
+    if by == "the disk":
+        os.utime(file, ns=times)
     with Index(tmp_path / "copy", embedder) as index:
         assert answers(index) == answers(whole)
     assert "have been changed" in caplog.text
