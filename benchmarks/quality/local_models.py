@@ -3,36 +3,39 @@
 Run from the repository's root:
 
     python -m benchmarks.quality.local_models [DATA] [--thinker NAME] [--seeds 0,1,2] [--sets NAME,...]
-        [--queries N] [--label LABEL]
+        [--queries N] [--label LABEL] [--report]
 
 The thinker may be an address; a label other than "local" keeps its figures apart from those of the default.
 
 MiniLM embeds, BM25 reads, and both are fused: each without thoughts, with three that the thinker writes with
 its own prompt and settings, and with those about another query. With several seeds the values of each query
 are averaged over the draws. No test split is read, so that defaults, and a thinker, may be chosen by these
-figures.
+figures; `--report` reads those of all five sets, when nothing is left to choose, and counts in how many of
+them thinking wins (`index_thinking/...`, Holm's correction over the sets).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
 
 from benchmarks.quality.bench import MEASURE, Bench, open_bench
+from benchmarks.quality.pages import LEVEL
+from benchmarks.quality.pages import SETS as REPORTED
 from benchmarks.record import Figure
 from o1_retriever import ThinkingEmbedder
 from o1_retriever.evaluation.collection import encode_corpus
-from o1_retriever.evaluation.comparison import Values, evaluate, randomisation_test
+from o1_retriever.evaluation.comparison import Values, evaluate, holm, randomisation_test
 from o1_retriever.evaluation.controls import PAIRS, thinking_systems
 from o1_retriever.evaluation.metrics import aligned
 from o1_retriever.thinkers import as_thinker
 
 SETS = ("entailmentbank/dev", "strategyqa_facts/train")
 THINKER = "HuggingFaceTB/SmolLM2-135M-Instruct"
-QUERIES = 200  # of a split, the first ones
+QUERIES = 200  # of a split, the first ones; a report has all
 _NAMES = {"dense": "minilm", "bm25": "bm25", "hybrid": "hybrid"}
 
 
@@ -43,24 +46,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--queries", type=int, default=QUERIES)
     parser.add_argument("--label", default="local")
+    parser.add_argument("--report", action="store_true")
     own, others = parser.parse_known_args(arguments)
     bench = open_bench(
         "benchmarks.quality.local_models",
         __doc__,
         [*others, "--model", "none"],
-        sets=SETS,
+        sets=[f"{name}/test" for name in REPORTED] if own.report else SETS,
         results="local_models.jsonl",
     )
     thinker = as_thinker(own.thinker)
     embedder = ThinkingEmbedder.from_parts(thinker, bench.minilm, cache=bench.work / "thoughts")
+    compared: dict[str, list[Figure]] = {}
     for name in bench.sets:
-        if name.endswith("/test"):
+        if name.endswith("/test") and not own.report:
             raise SystemExit(f"{name} is a test split: nothing is chosen there.")
-        seeds = [int(seed) for seed in own.seeds.split(",")]
-        figures = list(measure(bench, name, embedder, seeds, queries=own.queries, label=own.label))
-        bench.record(figures)
-        for figure in figures:
+        seeds, count = [int(seed) for seed in own.seeds.split(",")], None if own.report else own.queries
+        compared[name] = list(measure(bench, name, embedder, seeds, queries=count, label=own.label))
+        bench.record(compared[name])
+        for figure in compared[name]:
             print(f"{figure.name}: {figure.value:.4f}", flush=True)
+    if own.report and len(compared) == len(REPORTED):
+        bench.record(wins := list(_wins(compared, own.label)))
+        for figure in wins:
+            print(f"{figure.name}: {figure.value:.0f} {figure.unit}")
     return 0
 
 
@@ -70,7 +79,7 @@ def measure(
     embedder: ThinkingEmbedder,
     seeds: Sequence[int],
     *,
-    queries: int = QUERIES,
+    queries: int | None = QUERIES,
     label: str = "local",
 ) -> Iterator[Figure]:
     """nDCG@10 of each system on one set, written `SET/SPLIT`, and p against the same without thoughts.
@@ -96,11 +105,37 @@ def measure(
             yield Figure(name=figure, value=round(randomisation_test(mean[one], mean[other]), 4), unit="p")
 
 
+def _wins(compared: Mapping[str, Sequence[Figure]], label: str) -> Iterator[Figure]:
+    """In how many sets thinking is better, or worse, than none, and better than another query's thoughts."""
+    found = {name: {each.name: each.value for each in figures} for name, figures in compared.items()}
+    unit = f"of {len(found)} sets, p < {LEVEL}, Holm"
+    for system in _NAMES.values():
+        gains = {"thinking_wins": 0, "thinking_loses": 0, "own_thoughts_beat_anothers": 0}
+        for other, suffix in (
+            (f"{system}_for_{label}", "p"),
+            (f"{system}_{label}_others", "p_against_others"),
+        ):
+            p_values = holm([found[name][f"{name}/{system}_{label}/{suffix}"] for name in found])
+            for name, p in zip(found, p_values, strict=True):
+                gain = found[name][f"{name}/{system}_{label}"] - found[name][f"{name}/{other}"]
+                if p < LEVEL and suffix == "p":
+                    gains["thinking_wins" if gain > 0 else "thinking_loses"] += 1
+                elif p < LEVEL and gain > 0:
+                    gains["own_thoughts_beat_anothers"] += 1
+        for key, count in gains.items():
+            better = "lower" if key == "thinking_loses" else "higher"
+            yield Figure(
+                name=f"index_thinking/{system}/sets_where_{key}", value=count, unit=unit, better=better
+            )
+
+
 def _figure(name: str, values: Sequence[float]) -> Figure:
     return Figure(name=name, value=round(float(np.mean(values)), 4), unit=MEASURE)
 
 
-def _values(bench: Bench, name: str, embedder: ThinkingEmbedder, seed: int, count: int) -> dict[str, Values]:
+def _values(
+    bench: Bench, name: str, embedder: ThinkingEmbedder, seed: int, count: int | None
+) -> dict[str, Values]:
     """The measure of every query by system, for one draw of the thoughts."""
     whole = bench.collection(name)
     collection = whole.with_queries(dict(islice(whole.queries.items(), count)))
