@@ -72,6 +72,7 @@ def figures(times: int) -> list[Figure]:
 
 def _run(arguments: list[str]) -> None:
     path = os.pathsep.join(str(ROOT / folder) for folder in (".", "integrations", "training"))
-    environment = {**os.environ, "PYTHONPATH": path}
+    # Compiled files are kept even where the environment forbids it, as they are after an installation.
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": ""}
     command = [sys.executable, *arguments]
     subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True, env=environment)

@@ -1,6 +1,7 @@
 """Why a query finds what it finds: what each thought leads to, and what thinking moves.
 
-Drawn by rich: in a terminal, and in a notebook as HTML.
+Drawn by rich, in a terminal and in a notebook as HTML. It is imported when something is drawn, because a
+program that searches draws nothing.
 """
 
 from __future__ import annotations
@@ -8,28 +9,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from o1_retriever.explain.render import (
-    Clipped,
-    costs_view,
-    decision_line,
-    found_view,
-    grid,
-    heading,
-    milliseconds,
-    name_of,
-    printable,
-    thought_line,
-)
 from o1_retriever.index.hits import Hit
 from o1_retriever.reporting.text import counted
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import Thought, Timings
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
 
 # Ranks are known down to here, or to `k` where that is more.
 RANKED = 100
@@ -194,6 +182,8 @@ class Explanation:
         )
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         console = Console(file=io.StringIO(), color_system=None, force_terminal=False, highlight=False)
         with console.capture() as shown:
             console.print(self)
@@ -201,6 +191,17 @@ class Explanation:
 
     def view(self, *, full: bool = False) -> Group:
         """What rich shows; `full` shows passages whole, not three lines of each."""
+        from rich.console import Group
+        from rich.text import Text
+
+        from o1_retriever.explain.render import (
+            costs_view,
+            decision_line,
+            found_view,
+            milliseconds,
+            printable,
+        )
+
         parts: list[RenderableType] = [Text(printable(self.query), style="bold")]
         parts += [Text(decision_line(self.result.decision), style="dim")]
         if self.per_thought:
@@ -221,12 +222,18 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """The same as in a terminal, in one element without scripts; every text in it is escaped."""
+        from rich.console import Console
+
         console = Console(file=io.StringIO(), record=True, width=_WIDTH, highlight=False)
         console.print(self)
         return console.export_html(inline_styles=True, code_format=_PAGE)
 
 
 def _thoughts_view(per_thought: PerThought) -> RenderableType:
+    from rich.console import Group
+
+    from o1_retriever.explain.render import Clipped, grid, heading, thought_line
+
     table = grid(marks=1)
     for number, (thought, hits) in enumerate(per_thought, start=1):
         own = grid(marks=2)
@@ -237,6 +244,11 @@ def _thoughts_view(per_thought: PerThought) -> RenderableType:
 
 
 def _moves_view(moves: Sequence[Move]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    from o1_retriever.explain.render import name_of
+
     table = Table(box=None, padding=(0, 1), pad_edge=True, header_style="dim")
     table.add_column("without", justify="right", no_wrap=True)
     table.add_column("with", justify="right", no_wrap=True)

@@ -58,6 +58,8 @@ _MARGIN = 4
 _GRAPH_COST = 3
 # Bytes of a file whose checksum is taken after every write, in 20 ms; that of a larger one when all is done.
 _SUMMED_AT_ONCE = 1 << 26
+# The file that Chroma writes when it saves a graph, and without which it loads none.
+_SAVED = "index_metadata.pickle"
 # First hits whose cosines are compared with the ledger's, in 0.1 ms, and by how much they may differ.
 _COMPARED, _ROUNDING = 16, 1e-3
 # Copies of one text that are looked at where a filter decides between them.
@@ -121,9 +123,14 @@ class Graph(Renewed):
         return self.folder / f"chroma-{number}"
 
     def sizes(self, number: int) -> dict[str, int]:
-        """Bytes of the files that Chroma loads without checking them, by their path."""
+        """Bytes of the files that Chroma loads without checking them, by their path.
+
+        With fewer than 1,000 documents it loads none: it makes the graph of what its log has, and writes the
+        files anew, memory that nobody has set among them, each time that it opens them.
+        """
         folder = self.path(number)
-        return {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.glob("*/*")}
+        loaded = (file for saved in folder.glob(f"*/{_SAVED}") for file in saved.parent.iterdir())
+        return {file.relative_to(folder).as_posix(): file.stat().st_size for file in loaded}
 
     def sums(self, number: int, *, large: bool = False) -> dict[str, int]:
         """Checksums of these files, of `large` ones too or where they are known."""

@@ -5,18 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _BESIDE = 24  # characters of a note that a narrow terminal has room for
 
@@ -40,19 +32,7 @@ def progress(description: str, total: int | None, *, show: bool | None) -> Itera
     if not is_shown(show):
         yield lambda count, note="": None
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    # In a log file, where nothing can be wiped away, the last state is kept.
-    wiped = console.is_terminal or console.is_jupyter
-    with _Bar(*columns, console=console, transient=wiped) as bar:
+    with _bar() as bar:
         task = bar.add_task(description, total=total, rate="", note="", below="")
 
         def advance(count: int, note: str = "") -> None:
@@ -68,10 +48,38 @@ def progress(description: str, total: int | None, *, show: bool | None) -> Itera
         yield advance
 
 
-class _Bar(Progress):
-    # Beside the bar a long note would take the room of the count and of the time left.
-    def get_renderables(self) -> Iterator[RenderableType]:
-        yield from super().get_renderables()
-        for task in self.tasks:
-            if task.fields["below"]:
-                yield Text(f"  {task.fields['below']}", style="dim")
+def _bar() -> Progress:
+    """The bar of rich, which is imported when there is one to be drawn: most programs draw none."""
+    from rich.console import Console, RenderableType
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Bar(Progress):
+        # Beside the bar a long note would take the room of the count and of the time left.
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield from super().get_renderables()
+            for task in self.tasks:
+                if task.fields["below"]:
+                    yield Text(f"  {task.fields['below']}", style="dim")
+
+    console = Console(stderr=True)
+    # In a log file, where nothing can be wiped away, the last state is kept.
+    wiped = console.is_terminal or console.is_jupyter
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=wiped,
+    )

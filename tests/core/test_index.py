@@ -681,6 +681,21 @@ def test_a_damaged_graph_is_built_again(tmp_path, whole, embedder, damage, caplo
     assert not graph.exists(), "the damaged files are gone"
 
 
+def test_a_small_index_is_not_built_again_where_nothing_changed(tmp_path, embedder, caplog):
+    """Below 1,000 documents Chroma writes its files anew at each opening, unset memory among them."""
+    with Index(tmp_path, embedder) as index:
+        index.add(numbered(3))
+        graph = index.info().chroma_path
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            for file in graph.glob("*/length.bin"):
+                file.write_bytes(random.randbytes(file.stat().st_size))
+            with Index(tmp_path, embedder) as index:
+                assert index.search(vectors(embedder, "text number 2"), k=1)[0][0].id == "d00002"
+    assert not caplog.records
+    assert graph.exists(), "it is the same graph"
+
+
 def test_a_request_that_chroma_refuses_is_not_taken_for_damage(tmp_path, whole, embedder, caplog):
     shutil.copytree(whole.path, tmp_path, dirs_exist_ok=True)
     with caplog.at_level(logging.WARNING), Index(tmp_path, embedder) as index:
