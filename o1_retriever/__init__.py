@@ -3,7 +3,10 @@
 ```python
 from o1_retriever import ThinkingEmbedder
 
-embedder = ThinkingEmbedder.from_pretrained("models/o1-embedder-22m")
+embedder = ThinkingEmbedder.from_parts(
+    "HuggingFaceTB/SmolLM2-135M-Instruct",  # writes the thoughts
+    "sentence-transformers/all-MiniLM-L6-v2",  # makes the vectors
+)
 embedding = embedder.embed_query("Why does my bathroom mirror go blank after a hot shower?")
 print(embedding.thoughts[0].text)
 ```
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from o1_retriever.documents import Document
     from o1_retriever.embedder import ThinkingEmbedder
     from o1_retriever.errors import O1RetrieverError
     from o1_retriever.explain.explanation import Explanation
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 # Loaded when first used (PEP 562), so that importing the package costs next to nothing.
 _HOME = {
+    "Document": "o1_retriever.documents",
     "Explanation": "o1_retriever.explain.explanation",
     "Index": "o1_retriever.index.index",
     "O1RetrieverError": "o1_retriever.errors",
@@ -35,6 +40,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Document",
     "Explanation",
     "Index",
     "O1RetrieverError",

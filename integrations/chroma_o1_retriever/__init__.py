@@ -9,6 +9,8 @@ collection = open_collection(client, "facts", O1EmbeddingFunction("models/o1-emb
 collection.add(ids=["1"], documents=["Water vapour condenses on cold glass."])
 collection.query(query_texts=["Why does my bathroom mirror go blank?"], n_results=1)
 ```
+
+`models/o1-embedder-22m` is a folder of the repository; any other `ThinkingEmbedder` does as well.
 """
 
 from __future__ import annotations

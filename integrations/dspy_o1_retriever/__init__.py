@@ -8,6 +8,8 @@ passages = ["Water vapour condenses on cold glass.", "Yeast makes dough rise."]
 search = O1Embeddings(passages, "models/o1-embedder-22m", k=1)
 print(search("Why does my bathroom mirror go blank?").passages)
 ```
+
+`models/o1-embedder-22m` is a folder of the repository; any other `ThinkingEmbedder` does as well.
 """
 
 from __future__ import annotations

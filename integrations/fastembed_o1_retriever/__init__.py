@@ -7,6 +7,8 @@ model = O1TextEmbedding("models/o1-embedder-22m")
 [query] = model.query_embed("Why does my bathroom mirror go blank?")
 passages = list(model.passage_embed(["Water vapour condenses on cold glass."]))
 ```
+
+`models/o1-embedder-22m` is a folder of the repository; any other `ThinkingEmbedder` does as well.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ documents = O1DocumentEmbedder("models/o1-embedder-22m").run(texts)["documents"]
 query = O1TextEmbedder("models/o1-embedder-22m").run("Why does my bathroom mirror go blank?")["embedding"]
 ```
 
+`models/o1-embedder-22m` is a folder of the repository; any other `ThinkingEmbedder` does as well.
+
 `model` is a `ThinkingEmbedder`, or a folder or Hub id: such a one is loaded when first used, and it alone can
 be saved with a pipeline. `settings` are those fields of `ThoughtSettings` to change.
 """

@@ -12,6 +12,8 @@ store.add_texts(["Water vapour condenses on cold glass."])
 documents = O1Retriever(vectorstore=store, k=3).invoke("Why does my bathroom mirror go blank?")
 print(documents[0].metadata["relevance_score"])
 ```
+
+`models/o1-embedder-22m` is a folder of the repository; any other `ThinkingEmbedder` does as well.
 """
 
 from o1_retriever.extras import require

@@ -9,6 +9,8 @@ index = VectorStoreIndex.from_documents(SimpleDirectoryReader("docs").load_data(
 nodes = O1Retriever(index, similarity_top_k=3).retrieve("Why does my bathroom mirror go blank?")
 ```
 
+`models/o1-embedder-22m` is a folder of the repository; any other `ThinkingEmbedder` does as well.
+
 The thoughts are in the instrumentation event `O1ThoughtsEvent`, which any event handler receives.
 """
 

@@ -9,6 +9,8 @@ model = O1Model(ThinkingEmbedder.from_pretrained("models/o1-embedder-22m"), name
 print(mteb.evaluate(model, mteb.get_tasks(tasks=["NFCorpus"])))
 ```
 
+`models/o1-embedder-22m` is a folder of the repository; any other `ThinkingEmbedder` does as well.
+
 `as_task` makes a task of a collection of your own.
 """
 

@@ -11,6 +11,8 @@ app = create_app(embedder, {"notes": Index(".o1-index", embedder)}, name="o1-emb
 uvicorn.run(app)
 ```
 
+`models/o1-embedder-22m` is a folder of the repository; any other `ThinkingEmbedder` does as well.
+
 `o1-retriever serve` does the same from the command line, with keys, limits and a log (docs/serving.md).
 """
 

@@ -11,6 +11,8 @@ maker = Cluster("auto", actors=8, gpus=1).shard_maker(embedder)
 embed_shards("rows.jsonl", "shards", embedder, maker=maker)
 ```
 
+`models/o1-embedder-22m` is a folder of the repository; any other `ThinkingEmbedder` does as well.
+
 All machines must see source and destination under the same paths, and have this library with the extras of
 the work. What a worker or a machine had begun when it died is done again by another; a shard is written once.
 """

@@ -10,6 +10,8 @@ retriever = Retriever(embedder, index, hybrid=True)
 retriever.search("Why does my bathroom mirror go blank?", where={"year": {"$gte": 2000}})
 ```
 
+`models/o1-embedder-22m` is a folder of the repository; any other `ThinkingEmbedder` does as well.
+
 Documents are kept as the stores of LangChain keep theirs, so that those find them too; what is only known to
 us (the id, the document space) stands beside it.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from o1_retriever.index.hits import Hit
     from o1_retriever.index.index import Index
 
-logger = logging.getLogger(__name__)
 
 DEPTH = 10  # ranks of the right passage are known down to here
 _SHOWN = 3
@@ -52,14 +50,13 @@ def demo(*, model: ModelOptions, thoughts: ThoughtOptions, when: ThinkingOptions
     thoughts.settings(ThoughtSettings())
     thinking = when.chosen() or "always"
     documents, queries = read_demo()
-    from o1_retriever.cli.models import load_embedder
+    from o1_retriever.cli.models import load_embedder, load_late
     from o1_retriever.search.retriever import Retriever
 
     embedder = load_embedder(model)
     settings = thoughts.settings(embedder.settings)
     if thinking != "never":
-        # Asking who thinks loads it: what keeps it from thinking is said before anything else.
-        logger.debug("Thinks: %s", embedder.backend.thinker_identity)
+        load_late(embedder)
     console = output()
     console.print(f"{len(documents)} short passages of everyday knowledge, and {len(queries)} questions.")
     explained: list[tuple[DemoQuery, Explanation]] = []

@@ -13,7 +13,7 @@ import typer
 
 from o1_retriever.cli.doctor import model_finding, named_models
 from o1_retriever.cli.index import FileOptions, show_report
-from o1_retriever.cli.models import ENCODER, THINKER, load_embedder
+from o1_retriever.cli.models import ENCODER, THINKER, load_embedder, load_late
 from o1_retriever.cli.options import FILE, IndexOptions, ModelOptions, named, with_options
 from o1_retriever.cli.terminal import output, working
 from o1_retriever.errors import DocumentError, SettingsError
@@ -135,6 +135,7 @@ def _answer(embedder: ThinkingEmbedder, index: Index, question: str) -> None:
     from o1_retriever.explain.render import result_view
     from o1_retriever.search.retriever import Retriever
 
+    load_late(embedder)
     with working("Thinking"):
         result = Retriever(embedder, index).search(question)
     output().print(result_view(result))

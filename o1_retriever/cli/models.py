@@ -59,6 +59,14 @@ def load_embedder(options: ModelOptions) -> ThinkingEmbedder:
         )
 
 
+def load_late(embedder: ThinkingEmbedder) -> None:
+    """Load the thinker now if it is not: what is shown as the time of thinking is then that alone.
+
+    What keeps it from thinking is said here, too, before anything else.
+    """
+    embedder.backend.thinker_identity  # noqa: B018  (asking who thinks loads it)
+
+
 def mark_of(options: ModelOptions) -> str:
     """Stands for what embeds: the same, and so are its vectors and what it reads of a text.
 

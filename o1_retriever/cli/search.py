@@ -102,7 +102,7 @@ def search(
     thoughts.settings(ThoughtSettings())
     options = modes.options()
     doing = "Searching" if modes.chosen() == "never" else "Thinking"
-    from o1_retriever.cli.models import load_embedder
+    from o1_retriever.cli.models import load_embedder, load_late
     from o1_retriever.explain.render import result_view
     from o1_retriever.index.index import Index
     from o1_retriever.search.retriever import Retriever
@@ -112,6 +112,8 @@ def search(
         check_index(found, target.index)
         found.warm()  # its graph is loaded while the model is
         embedder = load_embedder(model)
+        if modes.chosen() in (None, "always") and not thought:
+            load_late(embedder)
         settings = thoughts.settings(embedder.settings)
         index = stack.enter_context(Index(target.index, embedder))
         retriever = Retriever(embedder, index, **options)
@@ -155,10 +157,11 @@ def think(
     thoughts.settings(ThoughtSettings())
     from rich.text import Text
 
-    from o1_retriever.cli.models import load_embedder
+    from o1_retriever.cli.models import load_embedder, load_late
     from o1_retriever.explain.render import costs_view, printable, thoughts_view
 
     embedder = load_embedder(model)
+    load_late(embedder)
     settings = thoughts.settings(embedder.settings)
 
     def answer(queries: list[Query]) -> None:

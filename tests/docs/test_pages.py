@@ -123,10 +123,9 @@ def test_the_page_of_documents_runs_and_names_the_formats(root: Path) -> None:
         assert suffix in SUFFIXES
 
 
-def test_the_page_of_conversations_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not (root / "models").is_dir():
-        pytest.skip("the source distribution has no models")
-    Path("models").symlink_to(root / "models")
+@PAIR
+@pytest.mark.long
+def test_the_page_of_conversations_runs(root: Path) -> None:
     assert len(run(root / "docs" / "conversation.md").splitlines()) == 2
 
 

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from o1_retriever.cli.models import THINKER, LateThinker, read_catalogue
+from o1_retriever.cli.models import THINKER, LateThinker, load_late, read_catalogue
 from o1_retriever.cli.options import ModelOptions
+from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.thinkers.config import Correction, ThinkerConfig
 from tests.support.commands import ok, run
@@ -72,3 +73,15 @@ def test_a_thinker_that_is_loaded_late_is_the_one_that_is_loaded_at_once(model, 
     trained = LateThinker(ModelOptions(thinker=str(tmp_path)))
     assert trained.correction.identity == matrix.identity
     assert "query_weight" not in trained.default_settings
+
+
+def test_a_thinker_is_loaded_when_first_asked_or_before_its_time_is_taken(model):
+    def lengths(texts):
+        return np.array([[len(text), 1.0] for text in texts], np.float32)
+
+    late = LateThinker(ModelOptions(thinker=str(model)))
+    embedder = ThinkingEmbedder.from_parts(late, lengths, cache=False)
+    embedder.encode_documents(["Mirrors fog."])
+    assert "_loaded" not in vars(late)
+    load_late(embedder)
+    assert "_loaded" in vars(late)
