@@ -18,7 +18,7 @@ from benchmarks.speed.models import SHAPES, Shape, random_model, random_queries
 from benchmarks.speed.queries import SETTINGS
 from o1_retriever import ThinkingEmbedder
 from o1_retriever.engine.backend import LocalBackend
-from o1_retriever.engine.sampling import Sampler
+from o1_retriever.engine.rows import Sampler
 from o1_retriever.engine.weights import PackedLinear
 
 _RUNS = 5

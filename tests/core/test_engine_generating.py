@@ -9,9 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, MambaConfig, OPTConfig
 
-from o1_retriever.engine.decode import write_thoughts
+from o1_retriever.engine.decode import steps_work, write_thoughts
 from o1_retriever.engine.follow import Follower
-from o1_retriever.engine.generating import steps_work
 from o1_retriever.engine.load import LocalModel, assemble_writer
 from o1_retriever.engine.rows import Drafts, Job
 from o1_retriever.query import as_queries

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o1_retriever.engine.sampling import Sampler, _nucleus, penalise, stream_key, uniforms
+from o1_retriever.engine.rows import Sampler, _nucleus, penalise, stream_key, uniforms
 from o1_retriever.errors import SettingsError
 from o1_retriever.thought import ThoughtSettings
 

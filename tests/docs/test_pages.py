@@ -311,3 +311,11 @@ def test_every_link_leads_to_a_file(root: Path) -> None:
                 page,
                 target,
             )
+
+
+def test_the_walks_name_files_that_are_there(root: Path) -> None:
+    page = (root / "docs" / "design.md").read_text(encoding="utf-8")
+    files = {file.as_posix() for file in root.glob("[!.]*/**/*.py")}
+    named = re.findall(r"`([\w/]+\.py)`", page)
+    assert len(named) > 40
+    assert not [name for name in named if not any(file.endswith(f"/{name}") for file in files)]
