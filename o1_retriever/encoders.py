@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 What = Literal["query", "document"]
 
 PROBE = "What is a vector?"
-# Tokens of a pass on a CPU: more do not fit its caches. A token of English is some four characters.
-_TOKENS, _CHARACTERS = 2048, 4
+# Tokens of a pass on a CPU: more do not fit a core's cache. A token of English is some four characters.
+_TOKENS, _CHARACTERS = 1024, 4
 SPECIAL_TOKENS = 8  # more than any tokenizer puts around a text
 # Names that models have for the prompt of each kind of text.
 _PROMPTS: dict[What, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -207,9 +207,13 @@ class SentenceTransformerEncoder(SentModel, _Checking):
 
     Queries and documents get the prompts that the model itself has for them, and the first call of each kind
     with texts that are longer than the model reads says so. `device` (None: the best
-    one there is) and `trust_remote_code` are for loading; a model that is loaded here gets its weights laid
-    out for the processor's kernels, and can then be run but not saved. `name` stands for the weights of a
-    model that has no torch weights to hash (another backend).
+    one there is), `dtype` and `trust_remote_code` are for loading; a model that is loaded here gets its
+    weights laid out for the processor's kernels, and can then be run but not saved. `name` stands for the
+    weights of a model that has no torch weights to hash (another backend).
+
+    `dtype` None leaves the weights as they are stored, mostly in float32. "bfloat16" is three times as fast
+    on a processor that multiplies in it, and moves vectors a little (docs/engine.md); "float32", "float16",
+    and for a CPU "int8" or "fastest", are as in `ThinkingEmbedder.from_pretrained`.
 
     Raises `MissingExtraError` without the `local` extra, `ModelNotFoundError` and
     `ModelError` for a model that cannot be loaded.
@@ -220,16 +224,21 @@ class SentenceTransformerEncoder(SentModel, _Checking):
         model: Any,
         *,
         device: str | None = None,
+        dtype: str | None = None,
         trust_remote_code: bool = False,
         name: str | None = None,
     ) -> None:
-        from o1_retriever.engine.weights import pack
+        from o1_retriever.engine.weights import device_named, dtype_named, pack
 
-        loads = isinstance(model, str | os.PathLike)
+        loads, in_8_bits = isinstance(model, str | os.PathLike), False
         if loads:
-            model = _load(os.fspath(model), device=device, trust_remote_code=trust_remote_code)
-        elif device is not None:
-            raise SettingsError("A loaded model was passed with a device.", hint="Type: model.to(device)")
+            numbers: Any = None
+            if dtype is not None:
+                numbers, in_8_bits = dtype_named(dtype, device_named(device))
+            model = _load(os.fspath(model), device, numbers, trust_remote_code)
+        elif device is not None or dtype is not None:
+            given, how = ("device", device) if dtype is None else ("dtype", f"torch.{dtype}")
+            raise SettingsError(f"A loaded model was passed with a {given}.", hint=f"Type: model.to({how})")
         elif not is_sentence_transformer(model):
             raise SettingsError(
                 f"Found a {type(model).__name__}; expected a SentenceTransformer or its name."
@@ -240,7 +249,7 @@ class SentenceTransformerEncoder(SentModel, _Checking):
         self._warned: set[str] = set()
         inner = getattr(model[0], "auto_model", None)
         if loads and inner is not None and self.weights_hash:  # the weights' hash is taken first
-            pack(inner)
+            pack(inner, int8=in_8_bits)
 
     def __repr__(self) -> str:
         return type(self).__name__
@@ -294,19 +303,42 @@ class SentenceTransformerEncoder(SentModel, _Checking):
         yield self._encoded(texts, encode, batch_size), len(texts)
 
     def _encoded(self, texts: list[str], encode: Callable[..., Any], batch_size: int) -> Any:
-        """On a CPU batches of about as many tokens as fit its caches: long texts a few at a time."""
+        """On a CPU batches of about as many tokens as fit a core's cache: long texts a few at a time."""
+        from o1_retriever.engine.threads import side_by_side
+
         plain = {"show_progress_bar": False, "convert_to_numpy": True}
         if self.model.device.type != "cpu" or len(texts) == 1:
             return encode(texts, batch_size=batch_size, **plain)
         limit = self._max_tokens or sys.maxsize
         lengths = [min(limit, len(text) // _CHARACTERS + 2) for text in texts]
-        parts, places = [], []
-        for batch in by_tokens(lengths, _TOKENS, batch_size):
-            some = [texts[place] for place in batch]
-            parts.append(encode(some, batch_size=len(some), **plain))
-            places += batch
+        batches = list(by_tokens(lengths, _TOKENS, batch_size))
+
+        def encoded(batch: list[int]) -> Any:
+            return encode([texts[place] for place in batch], batch_size=len(batch), **plain)
+
+        if self._remembers or len(batches) < 2:
+            parts = [encoded(batch) for batch in batches]
+        else:
+            self.model.preprocess(texts[:1])  # sets the tokenizer up, which several threads must not
+            parts = side_by_side(encoded, batches)
         batches_done(self.model.device, len(parts))
-        return np.concatenate(parts)[np.argsort(places)]
+        return np.concatenate(parts)[np.argsort([place for batch in batches for place in batch])]
+
+    @functools.cached_property
+    def _remembers(self) -> bool:
+        """Whether a pass may leave something in the model, so that two at once could spoil each other.
+
+        Code of others may, and positions whose scale follows the length of the texts do.
+        """
+        inner = getattr(self.model[0], "auto_model", None)
+        config = getattr(inner, "config", None)
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+        known = all(type(each).__module__.startswith("sentence_transformers.") for each in self.model)
+        return (
+            not known
+            or not type(inner).__module__.startswith("transformers.")
+            or any(scale in str(rope) for scale in ("dynamic", "longrope"))
+        )
 
     def _prompt(self, what: What) -> str:
         """What the model puts before a text: the first prompt of that name, else its default one."""
@@ -345,7 +377,7 @@ class SentenceTransformerEncoder(SentModel, _Checking):
         return sum(len(ids) > limit for ids in tokens)
 
 
-def _load(name: str, *, device: str | None, trust_remote_code: bool) -> Any:
+def _load(name: str, device: str | None, dtype: Any, trust_remote_code: bool) -> Any:
     package = require("sentence_transformers", extra="local", purpose="A sentence-transformers encoder")
     path = Path(name).expanduser()
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
@@ -355,7 +387,7 @@ def _load(name: str, *, device: str | None, trust_remote_code: bool) -> Any:
             str(path if path.is_dir() else wheel_of(name) or name),
             device=device,
             trust_remote_code=trust_remote_code,
-            model_kwargs={"use_safetensors": True},
+            model_kwargs={"use_safetensors": True} | ({} if dtype is None else {"dtype": dtype}),
         )
     except OSError as error:
         raise ModelNotFoundError(

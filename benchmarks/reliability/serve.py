@@ -365,7 +365,7 @@ def _add(folder: str, turn: str) -> None:
 
 
 _AT_ONCE = 8
-_LATE = 504
+_LATE, _BROKEN = 504, 599
 
 
 def schema(cases: int) -> Iterator[Figure]:
@@ -410,6 +410,7 @@ def _answers(port: int, cases: int) -> Counter[int]:
 
 def _try(route: Any, mode: Any, most: int, answers: Counter[int], seed: int = 0) -> None:
     import hypothesis
+    import requests
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -421,10 +422,14 @@ def _try(route: Any, mode: Any, most: int, answers: Counter[int], seed: int = 0)
     )
     @hypothesis.given(case=route.as_strategy(generation_mode=mode))
     def send(case: Any) -> None:
-        answer = case.call(timeout=60)
-        answers[answer.status_code] += 1
-        if answer.status_code >= 500 and answer.status_code != _LATE:
-            print(f"   {answer.status_code} {case.as_curl_command()[:1000]}", flush=True)
+        try:
+            status = case.call(timeout=60).status_code
+        except requests.RequestException as error:
+            print(f"   {error!r:.200}", flush=True)
+            status = _BROKEN
+        answers[status] += 1
+        if status >= 500 and status != _LATE:
+            print(f"   {status} {case.as_curl_command()[:1000]}", flush=True)
 
     send()
 

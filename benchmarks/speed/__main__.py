@@ -30,10 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     os.environ[VARIABLE] = str(options.data)
     used = _prepared()
+    parts = {"only": options.only} if options.only else {}
     for name in options.names or _possible():
         print(f"== {name}", flush=True)
         # Each as it comes: what a run that is ended has measured by then is kept.
-        for figure in import_module(f"benchmarks.speed.{name}").measure(full=options.full):
+        for figure in import_module(f"benchmarks.speed.{name}").measure(full=options.full, **parts):
             record(options.results, [figure], used=used)
             print(f"{figure.name}: {figure.value} {figure.unit}", flush=True)
     _draw(options.results, options.plots)
@@ -46,11 +47,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; default: all, gpu where there is one"
     )
     parser.add_argument("--full", action="store_true", help="large models and collections too")
+    parser.add_argument("--only", nargs="+", help="some parts of serve")
     parser.add_argument("--data", type=Path, default=data_folder(), help="the evaluation data")
     parser.add_argument("--results", type=Path, default=RESULTS / "speed.jsonl", help="where figures go")
     parser.add_argument("--plots", type=Path, default=ROOT / "docs", help="where pictures go")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.names) - set(NAMES))
+    if options.only and options.names != ["serve"]:
+        parser.error("--only is for serve alone")
     if unknown:
         parser.error(f"unknown {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
     return options

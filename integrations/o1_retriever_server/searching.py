@@ -1,25 +1,31 @@
-"""`/v1/search`, `/v1/explain`, `/v1/think`: passages, why they were found, thoughts as they are written."""
+"""Passages, why they were found, thoughts as they are written, and documents put into order.
+
+`/v1/rerank` has the shape that Cohere and Jina share, `/rerank` that of text-embeddings-inference.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Depends
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from o1_retriever.errors import O1RetrieverError
 from o1_retriever.explain.explanation import Explanation
+from o1_retriever.ranking.ranking import of_score
 from o1_retriever.search.result import SearchResult
-from o1_retriever.thought import ThoughtPiece
-from o1_retriever_server.embeddings import ThoughtRecord
+from o1_retriever.thought import QueryEmbedding, ThoughtPiece
+from o1_retriever_server.embeddings import ThoughtRecord, Usage
 from o1_retriever_server.problems import RESPONSES, body_of
-from o1_retriever_server.service import Closed, Service, Serving, ThoughtOptions
+from o1_retriever_server.service import Closed, Service, Serving, ThoughtOptions, at_most
 
-router = APIRouter(prefix="/v1", tags=["search"], responses=RESPONSES)
+router = APIRouter(tags=["search"], responses=RESPONSES)
 
 QUERY = "Why does my bathroom mirror go blank?"
 
@@ -46,11 +52,7 @@ class Asked(Closed):
 
     def turns(self, service: Service) -> list[dict[str, str]]:
         """The conversation as the library reads it. Raises 413 for more turns than the server accepts."""
-        if len(self.history) > service.settings.max_turns:
-            most = service.settings.max_turns
-            raise HTTPException(
-                413, f"Found {len(self.history)} turns before the query; expected at most {most}."
-            )
+        at_most(service.settings.max_turns, len(self.history), "turns before the query")
         return [{"role": turn.role, "content": turn.content} for turn in self.history]
 
 
@@ -119,17 +121,11 @@ class SearchRequest(Asked):
         }
 
     async def _check(self, service: Service) -> None:
-        given = self.thoughts or []
-        if len(given) > service.settings.max_thoughts:
-            most = service.settings.max_thoughts
-            raise HTTPException(413, f"Found {len(given)} thoughts about the query; expected at most {most}.")
-        if self.k > service.settings.max_hits:
-            raise HTTPException(
-                413, f"k is {self.k}; this server gives at most {service.settings.max_hits} passages."
-            )
-        most = service.settings.max_filter_characters
-        if self.where is not None and len(json.dumps(self.where)) > most:
-            raise HTTPException(413, f"The filter is longer than {most:,} characters as JSON.")
+        given, limits = self.thoughts or [], service.settings
+        at_most(limits.max_thoughts, len(given), "thoughts about the query")
+        at_most(limits.max_hits, self.k, "passages to find")
+        if self.where is not None:
+            at_most(limits.max_filter_characters, len(json.dumps(self.where)), "characters of filter")
         await service.count([*self.said(), *given])
 
 
@@ -200,13 +196,13 @@ async def explained(asked: SearchRequest, service: Service) -> Explanation:
     return explanation
 
 
-@router.post("/search")
+@router.post("/v1/search")
 async def search(asked: SearchRequest, service: Serving) -> SearchResponse:
     """Think about a query, and find the passages nearest to it."""
     return SearchResponse.model_validate((await found(asked, service)).to_dict())
 
 
-@router.post("/explain")
+@router.post("/v1/explain")
 async def explain(asked: SearchRequest, service: Serving) -> ExplainResponse:
     """Search with thinking and without, and say what moved and which thought did it."""
     return ExplainResponse.model_validate((await explained(asked, service)).to_dict())
@@ -223,7 +219,7 @@ async def _pieces(asked: ThinkRequest, service: Serving) -> AsyncIterator[AsyncG
         await pieces.aclose()
 
 
-@router.post("/think", response_class=EventSourceResponse)
+@router.post("/v1/think", response_class=EventSourceResponse)
 async def think(
     pieces: Annotated[AsyncGenerator[ThoughtPiece], Depends(_pieces)], service: Serving
 ) -> AsyncIterator[ServerSentEvent]:
@@ -241,3 +237,138 @@ async def think(
         yield ServerSentEvent(event="done", data={})
     except O1RetrieverError:
         yield ServerSentEvent(event="error", data=body_of(500, "The thoughts could not be written."))
+
+
+_EXAMPLE: dict[str, Any] = {
+    "query": QUERY,
+    "documents": ["Yeast makes dough rise.", "Warm water vapour condenses on cold glass."],
+    "top_n": 1,
+    "return_documents": True,
+}
+
+
+class TextDocument(BaseModel):
+    """A document as an object; other fields of it are ignored."""
+
+    text: str
+
+
+class RerankRequest(BaseModel):
+    """A query and documents to put into order. Unknown fields are ignored."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    query: str = Field(min_length=1)
+    documents: list[str | TextDocument] = Field(
+        fail_fast=True, validation_alias=AliasChoices("documents", "texts")
+    )
+    model: str | None = Field(default=None, description="`NAME` thinks about it, `NAME:fast` does not.")
+    top_n: int | None = Field(default=None, ge=1, description="How many of the best to return; None: all.")
+    return_documents: bool = False
+    thoughts: bool = Field(default=False, description="Return the thoughts about the query.")
+    thought_settings: ThoughtOptions | None = None
+
+
+class RankedDocument(BaseModel):
+    """A document by its place in the request; the score is from 0 to 1."""
+
+    index: int
+    relevance_score: float
+    document: TextDocument | None = None
+
+
+class RerankResponse(BaseModel):
+    """The documents, best first."""
+
+    id: str
+    model: str
+    results: list[RankedDocument]
+    usage: Usage
+    thoughts: list[ThoughtRecord] | None = None
+
+
+class TextsRequest(BaseModel):
+    """The same as text-embeddings-inference asks for it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"query": QUERY, "texts": _EXAMPLE["documents"], "return_text": True}]
+        }
+    )
+
+    query: str = Field(min_length=1)
+    texts: list[str] = Field(fail_fast=True)
+    return_text: bool = False
+    raw_scores: bool = Field(default=False, description="Cosines from -1 to 1, and not what is below 0 as 0.")
+
+
+class RankedText(BaseModel):
+    """A text by its place in the request."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ranking:
+    """Places of documents, best first, with their cosines; the query with its thoughts, and tokens read."""
+
+    places: list[int]
+    cosines: list[float]
+    embedding: QueryEmbedding
+    tokens: int
+
+
+async def _ranked(
+    service: Service, query: str, documents: Sequence[str], model: str | None, options: ThoughtOptions | None
+) -> _Ranking:
+    fast = service.kind_of(model) != "thinking"
+    service.check_texts(documents, thinking=False)
+    tokens = await service.count([query, *documents])
+    settings = service.thought_settings(options, fast=fast)
+    embedding = await service.embedder.aembed_query(query, settings=settings)
+    service.metrics.embedded([embedding])
+    rows: Any = await service.embedder.aencode_documents(documents)
+    cosines = [float(each) for each in np.asarray(rows) @ embedding.vector]
+    places = sorted(range(len(documents)), key=lambda place: (-cosines[place], place))
+    return _Ranking(places=places, cosines=cosines, embedding=embedding, tokens=tokens)
+
+
+@router.post("/v1/rerank", response_model_exclude_none=True)
+@router.post("/v2/rerank", response_model_exclude_none=True, include_in_schema=False)
+async def rerank(asked: RerankRequest, service: Serving) -> RerankResponse:
+    """Put documents into the order of their nearness to a query that is thought about."""
+    texts = [each if isinstance(each, str) else each.text for each in asked.documents]
+    ranking = await _ranked(service, asked.query, texts, asked.model, asked.thought_settings)
+    written = ranking.embedding.thought_tokens
+    return RerankResponse(
+        id=uuid.uuid4().hex,
+        model=asked.model or service.name,
+        results=[
+            RankedDocument(
+                index=place,
+                relevance_score=of_score(ranking.cosines[place]),
+                document=TextDocument(text=texts[place]) if asked.return_documents else None,
+            )
+            for place in ranking.places[: asked.top_n]
+        ],
+        usage=Usage(prompt_tokens=ranking.tokens, total_tokens=ranking.tokens + written),
+        thoughts=[ThoughtRecord(**one.to_dict()) for one in ranking.embedding.thoughts]
+        if asked.thoughts
+        else None,
+    )
+
+
+@router.post("/rerank", response_model_exclude_none=True)
+async def rerank_texts(asked: TextsRequest, service: Serving) -> list[RankedText]:
+    """The same in the shape of text-embeddings-inference."""
+    ranking = await _ranked(service, asked.query, asked.texts, None, None)
+    return [
+        RankedText(
+            index=place,
+            score=ranking.cosines[place] if asked.raw_scores else of_score(ranking.cosines[place]),
+            text=asked.texts[place] if asked.return_text else None,
+        )
+        for place in ranking.places
+    ]

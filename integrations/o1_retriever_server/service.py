@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever.reporting.text import counted
 from o1_retriever.search.result import SearchOptions
 from o1_retriever.vectors import TokenLimit
 from o1_retriever_server.observing import Metrics
@@ -170,19 +169,11 @@ class Service:
         """Raise `InputError` or 413 for more texts than a request may have."""
         if not texts:
             raise InputError("The request has no text; expected at least one.")
-        most = self.settings.max_texts
-        if len(texts) > most:
-            raise HTTPException(
-                413, f"Found {counted(len(texts), 'text')}; expected at most {most:,} a request."
-            )
-        most = self.settings.max_queries
-        if thinking and len(texts) > most:
-            raise HTTPException(
-                413,
-                f"Found {counted(len(texts), 'text')} to think about; expected at most {most:,} a request. "
-                f"Documents are not thought about: name the model {self.name}:document, or pass "
-                "input_type='document'.",
-            )
+        at_most(self.settings.max_texts, len(texts), "texts")
+        if thinking:
+            hint = f"Documents are not thought about: name the model {self.name}:document, or pass "
+            hint += "input_type='document'."
+            at_most(self.settings.max_queries, len(texts), "texts to think about", hint)
 
     async def count(self, texts: Sequence[str]) -> int:
         """Tokens of all texts, 0 where the encoder does not count. 413 for more than a request may have."""
@@ -193,12 +184,16 @@ class Service:
             found = sum(limit.count(texts))
         else:
             found = sum(await asyncio.to_thread(limit.count, texts))
-        if found > self.settings.max_tokens:
-            raise HTTPException(
-                413, f"Found {found:,} tokens; expected at most {self.settings.max_tokens:,} a request."
-            )
+        at_most(self.settings.max_tokens, found, "tokens")
         self.metrics.tokens.labels("input").inc(found)
         return found
+
+
+def at_most(most: int, found: int, what: str, hint: str = "") -> None:
+    """Raise 413 for more of something than a request may have."""
+    if found > most:
+        said = f"Found {found:,} {what}; expected at most {most:,} a request."
+        raise HTTPException(413, f"{said} {hint}".rstrip())
 
 
 async def _serving(request: Request) -> Service:

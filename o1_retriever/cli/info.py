@@ -149,7 +149,8 @@ def _numbers(options: ModelOptions) -> tuple[str, str, bool]:
     device, name, writes = device_named(options.device), str(options.dtype), options.model is None
     if writes:
         elsewhere = is_address(thinker_name(options)) or is_record(thinker_name(options))
-        name = "float32" if elsewhere else thinker_dtype(options)
+        encoder = "float32" if options.encoder_dtype == "auto" else str(options.encoder_dtype)
+        name, writes = (encoder, False) if elsewhere else (thinker_dtype(options), True)
     if options.four_bit and name == "fastest":
         name = "auto"
     kind, in_8_bits = dtype_named(name, device, writes=writes)

@@ -47,7 +47,8 @@ def load_embedder(options: ModelOptions) -> ThinkingEmbedder:
             from o1_retriever.thinkers import is_address
 
             check_pair(options)
-            encoder = SentenceTransformerEncoder(encoder_name(options), device=options.device)
+            dtype = None if options.encoder_dtype == "auto" else options.encoder_dtype
+            encoder = SentenceTransformerEncoder(encoder_name(options), device=options.device, dtype=dtype)
             late = (LateEndpoint if is_address(thinker_name(options)) else LateThinker)(options)
             return ThinkingEmbedder.from_parts(late, encoder, cache=not options.no_cache)
         return ThinkingEmbedder.from_pretrained(
@@ -88,7 +89,8 @@ def mark_of(options: ModelOptions) -> str:
         for file in sorted([*place.glob("*"), *place.glob("*/*")])
         if file.is_file()
     }
-    how = [__version__, bool(one), name, options.dtype, options.device, options.four_bit, str(place), files]
+    numbers = [options.dtype, options.encoder_dtype, options.four_bit]
+    how = [__version__, bool(one), name, *numbers, options.device, str(place), files]
     return hashlib.blake2b(json.dumps(how).encode(), digest_size=16).hexdigest()
 
 
@@ -99,6 +101,11 @@ def model_name(options: ModelOptions) -> str | None:
         raise SettingsError(
             "Found --model beside --encoder or --thinker; expected one model that does both, or two parts.",
             hint="Leave out --model, or --encoder and --thinker.",
+        )
+    if options.model and options.encoder_dtype != "auto":
+        raise SettingsError(
+            f"Found --encoder-dtype {options.encoder_dtype} beside --model, which is its own encoder.",
+            hint=f"Type: --dtype {options.encoder_dtype}",
         )
     return options.model
 

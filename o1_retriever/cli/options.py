@@ -69,6 +69,11 @@ class ModelOptions(Configured):
     dtype: Annotated[
         Dtype, _model(help="Number format of the weights (auto: of a thinker alone the fastest).")
     ] = "auto"
+    encoder_dtype: Annotated[
+        Dtype,
+        _model(help="The same of an encoder beside a thinker (auto: as stored; bfloat16 is faster, and moves "
+               "vectors a little).")
+    ] = "auto"  # fmt: skip
     four_bit: Annotated[
         bool, _model("--4bit/--no-4bit", help="Load the weights quantised to 4 bits (NF4).")
     ] = False

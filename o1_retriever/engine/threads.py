@@ -1,4 +1,4 @@
-"""Fewer threads while other processes want the same cores.
+"""On how many threads torch computes: fewer while other processes want the cores, few for each batch of many.
 
 A parallel matrix product waits for its slowest thread. Where another process holds that thread's core, every
 product waits for the scheduler, and two threads are many times slower than one. How long threads that could
@@ -11,10 +11,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -119,6 +121,61 @@ class SparingThreads:
 
     def _mark(self) -> None:
         self._at, self._seen = time.monotonic(), _waited() or 0.0
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class _Workers(Renewed):
+    """Threads that share torch's threads among them. They are started when they are first needed."""
+
+    def renew(self) -> None:
+        """Begin without a thread."""
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._all = 0
+
+    def pool(self, count: int, threads: int) -> ThreadPoolExecutor:
+        """So many of them, with so many of torch's threads together."""
+        with self._lock:
+            if self._pool is None or self._all != threads:
+                if self._pool is not None:
+                    self._pool.shutdown(wait=False)
+                share = threads // count
+                self._pool, self._all = ThreadPoolExecutor(count, "o1-batch", _takes, (share,)), threads
+                begun = threading.Barrier(count + 1)
+                for _ in range(count):
+                    self._pool.submit(begun.wait)
+                begun.wait()
+                # Threads that others start later begin with what was set last.
+                torch.set_num_threads(threads)
+            return self._pool
+
+
+def _takes(share: int) -> None:
+    torch.get_num_threads()  # the first time it is asked in a thread, torch sets the thread's number
+    torch.set_num_threads(share)
+
+
+# More at once wait for each other between torch's operations, where Python has one of them run.
+_SIDES = 4
+
+
+_workers = _Workers()
+
+
+def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`work` of each item, some at a time, which share torch's threads: one for each of up to four.
+
+    So few threads or none wait for another at the end of each product, and what is no product is done on
+    several cores too. A few items are worked on one after the other, each with all threads.
+    """
+    threads = torch.get_num_threads()
+    sides = min(threads, _SIDES)
+    if sides < 2 or len(items) < sides:
+        return [work(item) for item in items]
+    return list(_workers.pool(sides, threads).map(work, items))
 
 
 def _waited() -> float | None:

@@ -4,6 +4,8 @@ import copy
 import ctypes
 import logging
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,79 @@ def test_batches_by_tokens_keep_the_order_of_the_texts(minilm, monkeypatch, toke
     np.testing.assert_allclose(
         as_encoder(minilm).embed_queries(texts, batch_size=9), minilm.encode_query(texts), atol=2e-6
     )
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def places_of_passes(model):
+    """The threads in which passes through the model begin, and with how many threads each computes."""
+    found = set()
+    model[0].register_forward_pre_hook(lambda *_: found.add((threading.get_ident(), torch.get_num_threads())))
+    return found
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_batches_go_side_by_side_each_on_a_thread_of_its_own(minilm, copied, monkeypatch):
+    monkeypatch.setattr(encoders, "_TOKENS", 40)
+    texts = [f"{number} " + "word " * (number * 7 % 23) for number in range(40)]
+    expected = minilm.encode_document(texts)
+    found = places_of_passes(copied)
+    encoder = as_encoder(copied)
+    for _ in range(2):
+        np.testing.assert_allclose(encoder.embed_documents(texts), expected, atol=2e-6)
+    assert {threads for _, threads in found} == {1}
+    assert threading.get_ident() not in {thread for thread, _ in found}
+    assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 2
+    encoder.embed_documents(["a lone text"])
+    assert (threading.get_ident(), 2) in found
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("of", ["others", "length"])
+def test_a_model_that_a_pass_may_change_is_passed_by_one_batch_at_a_time(copied, monkeypatch, of):
+    monkeypatch.setattr(encoders, "_TOKENS", 40)
+    if of == "others":
+        copied.append(_Through())
+    else:
+        copied[0].auto_model.config.rope_parameters = {"rope_type": "dynamic"}
+    found = places_of_passes(copied)
+    as_encoder(copied).embed_documents(["word " * 20] * 6)
+    assert found == {(threading.get_ident(), 2)}
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_batch_that_fails_side_by_side_fails_the_call(copied, monkeypatch):
+    monkeypatch.setattr(encoders, "_TOKENS", 40)
+    encoder = as_encoder(copied)
+
+    def failing(*_):
+        raise RuntimeError("no room")
+
+    hook = copied[0].register_forward_pre_hook(failing)
+    with pytest.raises(RuntimeError, match="no room"):
+        encoder.embed_documents(["word " * 20] * 6)
+    hook.remove()
+    assert encoder.embed_documents(["word " * 20] * 6).shape == (6, 384)
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.999), ("int8", 0.95), ("fastest", 0.95)])
+def test_an_encoder_is_loaded_in_other_numbers_where_it_is_asked_to(minilm, dtype, least):
+    texts = ["How do plants make food?", "word " * 300, "x"]
+    encoder, plain = SentenceTransformerEncoder(get_model_path(), dtype=dtype), as_encoder(minilm)
+    if dtype == "bfloat16":
+        assert encoder.precision.dtype == "bfloat16"
+        assert encoder.space == plain.space
+    rows = encoder.embed_documents(texts)
+    cosines = (rows * minilm.encode_document(texts)).sum(axis=1) / np.linalg.norm(rows, axis=1)
+    assert cosines.min() > least
 
 
 def test_a_model_of_the_caller_is_left_as_it_is(minilm):
@@ -190,6 +265,10 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
 def test_arguments_that_do_not_fit_are_refused(minilm):
     with pytest.raises(SettingsError, match=r"model\.to"):
         SentenceTransformerEncoder(minilm, device="cpu")
+    with pytest.raises(SettingsError, match=r"with a dtype.*model.to\(torch.bfloat16\)"):
+        SentenceTransformerEncoder(minilm, dtype="bfloat16")
+    with pytest.raises(SettingsError, match="dtype is 'float12'"):
+        SentenceTransformerEncoder(get_model_path(), dtype="float12")
     with pytest.raises(SettingsError, match="expected a SentenceTransformer"):
         SentenceTransformerEncoder(torch.nn.Linear(1, 1))
 
@@ -213,6 +292,13 @@ class _Bare(torch.nn.Module):
 
     def forward(self, features, **_):
         return {"sentence_embedding": features["lengths"], **features}
+
+
+class _Through(torch.nn.Module):
+    """A module of others, which changes nothing."""
+
+    def forward(self, features, **_):
+        return features
 
 
 def test_broken_weights_are_found_at_the_first_text(copied):

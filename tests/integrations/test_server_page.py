@@ -18,7 +18,7 @@ from playwright.sync_api import sync_playwright
 from o1_retriever import Index
 from o1_retriever.documents import Document
 from o1_retriever_server import create_app
-from tests.support.adapters import METADATA, QUERY, TEXTS, THOUGHT, small_embedder
+from tests.support.adapters import METADATA, QUERY, TEXTS, THOUGHT, calibrated, small_embedder
 from tests.support.http_server import ThreadServer, serving
 from tests.support.reports import riddles
 
@@ -166,6 +166,23 @@ def test_the_audit_of_a_report(page: Any) -> None:
     assert page.input_value("#query").startswith("mirror <script>")
     page.go_back()
     page.wait_for_selector("#reports table")
+
+
+def test_what_is_not_likely_relevant_is_left_out(page: Any, server: ThreadServer) -> None:
+    page.click("#options summary")
+    page.fill("[name=min_relevance]", "0.5")
+    right = "document.querySelector({!r}).getBoundingClientRect().right"
+    for name in ("k", "min_relevance", "where"):
+        assert page.evaluate(right.format(f"[name={name}]")) <= page.evaluate(right.format("#ask"))
+    with calibrated(server.service.retrievers["facts"].index):
+        ask(page)
+        assert "% likely" in page.locator("#with .score").first.inner_text()
+        assert page.locator("#with li").count() < 5
+        assert "min_relevance=0.5" in page.url
+        page.fill("[name=min_relevance]", "1")
+        page.press("#query", "Enter")
+        page.wait_for_selector("#verdict:has-text('No passage is likely enough')")
+        picture(page, "unlikely")
 
 
 def test_what_is_wrong_is_said(page: Any) -> None:

@@ -25,8 +25,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever_server import Keys, ServerSettings, create_app
 from o1_retriever_server.embeddings import EmbeddingRequest
 from o1_retriever_server.observing import JsonLines
-from o1_retriever_server.rerank import RerankRequest, TextsRequest
-from o1_retriever_server.searching import SearchRequest, ThinkRequest
+from o1_retriever_server.searching import RerankRequest, SearchRequest, TextsRequest, ThinkRequest
 from tests.support.adapters import bag_of_words, small_embedder
 from tests.support.http_server import ThreadServer, serving, until
 
@@ -270,6 +269,17 @@ class TestAdmission:
             for wrong in ("soon", "-1", "nan", "0"):
                 headers = {"X-Request-Timeout": wrong}
                 assert http.post("/v1/embeddings", json={"input": "a"}, headers=headers).status_code == 400
+            slow.go.set()
+
+    def test_a_stream_whose_time_is_up_ends_with_an_error(self) -> None:
+        app, slow = slow_app()
+        with serving(app) as server, client(server) as http:
+            late = http.post("/v1/think", json={"query": "a"}, headers={"X-Request-Timeout": "0.2"})
+            assert late.status_code == 200
+            name, _, data = late.text.strip().rpartition("\n")
+            assert name == "event: error"
+            assert json.loads(data.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+            assert waiting(server) == 0
             slow.go.set()
 
     @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/think"])

@@ -3,7 +3,9 @@ import { ask, element, events, find, rememberKey, showProblem } from "./shared.j
 
 const form = find("ask");
 const fields = form.elements;
-const PLAIN = ["query", "index", "k", "thinking", "n_thoughts", "pooling", "where", "history", "thoughts"];
+const PLAIN = [
+  "query", "index", "k", "thinking", "n_thoughts", "pooling", "min_relevance", "where", "history", "thoughts",
+];
 const COMMON = new Set(
   "about after also and any are been but can could does each for from had has have how into its more most not one only other over such than that the their them then there these they this through very was were what when where which while who why will with would your".split(" "),
 );
@@ -49,6 +51,7 @@ function request() {
   const search = { ...body, k: Number(fields.k.value) || 5, hybrid: fields.hybrid.checked };
   if (fields.thinking.value) search.thinking = fields.thinking.value;
   if (fields.pooling.value) search.pooling = fields.pooling.value;
+  if (fields.min_relevance.value) search.min_relevance = Number(fields.min_relevance.value);
   if (fields.index.value) search.index = fields.index.value;
   if (fields.where.value.trim()) search.where = parsed(fields.where.value);
   if (lines(fields.thoughts).length) search.thoughts = lines(fields.thoughts);
@@ -112,7 +115,7 @@ function hitItem(hit, move, nodes) {
   const item = element("li", {},
     element("h3", {}, `${hit.rank}. ${place ? `${name}: ${place}` : name}`,
       element("span", { className: `change ${move?.change ?? ""}` }, change),
-      element("span", { className: "score" }, hit.score.toFixed(3))),
+      element("span", { className: "score" }, scoreOf(hit))),
     body);
   if (hit.text.length > 400) {
     body.className = "long";
@@ -125,6 +128,12 @@ function hitItem(hit, move, nodes) {
     item.append(more);
   }
   return item;
+}
+
+/** The cosine; and how likely the passage is relevant, where the index tells it. */
+function scoreOf(hit) {
+  const likely = hit.probability == null ? "" : `${Math.round(hit.probability * 100)} % likely, `;
+  return likely + hit.score.toFixed(3);
 }
 
 function changeOf(move) {
@@ -168,11 +177,15 @@ function show(found, thinkMs) {
 }
 
 function verdict({ result, moves }) {
-  if (!result.hits.length) return "No passage matches.";
+  if (!result.hits.length) return noneOf(result.search);
   if (!result.thoughts.length) return `Not thought about: ${result.search.reason}.`;
   const counts = ["new", "up", "down", "gone"].map((name) => [moves.filter((move) => move.change === name).length, name]);
   const some = counts.filter(([count]) => count).map(([count, name]) => `${count} ${name}`);
   return some.length ? `Thinking moved: ${some.join(", ")}.` : "Thinking moved nothing here.";
+}
+
+function noneOf({ left_out: count, left_out_probability: best }) {
+  return count ? `No passage is likely enough: of ${count} the best is ${Math.round(best * 100)} % likely.` : "No passage matches.";
 }
 
 const ms = (value) => (value < 10 ? `${value.toFixed(1)} ms` : value < 1000 ? `${value.toFixed(0)} ms` : `${(value / 1000).toFixed(1)} s`);

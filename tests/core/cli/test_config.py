@@ -123,7 +123,7 @@ def test_every_option_of_the_groups_has_one_name():
     assert {
         "thinker", "encoder", "model", "thinker_model", "n_thoughts", "thinking", "fast", "index", "device",
         "dtype", "4bit", "temperature", "top_p", "max_new_tokens", "seed", "hits", "hybrid", "pooling",
-        "no_cache", "repetition_penalty", "rounds", "query_weight", "guard", "min_relevance",
+        "no_cache", "repetition_penalty", "rounds", "query_weight", "guard", "min_relevance", "encoder_dtype",
     } == set(names)  # fmt: skip
     assert fields["4bit"] == "four_bit"
     assert in_force().keys() <= set(names)
