@@ -273,6 +273,9 @@ def _shown(output: dict[str, Any]) -> str:
         return f'<img alt="what the cell draws" src="data:image/png;base64,{drawn}">'
     if "image/svg+xml" in data:
         return f'<div markdown="0">{"".join(data["image/svg+xml"])}</div>'
+    drawn = "".join(data.get("text/html", ""))
+    if drawn.startswith("<pre"):  # an explanation; tables of others bring styles that are not the site's
+        return f'<div class="drawn" markdown="0">{drawn}</div>'
     text = "".join(output.get("text") or data.get("text/plain") or "")
     text = re.sub(r"\x1b\[[0-9;]*m", "", text).rstrip()
     return f"```text\n{text}\n```" if text and output.get("name") != "stderr" else ""

@@ -184,7 +184,14 @@ class Explanation:
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), color_system=None, force_terminal=False, highlight=False)
+        # In a notebook a console shows what it prints, wherever that goes.
+        console = Console(
+            file=io.StringIO(),
+            color_system=None,
+            force_terminal=False,
+            force_jupyter=False,
+            highlight=False,
+        )
         with console.capture() as shown:
             console.print(self)
         return "\n".join(line.rstrip() for line in shown.get().splitlines())
@@ -224,7 +231,9 @@ class Explanation:
         """The same as in a terminal, in one element without scripts; every text in it is escaped."""
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), record=True, width=_WIDTH, highlight=False)
+        console = Console(
+            file=io.StringIO(), record=True, width=_WIDTH, force_jupyter=False, highlight=False
+        )
         console.print(self)
         return console.export_html(inline_styles=True, code_format=_PAGE)
 

@@ -186,6 +186,15 @@ def test_never_moves_nothing_and_says_so(retriever):
     assert retriever.embedder.backend.thinker.asked == []
 
 
+def test_a_notebook_shows_an_explanation_once(retriever, monkeypatch, capsys):
+    """In a notebook a console of rich shows what it prints, wherever that was to go."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    found = retriever.explain(QUERY)
+    assert "What thinking moved" in found._repr_html_()
+    assert "What thinking moved" in str(found)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("think", [True, False])
 def test_auto_says_what_was_decided(tmp_path, think):
     texts = {f"d{n}": f"{'abcd'[n % 4]}" for n in range(12)}
