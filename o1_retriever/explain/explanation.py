@@ -231,9 +231,7 @@ class Explanation:
         """The same as in a terminal, in one element without scripts; every text in it is escaped."""
         from rich.console import Console
 
-        console = Console(
-            file=io.StringIO(), record=True, width=_WIDTH, force_jupyter=False, highlight=False
-        )
+        console = Console(file=io.StringIO(), record=True, width=_WIDTH, force_jupyter=False, highlight=False)
         console.print(self)
         return console.export_html(inline_styles=True, code_format=_PAGE)
 
