@@ -170,7 +170,13 @@ def _show(evaluation: Evaluation, results: ResultOptions) -> None:
     _, *others = evaluation.results[0].values
     _print_table(*cells(evaluation), caption(evaluation), [*reversed(others), *_COSTS])
     if evaluation.audit is not None:
-        _print_table(*audit_cells(evaluation), AUDIT_NOTE, ["won, lost", "95 %"])
+        heads, rows = audit_cells(evaluation)
+        above = [[""], *rows]
+        # A system and its own figure stand in its first row alone.
+        rows = [
+            row if row[0] != last[0] else ["", "", *row[2:]] for row, last in zip(rows, above, strict=False)
+        ]
+        _print_table(heads, rows, AUDIT_NOTE, ["won, lost", "95 %"])
         for sentence in verdicts(evaluation):
             output().print(sentence, highlight=False)
 
