@@ -358,6 +358,12 @@ class PairBackend(Sent):
     def correction(self) -> Correction | None:
         """What the thinker adds to vectors of queries, where it was trained to."""
         found: Correction | None = getattr(self.thinker, "correction", None) if self._corrects else None
+        if found is not None and found.encoder not in (None, self.space.weights):
+            logger.warning(
+                "The thinker has a matrix for the vectors of another encoder: those of this one are not "
+                "corrected."
+            )
+            return None
         if found is not None and len(found.up) != self.space.dimension:
             raise SettingsError(
                 f"The thinker corrects vectors of {len(found.up)} numbers and the encoder's have "

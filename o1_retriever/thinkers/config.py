@@ -27,11 +27,13 @@ class Correction:
     """W h: what a thinker's state adds to the vector of the encoder that it was trained beside.
 
     `down` float32 [rank, width] and `up` [dimension, rank] are the two factors of W. A state is scaled to a
-    root mean square of 1 first, and the result by 1 / sqrt(dimension).
+    root mean square of 1 first, and the result by 1 / sqrt(dimension). `encoder` are the `weights` in the
+    space of that encoder, None where they are not known: beside another one nothing is corrected.
     """
 
     down: Vector
     up: Vector
+    encoder: str | None = None
 
     def of(self, states: Vector) -> Vector:
         """The corrections [n, dimension] of states [n, width]."""
@@ -53,12 +55,12 @@ class Correction:
         if not path.is_file():
             return None
         require("safetensors", extra="local", purpose="A thinker's matrix")
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            parts = load_file(path)
-            down, up = (np.asarray(parts[name], np.float32) for name in ("down", "up"))
+            with safe_open(path, "numpy") as parts:
+                encoder = (parts.metadata() or {}).get("encoder")
+                down, up = (np.asarray(parts.get_tensor(name), np.float32) for name in ("down", "up"))
             if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
                 raise ValueError(f"shapes {down.shape} and {up.shape}")
             if not (np.isfinite(down).all() and np.isfinite(up).all()):
@@ -68,14 +70,16 @@ class Correction:
                 f"{path} cannot be used: {type(error).__name__}: {error}. Expected the matrices down "
                 "[rank, width] and up [dimension, rank]."
             ) from None
-        return cls(down=down, up=up)
+        return cls(down=down, up=up, encoder=encoder)
 
     def save(self, folder: Path) -> None:
         """Write the file into a model's folder."""
         from safetensors.numpy import save_file
 
         parts = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in ("down", "up")}
-        save_file(parts, folder / MATRIX)
+        save_file(
+            parts, folder / MATRIX, metadata=None if self.encoder is None else {"encoder": self.encoder}
+        )
         (folder / MATRIX).chmod(0o644)
 
 

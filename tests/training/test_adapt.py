@@ -244,7 +244,9 @@ def test_rounds_and_a_correction_are_stages_of_their_own_and_are_not_repeated(
     assert verdict.fast is not None
     assert "| fast, no thought |" in verdict.table()
     model = work.folder / "correction"
-    assert Correction.beside(model) is not None
+    matrix = Correction.beside(model)
+    assert matrix is not None
+    assert matrix.encoder == work.encoder.space.weights
     own = [json.loads(line) for line in (work.folder / "own-thoughts.jsonl").read_text().splitlines()]
     assert {row["query"] for row in own} <= learned | rewarded
     before = {path: path.stat().st_mtime_ns for path in work.folder.rglob("*.safetensors")}

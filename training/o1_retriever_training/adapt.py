@@ -11,7 +11,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -27,6 +27,7 @@ from o1_retriever.evaluation.sources import write_collection
 from o1_retriever.index.index import Index
 from o1_retriever.reporting.text import counted
 from o1_retriever.thinkers import LocalThinker
+from o1_retriever.thinkers.config import Correction
 from o1_retriever.vectors import unit
 from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 from o1_retriever_training.ledger import OtherRecipeError, write_whole
@@ -409,7 +410,11 @@ def _corrected(work: Workplace, recipe: TrainRecipe, model: Path) -> Path:
         _write_own_thoughts(work, model, own)
     work.say("Learning to correct the vectors of queries")
     made = correction_recipe(work, recipe, model, own)
-    return train(made, show_progress_bar=work.options.show, teacher=work.encoder).output
+    output = train(made, show_progress_bar=work.options.show, teacher=work.encoder).output
+    matrix = Correction.beside(output)
+    if matrix is not None and matrix.encoder is None:
+        replace(matrix, encoder=work.encoder.space.weights).save(output)
+    return output
 
 
 def reward_recipe(work: Workplace, recipe: TrainRecipe, model: Path) -> TrainRecipe:

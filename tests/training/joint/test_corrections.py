@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,26 @@ def test_a_thinker_that_is_trained_further_to_write_keeps_its_matrix(trained: Pa
     assert before is not None
     assert kept is not None
     assert kept.identity == before.identity
+
+
+def test_a_matrix_for_another_encoder_corrects_nothing(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(trained, tmp_path / "thinker", ignore=shutil.ignore_patterns("training"))
+    matrix = Correction.beside(trained)
+    assert matrix is not None
+    assert matrix.encoder is None
+    backends = {}
+    for encoder in (ENCODER.space.weights, "another"):
+        replace(matrix, encoder=encoder).save(tmp_path / "thinker")
+        thinker = LocalThinker(tmp_path / "thinker", dtype="float32")
+        backends[encoder] = ThinkingEmbedder.from_parts(thinker, ENCODER, cache=False).backend
+    own, other = backends.values()
+    assert own.correction.identity == matrix.identity  # type: ignore[attr-defined]
+    assert (other.correction, other.encoder_identity) == (None, other.uncorrected.encoder_identity)  # type: ignore[attr-defined]
+    assert caplog.messages == [
+        "The thinker has a matrix for the vectors of another encoder: those of this one are not corrected."
+    ]
 
 
 def test_a_matrix_that_does_not_fit_says_so(trained: Path, tmp_path: Path) -> None:
