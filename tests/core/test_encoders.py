@@ -189,10 +189,9 @@ def test_an_encoder_passes_through():
 
 
 def test_importing_loads_nothing_heavy():
-    heavy = "{'torch', 'transformers', 'sentence_transformers', 'openai'}"
-    script = (
-        f"import sys, o1_retriever.encoders, o1_retriever.thinkers; print(sorted({heavy} & set(sys.modules)))"
-    )
+    heavy = "{'torch', 'transformers', 'sentence_transformers', 'openai', 'rich'}"
+    modules = "o1_retriever.encoders, o1_retriever.thinkers, o1_retriever.search.retriever"
+    script = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=250
     )
