@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no
 # Compiled modules are kept even where the environment forbids it: a hundred processes would compile them anew.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=
 
-.PHONY: help install demo test lowest coverage slow lint audit sbom format docs wheel notebooks bench bench-full o1-embedder-22m clean
+.PHONY: help install demo test lowest coverage slow lint audit sbom format docs wheel notebooks bench bench-full o1-embedder-22m o1-embedder-135m clean
 
 help:
 	@echo "make demo     index a small corpus, ask it five questions, show the thoughts and what they move"
@@ -31,6 +31,7 @@ help:
 	@echo "make wheel    build dist/*.whl           make clean    remove what make made"
 	@echo "make bench    measure speed, under 15 minutes on a quiet machine    make bench-full  hours"
 	@echo "make o1-embedder-22m  train the model of this repository again, hours; DATA=... is the data, ARGS=--quick tries the way"
+	@echo "make o1-embedder-135m  the same for the thinker, minutes on a large GPU"
 	@echo "make notebooks  run the notebooks of cookbook/ and keep what they print"
 
 install: $(VENV)/.installed
@@ -103,6 +104,9 @@ wheel: install
 
 o1-embedder-22m: install
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python training/o1_embedder_22m/stages.py --data $(DATA) $(ARGS)
+
+o1-embedder-135m: install
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONPATH=training $(BIN)/python -m o1_embedder_135m.make --data $(DATA) $(ARGS)
 
 notebooks: install
 	$(BIN)/python cookbook/execute.py $(ARGS)
