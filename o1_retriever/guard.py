@@ -181,7 +181,7 @@ def why_not(query: str, thought: Thought) -> str | None:
 
 # Passages that are drawn, how many times as many an index has to hold, and the share of those drawn that may
 # be nearer to the query than a thought, which was chosen on dev and train splits (docs/guard.md).
-DRAWN, OF_TIMES, NEARER = 1000, 5, 0.01
+DRAWN, OF_TIMES, NEARER = 1000, 5, 0.02
 
 
 def drawn(count: int, total: int) -> NDArray[np.int64]:
@@ -201,18 +201,18 @@ def off_subject(own: Vector, thoughts: Vector, passages: Vector) -> list[str | N
     All are unit vectors: the query's (dimension,), those of the thoughts by themselves (k, dimension) and of
     passages that were drawn (n, dimension), both as documents. None where a thought counts, and for all where
     there are fewer than a thousand passages. A thought about another subject is nearer to a query than one
-    passage in a hundred only by chance; one about the query's own nearly always is.
+    passage in fifty only by chance; one about the query's own nearly always is. Where most are farther, the
+    others are taken to be near by chance.
     """
     if len(passages) < DRAWN:
         return [None] * len(thoughts)
     nearer = round(NEARER * len(passages))
     bar = float(np.partition(passages @ own, -nearer)[-nearer])
-    return [
-        f"is off the subject: farther from the query ({cosine:.2f}) than random passages ({bar:.2f})"
-        if cosine < bar
-        else None
-        for cosine in (thoughts @ own).tolist()
-    ]
+    cosines = (thoughts @ own).tolist()
+    by_chance = 2 * sum(cosine >= bar for cosine in cosines) < len(cosines)
+    near = "is taken to be off the subject, as most thoughts about the query are" if by_chance else None
+    far = "is off the subject: farther from the query ({:.2f}) than random passages ({:.2f})"
+    return [far.format(cosine, bar) if cosine < bar else near for cosine in cosines]
 
 
 def _reasons(query: str, thought: Thought) -> Iterator[str]:

@@ -552,34 +552,32 @@ class QueryCache:
 
     def passages(self, texts: Sequence[str], *, batch_size: int | None) -> list[Vector]:
         """Raw vectors of texts as documents, from the cache where it has them; each text is embedded once."""
-        encoder, store = self._backend.encoder_identity, self.store
-        keys = [cache_key(kind="passage", encoder=encoder or "", text=text) for text in texts]
-        rows, by_key = self.stored(keys), dict(zip(keys, texts, strict=True))
-        missing = [key for key in by_key if key not in rows]
-        embedded = self._backend.embed_documents([by_key[key] for key in missing], batch_size=batch_size)
-        new = {missing[place]: row for place, row in embedded}
-        if store is not None and encoder is not None and new:
-            store.put_vectors(new.items())
-        rows |= new
-        return [rows[key] for key in keys]
+        encoder = self._backend.encoder_identity or ""
+        keys = [cache_key(kind="passage", encoder=encoder, text=text) for text in texts]
+        return self._all(keys, texts, {}, self._backend.embed_documents, batch_size)
 
     def filled(
         self, pairs: Sequence[tuple[str, Thought | None]], free: Free, *, batch_size: int | None
     ) -> list[Vector]:
         """Raw vectors of all pairs: free ones, those in the cache, and the rest embedded once each."""
-        encoder, store = self._backend.encoder_identity, self.store
         keys = [self.vector_key(*pair) for pair in pairs]
+        return self._all(keys, pairs, free, self._backend.embed_queries, batch_size)
+
+    def _all(
+        self, keys: Sequence[bytes], items: Sequence[Any], free: Free, embed: Any, batch_size: int | None
+    ) -> list[Vector]:
+        encoder, store = self._backend.encoder_identity, self.store
         rows = {key: free[key] for key in keys if key in free}
         rows |= self.stored([key for key in keys if key not in rows])
-        missing = [key for key in dict.fromkeys(keys) if key not in rows]
-        by_key = dict(zip(keys, pairs, strict=True))
+        by_key = dict(zip(keys, items, strict=True))
+        missing = [key for key in by_key if key not in rows]
         for start in range(0, len(missing), _KEEP_EVERY):
             part = missing[start : start + _KEEP_EVERY]
-            embedded = self._backend.embed_queries([by_key[key] for key in part], batch_size=batch_size)
+            embedded = embed([by_key[key] for key in part], batch_size=batch_size)
             new = {part[place]: row for place, row in embedded}
             if store is not None and encoder is not None:
                 store.put_vectors(new.items())
-            rows.update(new)
+            rows |= new
         return [rows[key] for key in keys]
 
 

@@ -220,14 +220,24 @@ PASSAGES += [f"lorem{n} ipsum{n % 7} in dolor{n % 13}, the amet{n % 5}" for n in
 
 
 @given(st.integers(1000, 4000), st.integers(0, 400))
-def test_a_thought_may_be_as_far_from_the_query_as_one_passage_in_a_hundred(count, place):
+def test_a_thought_may_be_as_far_from_the_query_as_one_passage_in_fifty(count, place):
     own = np.array([1, 0], np.float32)
     angles = np.linspace(0.1, 1.5, count)
     passages = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     angle = angles[min(place, count - 1)] - 0.0005
     thought = np.array([[np.cos(angle), np.sin(angle)]], np.float32)
     (reason,) = off_subject(own, thought, passages)
-    assert (reason is None) == (min(place, count - 1) < round(count / 100))
+    assert (reason is None) == (min(place, count - 1) < round(count / 50))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=7))
+def test_what_is_near_counts_unless_most_thoughts_are_far(near):
+    own, far, close = np.array([[1, 0], [0, 1], [0.8, 0.6]], np.float32)
+    passages = np.tile(np.array([0.6, 0.8], np.float32), (DRAWN, 1))
+    reasons = off_subject(own, np.stack([close if each else far for each in near]), passages)
+    trusted = 2 * sum(near) >= len(near)
+    assert [reason is None for reason in reasons] == [each and trusted for each in near]
+    assert all("off the subject" in reason for reason in reasons if reason)
 
 
 def test_few_passages_say_nothing():
