@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from o1_retriever.concurrency.awaiting import AwaitedPipeline
+from o1_retriever.concurrency.blocking import finished
 from o1_retriever.concurrency.sent import made_again
 from o1_retriever.guard import DRAWN, off_subject
 from o1_retriever.query import Given, History, Query, as_queries, as_query, check_texts, text_blocks
@@ -328,13 +329,7 @@ class ThinkingEmbedder:
         `passages` are unit vectors (n, dimension) of documents drawn at random from where is searched. What
         embedding the queries and the thoughts by themselves takes is added to the timings.
         """
-        judged = _Judged(embeddings, passages, settings or self.settings)
-        if not judged.wanted:
-            return list(embeddings)
-        started = time.perf_counter()
-        own = self.embed_queries(judged.queries, settings=judged.fast, truncate_dim=judged.dimension)
-        alone = self._pipeline.cache.passages(judged.texts, batch_size=None)
-        return judged.left(own, alone, (time.perf_counter() - started) * 1000)
+        return finished(self._on_subject(embeddings, passages, settings, blocking=True))
 
     async def aon_subject(
         self,
@@ -344,13 +339,39 @@ class ThinkingEmbedder:
         settings: ThoughtSettings | None = None,
     ) -> list[QueryEmbedding]:
         """`on_subject` for coroutines."""
-        judged = _Judged(embeddings, passages, settings or self.settings)
-        if not judged.wanted:
+        return await self._on_subject(embeddings, passages, settings, blocking=False)
+
+    async def _on_subject(
+        self,
+        embeddings: Sequence[QueryEmbedding],
+        passages: Vector,
+        settings: ThoughtSettings | None,
+        *,
+        blocking: bool,
+    ) -> list[QueryEmbedding]:
+        chosen = settings or self.settings
+        tells = chosen.guard and len(passages) >= DRAWN
+        judged = {place: each for place, each in enumerate(embeddings) if tells and each.thought_about}
+        if not judged:
             return list(embeddings)
-        started = time.perf_counter()
-        own = await self.aembed_queries(judged.queries, settings=judged.fast, truncate_dim=judged.dimension)
-        alone = await self._awaited.passages(judged.texts)
-        return judged.left(own, alone, (time.perf_counter() - started) * 1000)
+        started, dimension = time.perf_counter(), passages.shape[1]
+        queries = [each.query for each in judged.values()]
+        texts = [each.text for about in judged.values() for each in about.thoughts if each.usable]
+        fast = chosen.with_changes(thinking="never")
+        if blocking:
+            own = self.embed_queries(queries, settings=fast, truncate_dim=dimension)
+            alone = self._pipeline.cache.passages(texts, batch_size=None)
+        else:
+            own = await self.aembed_queries(queries, settings=fast, truncate_dim=dimension)
+            alone = await self._awaited.passages(texts)
+        share = (time.perf_counter() - started) * 1000 / len(judged)
+        rows, found = iter(unit(np.stack(alone)[:, :dimension])), list(embeddings)
+        for (place, each), query in zip(judged.items(), own, strict=True):
+            vectors = np.stack([next(rows) for thought in each.thoughts if thought.usable])
+            left = without(each, off_subject(query.vector, vectors, passages), query.vector, chosen)
+            timings = replace(left.timings, embed_ms=left.timings.embed_ms + share)
+            found[place] = replace(left, timings=timings)
+        return found
 
     def encode_queries(
         self,
@@ -469,57 +490,3 @@ class ThinkingEmbedder:
                 advance(len(texts) - len(place_of))
                 rows = unit(rows) if normalize_embeddings else rows
                 yield rows[[place_of[text] for text in texts]]
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """Queries whose thoughts are judged by where they lie, and what is embedded for it."""
-
-    embeddings: Sequence[QueryEmbedding]
-    passages: Vector
-    settings: ThoughtSettings
-
-    @cached_property
-    def wanted(self) -> list[QueryEmbedding]:
-        """Those with thoughts, if the guard is on and there are passages enough to tell."""
-        tells = self.settings.guard and len(self.passages) >= DRAWN
-        return [each for each in self.embeddings if tells and each.thought_about]
-
-    @property
-    def fast(self) -> ThoughtSettings:
-        """How the queries are embedded by themselves."""
-        return self.settings.with_changes(thinking="never")
-
-    @property
-    def queries(self) -> list[str]:
-        """Their texts."""
-        return [each.query for each in self.wanted]
-
-    @property
-    def texts(self) -> list[str]:
-        """The thoughts by themselves, all those that count."""
-        return [thought.text for each in self.wanted for thought in each.thoughts if thought.usable]
-
-    @property
-    def dimension(self) -> int:
-        """That of the vectors."""
-        return int(self.passages.shape[1])
-
-    def left(
-        self, own: Sequence[QueryEmbedding], alone: Sequence[Vector], spent: float
-    ) -> list[QueryEmbedding]:
-        """All embeddings in order, after `spent` milliseconds for those that were judged."""
-        rows, judged, share = iter(alone), iter(own), spent / len(self.wanted)
-        wanted = set(map(id, self.wanted))
-        return [
-            self._judged(each, next(judged).vector, rows, share) if id(each) in wanted else each
-            for each in self.embeddings
-        ]
-
-    def _judged(
-        self, embedding: QueryEmbedding, own: Vector, rows: Iterator[Vector], spent: float
-    ) -> QueryEmbedding:
-        alone = np.stack([next(rows) for thought in embedding.thoughts if thought.usable])
-        reasons = off_subject(own, unit(alone[:, : self.dimension]), self.passages)
-        timings = replace(embedding.timings, embed_ms=embedding.timings.embed_ms + spent)
-        return replace(without(embedding, reasons, own, self.settings), timings=timings)

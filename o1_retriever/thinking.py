@@ -135,8 +135,7 @@ class ThoughtPipeline:
         queries = relevant(queries, settings)
         unique = list(dict.fromkeys(queries))
         started = time.perf_counter()
-        written, free = self._thoughts(unique, settings, batch_size, show)
-        thoughts = [guarded(*pair, settings) for pair in zip(unique, written, strict=True)]
+        thoughts, free = self._thoughts(unique, settings, batch_size, show)
         thought_at = time.perf_counter()
         raw = self._vectors(unique, thoughts, free, settings, batch_size)
         share = 1000 / max(1, len(unique))
@@ -153,8 +152,7 @@ class ThoughtPipeline:
     def think(self, queries: Sequence[Query], settings: ThoughtSettings) -> list[list[Thought]]:
         """The first half of the way alone: `settings.n_thoughts` thoughts about each query."""
         unique = list(dict.fromkeys(queries))
-        written = self._thoughts(unique, settings, None, False)[0]
-        thoughts = {query: guarded(query, own, settings) for query, own in zip(unique, written, strict=True)}
+        thoughts = dict(zip(unique, self._thoughts(unique, settings, None, False)[0], strict=True))
         return [list(thoughts[query]) for query in queries]
 
     def _thoughts(
@@ -173,7 +171,7 @@ class ThoughtPipeline:
                 known[query], new = written
                 free |= self.cache.free(query, new)
                 advance(1)
-        return [known[query] for query in queries], free
+        return [guarded(query, known[query], settings) for query in queries], free
 
     def _written(
         self, missing: dict[Query, list[Thought]], settings: ThoughtSettings, batch_size: int | None

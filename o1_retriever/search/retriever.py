@@ -268,7 +268,9 @@ class _Search:
         share = (time.perf_counter() - started) * 1000 / max(1, len(read))
         fresh = {
             place: [
-                thought for thought in row if not thought.failed and thought.text not in _said(before[place])
+                thought
+                for thought in row
+                if not thought.failed and thought.text not in [each.text for each in before[place].thoughts]
             ]
             for place, row in zip(read, rows, strict=True)
         }
@@ -396,7 +398,7 @@ class _Search:
         """Think about those queries whose fast ranking the gate finds unclear."""
         fast = await self._embed(queries, "never")
         groups = [each.vector[None] for each in fast]
-        rankings, decided_ms = await self._looked_up(groups, None, max(self.k, LOOKED_AT))
+        rankings, decided_ms = await self._ranked(groups, None, max(self.k, LOOKED_AT))
         decisions = [self.how.gate.decide([hit.score for hit in hits]) for hits in rankings]
         unclear = [query for query, decision in zip(queries, decisions, strict=True) if decision.think]
         thought_about = iter(await self._thought_about(unclear, "always") if unclear else ())
@@ -436,18 +438,12 @@ class _Search:
         return self.retriever.embedder.embed_queries(queries, settings=settings, show_progress_bar=show)
 
     async def _ranked(
-        self, groups: Sequence[Vector], texts: Sequence[Reading], k: int
-    ) -> tuple[list[list[Hit]], float]:
-        """The first `k` hits for each group of vectors, and the milliseconds for each."""
-        return await self._looked_up(groups, texts if self.how.hybrid else None, k)
-
-    async def _looked_up(
         self, groups: Sequence[Vector], texts: Sequence[Reading] | None, k: int
     ) -> tuple[list[list[Hit]], float]:
-        """Those of the index, by vectors alone or by the texts too."""
+        """The first `k` hits for each group of vectors, by the texts too, and the milliseconds for each."""
         if not groups:
             return [], 0.0
-        started = time.perf_counter()
+        started, texts = time.perf_counter(), texts if self.how.hybrid else None
         where, depth, index = self.where, self.how.depth, self.retriever.index
         if self.blocking:
             rankings = index.search_groups(groups, k=k, where=where, texts=texts, depth=depth)
@@ -472,10 +468,6 @@ class _Search:
             how=self.how,
             decision=embedded.decision,
         )
-
-
-def _said(result: SearchResult) -> frozenset[str]:
-    return frozenset(thought.text for thought in result.thoughts)
 
 
 def _of_rounds(
