@@ -17,7 +17,7 @@ from o1_retriever.concurrency.sent import made_again
 from o1_retriever.guard import DRAWN, off_subject
 from o1_retriever.query import Given, History, Query, as_queries, as_query, check_texts, text_blocks
 from o1_retriever.reporting.progress import progress
-from o1_retriever.thinking import Backend, PairBackend, Pooling, ThoughtPipeline, settings_of, without
+from o1_retriever.thinking import Backend, PairBackend, Pooling, ThoughtPipeline, settings_of
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtPiece, ThoughtSettings, Vector
 from o1_retriever.vectors import (
     Precision,
@@ -286,14 +286,8 @@ class ThinkingEmbedder:
         checked = as_queries(queries, histories, thoughts)
         check_dim(truncate_dim, self.dimension)
         check_batch(batch_size)
-        return self._pipeline.embed(
-            checked,
-            settings or self.settings,
-            batch_size=batch_size,
-            show=show_progress_bar,
-            truncate_dim=truncate_dim,
-            normalize=normalize_embeddings,
-        )
+        how = Pooling(settings or self.settings, truncate_dim, normalize_embeddings)
+        return self._pipeline.embed(checked, how, batch_size=batch_size, show=show_progress_bar)
 
     async def aembed_queries(
         self,
@@ -311,11 +305,11 @@ class ThinkingEmbedder:
         the same time, by whichever coroutine, are one batch; a thinker behind an endpoint is awaited itself.
         A coroutine that is cancelled takes its queries out of the batch. The timings are those of waiting.
         """
-        checked, chosen = as_queries(queries, histories, thoughts), settings or self.settings
+        checked = as_queries(queries, histories, thoughts)
+        how = Pooling(settings or self.settings, truncate_dim, normalize_embeddings)
         await self._awaited.ready()
         check_dim(truncate_dim, self.dimension)
-        how = Pooling(chosen, truncate_dim, normalize_embeddings)
-        return await self._awaited.embed(checked, chosen, how)
+        return await self._awaited.embed(checked, how)
 
     def on_subject(
         self,
@@ -368,7 +362,7 @@ class ThinkingEmbedder:
         rows, found = iter(unit(np.stack(alone)[:, :dimension])), list(embeddings)
         for (place, each), query in zip(judged.items(), own, strict=True):
             vectors = np.stack([next(rows) for thought in each.thoughts if thought.usable])
-            left = without(each, off_subject(query.vector, vectors, passages), query.vector, chosen)
+            left = Pooling(chosen).without(each, off_subject(query.vector, vectors, passages), query.vector)
             timings = replace(left.timings, embed_ms=left.timings.embed_ms + share)
             found[place] = replace(left, timings=timings)
         return found

@@ -122,16 +122,10 @@ class ThoughtPipeline:
         self.shared: SharedWork[tuple[Query, ThoughtSettings], Written] = SharedWork()
 
     def embed(
-        self,
-        queries: Sequence[Query],
-        settings: ThoughtSettings,
-        *,
-        batch_size: int | None,
-        show: bool | None,
-        truncate_dim: int | None,
-        normalize: bool,
+        self, queries: Sequence[Query], how: Pooling, *, batch_size: int | None, show: bool | None
     ) -> list[QueryEmbedding]:
         """The whole way: thoughts, one raw vector for each, and their mean. Equal queries take it once."""
+        settings = how.settings
         queries = relevant(queries, settings)
         unique = list(dict.fromkeys(queries))
         started = time.perf_counter()
@@ -142,7 +136,6 @@ class ThoughtPipeline:
         timings = Timings(
             think_ms=(thought_at - started) * share, embed_ms=(time.perf_counter() - thought_at) * share
         )
-        how = Pooling(settings, truncate_dim, normalize)
         done = {
             query: how.embedding(query, own, rows, timings)
             for query, own, rows in zip(unique, thoughts, raw, strict=True)
@@ -258,25 +251,23 @@ def pairs_of(
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """How the raw vectors of a query become one: see `pool`."""
+    """How the raw vectors of a query become one.
+
+    The query's own vector takes the place of each dropped thought in the mean, so that those that are left
+    count no more than before, and counts as much beside that mean as the settings say. Vectors are truncated
+    first, so that each thought weighs the same in the truncated space.
+    """
 
     settings: ThoughtSettings
-    truncate_dim: int | None
-    normalize: bool
+    truncate_dim: int | None = None
+    normalize: bool = True
 
     def embedding(
         self, query: Query, thoughts: Sequence[Thought], rows: Vector, timings: Timings
     ) -> QueryEmbedding:
         """A query with its thoughts, and the raw vectors of its `pairs_of`, `rows`, pooled."""
         usable = sum(thought.usable for thought in thoughts) or 1
-        vectors, vector = pool(
-            rows[:usable],
-            rows[usable] if len(rows) > usable else None,
-            truncate_dim=self.truncate_dim,
-            normalize=self.normalize,
-            weight=self.settings.weight(thoughts),
-            dropped=_dropped(thoughts),
-        )
+        vectors, vector = self._pooled(thoughts, rows[:usable], rows[usable:])
         return QueryEmbedding(
             query=query.text,
             history=query.history,
@@ -286,54 +277,35 @@ class Pooling:
             timings=timings,
         )
 
+    def without(
+        self, embedding: QueryEmbedding, reasons: Sequence[str | None], own: Vector
+    ) -> QueryEmbedding:
+        """The embedding without those usable thoughts that have a reason; `own`, the query's vector, instead.
 
-def pool(
-    rows: Vector,
-    own: Vector | None = None,
-    *,
-    truncate_dim: int | None,
-    normalize: bool,
-    weight: float = 0.0,
-    dropped: int = 0,
-) -> tuple[Vector, Vector]:
-    """Unit vectors (k, dimension) and their mean (dimension,), itself a unit vector if `normalize`.
+        `reasons` has one for each usable thought, None where it stays.
+        """
+        if not any(reasons):
+            return embedding
+        left = iter(reasons)
+        thoughts = tuple(
+            replace(each, dropped=next(left)) if each.usable else each for each in embedding.thoughts
+        )
+        kept = [row for row, reason in zip(embedding.vectors, reasons, strict=True) if reason is None]
+        vectors, vector = self._pooled(thoughts, np.stack(kept or [own]), own[None])
+        return replace(embedding, thoughts=thoughts, vectors=vectors, vector=vector)
 
-    The query's `own` vector takes the place of each `dropped` thought in the mean, so that those that are
-    left count no more than before, and counts `weight` times as much as that mean. Vectors are truncated
-    first, so that each thought weighs the same in the truncated space.
-    """
-    vectors = unit(rows[:, :truncate_dim])
-    mean = vectors.mean(axis=0, dtype=np.float64)
-    if own is not None:
-        alone = unit(own[None, :truncate_dim])[0].astype(np.float64)
-        mean = (len(vectors) * mean + dropped * alone) / (len(vectors) + dropped)
-        mean = (mean + weight * alone) / (1 + weight)
-    mean = mean.astype(np.float32)
-    return vectors, unit(mean[None])[0] if normalize else mean
-
-
-def without(
-    embedding: QueryEmbedding, reasons: Sequence[str | None], own: Vector, settings: ThoughtSettings
-) -> QueryEmbedding:
-    """The embedding without those usable thoughts that have a reason; `own`, the query's vector, instead.
-
-    `reasons` has one for each usable thought, None where it stays.
-    """
-    if not any(reasons):
-        return embedding
-    left = iter(reasons)
-    thoughts = tuple(
-        replace(each, dropped=next(left)) if each.usable else each for each in embedding.thoughts
-    )
-    kept = [row for row, reason in zip(embedding.vectors, reasons, strict=True) if reason is None]
-    rows = np.stack(kept) if kept else own[None]
-    weight, dropped = settings.weight(thoughts), _dropped(thoughts)
-    vectors, vector = pool(rows, own, truncate_dim=None, normalize=True, weight=weight, dropped=dropped)
-    return replace(embedding, thoughts=thoughts, vectors=vectors, vector=vector)
-
-
-def _dropped(thoughts: Sequence[Thought]) -> int:
-    return sum(thought.dropped is not None for thought in thoughts)
+    def _pooled(self, thoughts: Sequence[Thought], rows: Vector, own: Vector) -> tuple[Vector, Vector]:
+        """Unit vectors (k, dimension) of `rows` and their mean (dimension,); `own` has one row, or none."""
+        vectors = unit(rows[:, : self.truncate_dim])
+        mean = vectors.mean(axis=0, dtype=np.float64)
+        if len(own):
+            alone = unit(own[:, : self.truncate_dim])[0].astype(np.float64)
+            dropped = sum(thought.dropped is not None for thought in thoughts)
+            mean = (len(vectors) * mean + dropped * alone) / (len(vectors) + dropped)
+            weight = self.settings.weight(thoughts)
+            mean = (mean + weight * alone) / (1 + weight)
+        mean = mean.astype(np.float32)
+        return vectors, unit(mean[None])[0] if self.normalize else mean
 
 
 class PairBackend(Sent):

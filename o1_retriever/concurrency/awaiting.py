@@ -70,15 +70,11 @@ class AwaitedPipeline:
             await self._computing.ask(self._load, item=None)
             self._ready = True
 
-    async def embed(
-        self, queries: Sequence[Query], settings: ThoughtSettings, how: Pooling
-    ) -> list[QueryEmbedding]:
+    async def embed(self, queries: Sequence[Query], how: Pooling) -> list[QueryEmbedding]:
         """The whole way of each query. Equal queries take it once."""
-        queries = relevant(queries, settings)
+        queries = relevant(queries, how.settings)
         unique = dict.fromkeys(queries)
-        done = dict(
-            zip(unique, await together(self._embed(each, settings, how) for each in unique), strict=True)
-        )
+        done = dict(zip(unique, await together(self._embed(each, how) for each in unique), strict=True))
         return [done[query] for query in queries]
 
     async def think(self, queries: Sequence[Query], settings: ThoughtSettings) -> list[list[Thought]]:
@@ -120,8 +116,8 @@ class AwaitedPipeline:
         rows: list[Vector] = await self._computing.ask(self._embed_passages, item=texts)
         return rows
 
-    async def _embed(self, query: Query, settings: ThoughtSettings, how: Pooling) -> QueryEmbedding:
-        started = time.perf_counter()
+    async def _embed(self, query: Query, how: Pooling) -> QueryEmbedding:
+        started, settings = time.perf_counter(), how.settings
         written, free = await self._thoughts(query, settings)
         thoughts = guarded(query, written, settings)
         thought_at = time.perf_counter()
