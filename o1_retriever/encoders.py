@@ -17,7 +17,7 @@ import numpy as np
 
 from o1_retriever.concurrency.forks import check_device, one_thread_in_children
 from o1_retriever.concurrency.sent import Sent, SentModel
-from o1_retriever.engine.batching import batches_done, by_tokens
+from o1_retriever.engine.batching import batch_done, by_tokens
 from o1_retriever.engine.checkpoint import first_line, hash_signs, wheel_hint, wheel_of
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError
 from o1_retriever.extras import require
@@ -314,14 +314,15 @@ class SentenceTransformerEncoder(SentModel, _Checking):
         batches = list(by_tokens(lengths, _TOKENS, batch_size))
 
         def encoded(batch: list[int]) -> Any:
-            return encode([texts[place] for place in batch], batch_size=len(batch), **plain)
+            rows = encode([texts[place] for place in batch], batch_size=len(batch), **plain)
+            batch_done(self.model.device)
+            return rows
 
         if self._remembers or len(batches) < 2:
             parts = [encoded(batch) for batch in batches]
         else:
             self.model.preprocess(texts[:1])  # sets the tokenizer up, which several threads must not
             parts = side_by_side(encoded, batches)
-        batches_done(self.model.device, len(parts))
         return np.concatenate(parts)[np.argsort([place for batch in batches for place in batch])]
 
     @functools.cached_property

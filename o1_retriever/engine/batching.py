@@ -88,11 +88,10 @@ def free_memory(device: Any) -> None:
         _C_LIBRARY.malloc_trim(0)
 
 
-def batches_done(device: Any, count: int) -> None:
-    """Give back what so many batches held, together with those of calls before that were too few for it."""
+def batch_done(device: Any) -> None:
+    """Count a batch, of whatever call; what many have held is given back."""
     global _done
-    if device.type == "cpu":
-        _done += count
-        if _done >= _MANY:
-            _done = 0
-            free_memory(device)
+    _done += 1
+    if _done >= _MANY and device.type == "cpu":
+        _done = 0
+        free_memory(device)

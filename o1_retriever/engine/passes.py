@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from o1_retriever.engine.attention import sharing, takes_our_attention
 from o1_retriever.engine.batching import (
-    batches_done,
+    batch_done,
     by_tokens,
     forward_tokens,
     free_memory,
@@ -201,7 +201,7 @@ def embed_sequences(
     local.check_process()
     tokens = forward_tokens(local.device)
     waiting = deque(by_tokens([len(row) for row in sequences], tokens, most))
-    count = len(waiting)
+    many = len(waiting) > 1  # those of a query are one
     with SparingThreads(local.device) as threads:
         while waiting:
             threads.look()
@@ -214,9 +214,9 @@ def embed_sequences(
                 waiting = _halved([places, *waiting], error)
                 free_memory(local.device)
             else:
+                if many:
+                    batch_done(local.device)
                 yield from zip(places, states, strict=True)
-    if count > 1:  # those of a query are one
-        batches_done(local.device, count)
 
 
 def _halved(batches: Sequence[Sequence[int]], error: Exception) -> deque[list[int]]:
