@@ -24,6 +24,7 @@ DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 POSITIONS = 512  # of the longest prompt with its thought
 HIDDEN = -1e4  # added to the score of what must not be read
 
+Prompts: TypeAlias = Sequence[Sequence[int]]
 Row: TypeAlias = tuple[list[int], list[int]]  # a prompt's ids, and those that are learned behind it
 Written: TypeAlias = tuple[list[int], bool]  # a thought's ids, and whether it ended by itself
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -114,7 +115,7 @@ def read(shape: Shape, weights: Weights, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ends(shape: Shape, weights: Weights, rows: Sequence[Sequence[int]], at_once: int = 1024) -> Tensor:
+def ends(shape: Shape, weights: Weights, rows: Prompts, at_once: int = 1024) -> Tensor:
     """The state at the last token of each row, float32 [n, H]."""
     found = torch.empty(len(rows), weights.embed.shape[1], device=DEVICE)
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
@@ -245,11 +246,8 @@ class Sampler:
 
     def __init__(self, shape: Shape, weights: Weights, rows: int) -> None:
         self.shape, self.rows = shape, rows
-        copies = iter([each.clone() for each in weights.tensors()])
-        embed, head, norm = next(copies), next(copies), next(copies)
-        self.weights = Weights(
-            embed, head, norm, tuple(Layer(*(next(copies) for _ in layer)) for layer in weights.layers)
-        )
+        layers = tuple(Layer(*(each.clone() for each in layer)) for layer in weights.layers)
+        self.weights = Weights(weights.embed.clone(), weights.head.clone(), weights.norm.clone(), layers)
         self._slots: dict[tuple[int, int], _Slots] = {}
 
     def load(self, weights: Weights) -> None:
@@ -258,26 +256,19 @@ class Sampler:
             mine.copy_(new)
 
     def write(
-        self,
-        prompts: Sequence[Sequence[int]],
-        new: int,
-        temperature: float,
-        top_p: float,
-        widths: Sequence[int],
+        self, prompts: Prompts, new: int, temperature: float, top_p: float, widths: Sequence[int]
     ) -> list[Written]:
         """At most `new` tokens behind each prompt, whose last ids of the largest width are read."""
         found: list[Written] = [([], False)] * len(prompts)
         groups: dict[int, list[int]] = {width: [] for width in widths}
         for place in sorted(range(len(prompts)), key=lambda place: len(prompts[place])):
-            groups[next((width for width in widths if width >= len(prompts[place])), widths[-1])].append(
-                place
-            )
+            width = next((each for each in widths if each >= len(prompts[place])), widths[-1])
+            groups[width].append(place)
         for width, group in groups.items():
             for first in range(0, len(group), self.rows):
                 part = group[first : first + self.rows]
-                tokens = self._batch(
-                    [prompts[place][-width:] for place in part], width, new, temperature, top_p
-                )
+                tails = [prompts[place][-width:] for place in part]
+                tokens = self._batch(tails, width, new, temperature, top_p)
                 for place, row in zip(part, tokens, strict=True):
                     ids: list[int] = row.tolist()
                     ended = self.shape.end in ids
@@ -285,9 +276,7 @@ class Sampler:
         return found
 
     @torch.no_grad()
-    def _batch(
-        self, prompts: Sequence[Sequence[int]], width: int, new: int, temperature: float, top_p: float
-    ) -> Any:
+    def _batch(self, prompts: Prompts, width: int, new: int, temperature: float, top_p: float) -> Any:
         """Tokens [n, new] as numpy, the end's id behind an end."""
         if (width, new) not in self._slots:
             self._slots[width, new] = self._empty(width + new)
@@ -326,9 +315,7 @@ class Sampler:
         temperature, top_p = torch.ones(2, 1, device=DEVICE)
         return _Slots(keys, values, mask, place, position, token, done, temperature, top_p)
 
-    def _prompts(
-        self, slots: _Slots, prompts: Sequence[Sequence[int]], width: int, at_once: int = 512
-    ) -> Tensor:
+    def _prompts(self, slots: _Slots, prompts: Prompts, width: int, at_once: int = 512) -> Tensor:
         """Read the prompts, some rows at a time as scores are large; returns the last states [rows, H]."""
         ids, start = np.zeros((self.rows, width), np.int64), np.full(self.rows, width - 1)
         for row, prompt in enumerate(prompts):

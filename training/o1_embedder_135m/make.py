@@ -275,17 +275,13 @@ class Maker:
         """
         weights = self.adapter.frozen()
         picked = {name: pool[: self.plan.corrected] for name, pool in pools.items() if pool}
-        train = {
-            name: (self._states(name, some, weights, 2), golds(some, 6)) for name, some in picked.items()
-        }
         held = {name: index.collection.dev for name, index in self.indexes.items() if index.collection.dev}
-        dev = {name: (self._states(name, some, weights, 3), golds(some)) for name, some in held.items()}
+        train = {key: (self._states(key, some, weights, 2), golds(some, 6)) for key, some in picked.items()}
+        dev = {key: (self._states(key, some, weights, 3), golds(some)) for key, some in held.items()}
         width, dimension = weights.embed.shape[1], next(iter(self.indexes.values())).documents.shape[1]
-        down = torch.randn(rank, width, generator=torch.Generator().manual_seed(1)) / width**0.5
-        down, up = (
-            down.to(DEVICE).requires_grad_(),
-            torch.zeros(dimension, rank, device=DEVICE, requires_grad=True),
-        )
+        start = torch.randn(rank, width, generator=torch.Generator().manual_seed(1)) / width**0.5
+        down = start.to(DEVICE).requires_grad_()
+        up = torch.zeros(dimension, rank, device=DEVICE, requires_grad=True)
 
         def vectors(states: dict[str, Tensor], places: Any = slice(None)) -> tuple[Tensor, Tensor]:
             """The corrected vectors of queries, alone and with their thoughts."""

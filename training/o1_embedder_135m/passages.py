@@ -101,14 +101,14 @@ def read_collection(data: Path, name: str, limit: int | None = None) -> Collecti
     if source.dev is None:
         return found
     queries = read_queries(folder / "queries.jsonl", report)
-    judged = {}
+    judged = []
     for query, grades in read_qrels(folder / "qrels" / f"{source.dev}.tsv", report).items():
-        judged[queries[query]] = [
-            places[each] for each, grade in grades.items() if grade > 0 and each in places
-        ]
-    kept_out = [*judged][: None if source.dev == "dev" else KEPT_OUT]
-    found.dev = [Question(text, judged[text]) for text in kept_out if judged[text]]
-    _split(found, list(_train(data, found, {*kept_out}, {} if source.dev == "dev" else judged)))
+        relevant = [places[each] for each, grade in grades.items() if grade > 0 and each in places]
+        judged.append(Question(queries[query], relevant))
+    kept_out = judged[: None if source.dev == "dev" else KEPT_OUT]
+    found.dev = [each for each in kept_out if each.passages]
+    known = {} if source.dev == "dev" else {each.text: each.passages for each in judged}
+    _split(found, list(_train(data, found, {each.text for each in kept_out}, known)))
     return found
 
 

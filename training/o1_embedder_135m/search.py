@@ -146,15 +146,14 @@ def rewards(index: Index, questions: Sequence[Question], texts: Sequence[str]) -
         index.lexical(texts),
     )
 
+    line = torch.arange(count, device=DEVICE)[:, None, None]
+
     def gain(groups: Tensor) -> Tensor:
         """What thoughts `groups` [Q, m, size] gain together, [Q, m]."""
         m = groups.shape[1]
-        means = tuple(
-            each.view(count, n, -1)[torch.arange(count)[:, None, None], groups].mean(2).flatten(0, 1)
-            for each in said
-        )
-        repeated = tuple(each.repeat_interleave(m, 0) for each in own)
-        scores = with_thoughts(index, repeated, means)  # type: ignore[arg-type]
+        vectors, words = (each.view(count, n, -1)[line, groups].mean(2).flatten(0, 1) for each in said)
+        spread = own[0].repeat_interleave(m, 0), own[1].repeat_interleave(m, 0)
+        scores = with_thoughts(index, spread, (vectors, words))
         return goodness(*scores, gold.repeat_interleave(m, 0)).view(count, m) - none
 
     none = goodness(index.dense(own[0]), own[1], gold)[:, None]
