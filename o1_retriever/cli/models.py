@@ -265,11 +265,8 @@ def _is_elsewhere(name: str) -> bool:
 
 def quiet() -> None:
     """Keep the model library's own reports out of the output; ours say what a user needs to know."""
-    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
-    unpacking: Any = modeling_gguf_pytorch_utils
-    unpacking.tqdm = lambda tensors, **_: tensors  # the one bar that the next lines do not reach
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 

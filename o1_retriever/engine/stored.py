@@ -92,17 +92,21 @@ def gguf_parsed_once() -> Iterator[None]:
     """Within it, transformers parses a `.gguf` file once, and not for its config, tokenizer and weights each.
 
     Its table of names is made once too, not for each module of the model: together two thirds of the time
-    that a small model takes to load. Threads take turns.
+    that a small model takes to load. The bar of its unpacking, which no setting silences, is not shown.
+    Threads take turns.
     """
     package: Any = importlib.import_module("gguf")
-    names = "GGUFReader", "get_tensor_name_map"
+    unpacking: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     with _parsing:
-        usual = {name: getattr(package, name) for name in names}
+        usual = {name: getattr(package, name) for name in ("GGUFReader", "get_tensor_name_map")}
+        bar = unpacking.tqdm
         for name, made in usual.items():  # looked up by transformers at each call
             setattr(package, name, functools.cache(made))
+        unpacking.tqdm = lambda tensors, **_: tensors
         try:
             yield
         finally:
+            unpacking.tqdm = bar
             for name, made in usual.items():
                 setattr(package, name, made)
 

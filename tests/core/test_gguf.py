@@ -71,10 +71,13 @@ def parses(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return files
 
 
-def test_a_model_is_loaded_with_one_parse_of_its_file(tmp_path: Path, parses: list[Path]) -> None:
+def test_a_model_is_loaded_with_one_parse_of_its_file(
+    tmp_path: Path, parses: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     file, usual = whole_file(tmp_path / "a.gguf"), (gguf.GGUFReader, gguf.get_tensor_name_map)
     thinker = LocalThinker(str(file))
     assert parses == [file]
+    assert "de-quantizing" not in capsys.readouterr().err
     assert (gguf.GGUFReader, gguf.get_tensor_name_map) == usual, "other callers get what they always got"
     [thoughts] = thinker.think(as_queries(["why?"]), settings=ThoughtSettings(max_new_tokens=5))
     assert len(thoughts) == 3
