@@ -57,7 +57,7 @@ class Plan:
 
     layers: int | None = None
     documents: int | None = None
-    rows: int | None = None  # of a phase
+    rows: int | None = None  # of a phase, and questions of a collection to choose by
     others: int = 9000  # questions of other data
     micro: int = 16384  # padded tokens of a forward
     sampled: int = 2048  # thoughts at once
@@ -95,6 +95,8 @@ class Maker:
         self._head, self._tail = rendered.split("{query}")
         self.shape = Shape.of(self.model.config, self.tokenizer.convert_tokens_to_ids("<|im_end|>"))
         found = [read_collection(data, name, plan.documents) for name in SOURCES]
+        for each in found:
+            each.dev = each.dev[: plan.rows]
         self.indexes = {each.name: Index(each, encoder, work / "vectors") for each in found}
         self.collections = found
         self.adapter = Adapter(self.model, rank=RANK, alpha=ALPHA, seed=0)
