@@ -187,11 +187,13 @@ class Graph(Renewed):
                 raise self._changed(number)
             if self._written_later(number):  # Chroma may crash on what somebody else has written
                 self._check(state)
-            with ThreadPoolExecutor(1) as executor:
-                # Beside loading, which reads the same files: only a failing disk has changed them.
-                check = executor.submit(self._check, state)
                 self._load(number)
-            check.result()
+            else:
+                with ThreadPoolExecutor(1) as executor:
+                    # Beside loading, which reads the same files: only a failing disk has changed them.
+                    check = executor.submit(self._check, state)
+                    self._load(number)
+                check.result()
             self._opened = state.version
 
     def _load(self, number: int) -> None:

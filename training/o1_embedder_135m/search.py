@@ -5,7 +5,6 @@ N is the number of documents, Q of questions, n of thoughts about each.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from o1_retriever.evaluation.collection import encode_corpus
 from o1_retriever.ranking.bm25 import Bm25, content_words
 from o1_retriever.ranking.ranking import FUSION_DEPTH
 from o1_retriever_training.adapt import only_embeds
+from o1_retriever_training.passage_rows import SENTENCE
 
 NEIGHBOURS = 4
-_SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+")
 
 
 def unit(x: Tensor) -> Tensor:
@@ -170,7 +169,7 @@ def rewards(index: Index, questions: Sequence[Question], texts: Sequence[str]) -
 
 def penalty(text: str, ended: bool, tokens: int) -> float:
     """What a thought pays for its form: no end, no sentence, no words, loops, tokens beyond 40."""
-    words, sentences = text.lower().split(), [each.lower().strip(" .!?") for each in _SENTENCE.split(text)]
+    words, sentences = text.lower().split(), [each.lower().strip(" .!?") for each in SENTENCE.split(text)]
     loops = any(
         words[at : at + size] == words[at + size : at + 2 * size]
         for size in range(2, 9)

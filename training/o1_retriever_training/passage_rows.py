@@ -21,7 +21,8 @@ from o1_retriever_training.ledger import writing_whole
 from o1_retriever_training.rows import DataError, TrainingRow
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
-_SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+")
+# What stands between two sentences.
+SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+")
 _CLOSED = (".", "!", "?", "…")
 _FEWEST = 4  # words of a passage that says something
 
@@ -115,7 +116,7 @@ def pieces(text: str, count: int, longest: int, draw: Random) -> list[str]:
     words = text.split()
     if len(words) <= longest:
         return [" ".join(words)] * count
-    sentences = _SENTENCE.split(" ".join(words))
+    sentences = SENTENCE.split(" ".join(words))
     starts = [draw.randrange(len(sentences)) for _ in range(count)]
     return [_from(sentences[start:], longest) for start in starts]
 
