@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 
 require("chromadb", extra="index", purpose="The Chroma embedding function")
 

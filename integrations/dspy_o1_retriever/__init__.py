@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 
 require("dspy", extra="dspy", purpose="The DSPy adapter")
 

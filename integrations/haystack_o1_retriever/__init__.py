@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 
 require("haystack", extra="haystack", purpose="The Haystack adapter", distribution="haystack-ai")
 

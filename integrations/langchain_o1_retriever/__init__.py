@@ -16,7 +16,7 @@ print(documents[0].metadata["relevance_score"])
 `models/o1-embedder-22m` is a folder of the repository; any other `ThinkingEmbedder` does as well.
 """
 
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 
 require("langchain_core", extra="langchain", purpose="The LangChain adapter")
 

@@ -14,7 +14,7 @@ nodes = O1Retriever(index, similarity_top_k=3).retrieve("Why does my bathroom mi
 The thoughts are in the instrumentation event `O1ThoughtsEvent`, which any event handler receives.
 """
 
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 
 require("llama_index.core", extra="llama-index", purpose="The LlamaIndex adapter")
 

@@ -21,7 +21,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 
 require("mteb", extra="eval", purpose="The MTEB model")
 

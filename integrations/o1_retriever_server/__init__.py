@@ -16,7 +16,7 @@ uvicorn.run(app)
 `o1-retriever serve` does the same from the command line, with keys, limits and a log (docs/serving.md).
 """
 
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 
 require("fastapi", extra="serve", purpose="The server")
 require("mcp", extra="serve", purpose="The server")

@@ -19,8 +19,7 @@ import typer
 from o1_retriever.cli.models import encoder_name, load_embedder, model_name, thinker_name
 from o1_retriever.cli.options import ModelOptions, ThinkingOptions, ThoughtOptions, set_in, with_options
 from o1_retriever.cli.terminal import messages, output
-from o1_retriever.errors import SettingsError
-from o1_retriever.extras import require
+from o1_retriever.errors import SettingsError, require
 from o1_retriever.storage import written_whole
 
 if TYPE_CHECKING:

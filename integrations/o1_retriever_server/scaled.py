@@ -16,8 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from o1_retriever import Index, ThinkingEmbedder
-from o1_retriever.errors import SettingsError
-from o1_retriever.extras import require
+from o1_retriever.errors import SettingsError, require
 from o1_retriever.search.result import SearchOptions
 from o1_retriever_server.access import Keys
 from o1_retriever_server.app import create_app

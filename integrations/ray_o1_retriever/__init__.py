@@ -28,8 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from o1_retriever.errors import SettingsError
-from o1_retriever.extras import require
+from o1_retriever.errors import SettingsError, require
 
 require("ray", extra="ray", purpose="Work on a cluster")
 

@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import importlib
 
-from o1_retriever.errors import SettingsError
-from o1_retriever.extras import require
+from o1_retriever.errors import SettingsError, require
 
 require("psycopg", extra="stores", purpose="The adapters of vector stores")
 

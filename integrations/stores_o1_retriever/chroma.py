@@ -11,8 +11,7 @@ import numpy as np
 
 from o1_retriever.concurrency.sent import Sent
 from o1_retriever.documents.document import Document
-from o1_retriever.errors import SettingsError, StoreError
-from o1_retriever.extras import require
+from o1_retriever.errors import SettingsError, StoreError, require
 from o1_retriever.index.filters import Condition, Every, Part
 from o1_retriever.index.foreign import Near
 from o1_retriever.index.graph import HNSW

@@ -11,8 +11,7 @@ import typer
 
 from o1_retriever.cli.options import ModelOptions, with_options
 from o1_retriever.cli.terminal import output, warn
-from o1_retriever.errors import SettingsError, StoreError
-from o1_retriever.extras import require
+from o1_retriever.errors import SettingsError, StoreError, require
 from o1_retriever.reporting.text import counted
 
 if TYPE_CHECKING:

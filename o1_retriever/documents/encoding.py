@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from o1_retriever.documents.structure import valid
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 from o1_retriever.reporting.text import counted
 
 # A UTF-32 mark begins with that of UTF-16, so that it is looked for first.

@@ -13,7 +13,7 @@ from typing import Any
 
 from o1_retriever.documents.encoding import looks_binary
 from o1_retriever.documents.readers import is_known, suffix_of
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 
 IGNORE_FILES = (".gitignore", ".o1ignore")
 # Folders that hold what was installed or generated, not written.

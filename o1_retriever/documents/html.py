@@ -9,7 +9,7 @@ from typing import Any
 from o1_retriever.documents.encoding import declared_by_html
 from o1_retriever.documents.source import Source
 from o1_retriever.documents.structure import Block, Section, is_visible, sections
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 
 _HEADINGS = {"title": 0, **{f"h{level}": level for level in range(1, 7)}}
 _BLOCKS = {

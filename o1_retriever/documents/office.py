@@ -16,7 +16,7 @@ from o1_retriever.documents.rows import row_section, unused_heads
 from o1_retriever.documents.source import Source
 from o1_retriever.documents.structure import Block, Section, Value, sections, valid
 from o1_retriever.documents.xml import attribute, name_of, parse
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 
 # An old or encrypted Office file is no zip archive, but begins with this.
 _OLE = b"\xd0\xcf\x11\xe0"

@@ -9,7 +9,7 @@ from typing import Any
 
 from o1_retriever.documents.source import Source
 from o1_retriever.documents.structure import Section, Value, valid
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 from o1_retriever.reporting.text import counted
 
 # PDFium puts a sign of its own for a hyphen at the end of a line, and no end of the line.

@@ -20,8 +20,7 @@ from typing import Any
 from o1_retriever.documents.document import Document
 from o1_retriever.documents.rows import section_of
 from o1_retriever.documents.structure import valid
-from o1_retriever.errors import DocumentError
-from o1_retriever.extras import require
+from o1_retriever.errors import DocumentError, require
 
 HUB = "hub:"
 LINES, TABLES = (".jsonl", ".ndjson"), (".parquet",)

@@ -7,7 +7,7 @@ from typing import Any
 
 from o1_retriever.documents.source import Source
 from o1_retriever.documents.structure import Block, Section, sections, valid
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 
 _TITLES = {"title", "head", "heading"}
 _ATTRIBUTES = 1000

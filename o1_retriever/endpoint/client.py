@@ -32,8 +32,7 @@ from o1_retriever.endpoint.reply import (
     presentable,
     read_reply,
 )
-from o1_retriever.errors import SettingsError, ThinkerError
-from o1_retriever.extras import require
+from o1_retriever.errors import SettingsError, ThinkerError, require
 from o1_retriever.thought import Thought
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from o1_retriever.engine.checkpoint import first_line
-from o1_retriever.errors import CheckpointError
-from o1_retriever.extras import require
+from o1_retriever.errors import CheckpointError, require
 
 if TYPE_CHECKING:
     import torch

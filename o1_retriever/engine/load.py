@@ -38,8 +38,7 @@ from o1_retriever.engine.weights import (
     precision_of,
     quieten_bitsandbytes,
 )
-from o1_retriever.errors import CheckpointError, SettingsError
-from o1_retriever.extras import require
+from o1_retriever.errors import CheckpointError, SettingsError, require
 from o1_retriever.reporting.text import counted
 from o1_retriever.vectors import Precision
 

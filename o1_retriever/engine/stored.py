@@ -56,7 +56,7 @@ def read_any(folder: Path, gguf: str | None) -> Stored:
     """The same for a folder, or for the `.gguf` file in it, whose weights are unpacked to float32."""
     if gguf is None:
         return read_stored(folder)
-    from o1_retriever.extras import require
+    from o1_retriever.errors import require
 
     reader = require("gguf", extra="local", purpose="Reading a .gguf file").GGUFReader(folder / gguf)
     count = sum(int(tensor.n_elements) for tensor in reader.tensors)

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from o1_retriever.errors import ModelError, SettingsError
-from o1_retriever.extras import require
+from o1_retriever.errors import ModelError, SettingsError, require
 from o1_retriever.vectors import Precision
 
 logger = logging.getLogger(__name__)

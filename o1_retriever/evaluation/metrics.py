@@ -12,9 +12,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from o1_retriever.errors import CollectionError, SettingsError
+from o1_retriever.errors import CollectionError, SettingsError, require
 from o1_retriever.evaluation.collection import Qrels
-from o1_retriever.extras import require
 from o1_retriever.storage import written_whole
 from o1_retriever.thought import Thought
 

@@ -18,9 +18,8 @@ import numpy as np
 
 from o1_retriever.cache import default_cache_path
 from o1_retriever.embedder import ThinkingEmbedder
-from o1_retriever.errors import CollectionError, O1RetrieverError
+from o1_retriever.errors import CollectionError, O1RetrieverError, require
 from o1_retriever.evaluation.collection import EXCLUDED, Collection, load_collection
-from o1_retriever.extras import require
 from o1_retriever.query import Query
 from o1_retriever.thinkers import RecordedThinker, Thinker
 from o1_retriever.thinking import PairBackend

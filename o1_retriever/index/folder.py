@@ -19,8 +19,7 @@ from o1_retriever.documents.files import FoundFile, FoundFiles, find_files
 from o1_retriever.documents.readers import KNOWN_KINDS, suffix_of
 from o1_retriever.documents.structure import Value
 from o1_retriever.documents.workers import Job, Read, read_files
-from o1_retriever.errors import DocumentError, SettingsError
-from o1_retriever.extras import require
+from o1_retriever.errors import DocumentError, SettingsError, require
 from o1_retriever.index.files import (
     FileEntry,
     FileRecord,

@@ -21,8 +21,7 @@ from numpy.typing import ArrayLike
 
 from o1_retriever.concurrency.forks import Renewed
 from o1_retriever.documents.document import Document
-from o1_retriever.errors import FingerprintError, InputError, SettingsError, StoreError
-from o1_retriever.extras import require
+from o1_retriever.errors import FingerprintError, InputError, SettingsError, StoreError, require
 from o1_retriever.guard import DRAWN, drawn
 from o1_retriever.index.filters import Condition, Filter, Part, Where, as_filter, passes, weaker
 from o1_retriever.index.graph import SPARE

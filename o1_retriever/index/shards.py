@@ -26,8 +26,7 @@ import numpy as np
 from o1_retriever.documents import records
 from o1_retriever.documents.document import Document
 from o1_retriever.documents.records import Fields, Piece
-from o1_retriever.errors import FingerprintError, IndexNotFoundError, SettingsError, StoreError
-from o1_retriever.extras import require
+from o1_retriever.errors import FingerprintError, IndexNotFoundError, SettingsError, StoreError, require
 from o1_retriever.index.hits import check_count
 from o1_retriever.index.index import DocumentEmbedder, embed_documents
 from o1_retriever.index.ledger import EmbeddedDocument, digest_of, metadata_json

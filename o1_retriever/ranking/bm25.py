@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 from o1_retriever.ranking.ranking import Places, Ranking, best
 from o1_retriever.thought import Thought, Vector
 

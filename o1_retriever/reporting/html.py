@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 
 # Base of every page; what a page adds comes after it.
 _STYLE = (

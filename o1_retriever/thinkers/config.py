@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from o1_retriever.endpoint.prompt import ChatPrompt
-from o1_retriever.errors import CheckpointError, SettingsError
-from o1_retriever.extras import require
+from o1_retriever.errors import CheckpointError, SettingsError, require
 from o1_retriever.thought import ThoughtSettings, Vector
 
 CONFIG_NAME = "o1_thinker.json"

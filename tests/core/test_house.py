@@ -35,7 +35,7 @@ SERVER = {
 # The rooms of the core, lowest first: a module imports from lower ones and from its own alone. A module that
 # stands in another place than its room has a line of its own.
 LAYERS = [
-    "errors", "extras", "concurrency", "storage", "reporting", "query", "thought", "vectors",
+    "errors", "concurrency", "storage", "reporting", "query", "thought", "vectors",
     "cache", "endpoint", "guard", "engine", "thinkers", "encoders", "thinking", "concurrency.awaiting",
     "engine.backend", "embedder", "documents", "ranking", "index", "search.result", "explain", "search",
     "evaluation", "cli", "__main__",

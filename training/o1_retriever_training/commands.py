@@ -13,7 +13,7 @@ import typer
 from o1_retriever.cli.models import quiet
 from o1_retriever.cli.options import with_options
 from o1_retriever.cli.terminal import messages, output, show_log, warn
-from o1_retriever.extras import require
+from o1_retriever.errors import require
 from o1_retriever.reporting.text import counted
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from typing import IO, Annotated, Any, ClassVar, cast
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from o1_retriever.errors import InputError
-from o1_retriever.extras import require
+from o1_retriever.errors import InputError, require
 from o1_retriever.query import check_text
 from o1_retriever.reporting.progress import is_shown
 from o1_retriever.reporting.text import Problems, counted

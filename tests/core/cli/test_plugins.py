@@ -92,7 +92,7 @@ def test_help_names_them_without_loading_them(install, here):
         (MODULE, "broken", "expected a typer app or a function"),
         (MODULE, "missing", "AttributeError"),
         (
-            "from o1_retriever.extras import require\nrequire('no_such', extra='train', purpose='Waving')",
+            "from o1_retriever.errors import require\nrequire('no_such', extra='train', purpose='Waving')",
             "app",
             "pip install 'o1-retriever[train]'",
         ),

@@ -21,10 +21,10 @@ from o1_retriever.encoders import as_encoder
 from o1_retriever.engine.adapters import merged
 from o1_retriever.engine.template import TemplateConfig
 from o1_retriever.engine.threads import SparingThreads
+from o1_retriever.errors import require
 from o1_retriever.evaluation.collection import EncodedCorpus, load_collection
 from o1_retriever.evaluation.comparison import evaluate
 from o1_retriever.evaluation.systems import Dense
-from o1_retriever.extras import require
 from o1_retriever.reporting.text import counted
 from o1_retriever.storage import written_whole
 from o1_retriever.thinkers import LocalThinker
