@@ -16,7 +16,7 @@ from o1_retriever.concurrency.blocking import finished
 from o1_retriever.concurrency.sent import made_again
 from o1_retriever.guard import DRAWN, off_subject
 from o1_retriever.query import Given, History, Query, as_queries, as_query, check_texts, text_blocks
-from o1_retriever.reporting.progress import progress
+from o1_retriever.reporting import progress
 from o1_retriever.thinking import Backend, PairBackend, Pooling, ThoughtPipeline, settings_of
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtPiece, ThoughtSettings, Vector
 from o1_retriever.vectors import (

@@ -20,7 +20,7 @@ from o1_retriever.concurrency.sent import Sent, SentModel
 from o1_retriever.engine.batching import batch_done, by_tokens
 from o1_retriever.engine.checkpoint import first_line, hash_signs, wheel_hint, wheel_of
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError, require
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import InSpace, Precision, TokenLimit, VectorSpace, check_vectors
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT
 from o1_retriever.endpoint.reply import SENTENCE_END, refused
 from o1_retriever.errors import SettingsError
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thought import Thought, Vector
 
 # Best scores of the fast ranking that are looked at, and the least number that says anything.

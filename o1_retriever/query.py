@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from o1_retriever.errors import InputError
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 
 # Texts read at a time: enough to put those of similar length together.
 _BLOCK = 4096

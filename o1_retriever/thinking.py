@@ -27,8 +27,7 @@ from o1_retriever.engine.follow import among
 from o1_retriever.errors import CheckpointError, SettingsError, ThinkerError
 from o1_retriever.guard import why_not
 from o1_retriever.query import Query
-from o1_retriever.reporting.progress import progress
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted, progress
 from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings, Timings, Vector
 from o1_retriever.vectors import InSpace, Precision, TokenLimit, VectorSpace, unit
 

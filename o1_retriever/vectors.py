@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from o1_retriever.errors import EncoderError, SettingsError
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thought import Vector
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fictional_world.variants import ABLATIONS, DRAWN
-from o1_retriever.reporting.text import markdown_table
+from o1_retriever.reporting import markdown_table
 
 Rows = Sequence[Mapping[str, object]]
 

@@ -15,7 +15,7 @@ from benchmarks.quality.card import with_results
 from benchmarks.record import RESULTS, ROOT, read
 from benchmarks.reliability.page import reliability_table
 from benchmarks.speed.page import full_table, speed_table
-from o1_retriever.reporting.text import markdown_table
+from o1_retriever.reporting import markdown_table
 
 Rows = Sequence[Mapping[str, object]]
 

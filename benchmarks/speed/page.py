@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from o1_retriever.reporting.text import markdown_table
+from o1_retriever.reporting import markdown_table
 
 Rows = Sequence[Mapping[str, object]]
 

@@ -12,7 +12,7 @@ from o1_retriever.cli.index import check_index
 from o1_retriever.cli.options import IndexOptions, ModelOptions, RankingOptions, ThoughtOptions, with_options
 from o1_retriever.cli.terminal import output, working, write_json
 from o1_retriever.errors import InputError
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 
 if TYPE_CHECKING:
     from o1_retriever.evaluation.calibration import Calibration

@@ -25,7 +25,7 @@ from o1_retriever.cli.models import check_pair, encoder_name, model_name, place_
 from o1_retriever.cli.options import IndexOptions, ModelOptions, find_file, in_force, with_options
 from o1_retriever.cli.terminal import output, working, write_json
 from o1_retriever.errors import IndexNotFoundError, O1RetrieverError
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -12,7 +12,7 @@ import typer
 from o1_retriever.cli.options import ModelOptions, with_options
 from o1_retriever.cli.terminal import output, warn
 from o1_retriever.errors import SettingsError, StoreError, require
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 
 if TYPE_CHECKING:
     from o1_retriever.index.shards import Manifest, ShardOptions

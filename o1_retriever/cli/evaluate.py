@@ -183,7 +183,7 @@ def _show(evaluation: Evaluation, results: ResultOptions) -> None:
 
 def _show_summary(evaluations: Sequence[Evaluation], results: ResultOptions) -> None:
     from o1_retriever.evaluation.report import summary
-    from o1_retriever.reporting.text import markdown_table
+    from o1_retriever.reporting import markdown_table
 
     heads, rows = summary(evaluations)
     if results.report is not None:

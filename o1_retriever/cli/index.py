@@ -14,7 +14,7 @@ import typer
 from o1_retriever.cli.options import IndexOptions, ModelOptions, index_option, with_options
 from o1_retriever.cli.terminal import output, warn
 from o1_retriever.errors import DocumentError, IndexNotFoundError
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 
 if TYPE_CHECKING:
     from rich.table import Table

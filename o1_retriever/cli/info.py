@@ -24,7 +24,7 @@ from o1_retriever.cli.models import (
 from o1_retriever.cli.options import IndexOptions, ModelOptions, find_file, in_force, with_options
 from o1_retriever.cli.terminal import Facts, output, problem, section, write_json
 from o1_retriever.errors import ModelNotFoundError, O1RetrieverError
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.vectors import Precision
 
 

@@ -76,7 +76,7 @@ def configure(*, debug: bool) -> None:
 
 def show_log(name: str, level: int | None = None) -> None:
     """Show what a logger says from `level` on, as one line each; None: figures too where no bar is shown."""
-    from o1_retriever.reporting.progress import is_shown
+    from o1_retriever.reporting import is_shown
 
     level = level or (logging.WARNING if is_shown(None) else logging.INFO)
     logger = logging.getLogger(name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from o1_retriever.documents.structure import valid
 from o1_retriever.errors import require
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 
 # A UTF-32 mark begins with that of UTF-16, so that it is looked for first.
 _MARKS = (

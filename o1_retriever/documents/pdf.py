@@ -10,7 +10,7 @@ from typing import Any
 from o1_retriever.documents.source import Source
 from o1_retriever.documents.structure import Section, Value, valid
 from o1_retriever.errors import require
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 
 # PDFium puts a sign of its own for a hyphen at the end of a line, and no end of the line.
 _HYPHENATED = re.compile(r"([\w-]*[^\W\d_])(?:[\x02\ufffe]\n?|-\n)(?=([a-zß-öø-ÿ])?)")

@@ -32,7 +32,7 @@ from o1_retriever.engine.rows import Draft, Drafts, Job, Rows
 from o1_retriever.engine.steps import Shared
 from o1_retriever.engine.threads import SparingThreads
 from o1_retriever.errors import O1RetrieverError
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thought import ThoughtSettings, Vector
 
 logger = logging.getLogger(__name__)

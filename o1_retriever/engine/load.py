@@ -39,7 +39,7 @@ from o1_retriever.engine.weights import (
     quieten_bitsandbytes,
 )
 from o1_retriever.errors import CheckpointError, SettingsError, require
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.vectors import Precision
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from o1_retriever.engine.batching import (
 from o1_retriever.engine.load import LocalModel
 from o1_retriever.engine.slots import layer_windows
 from o1_retriever.engine.threads import SparingThreads
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thought import Vector
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,6 @@ print(collection.report)
 
 from o1_retriever.evaluation.collection import Collection, CollectionReport, load_collection
 from o1_retriever.evaluation.metrics import MEASURES, means, per_query
-from o1_retriever.reporting.text import Problem
+from o1_retriever.reporting import Problem
 
 __all__ = ["MEASURES", "Collection", "CollectionReport", "Problem", "load_collection", "means", "per_query"]

@@ -17,7 +17,7 @@ from o1_retriever.evaluation.comparison import bootstrap_interval, randomisation
 from o1_retriever.evaluation.metrics import aligned, per_query
 from o1_retriever.index.index import Index
 from o1_retriever.query import Query, as_query
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.search.relevance import Relevance, described, keep, kind, probability
 from o1_retriever.search.result import SearchOptions, SearchResult
 from o1_retriever.search.retriever import Retriever

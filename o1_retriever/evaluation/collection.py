@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from o1_retriever.errors import CollectionError, InputError
 from o1_retriever.index.index import DocumentEmbedder
 from o1_retriever.query import check_text
-from o1_retriever.reporting.progress import progress
-from o1_retriever.reporting.text import Problems, counted
+from o1_retriever.reporting import Problems, counted, progress
 from o1_retriever.storage import locked, written_whole
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import check_dim, unit

@@ -45,7 +45,7 @@ from o1_retriever.evaluation.systems import (
 )
 from o1_retriever.query import Query
 from o1_retriever.ranking.bm25 import content_words
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thinking import Backend, NewThoughts
 from o1_retriever.thought import Thought, ThoughtSettings
 

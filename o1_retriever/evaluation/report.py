@@ -16,8 +16,16 @@ import numpy as np
 from o1_retriever.evaluation.comparison import Comparison, Diagnosis, Evaluation, SystemResult
 from o1_retriever.evaluation.metrics import write_run
 from o1_retriever.evaluation.systems import family_of
-from o1_retriever.reporting import html
-from o1_retriever.reporting.text import counted, markdown_table
+from o1_retriever.reporting import (
+    counted,
+    drawn_svg,
+    element,
+    escaped,
+    html_list,
+    html_page,
+    html_table,
+    markdown_table,
+)
 from o1_retriever.thought import texts_of
 
 SHOWN = 10  # queries that gain most, and that lose most
@@ -331,27 +339,27 @@ def as_html(evaluation: Evaluation, drawn: Sequence[Plot]) -> str:
     """The report as one HTML page with its plots inside; it loads nothing from anywhere."""
     title = f"{evaluation.collection.name}, {evaluation.collection.split}"
     heads, rows = cells(evaluation)
-    parts = [html.element("h1", html.text(title)), html.table(rows, heads)]
-    parts.append(html.element("p", html.text(caption(evaluation))))
+    parts = [element("h1", escaped(title)), html_table(rows, heads)]
+    parts.append(element("p", escaped(caption(evaluation))))
     if evaluation.audit is not None:
         heads, rows = audit_cells(evaluation)
-        parts += [html.element("h2", AUDIT_TITLE), html.table(rows, heads), html.element("p", AUDIT_NOTE)]
-        parts.append(html.items(map(html.text, verdicts(evaluation))))
-    parts += [html.element("h2", html.text(plot.title)) + plot.svg for plot in drawn]
+        parts += [element("h2", AUDIT_TITLE), html_table(rows, heads), element("p", AUDIT_NOTE)]
+        parts.append(html_list(map(escaped, verdicts(evaluation))))
+    parts += [element("h2", escaped(plot.title)) + plot.svg for plot in drawn]
     for heading, chosen in _chosen(evaluation):
-        parts.append(html.element("h2", html.text(heading)))
+        parts.append(element("h2", escaped(heading)))
         parts.append(
-            html.items(
-                f"{html.element('b', html.text(each.text))} {each.before:.3f} → {each.after:.3f}"
-                f"{html.text(_why(each))}"
-                f"{html.items(map(html.text, each.thoughts))}"
+            html_list(
+                f"{element('b', escaped(each.text))} {each.before:.3f} → {each.after:.3f}"
+                f"{escaped(_why(each))}"
+                f"{html_list(map(escaped, each.thoughts))}"
                 for each in chosen
             )
         )
     if evaluation.collection.report:
-        parts.append(html.element("h2", "Problems of the collection"))
-        parts.append(html.element("pre", html.text(evaluation.collection.report)))
-    return html.page(title, parts, style=_STYLE)
+        parts.append(element("h2", "Problems of the collection"))
+        parts.append(element("pre", escaped(evaluation.collection.report)))
+    return html_page(title, parts, style=_STYLE)
 
 
 # The table of systems is wide, and all its columns but the first are numbers.
@@ -471,4 +479,4 @@ def _drawn(draw: Draw, evaluation: Evaluation) -> str:
         axes.grid(alpha=0.3)
         figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
 
-    return html.svg(all_of_it, 7.5, 4.4, extra="eval")
+    return drawn_svg(all_of_it, 7.5, 4.4, extra="eval")

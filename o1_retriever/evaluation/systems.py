@@ -33,7 +33,7 @@ from o1_retriever.ranking.ranking import (
     search_exactly,
     tie_order,
 )
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.search.result import Pooling
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
 from o1_retriever.vectors import unit

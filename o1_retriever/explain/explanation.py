@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from o1_retriever.index.hits import Hit
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import Thought, Timings
 

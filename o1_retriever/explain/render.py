@@ -13,7 +13,7 @@ from rich.text import Text
 
 from o1_retriever.guard import Decision
 from o1_retriever.index.hits import Hit
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import Thought, Timings, repeats
 

@@ -32,8 +32,7 @@ from o1_retriever.index.files import (
 )
 from o1_retriever.index.index import Index
 from o1_retriever.query import check_text
-from o1_retriever.reporting.progress import progress
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted, progress
 
 logger = logging.getLogger(__name__)
 

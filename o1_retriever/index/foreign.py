@@ -38,8 +38,7 @@ from o1_retriever.ranking.ranking import (
     best_of_groups,
     search_pages,
 )
-from o1_retriever.reporting.progress import progress
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted, progress
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace, searching, unit
 

@@ -15,7 +15,7 @@ from o1_retriever.errors import InputError, SettingsError, StoreError
 from o1_retriever.index.ledger import EmbeddedDocument
 from o1_retriever.ranking.bm25 import Reading
 from o1_retriever.ranking.ranking import DIGITS, Ranking, fuse, of_score
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace, as_float32, unit
 

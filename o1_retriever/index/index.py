@@ -33,8 +33,7 @@ from o1_retriever.index.store import LexiconKeeper, Store
 from o1_retriever.index.values import batches, can_be_encoded, checked
 from o1_retriever.ranking.bm25 import Reading
 from o1_retriever.ranking.ranking import FUSION_DEPTH
-from o1_retriever.reporting.progress import progress
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted, progress
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import InSpace, Precision, TokenLimit, VectorSpace, unit
 

@@ -30,7 +30,7 @@ from o1_retriever.errors import FingerprintError, IndexNotFoundError, SettingsEr
 from o1_retriever.index.hits import check_count
 from o1_retriever.index.index import DocumentEmbedder, embed_documents
 from o1_retriever.index.ledger import EmbeddedDocument, digest_of, metadata_json
-from o1_retriever.reporting.progress import progress
+from o1_retriever.reporting import progress
 from o1_retriever.storage import acquire, is_busy, replacing, written_whole
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import VectorSpace

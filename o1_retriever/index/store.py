@@ -36,7 +36,7 @@ from o1_retriever.index.ledger import (
 )
 from o1_retriever.ranking.bm25 import Bm25, Reading
 from o1_retriever.ranking.ranking import Places
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 
 logger = logging.getLogger(__name__)
 

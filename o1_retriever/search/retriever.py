@@ -20,7 +20,7 @@ from o1_retriever.index.hits import Hit, check_count
 from o1_retriever.index.index import Index
 from o1_retriever.query import Given, History, Query, as_queries, as_query
 from o1_retriever.ranking.bm25 import Bm25, Reading
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.search.relevance import Cutoff
 from o1_retriever.search.result import SearchOptions, SearchResult, SearchSettings
 from o1_retriever.thought import QueryEmbedding, Thinking, Thought, ThoughtSettings, Timings, Vector

@@ -26,7 +26,7 @@ from o1_retriever.endpoint.reply import Answer, ModelCallError, Problem, Reasoni
 from o1_retriever.engine.follow import heard, still_waited_for
 from o1_retriever.errors import ThinkerError
 from o1_retriever.query import Query
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thinkers.distinct import distinct
 from o1_retriever.thought import Thought, ThoughtSettings
 

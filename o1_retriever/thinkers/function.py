@@ -9,7 +9,7 @@ from typing import Any
 from o1_retriever.concurrency.sent import Sent
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.query import Query
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thinkers.recorded import written
 from o1_retriever.thought import Thought, ThoughtSettings
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from o1_retriever.errors import InputError, ThinkerError
 from o1_retriever.query import Query, check_text
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thought import Finish, Thought, ThoughtSettings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from o1_retriever.reporting.progress import progress
+from o1_retriever.reporting import progress
 
 
 def test_a_long_note_leaves_room_for_the_count_and_the_time(

@@ -8,8 +8,17 @@ from typing import ClassVar
 import pytest
 
 from o1_retriever.errors import CollectionError
-from o1_retriever.reporting import html
-from o1_retriever.reporting.text import SHOWN, Problems, counted, markdown_table
+from o1_retriever.reporting import (
+    SHOWN,
+    Problems,
+    counted,
+    element,
+    escaped,
+    html_list,
+    html_page,
+    html_table,
+    markdown_table,
+)
 
 
 class Doubts(Problems):
@@ -30,8 +39,8 @@ def test_a_markdown_table_has_numbers_to_the_right_and_keeps_bars_inside_their_c
 
 def test_html_shows_whatever_text_it_is_given_and_stays_well_formed() -> None:
     bad = "<script>alert('&')</script>\""
-    parts = [html.table([[bad, "1"]], heads=["a<b", "c"]), html.items([html.element("b", html.text(bad))])]
-    page = html.page(bad, [html.element("div", *parts[:1], class_="row", title=bad), parts[1]], style="b{}")
+    parts = [html_table([[bad, "1"]], heads=["a<b", "c"]), html_list([element("b", escaped(bad))])]
+    page = html_page(bad, [element("div", *parts[:1], class_="row", title=bad), parts[1]], style="b{}")
     assert "<script>" not in page
     tree = ET.fromstring(page.removeprefix("<!doctype html>\n").replace('<meta charset="utf-8">', ""))
     assert tree.findtext("head/title") == bad

@@ -25,7 +25,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import EncodedCorpus, load_collection
 from o1_retriever.evaluation.sources import write_collection
 from o1_retriever.index.index import Index
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.thinkers.config import Correction
 from o1_retriever.vectors import unit

@@ -26,7 +26,7 @@ from o1_retriever.evaluation.collection import (
     splits_of,
 )
 from o1_retriever.ranking.bm25 import content_words
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever_training.ledger import write_whole, writing_whole
 from o1_retriever_training.recipe import Contributor, Recipe

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from o1_retriever.errors import O1RetrieverError
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.storage import acquire, is_busy, written_whole
 from o1_retriever_training.rows import RowProblems, TrainingRow, key_of, read_rows
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from o1_retriever.errors import SettingsError
-from o1_retriever.reporting.progress import progress
+from o1_retriever.reporting import progress
 from o1_retriever.thought import Vector
 from o1_retriever_training.ledger import Input, Ledger
 from o1_retriever_training.rows import (

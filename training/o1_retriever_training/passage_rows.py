@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from o1_retriever.errors import SettingsError
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever_training.ledger import writing_whole
 from o1_retriever_training.rows import DataError, TrainingRow
 

@@ -10,9 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from o1_retriever.reporting import html
-from o1_retriever.reporting.html import element
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted, drawn_svg, element, escaped, html_list, html_page, html_table
 from o1_retriever_training.ledger import KeyIndex, write_whole
 from o1_retriever_training.rows import DataError, TrainingRow, key_of, read_rows
 from o1_retriever_training.vote import Agreement
@@ -88,14 +86,14 @@ def write_page(rows: str | Path, page: str | Path) -> Path:
     """Write the report on a file of rows as one HTML file that needs nothing else; its path."""
     found = examine(rows)
     title = f"Training data: {Path(rows).name}"
-    parts = [element("h1", html.text(title)), html.table(_figures(found))]
+    parts = [element("h1", escaped(title)), html_table(_figures(found))]
     parts += [element("h2", "Length in words"), _drawn(found.lengths, _STEP, "words")]
     if found.gains:
         parts.append(element("h2", "Score of the elected thought less that of the bare query"))
         parts.append(_drawn(found.gains, 1, "gain"))
     parts.append(element("h2", counted(len(found.sample), "random row")))
     parts += [_row(row) for row in found.sample]
-    write_whole(Path(page), html.page(title, parts, style=_STYLE))
+    write_whole(Path(page), html_page(title, parts, style=_STYLE))
     return Path(page)
 
 
@@ -125,9 +123,9 @@ def _row(row: TrainingRow) -> str:
     cells = "".join(_candidate(row, place) for place in range(len(row.all_thought)))
     bare = ", ".join(f"{name} {score:.1f}" for name, score in row.bare_scores.items() if score is not None)
     parts = [
-        element("h3", html.text(row.query)),
+        element("h3", escaped(row.query)),
         _note(f"the query alone: {bare}") if bare else "",
-        html.items(html.text(document[:600]) for document in row.pos),
+        html_list(escaped(document[:600]) for document in row.pos),
         element("table", element("tr", cells)),
         _note(f"{counted(len(row.neg), 'negative')}, such as: {row.neg[0][:300]}") if row.neg else "",
     ]
@@ -142,13 +140,13 @@ def _candidate(row: TrainingRow, place: int) -> str:
         if (score := own[place] if place < len(own) else None) is not None
     )
     why = next((each.reason for each in row.failures if each.candidate == place), "not recorded")
-    shown = element("em", html.text(f"failed: {why}")) if text is None else html.text(text)
+    shown = element("em", escaped(f"failed: {why}")) if text is None else escaped(text)
     won = text is not None and text == row.thought
-    return element("td", f"{shown}<br>{element('small', html.text(scores))}", class_="won" if won else "")
+    return element("td", f"{shown}<br>{element('small', escaped(scores))}", class_="won" if won else "")
 
 
 def _note(text: str) -> str:
-    return element("p", element("small", html.text(text)))
+    return element("p", element("small", escaped(text)))
 
 
 def _histograms(figure: Any, counts: dict[str, Counter[int]], step: int, label: str) -> None:
@@ -180,4 +178,4 @@ def _most(bars: Counter[int]) -> int:
 
 def _drawn(counts: dict[str, Counter[int]], step: int, label: str) -> str:
     draw, width = partial(_histograms, counts=counts, step=step, label=label), 3.6 * max(2, len(counts))
-    return html.svg(draw, width, 2.8, extra="train")
+    return drawn_svg(draw, width, 2.8, extra="train")

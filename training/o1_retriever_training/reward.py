@@ -23,7 +23,7 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import Corpus
 from o1_retriever.evaluation.systems import bm25_over
 from o1_retriever.ranking.bm25 import Reading, content_words
-from o1_retriever.reporting.progress import progress
+from o1_retriever.reporting import progress
 from o1_retriever.thought import Thought, ThoughtSettings, Vector
 from o1_retriever.vectors import unit
 from o1_retriever_training.ledger import writing_whole

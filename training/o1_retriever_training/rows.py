@@ -22,8 +22,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from o1_retriever.errors import InputError, require
 from o1_retriever.query import check_text
-from o1_retriever.reporting.progress import is_shown
-from o1_retriever.reporting.text import Problems, counted
+from o1_retriever.reporting import Problems, counted, is_shown
 
 # What stands in every line, even when it is empty: readers of the released data expect it.
 _ALWAYS = ("query", "pos", "neg", "all_thought", "thought")

@@ -26,7 +26,7 @@ from o1_retriever.engine.load import LoadOptions, load_causal_lm, positions_of, 
 from o1_retriever.engine.template import CONFIG_NAME, Layout, Template, TemplateConfig
 from o1_retriever.engine.weights import quieten_bitsandbytes
 from o1_retriever.errors import CheckpointError, SettingsError
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever.thought import ThoughtSettings
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from o1_retriever.engine.template import CONFIG_NAME
 from o1_retriever.errors import SettingsError, require
 from o1_retriever.ranking.bm25 import K1, B, Bm25, content_words
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thought import ThoughtSettings, Vector
 from o1_retriever.vectors import unit
 from o1_retriever_training.rows import key_of

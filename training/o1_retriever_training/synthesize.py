@@ -17,8 +17,7 @@ from o1_retriever.endpoint.prompt import ChatPrompt, ChatRequest
 from o1_retriever.endpoint.reply import Answer, Problem, cost_of
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import Query
-from o1_retriever.reporting.progress import Advance, progress
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import Advance, counted, progress
 from o1_retriever_training.experts import Expert, as_experts
 from o1_retriever_training.ledger import Input, Ledger, written_rows
 from o1_retriever_training.recipe import INSTRUCTIONS, Recipe

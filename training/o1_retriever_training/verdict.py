@@ -11,7 +11,7 @@ from o1_retriever.evaluation.comparison import Comparison, Values, compare, eval
 from o1_retriever.evaluation.controls import PAIRS, thinking_systems
 from o1_retriever.evaluation.metrics import aligned
 from o1_retriever.evaluation.systems import Dense
-from o1_retriever.reporting.text import counted, markdown_table
+from o1_retriever.reporting import counted, markdown_table
 
 MEASURE = "nDCG@10"
 _DEPTH = 1000

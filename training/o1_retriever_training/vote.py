@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from o1_retriever.errors import SettingsError
-from o1_retriever.reporting.progress import progress
+from o1_retriever.reporting import progress
 from o1_retriever_training.ledger import Input, Ledger, LedgerError, written_rows
 from o1_retriever_training.rows import RowProblems, TrainingRow, count_rows, digest
 from o1_retriever_training.scorers import Scorer, as_scorer

@@ -15,7 +15,7 @@ from o1_retriever.cli.models import quiet
 from o1_retriever.cli.options import with_options
 from o1_retriever.cli.terminal import messages, output, show_log, warn
 from o1_retriever.errors import O1RetrieverError, SettingsError, require
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 
 if TYPE_CHECKING:
     from o1_retriever_training.joint.recipe import TrainRecipe

@@ -17,7 +17,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from o1_retriever.errors import SettingsError, require
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever_training.joint.batches import steps_per_epoch
 from o1_retriever_training.joint.losses import BLOCK
 from o1_retriever_training.joint.model import compute_dtype

@@ -16,8 +16,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from o1_retriever.reporting.progress import progress
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted, progress
 from o1_retriever_training.joint.layouts import AnyTemplate
 from o1_retriever_training.joint.recipe import DataSection, Source
 from o1_retriever_training.rows import (

@@ -25,7 +25,7 @@ from o1_retriever.errors import require
 from o1_retriever.evaluation.collection import EncodedCorpus, load_collection
 from o1_retriever.evaluation.comparison import evaluate
 from o1_retriever.evaluation.systems import Dense
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.storage import written_whole
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.thinkers.config import ThinkerConfig

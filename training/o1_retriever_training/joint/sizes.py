@@ -25,7 +25,7 @@ from o1_retriever.engine.batching import by_tokens, forward_tokens
 from o1_retriever.engine.checkpoint import first_line
 from o1_retriever.engine.load import read_config
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1RetrieverError, SettingsError
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever_training.joint.batches import Collator, DrawnRows
 from o1_retriever_training.joint.layouts import AnyTemplate, markers_of, template_of
 from o1_retriever_training.joint.recipe import ModelSection, Source, TrainRecipe, looks_local

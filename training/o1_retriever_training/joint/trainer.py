@@ -30,7 +30,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 from o1_retriever.engine.template import TemplateConfig
 from o1_retriever.engine.threads import SparingThreads
 from o1_retriever.errors import O1RetrieverError
-from o1_retriever.reporting.progress import Advance, is_shown, progress
+from o1_retriever.reporting import Advance, is_shown, progress
 from o1_retriever.storage import written_whole
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.joint.batches import Budget, Collator, DrawnRows, SameSourceBatches, unit_vectors

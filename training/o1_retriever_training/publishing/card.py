@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from o1_retriever.engine.adapters import is_adapter
 from o1_retriever.engine.template import CONFIG_NAME, TemplateConfig
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever.reporting.text import markdown_table
+from o1_retriever.reporting import markdown_table
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.publishing.contents import CARD, NF4, SUMMARY, Contents
 from o1_retriever_training.recipe import read_yaml

@@ -15,7 +15,7 @@ import typer
 from o1_retriever.cli.models import quiet
 from o1_retriever.cli.options import with_options
 from o1_retriever.cli.terminal import messages, output, warn
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever.thinkers.config import CONFIG_NAME as THINKER
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 
 from o1_retriever.engine.checkpoint import first_line
 from o1_retriever.errors import O1RetrieverError, SettingsError
-from o1_retriever.reporting.text import counted
+from o1_retriever.reporting import counted
 from o1_retriever_training.publishing.staging import Staged
 
 _ATTEMPTS = 3

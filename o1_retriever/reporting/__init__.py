@@ -1,1 +1,0 @@
-"""What people read: counted nouns, tables, lists of problems, HTML pages and progress bars."""
