@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from o1_retriever.concurrency.awaiting import AwaitedPipeline
-from o1_retriever.concurrency.blocking import finished
-from o1_retriever.concurrency.sent import made_again
+from o1_retriever.concurrency.processes import made_again
+from o1_retriever.concurrency.shared import finished
 from o1_retriever.guard import DRAWN, off_subject
 from o1_retriever.query import Given, History, Query, as_queries, as_query, check_texts, text_blocks
 from o1_retriever.reporting import progress

@@ -15,8 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from o1_retriever.concurrency.forks import check_device, one_thread_in_children
-from o1_retriever.concurrency.sent import Sent, SentModel
+from o1_retriever.concurrency.processes import Sent, SentModel, check_device, one_thread_in_children
 from o1_retriever.engine.batching import batch_done, by_tokens
 from o1_retriever.engine.checkpoint import first_line, hash_signs, wheel_hint, wheel_of
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError, require

@@ -21,7 +21,7 @@ import numpy as np
 
 from o1_retriever.cache.sqlite import absolute
 from o1_retriever.cache.store import JSON, ThoughtCache, cache_key
-from o1_retriever.concurrency.sent import Sent
+from o1_retriever.concurrency.processes import Sent
 from o1_retriever.concurrency.shared import SharedWork
 from o1_retriever.engine.follow import among
 from o1_retriever.errors import CheckpointError, SettingsError, ThinkerError

@@ -16,8 +16,8 @@ from pydantic import Field, field_validator, model_validator
 
 from langchain_o1_retriever.embeddings import O1Embeddings
 from langchain_o1_retriever.tracing import given_thoughts, record, think_run
-from o1_retriever.concurrency.blocking import called, finished
-from o1_retriever.concurrency.sent import check_sendable
+from o1_retriever.concurrency.processes import check_sendable
+from o1_retriever.concurrency.shared import called, finished
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.explain.explanation import Explanation

@@ -14,8 +14,8 @@ from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr
 from llama_index.core.instrumentation.events.base import BaseEvent  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 
-from o1_retriever.concurrency.blocking import finished
-from o1_retriever.concurrency.sent import check_sendable
+from o1_retriever.concurrency.processes import check_sendable
+from o1_retriever.concurrency.shared import finished
 from o1_retriever.embedder import ThinkingEmbedder, as_embedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import Decision

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import set_json_loads
 
-from o1_retriever.concurrency.sent import Sent
+from o1_retriever.concurrency.processes import Sent
 from o1_retriever.documents.document import Document
 from o1_retriever.errors import StoreError
 from o1_retriever.index.filters import Condition, Every, Part

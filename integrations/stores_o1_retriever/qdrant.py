@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from o1_retriever.concurrency.sent import Sent
+from o1_retriever.concurrency.processes import Sent
 from o1_retriever.documents.document import Document
 from o1_retriever.errors import StoreError, require
 from o1_retriever.index.filters import Condition, Every, Part

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import numpy as np
 
 from o1_retriever.cache.sqlite import Damaged, Database, Schema, absolute, default_cache_path
-from o1_retriever.concurrency.sent import Shared, made_again
+from o1_retriever.concurrency.processes import Shared, made_again
 from o1_retriever.errors import CacheError, SettingsError
 from o1_retriever.storage import is_busy
 from o1_retriever.thought import Finish, Thought, Vector

@@ -1,6 +1,6 @@
 """What happens between threads, coroutines and processes.
 
-`sent` is what travels to another process, `forks` what a fork leaves to the child, `shared` work that several
-callers want at once, `blocking` how steps that are coroutines serve other callers too, and `awaiting` the way
-of an awaited query.
+`processes` is what a fork leaves to the child and what travels to another process, `shared` work that several
+callers want at once and steps that serve callers with and without an event loop, and `awaiting` the way of an
+awaited query.
 """

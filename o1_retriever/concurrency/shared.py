@@ -1,4 +1,7 @@
-"""Work that several callers want at the same time: the same is done once, what is alike in one batch."""
+"""Work that several callers want at the same time: the same is done once, what is alike in one batch.
+
+And steps that are written once as coroutines, and also serve callers that have no event loop.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
-from o1_retriever.concurrency.forks import Renewed
+from o1_retriever.concurrency.processes import Renewed
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
@@ -237,3 +240,29 @@ def _at_exit() -> None:
     """A thread that is inside of a library when the interpreter ends would take the process down."""
     for batches in list(_EVERY):
         batches.end()
+
+
+Given = ParamSpec("Given")
+
+
+async def called(
+    blocking: bool, function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
+) -> Result:
+    """Call a function: here where `blocking`, or else in a thread, so that the event loop goes on."""
+    if blocking:
+        return function(*args, **kwargs)
+    return await asyncio.to_thread(function, *args, **kwargs)
+
+
+def finished(steps: Coroutine[Any, Any, Result]) -> Result:
+    """The result of a coroutine in which nothing waits, because all that it calls is `blocking`.
+
+    So each search is written once, and its synchronous form needs no event loop.
+    """
+    try:
+        steps.send(None)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+    steps.close()
+    raise RuntimeError("A blocking search has waited for something.")

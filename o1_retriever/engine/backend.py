@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
-from o1_retriever.concurrency.sent import SentModel
+from o1_retriever.concurrency.processes import SentModel
 from o1_retriever.engine.decode import write_thoughts
 from o1_retriever.engine.follow import follower
 from o1_retriever.engine.load import LoadOptions, LocalModel, load_model

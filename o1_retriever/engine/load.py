@@ -17,13 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from o1_retriever.concurrency.forks import (
+from o1_retriever.concurrency.processes import (
     Renewed,
     check_device,
     held_while_forking,
+    not_sendable,
     one_thread_in_children,
 )
-from o1_retriever.concurrency.sent import not_sendable
 from o1_retriever.engine.adapters import base_of, is_adapter, with_adapter
 from o1_retriever.engine.chat import ChatTemplate, Messages
 from o1_retriever.engine.checkpoint import find_checkpoint, first_line, hash_files, hash_signs

@@ -27,7 +27,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
-from o1_retriever.concurrency.forks import Renewed
+from o1_retriever.concurrency.processes import Renewed
 from o1_retriever.errors import CheckpointError
 
 # The size of a huge page on most systems; smaller blocks are left to torch.

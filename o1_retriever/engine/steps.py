@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from o1_retriever.concurrency.forks import Renewed
+from o1_retriever.concurrency.processes import Renewed
 from o1_retriever.engine.attention import sharing
 from o1_retriever.engine.batching import is_out_of_memory
 from o1_retriever.engine.load import LocalModel

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from o1_retriever.concurrency.forks import Renewed
+from o1_retriever.concurrency.processes import Renewed
 from o1_retriever.reporting import counted
 
 logger = logging.getLogger(__name__)

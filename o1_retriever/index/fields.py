@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from o1_retriever.concurrency.forks import Renewed
+from o1_retriever.concurrency.processes import Renewed
 from o1_retriever.documents.structure import Scalar
 from o1_retriever.index.filters import Condition, Every, Filter, Not, Part
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from o1_retriever.concurrency.forks import Renewed
+from o1_retriever.concurrency.processes import Renewed
 from o1_retriever.documents.document import Document
 from o1_retriever.errors import FingerprintError, InputError, SettingsError, StoreError, require
 from o1_retriever.guard import DRAWN, drawn

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
-from o1_retriever.concurrency.forks import Renewed
+from o1_retriever.concurrency.processes import Renewed
 from o1_retriever.errors import StoreError, require
 from o1_retriever.index.fields import Numbers
 from o1_retriever.index.ledger import LEDGER_FILE, EmbeddedDocument, Session, State, Version

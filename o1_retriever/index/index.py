@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from o1_retriever.concurrency.sent import SentUnmade
+from o1_retriever.concurrency.processes import SentUnmade
 from o1_retriever.documents import Document
 from o1_retriever.errors import (
     EncoderError,

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from o1_retriever.concurrency.forks import Renewed
+from o1_retriever.concurrency.processes import Renewed
 from o1_retriever.errors import StoreError
 from o1_retriever.index.fields import Numbers
 from o1_retriever.index.graph import DamagedGraphError, Graph, WrongGraphError

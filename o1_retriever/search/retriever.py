@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Unpack
 
-from o1_retriever.concurrency.blocking import called, finished
-from o1_retriever.concurrency.shared import Batches, Ticket
+from o1_retriever.concurrency.shared import Batches, Ticket, called, finished
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import FingerprintError
 from o1_retriever.explain.explanation import RANKED, Explanation, ExplanationTimings, moves

@@ -16,9 +16,8 @@ from threading import Lock, Thread
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from o1_retriever.concurrency.blocking import finished
-from o1_retriever.concurrency.forks import Renewed
-from o1_retriever.concurrency.sent import Sent
+from o1_retriever.concurrency.processes import Renewed, Sent
+from o1_retriever.concurrency.shared import finished
 from o1_retriever.endpoint.client import ChatClient, Hear, in_thread, options_of
 from o1_retriever.endpoint.limits import Patience, RequestPolicy
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, ChatRequest, as_prompt

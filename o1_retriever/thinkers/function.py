@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from o1_retriever.concurrency.sent import Sent
+from o1_retriever.concurrency.processes import Sent
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.query import Query
 from o1_retriever.reporting import counted

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from o1_retriever.concurrency.blocking import finished
-from o1_retriever.concurrency.sent import SentModel
+from o1_retriever.concurrency.processes import SentModel
+from o1_retriever.concurrency.shared import finished
 from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, as_prompt
 from o1_retriever.endpoint.reply import Reasoning, check_reasoning, read_written, refused, whole_sentences
 from o1_retriever.engine.stored import read_stored

@@ -20,8 +20,8 @@ import torch
 
 from o1_retriever import Index, Retriever, ThinkingEmbedder
 from o1_retriever.cache import ThoughtCache
-from o1_retriever.concurrency import sent
-from o1_retriever.concurrency.forks import check_device
+from o1_retriever.concurrency import processes
+from o1_retriever.concurrency.processes import check_device
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import ModelError, NotSendableError
 from o1_retriever.thinkers import CallableThinker, LocalThinker, RecordedThinker
@@ -49,7 +49,7 @@ def embedder(folder: Path) -> ThinkingEmbedder:
 
 def forgotten() -> None:
     """As in a process to which nothing was sent yet."""
-    sent._here.clear()
+    processes._here.clear()
     sent._arrived_once.cache_clear()
 
 

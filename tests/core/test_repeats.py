@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
-from o1_retriever.concurrency.blocking import finished
+from o1_retriever.concurrency.shared import finished
 from o1_retriever.explain.render import costs_view
 from o1_retriever.query import as_queries
 from o1_retriever.thinkers import distinct as drawing

@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from o1_retriever.concurrency.blocking import called, finished
+from o1_retriever.concurrency.shared import called, finished
 from o1_retriever.errors import SettingsError
 from o1_retriever.search.result import SearchSettings
 from o1_retriever.search.stores import StoreSearch, store_settings
