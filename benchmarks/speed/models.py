@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
-from o1_retriever.engine.fused import lay_out
+from o1_retriever.engine.layers import lay_out
 from o1_retriever.engine.load import LocalModel, assemble
 from o1_retriever.engine.template import MARKERS
 

@@ -20,9 +20,8 @@ from o1_retriever.errors import require
 
 require("langchain_core", extra="langchain", purpose="The LangChain adapter")
 
-from langchain_o1_retriever.embeddings import O1Embeddings
+from langchain_o1_retriever.models import ChatModelThinker, O1Embeddings
 from langchain_o1_retriever.retrievers import O1Retriever
-from langchain_o1_retriever.thinkers import ChatModelThinker
 from langchain_o1_retriever.tracing import THINKING_RUN, THOUGHTS, THOUGHTS_EVENT
 
 __all__ = [

@@ -14,7 +14,7 @@ from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from pydantic import Field, field_validator, model_validator
 
-from langchain_o1_retriever.embeddings import O1Embeddings
+from langchain_o1_retriever.models import O1Embeddings
 from langchain_o1_retriever.tracing import given_thoughts, record, think_run
 from o1_retriever.concurrency.processes import check_sendable
 from o1_retriever.concurrency.shared import called, finished

@@ -23,7 +23,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 
-from llama_index_o1_retriever.embeddings import O1Embedding, announce
+from llama_index_o1_retriever.models import O1Embedding, announce
 from o1_retriever.concurrency.shared import called, finished
 from o1_retriever.documents.structure import RESERVED
 from o1_retriever.embedder import ThinkingEmbedder

@@ -311,7 +311,7 @@ def _elsewhere(name: str, options: ModelOptions) -> str:
 
 def _room(name: str, folder: Path, file: str | None, options: ModelOptions) -> str:
     """What a model here needs of the memory that is free. Raises `ModelError` where that is too much."""
-    from o1_retriever.engine.stored import check_room, free_bytes, read_any
+    from o1_retriever.engine.checkpoint import check_room, free_bytes, read_any
 
     stored = read_any(folder, file)
     device, chosen = numbers(options)

@@ -95,7 +95,7 @@ def _folder(name: str) -> Path:
 
 def _weights(folder: Path) -> dict[str, Any]:
     """Size, number and format of the weights, from the headers of their files."""
-    from o1_retriever.engine.stored import read_stored
+    from o1_retriever.engine.checkpoint import read_stored
 
     stored = read_stored(folder)
     return {

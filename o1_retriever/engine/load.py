@@ -25,11 +25,27 @@ from o1_retriever.concurrency.processes import (
     one_thread_in_children,
 )
 from o1_retriever.engine.adapters import base_of, is_adapter, with_adapter
-from o1_retriever.engine.chat import ChatTemplate, Messages
-from o1_retriever.engine.checkpoint import find_checkpoint, first_line, hash_files, hash_signs
-from o1_retriever.engine.fused import lay_out
-from o1_retriever.engine.stored import Stored, check_room, explain_gguf, gguf_parsed_once, read_stored
-from o1_retriever.engine.template import CONFIG_NAME, PlainText, Template, TemplateConfig, detect_layout
+from o1_retriever.engine.checkpoint import (
+    Stored,
+    check_room,
+    explain_gguf,
+    find_checkpoint,
+    first_line,
+    gguf_parsed_once,
+    hash_files,
+    hash_signs,
+    read_stored,
+)
+from o1_retriever.engine.layers import lay_out
+from o1_retriever.engine.template import (
+    CONFIG_NAME,
+    ChatTemplate,
+    Messages,
+    PlainText,
+    Template,
+    TemplateConfig,
+    detect_layout,
+)
 from o1_retriever.engine.weights import (
     device_named,
     dtype_named,

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from o1_retriever.engine.attention import sharing, takes_our_attention
 from o1_retriever.engine.batching import (
     batch_done,
     by_tokens,
@@ -28,6 +27,7 @@ from o1_retriever.engine.batching import (
     is_out_of_memory,
     padded,
 )
+from o1_retriever.engine.layers import sharing, takes_our_attention
 from o1_retriever.engine.load import LocalModel
 from o1_retriever.engine.slots import layer_windows
 from o1_retriever.engine.threads import SparingThreads

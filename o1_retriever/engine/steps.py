@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from o1_retriever.concurrency.processes import Renewed
-from o1_retriever.engine.attention import sharing
 from o1_retriever.engine.batching import is_out_of_memory
+from o1_retriever.engine.layers import sharing
 from o1_retriever.engine.load import LocalModel
 from o1_retriever.engine.passes import Prefix, forward
 from o1_retriever.engine.slots import Memory, Slots, layer_windows

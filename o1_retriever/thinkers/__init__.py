@@ -12,9 +12,8 @@ from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt
 from o1_retriever.errors import ModelNotFoundError, SettingsError
 from o1_retriever.query import Query
 from o1_retriever.thinkers.endpoint import OpenAIThinker, first_model
-from o1_retriever.thinkers.function import CallableThinker, NoThinker
+from o1_retriever.thinkers.given import CallableThinker, NoThinker, RecordedThinker
 from o1_retriever.thinkers.local import LocalThinker
-from o1_retriever.thinkers.recorded import RecordedThinker
 from o1_retriever.thought import Thought, ThoughtSettings
 
 __all__ = [

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from o1_retriever import ThoughtSettings
 from o1_retriever.endpoint.prompt import without_system
-from o1_retriever.engine.chat import ChatTemplate
 from o1_retriever.engine.rows import Draft
+from o1_retriever.engine.template import ChatTemplate
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import as_queries
 from o1_retriever.thinkers import ChatPrompt, LocalThinker

@@ -20,7 +20,7 @@ from torch.nn import Linear
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.engine import weights
-from o1_retriever.engine.fused import lay_out
+from o1_retriever.engine.layers import lay_out
 from o1_retriever.engine.load import LoadOptions, LocalModel, assemble, load_model
 from o1_retriever.engine.passes import last_states
 from o1_retriever.engine.weights import (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from o1_retriever import ThoughtSettings
-from o1_retriever.engine.stored import gguf_parsed_once
+from o1_retriever.engine.checkpoint import gguf_parsed_once
 from o1_retriever.errors import CheckpointError
 from o1_retriever.query import as_queries
 from o1_retriever.thinkers import LocalThinker

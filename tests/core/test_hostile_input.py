@@ -11,7 +11,7 @@ import pytest
 
 from o1_retriever.cli.calibrate import read_questions
 from o1_retriever.engine.adapters import base_of
-from o1_retriever.engine.stored import read_stored
+from o1_retriever.engine.checkpoint import read_stored
 from o1_retriever.engine.template import CONFIG_NAME, TemplateConfig
 from o1_retriever.errors import O1RetrieverError, SettingsError
 from o1_retriever.query import read_history

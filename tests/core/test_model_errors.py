@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BartConfig, BertConfig, MPNetConfig, T5Config
 
+from o1_retriever.engine.checkpoint import Stored, _cgroup_room, _meminfo, read_stored
 from o1_retriever.engine.load import LoadOptions, load_causal_lm
-from o1_retriever.engine.stored import Stored, _cgroup_room, _meminfo, read_stored
 from o1_retriever.errors import CheckpointError, ModelError
 from o1_retriever.thinkers import LocalThinker, as_thinker
 from tests.support.commands import save
@@ -141,8 +141,8 @@ class TestMemory:
             ),
             (stored.needs("nf4"), "Pass load_in_4bit=True (--4bit), or a smaller model."),
         ):
-            monkeypatch.setattr("o1_retriever.engine.stored._meminfo", lambda free=free: free)
-            monkeypatch.setattr("o1_retriever.engine.stored._cgroup_room", lambda free: free)
+            monkeypatch.setattr("o1_retriever.engine.checkpoint._meminfo", lambda free=free: free)
+            monkeypatch.setattr("o1_retriever.engine.checkpoint._cgroup_room", lambda free: free)
             with pytest.raises(ModelError, match=re.escape(expected)):
                 load_causal_lm(folder, LoadOptions(device="cpu", dtype="float32"))
 

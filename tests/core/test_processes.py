@@ -50,7 +50,7 @@ def embedder(folder: Path) -> ThinkingEmbedder:
 def forgotten() -> None:
     """As in a process to which nothing was sent yet."""
     processes._here.clear()
-    sent._arrived_once.cache_clear()
+    processes._arrived_once.cache_clear()
 
 
 def sent_elsewhere(thing: Any) -> Any:

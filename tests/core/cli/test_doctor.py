@@ -101,7 +101,7 @@ def test_a_device_that_is_not_there():
 
 def test_too_little_memory(model, monkeypatch):
     # The only thing that is not real: how much of it a container leaves.
-    monkeypatch.setattr("o1_retriever.engine.stored.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("o1_retriever.engine.checkpoint.free_bytes", lambda device: 1000)
     found = findings()[f"model {model}"]
     assert found["state"] == "problem"
     assert "0.0 GB are free on cpu" in found["found"]

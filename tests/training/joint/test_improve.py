@@ -13,9 +13,8 @@ from o1_retriever import ThinkingEmbedder
 from o1_retriever.encoders import as_encoder
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import load_collection
-from o1_retriever_training.improve import OWN, Improvement, Round, _reward, _unseen, improve
+from o1_retriever_training.improve import OWN, Improvement, RewardRules, Round, _reward, _unseen, improve
 from o1_retriever_training.joint.recipe import TrainRecipe
-from o1_retriever_training.reward import RewardRules
 from o1_retriever_training.rows import DataError
 from o1_retriever_training.synthesize import Options
 from tests.support.adapters import bag_of_words

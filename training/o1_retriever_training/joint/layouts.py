@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from o1_retriever.endpoint.prompt import ChatPrompt
-from o1_retriever.engine.chat import ChatTemplate
-from o1_retriever.engine.template import MARKERS, PlainText, Template, TemplateConfig
+from o1_retriever.engine.template import MARKERS, ChatTemplate, PlainText, Template, TemplateConfig
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import Query
 from o1_retriever_training.joint.recipe import DataSection, TrainedLayout

@@ -18,7 +18,7 @@ from o1_retriever.evaluation.collection import load_collection
 from o1_retriever.evaluation.sources import write_collection
 from o1_retriever.thought import Thought
 from o1_retriever.vectors import unit
-from o1_retriever_training.reward import Rated, Reward, RewardRules, refused, write_rewarded
+from o1_retriever_training.improve import Rated, Reward, RewardRules, refused, write_rewarded
 from tests.support.adapters import bag_of_words
 
 FACTS = [
@@ -137,7 +137,7 @@ def test_a_reward_of_nought_counts_in_the_mean() -> None:
 def test_no_question_is_left_without_a_thought_about_another(
     reward: Reward, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr("o1_retriever_training.reward._AT_ONCE", 2)
+    monkeypatch.setattr("o1_retriever_training.improve._AT_ONCE", 2)
     parts: list[int] = []
     rate = reward._part
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import Linear
 from transformers import AutoModelForCausalLM, SmolLM3Config
 
-from o1_retriever.engine.fused import FusedLayer, lay_out
+from o1_retriever.engine.layers import FusedLayer, lay_out
 from o1_retriever.engine.load import LocalModel, assemble
 from o1_retriever.engine.passes import last_states
 from o1_retriever.engine.weights import PackedLinear, has_kernel
