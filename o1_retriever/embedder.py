@@ -196,6 +196,11 @@ class ThinkingEmbedder:
         chosen = (settings or self.settings).with_changes(n_thoughts=n_thoughts, thinking="always")
         return self._pipeline.think(as_queries(queries, histories), chosen)
 
+    def remembers(self, queries: Sequence[str | Query], *, settings: ThoughtSettings | None = None) -> bool:
+        """Whether no thought is left to be written about these queries: the cache has them, or they bring
+        their own."""
+        return self._pipeline.remembers(as_queries(queries), settings or self.settings)
+
     def stream_thoughts(
         self, query: str | Query, *, settings: ThoughtSettings | None = None, history: History = None
     ) -> Iterator[ThoughtPiece]:

@@ -147,6 +147,11 @@ class ThoughtPipeline:
         thoughts = dict(zip(unique, self._thoughts(unique, settings, None, False)[0], strict=True))
         return [list(thoughts[query]) for query in queries]
 
+    def remembers(self, queries: Sequence[Query], settings: ThoughtSettings) -> bool:
+        """Whether no thought about these queries is left to be written."""
+        kept = zip(queries, self.cache.thoughts(queries, settings), strict=True)
+        return all(len(own) >= to_write(query, settings) for query, own in kept)
+
     def _thoughts(
         self, queries: Sequence[Query], settings: ThoughtSettings, batch_size: int | None, show: bool | None
     ) -> tuple[list[list[Thought]], Free]:

@@ -56,7 +56,7 @@ def demo(*, model: ModelOptions, thoughts: ThoughtOptions, when: ThinkingOptions
     embedder = load_embedder(model)
     settings = thoughts.settings(embedder.settings)
     if thinking != "never":
-        load_late(embedder)
+        load_late(embedder, [query.text for query in queries], settings)
     console = output()
     console.print(f"{len(documents)} short passages of everyday knowledge, and {len(queries)} questions.")
     explained: list[tuple[DemoQuery, Explanation]] = []

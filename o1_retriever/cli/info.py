@@ -16,6 +16,7 @@ from rich.filesize import decimal
 from o1_retriever.cli.models import (
     check_pair,
     encoder_name,
+    identities_file,
     model_name,
     place_of,
     thinker_dtype,
@@ -245,6 +246,7 @@ def clear() -> None:
     with ThoughtCache() as kept:
         before = kept.info()
         kept.clear()
+    identities_file().unlink(missing_ok=True)
     output().print(f"Forgot {counted(before.thoughts, 'thought')} and {counted(before.vectors, 'vector')}.")
 
 

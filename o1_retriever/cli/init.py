@@ -135,7 +135,7 @@ def _answer(embedder: ThinkingEmbedder, index: Index, question: str) -> None:
     from o1_retriever.explain.render import result_view
     from o1_retriever.search.retriever import Retriever
 
-    load_late(embedder)
+    load_late(embedder, [question])
     with working("Thinking"):
         result = Retriever(embedder, index).search(question)
     output().print(result_view(result))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
@@ -21,6 +22,7 @@ import typer
 from o1_retriever.cli.options import ModelOptions, with_options
 from o1_retriever.cli.terminal import Facts, messages, output, section, warn, working, write_json
 from o1_retriever.errors import O1RetrieverError, SettingsError, ThinkerError
+from o1_retriever.storage import written_whole
 
 if TYPE_CHECKING:
     from o1_retriever.embedder import ThinkingEmbedder
@@ -60,12 +62,17 @@ def load_embedder(options: ModelOptions) -> ThinkingEmbedder:
         )
 
 
-def load_late(embedder: ThinkingEmbedder) -> None:
-    """Load the thinker now if it is not: what is shown as the time of thinking is then that alone.
+def load_late(
+    embedder: ThinkingEmbedder, queries: Sequence[str | Query] = (), settings: ThoughtSettings | None = None
+) -> None:
+    """Load the thinker now, unless it is loaded or all thoughts about `queries` are kept.
 
-    What keeps it from thinking is said here, too, before anything else.
+    What is shown as the time of thinking is then that alone. What keeps it from thinking is said here, too,
+    before anything else.
     """
-    embedder.backend.thinker_identity  # noqa: B018  (asking who thinks loads it)
+    late = getattr(embedder.backend, "thinker", None)
+    if isinstance(late, LateThinker) and not (queries and embedder.remembers(queries, settings=settings)):
+        late.load()
 
 
 def mark_of(options: ModelOptions) -> str:
@@ -74,24 +81,59 @@ def mark_of(options: ModelOptions) -> str:
     It is made of the options and of the sizes and times of the model's files. Empty for a model that is not
     on this machine. Raises `SettingsError` for options that contradict each other.
     """
-    from o1_retriever import __version__
     from o1_retriever.engine.checkpoint import folder_here
 
     one = model_name(options)
     if one is None:
         check_pair(options)
     name = one or encoder_name(options)
-    place = folder_here(name)
-    if place is None:
+    numbers = [options.dtype, options.encoder_dtype, options.four_bit, options.device]
+    return _mark([folder_here(name)], bool(one), name, *numbers)
+
+
+def _mark(places: Sequence[Path | None], *how: Any) -> str:
+    """A hash of how a model is loaded, and of the sizes and times of the files in its folders; "" without."""
+    from o1_retriever import __version__
+
+    found = [place for place in places if place is not None]
+    if len(found) < len(places):
         return ""
     files = {
-        file.relative_to(place).as_posix(): (file.stat().st_size, file.stat().st_mtime_ns)
+        str(file): (file.stat().st_size, file.stat().st_mtime_ns)
+        for place in found
         for file in sorted([*place.glob("*"), *place.glob("*/*")])
         if file.is_file()
     }
-    numbers = [options.dtype, options.encoder_dtype, options.four_bit]
-    how = [__version__, bool(one), name, *numbers, options.device, str(place), files]
-    return hashlib.blake2b(json.dumps(how).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps([__version__, how, files]).encode(), digest_size=16).hexdigest()
+
+
+def identities_file() -> Path:
+    """Where the names are kept under which thinkers of this machine have their thoughts in the cache."""
+    from o1_retriever.cache import default_cache_path
+
+    return default_cache_path() / "thinkers.json"
+
+
+def _identities() -> dict[str, str]:
+    """Identities of thinkers by their marks, the last one last; none where they cannot be read."""
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(identities_file().read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return {mark: who for mark, who in found.items() if isinstance(who, str)}
+    return {}
+
+
+def _keep_identity(mark: str, who: str) -> None:
+    known = _identities()
+    if known.get(mark) == who:
+        return
+    latest = [*({**known, mark: who}).items()][-_IDENTITIES:]
+    # Without it the model is loaded the next time.
+    with suppress(OSError), written_whole(identities_file()) as file:
+        json.dump(dict(latest), file, indent=1)
+
+
+_IDENTITIES = 64
 
 
 def model_name(options: ModelOptions) -> str | None:
@@ -148,7 +190,38 @@ class LateThinker:
     @cached_property
     def _loaded(self) -> Thinker:
         with loading(thinker_name(self._options)):
-            return load_thinker(self._options)
+            thinker = load_thinker(self._options)
+        if self._mark and thinker.identity:
+            _keep_identity(self._mark, thinker.identity)
+        return thinker
+
+    def load(self) -> None:
+        """Load it if it is not. Raises what loading raises."""
+        _ = self._loaded
+
+    @cached_property
+    def _mark(self) -> str:
+        """Stands for who thinks: the files, the prompt, and what decides in which numbers it computes.
+
+        Empty where nothing is kept, for a server and a record, and for a model that is not on this machine.
+        """
+        import torch
+
+        from o1_retriever.endpoint.prompt import DEFAULT_PROMPT
+        from o1_retriever.engine.adapters import base_of, is_adapter
+
+        options, name = self._options, thinker_name(self._options)
+        if options.no_cache or _is_elsewhere(name):
+            return ""
+        try:
+            places = [place_of(name)[0]]
+            if places[0] is not None and is_adapter(places[0]):
+                places.append(place_of(base_of(places[0]))[0])
+        except O1RetrieverError:  # loading says what is wrong
+            return ""
+        machine = [torch.__version__, torch.cuda.is_available(), platform.node(), platform.machine()]
+        how = [name, options.dtype, options.four_bit, options.device, DEFAULT_PROMPT.fingerprint]
+        return _mark(places, *machine, *how)
 
     @property
     def default_settings(self) -> Mapping[str, Any]:
@@ -178,8 +251,12 @@ class LateThinker:
 
     @property
     def identity(self) -> str | None:
-        """The loaded thinker's own."""
-        return self._loaded.identity
+        """The loaded thinker's own; before it is loaded the one that the same files had the last time.
+
+        A query whose thoughts are kept so needs no model to be loaded.
+        """
+        known = None if "_loaded" in vars(self) or not self._mark else _identities().get(self._mark)
+        return known or self._loaded.identity
 
     def think(
         self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0

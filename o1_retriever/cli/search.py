@@ -112,9 +112,8 @@ def search(
         check_index(found, target.index)
         found.warm()  # its graph is loaded while the model is
         embedder = load_embedder(model)
-        if modes.chosen() in (None, "always") and not thought:
-            load_late(embedder)
         settings = thoughts.settings(embedder.settings)
+        thinks = modes.chosen() in (None, "always") and not thought
         index = stack.enter_context(Index(target.index, embedder))
         retriever = Retriever(embedder, index, **options)
 
@@ -138,7 +137,11 @@ def search(
             for result in results:
                 source.show(result.to_dict(), result_view(result, full=shown.full))
 
-        source.each(explain if shown.explain else answer)
+        def ready(queries: list[Query]) -> None:
+            if thinks:
+                load_late(embedder, queries, settings)
+
+        source.each(explain if shown.explain else answer, ready)
 
 
 @with_options
@@ -161,7 +164,6 @@ def think(
     from o1_retriever.explain.render import costs_view, printable, thoughts_view
 
     embedder = load_embedder(model)
-    load_late(embedder)
     settings = thoughts.settings(embedder.settings)
 
     def answer(queries: list[Query]) -> None:
@@ -181,7 +183,7 @@ def think(
                 costs_view(written, Timings(think_ms=think_ms)),
             )
 
-    source.each(answer)
+    source.each(answer, lambda queries: load_late(embedder, queries, settings))
 
 
 def _thought_aloud(embedder: ThinkingEmbedder, query: Query, settings: ThoughtSettings) -> list[Thought]:
@@ -245,18 +247,25 @@ class _Queries:
         else:
             output().print(*views, sep="\n", end="\n" if self._only else "\n\n")
 
-    def each(self, answer: Callable[[list[Query]], None]) -> None:
-        """Answer all queries, those from standard input in batches."""
+    def each(self, answer: Callable[[list[Query]], None], ready: Callable[[list[Query]], None]) -> None:
+        """Answer all queries, those from standard input in batches.
+
+        `ready` loads what an answer needs, and comes before each; before a person is asked, it gets no query.
+        """
         if hasattr(sys.stdin, "reconfigure"):
             # Bytes that are no UTF-8 become an error that names the query.
             sys.stdin.reconfigure(errors="surrogateescape")
         if self._only is not None:
+            ready([self._only])
             answer([self._only])
         elif self._from_terminal:
+            ready([])
             self._converse(answer)
         else:
             for lines in _batches():
-                answer(self._checked(lines))
+                queries = self._checked(lines)
+                ready(queries)
+                answer(queries)
 
     def _checked(self, lines: list[str]) -> list[Query]:
         from o1_retriever.query import as_queries

