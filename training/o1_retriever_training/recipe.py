@@ -143,7 +143,11 @@ def read_yaml(path: str | Path) -> Any:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SettingsError(f"There is no file {path}; expected a recipe.") from None
+        raise SettingsError(
+            f"There is no file {path}; expected a recipe.",
+            hint="Three lines are one (docs/training.md); those of training/recipes come with a clone of the "
+            "repository, not with the package.",
+        ) from None
     except (OSError, ValueError) as error:
         raise SettingsError(f"The recipe {path} cannot be read: {error}.") from error
     try:
