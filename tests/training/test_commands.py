@@ -173,6 +173,21 @@ def test_weights_are_typed_as_member_and_number(tmp_path: Path) -> None:
     assert "weight for ['other']" in str(run("vote", *arguments, "--weight", "other=1").exception)
 
 
+def test_a_file_without_rows_is_no_success(tmp_path: Path, server) -> None:
+    (nothing := tmp_path / "nothing.jsonl").write_text("")
+    to = ("--out", str(tmp_path / "out.jsonl"))
+    expert = ("--expert", server.url, "--expert-model", "m")
+    (corpus := tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "Steam condenses."}\n')
+    for name, arguments in {
+        "synthesize": ("--pairs", str(nothing), *expert, *to),
+        "vote": ("--in", str(nothing), "--committee", "bm25", "--out", str(tmp_path / "voted.jsonl")),
+        "negatives": ("--in", str(nothing), "--corpus", str(corpus), "--out", str(tmp_path / "n.jsonl")),
+    }.items():
+        refused = run(name, *arguments)
+        assert isinstance(refused.exception, O1RetrieverError), name
+        assert "nothing.jsonl has no usable row" in str(refused.exception)
+
+
 def test_one_row_is_a_row(tmp_path: Path) -> None:
     rows, recorded, corpus = (tmp_path / name for name in ("rows.jsonl", "recorded.jsonl", "corpus.jsonl"))
     rows.write_text(json.dumps({"query": "q", "pos": ["a b"]}) + "\n")

@@ -158,6 +158,7 @@ def synthesize(
         pairs, out, experts=expert.open(), recipe=expert.as_recipe(), options=options, examples=examples
     )
     _warn(str(problems) if problems else "")
+    _check_some(tally.written + tally.kept, pairs, "a query")
     if tally.failures:
         warn(f"{counted(tally.failures, 'thought')} failed; --retry-failed asks again.")
     were = "was" if tally.kept == 1 else "were"
@@ -198,6 +199,7 @@ def vote(
     rules = stage.VoteRules(rule=rule, weights=weights, read=read, drop_useless=drop_useless)
     figures = stage.vote(thoughts, out, committee=_members(committee, corpus), rules=rules, strict=strict)
     _warn(figures["problems"])
+    _check_some(figures["rows"], thoughts, "thoughts (all_thought)")
     kappa = figures["fleiss_kappa"]
     agreement = "" if kappa is None else f", Fleiss' kappa {kappa:.2f}"
     voted = f"{figures['voted']:,} of {counted(figures['rows'], 'row')} voted"
@@ -244,6 +246,7 @@ def negatives(
         rows, out, corpus=corpus, by=by, teacher=teacher, rules=rules, options=Options(strict=strict)
     )
     _warn(figures["problems"])
+    _check_some(figures["rows"], rows, "a query and a positive")
     written = f"{counted(figures['rows'], 'row')}, {counted(figures['negatives'], 'negative')}"
     _say(f"{out}: {written}; {counted(figures['fewer_than_wanted'], 'row')} with fewer than {count}")
     _report(out, report)
@@ -401,6 +404,13 @@ def _require_packages() -> None:
     """Raise `MissingExtraError` where training cannot be begun."""
     for module in ("pydantic", "yaml"):
         require(module, extra="train", purpose="Training")
+
+
+def _check_some(rows: int, source: str, what: str) -> None:
+    from o1_retriever_training.rows import DataError
+
+    if not rows:
+        raise DataError(f"{source} has no usable row; expected rows with {what}.")
 
 
 def _members(names: str, corpus: Path | None) -> list[Any]:

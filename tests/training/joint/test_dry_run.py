@@ -204,7 +204,10 @@ def test_a_base_that_nobody_knows_is_named(tiny_recipe) -> None:
 
 def test_layers_that_a_model_lacks_are_named(tiny_recipe) -> None:
     recipe = tiny_recipe("bert", model={"tuning": "lora", "lora": {"targets": ["q_proj"]}})
-    with pytest.raises(SettingsError, match=r"\['q_proj'\].*Its linear layers are dense, key, query, value"):
+    with pytest.raises(
+        SettingsError,
+        match=r"\['q_proj'\].*Its linear layers are dense, key, query, value. Type: --set model.tuning=full",
+    ):
         estimate(recipe, CPU)
 
 

@@ -29,7 +29,7 @@ from o1_retriever.thinkers.config import Correction as Matrix
 from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.joint.layouts import AnyTemplate, markers_of, template_of, writer_prompt
 from o1_retriever_training.joint.losses import generation_loss
-from o1_retriever_training.joint.recipe import DataSection, ModelSection, TrainedLayout
+from o1_retriever_training.joint.recipe import DataSection, ModelSection, TrainedLayout, other_targets
 
 # Logits of so many numbers at once: a thought's vocabulary-sized rows are the largest thing in a step.
 _LOGITS = 1 << 26
@@ -393,7 +393,7 @@ def _with_lora(language_model: Any, model: ModelSection, tokenizer: Any, seed: i
         raise SettingsError(
             f"model.lora.targets is {list(settings.targets)} and {model.base} cannot be adapted there: "
             f"{first_line(error)}.",
-            hint=f"Its linear layers are {', '.join(sorted(linear))}.",
+            hint=other_targets(linear),
         ) from error
 
 

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
@@ -416,6 +416,15 @@ class TrainRecipe(Section):
         if content["data"]["index"] is not None:
             content["data"]["index"]["corpus"] = PurePath(content["data"]["index"]["corpus"]).name
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def other_targets(linear: Iterable[str]) -> str:
+    """What to type where the layers of `model.lora.targets` are not those of a base: it has `linear` ones."""
+    names = ", ".join(sorted(linear))
+    return (
+        f"Its linear layers are {names}. Type: --set model.tuning=full, which moves every weight, or "
+        f"--set 'model.lora.targets=[{names}]'"
+    )
 
 
 def read_train_recipe(

@@ -28,7 +28,13 @@ from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1Retriever
 from o1_retriever.reporting import counted
 from o1_retriever_training.joint.batches import Collator, DrawnRows
 from o1_retriever_training.joint.layouts import AnyTemplate, markers_of, template_of
-from o1_retriever_training.joint.recipe import ModelSection, Source, TrainRecipe, looks_local
+from o1_retriever_training.joint.recipe import (
+    ModelSection,
+    Source,
+    TrainRecipe,
+    looks_local,
+    other_targets,
+)
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from o1_retriever_training.joint.steps import document_chunks, query_chunks
 from o1_retriever_training.rows import HUB, count_rows
@@ -117,7 +123,7 @@ class Shape:
             names = {layer.name.rpartition(".")[2] for layer in self.linear}
             raise SettingsError(
                 f"model.lora.targets is {list(model.lora.targets)}; {model.base} has none of these.",
-                hint=f"Its linear layers are {', '.join(sorted(names))}.",
+                hint=other_targets(names),
             )
         matrices = sum(rank * (layer.inputs + layer.outputs) for layer in adapted)
         return matrices + len(markers_of(model.layout)) * self.width
