@@ -46,7 +46,7 @@ def calibrate(
     from o1_retriever.search.retriever import Retriever
 
     with Index(target.index, create=False) as index:
-        check_index(index, target.index)
+        check_index(index, target, model)
     embedder = load_embedder(model)
     with Index(target.index, embedder) as index:
         retriever = Retriever(embedder, index, hybrid=ranking.hybrid, pooling=ranking.pooling)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from o1_retriever.cli.options import IndexOptions, ModelOptions, index_option, with_options
+from o1_retriever.cli.options import IndexOptions, ModelOptions, again, with_options
 from o1_retriever.cli.terminal import output, warn
 from o1_retriever.errors import DocumentError, IndexNotFoundError
 from o1_retriever.reporting import counted
@@ -107,7 +107,7 @@ def index(
             str(folder), f"{problem}; expected a folder with documents.", hint="Check the path."
         )
     for done, count in _runs(folder, target, model, options, prune=prune, watch=watch):
-        show_report(done, folder, target.index, count)
+        show_report(done, folder, count, target, model)
         if report is not None:
             done.save(report)
         if done.skipped and not done.files and not watch:
@@ -146,7 +146,7 @@ def _runs(
             yield done, opened.count()
 
 
-def check_index(index: Index, path: Path) -> None:
+def check_index(index: Index, target: IndexOptions, model: ModelOptions) -> None:
     """Find out before a model is loaded whether there is anything to search, and whether it is up to date."""
     from o1_retriever.index.folder import newer_folders
 
@@ -155,12 +155,14 @@ def check_index(index: Index, path: Path) -> None:
             f"The index in {index.path} is empty.", hint="Type: o1-retriever index FOLDER"
         )
     for newer in newer_folders(index):
-        again = f"o1-retriever index {shlex.quote(str(newer.path))}{index_option(path)}"
+        command = f"o1-retriever index {shlex.quote(str(newer.path))}{again(target, model)}"
         changed = f"{counted(newer.changed, 'file')} new or changed, {newer.gone} gone"
-        warn(f"{newer.path} is newer than the index: {changed}. Type: {again}")
+        warn(f"{newer.path} is newer than the index: {changed}. Type: {command}")
 
 
-def show_report(report: FolderReport, folder: Path, index: Path, count: int) -> None:
+def show_report(
+    report: FolderReport, folder: Path, count: int, target: IndexOptions, model: ModelOptions
+) -> None:
     """What became of the files of a folder; `count` passages are in the index now."""
     for what, names in _by_value(report.skipped)[:_LINES]:
         which = names[0] if len(names) == 1 else f"{len(names)} files ({_names(names, 3)})"
@@ -179,8 +181,8 @@ def show_report(report: FolderReport, folder: Path, index: Path, count: int) -> 
         f"{len(report.skipped)} skipped, in {report.seconds:.1f} s"
     )
     say(
-        f"{index}: {counted(report.added, 'passage')} added, {report.removed} removed, {report.unchanged} "
-        f"unchanged; {count} in all"
+        f"{target.index}: {counted(report.added, 'passage')} added, {report.removed} removed, "
+        f"{report.unchanged} unchanged; {count} in all"
     )
     if report.vanished:
         fate = "removed" if report.pruned else "still found; --prune removes them"
@@ -197,7 +199,7 @@ def show_report(report: FolderReport, folder: Path, index: Path, count: int) -> 
     if report.ignored:
         kinds = [f"{number} {suffix}" for suffix, number in report.ignored.items()]
         say(f"Other kinds of files, not read: {_names(kinds)}")
-    say(f'Now type: o1-retriever search "your question"{index_option(index)}')
+    say(f'Now type: o1-retriever search "your question"{again(target, model)}')
 
 
 def _table(report: FolderReport) -> Table:

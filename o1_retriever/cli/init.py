@@ -124,7 +124,7 @@ def _begin(folder: Path, model: ModelOptions, target: IndexOptions, question: st
     embedder = load_embedder(model)
     with Index(target.index, embedder) as index:
         done = sync_folder(index, folder, options=FileOptions().folder_options())
-        show_report(done, folder, target.index, index.count())
+        show_report(done, folder, index.count(), target, model)
         if index.count():
             asked = _asked("Your first question (empty: none):") if question is None else question
             if asked:

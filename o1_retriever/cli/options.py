@@ -186,11 +186,6 @@ class IndexOptions(Configured):
     )
 
 
-def index_option(index: Path) -> str:
-    """What to type so that another command uses this index."""
-    return "" if index == IndexOptions.index else f" --index {shlex.quote(str(index))}"
-
-
 def set_debug(context: typer.Context, value: bool) -> bool:
     """Remember `--debug`, wherever on the command line it stands."""
     from o1_retriever.cli.terminal import configure
@@ -259,13 +254,20 @@ def named(group: type) -> dict[str, str]:
     return names
 
 
-def set_in(group: Any) -> list[str]:
-    """The options of a group that differ from their defaults, as one would type them."""
+def again(*groups: Any) -> str:
+    """What to type so that another command uses the same: what no variable and no file says already."""
+    said = {name: str(setting.value) for name, setting in in_force().items()}
+    return "".join(f" {shlex.quote(part)}" for group in groups for part in set_in(group, said))
+
+
+def set_in(group: Any, said: Mapping[str, str] | None = None) -> list[str]:
+    """The options of a group that differ from their defaults and from what is `said`, as one types them."""
     typed: list[str] = []
     for name, field in named(type(group)).items():
         value = getattr(group, field)
         option = f"--{name.replace('_', '-')}"
-        if value == next(each.default for each in fields(group) if each.name == field):
+        default = next(each.default for each in fields(group) if each.name == field)
+        if value == default or (said or {}).get(name) == str(value):
             continue
         typed += [option] if value is True else [option, str(value)]
     return typed

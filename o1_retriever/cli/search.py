@@ -109,7 +109,7 @@ def search(
 
     with contextlib.ExitStack() as stack:
         found = stack.enter_context(Index(target.index, create=False))
-        check_index(found, target.index)
+        check_index(found, target, model)
         found.warm()  # its graph is loaded while the model is
         embedder = load_embedder(model)
         settings = thoughts.settings(embedder.settings)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,17 @@ def test_index_elsewhere_is_found_by_the_option_and_by_the_environment(here, mon
     monkeypatch.setenv("O1_RETRIEVER_INDEX", "my index")
     assert "Kitchen" in ok("search", "kettle", "--fast")
     assert not (here / ".o1-index").exists()
+
+
+def test_what_to_type_next_names_the_model_that_was_typed(here, model, monkeypatch):
+    monkeypatch.delenv("O1_RETRIEVER_MODEL")
+    said = ok("index", "notes", "--index", "my index", "--model", str(model))
+    command = shlex.split(said.splitlines()[-1].removeprefix("Now type: o1-retriever "))
+    assert command == ["search", "your question", "--index", "my index", "--model", str(model)]
+    (here / "notes" / "new.md").write_text("A new note.")
+    warned = run(*command, "--fast")
+    assert warned.exit_code == 0, warned.output
+    assert f"--index 'my index' --model {model}" in warned.stderr.replace("\n", " ")
 
 
 # search and think
