@@ -363,20 +363,38 @@ def _header(file: Path) -> dict[str, Any]:
 _parsing = threading.RLock()
 
 
+def _plain(reader: Any) -> Any:
+    """A reader of `.gguf` files with a plain array over the mapped file.
+
+    A vocabulary is hundreds of thousands of small slices, and each of a `numpy.memmap` looks after the map.
+    """
+    if not isinstance(reader, type):  # within another block it is one already
+        return reader
+
+    class Plain(reader):
+        def _get(self, *place: Any, **how: Any) -> Any:
+            if isinstance(self.data, np.memmap):
+                self.data = self.data.view(np.ndarray)
+            return super()._get(*place, **how)
+
+    return Plain
+
+
 @contextmanager
 def gguf_parsed_once() -> Iterator[None]:
     """Within it, transformers parses a `.gguf` file once, and not for its config, tokenizer and weights each.
 
-    Its table of names is made once too, not for each module of the model: together two thirds of the time
-    that a small model takes to load. The bar of its unpacking, which no setting silences, is not shown.
-    Threads take turns.
+    Its table of names is made once too, not for each module of the model, and numbers come from a plain array
+    (`_plain`): most of the time that a small model takes to load. The bar of its unpacking, which no setting
+    silences, is not shown. Threads take turns.
     """
     package: Any = importlib.import_module("gguf")
     unpacking: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     with _parsing:
         usual = {name: getattr(package, name) for name in ("GGUFReader", "get_tensor_name_map")}
         bar = unpacking.tqdm
-        for name, made in usual.items():  # looked up by transformers at each call
+        once = {**usual, "GGUFReader": _plain(package.GGUFReader)}
+        for name, made in once.items():  # looked up by transformers at each call
             setattr(package, name, functools.cache(made))
         unpacking.tqdm = lambda tensors, **_: tensors
         try:
