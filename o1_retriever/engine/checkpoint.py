@@ -371,7 +371,9 @@ def _plain(reader: Any) -> Any:
     if not isinstance(reader, type):  # within another block it is one already
         return reader
 
-    class Plain(reader):
+    class Plain(reader):  # type: ignore[misc]  # whatever class it is
+        data: Any
+
         def _get(self, *place: Any, **how: Any) -> Any:
             if isinstance(self.data, np.memmap):
                 self.data = self.data.view(np.ndarray)
