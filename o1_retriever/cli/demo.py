@@ -53,7 +53,7 @@ def demo(*, model: ModelOptions, thoughts: ThoughtOptions, when: ThinkingOptions
     from o1_retriever.cli.models import load_embedder, load_late
     from o1_retriever.search.retriever import Retriever
 
-    embedder = load_embedder(model)
+    embedder = load_embedder(model, recalls=True)
     settings = thoughts.settings(embedder.settings)
     if thinking != "never":
         load_late(embedder, [query.text for query in queries], settings)

@@ -121,7 +121,7 @@ def _begin(folder: Path, model: ModelOptions, target: IndexOptions, question: st
     from o1_retriever.index.folder import sync_folder
     from o1_retriever.index.index import Index
 
-    embedder = load_embedder(model)
+    embedder = load_embedder(model, recalls=True)
     with Index(target.index, embedder) as index:
         done = sync_folder(index, folder, options=FileOptions().folder_options())
         show_report(done, folder, index.count(), target, model)

@@ -35,8 +35,11 @@ THINKER = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def load_embedder(options: ModelOptions) -> ThinkingEmbedder:
-    """The embedder that the options name, loaded; a thinker is loaded when it is first asked.
+def load_embedder(options: ModelOptions, *, recalls: bool = False) -> ThinkingEmbedder:
+    """The embedder that the options name, loaded; a thinker is loaded when it is first asked who it is.
+
+    With `recalls` a thinker that was here before is known without loading it, so that thoughts which are kept
+    need none: for a command that answers and ends.
 
     Raises `SettingsError` for options that contradict each other, and what loading raises.
     """
@@ -51,7 +54,7 @@ def load_embedder(options: ModelOptions) -> ThinkingEmbedder:
             check_pair(options)
             dtype = None if options.encoder_dtype == "auto" else options.encoder_dtype
             encoder = SentenceTransformerEncoder(encoder_name(options), device=options.device, dtype=dtype)
-            late = (LateEndpoint if is_address(thinker_name(options)) else LateThinker)(options)
+            late = (LateEndpoint if is_address(thinker_name(options)) else LateThinker)(options, recalls)
             return ThinkingEmbedder.from_parts(late, encoder, cache=not options.no_cache)
         return ThinkingEmbedder.from_pretrained(
             name,
@@ -184,8 +187,8 @@ def check_pair(options: ModelOptions) -> None:
 class LateThinker:
     """The thinker that the options name, loaded when first asked: documents and fast searches need none."""
 
-    def __init__(self, options: ModelOptions) -> None:
-        self._options = options
+    def __init__(self, options: ModelOptions, recalls: bool = False) -> None:
+        self._options, self._recalls = options, recalls
 
     @cached_property
     def _loaded(self) -> Thinker:
@@ -251,12 +254,9 @@ class LateThinker:
 
     @property
     def identity(self) -> str | None:
-        """The loaded thinker's own; before it is loaded the one that the same files had the last time.
-
-        A query whose thoughts are kept so needs no model to be loaded.
-        """
-        known = None if "_loaded" in vars(self) or not self._mark else _identities().get(self._mark)
-        return known or self._loaded.identity
+        """The loaded thinker's own; while it is not loaded, and recalls, that of the same files before."""
+        recalls = self._recalls and "_loaded" not in vars(self) and self._mark
+        return (_identities().get(self._mark) if recalls else None) or self._loaded.identity
 
     def think(
         self, queries: Sequence[Query], *, settings: ThoughtSettings, start: int = 0

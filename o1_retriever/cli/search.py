@@ -111,7 +111,7 @@ def search(
         found = stack.enter_context(Index(target.index, create=False))
         check_index(found, target, model)
         found.warm()  # its graph is loaded while the model is
-        embedder = load_embedder(model)
+        embedder = load_embedder(model, recalls=True)
         settings = thoughts.settings(embedder.settings)
         thinks = modes.chosen() in (None, "always") and not thought
         index = stack.enter_context(Index(target.index, embedder))
@@ -163,7 +163,7 @@ def think(
     from o1_retriever.cli.models import load_embedder, load_late
     from o1_retriever.explain.render import costs_view, printable, thoughts_view
 
-    embedder = load_embedder(model)
+    embedder = load_embedder(model, recalls=True)
     settings = thoughts.settings(embedder.settings)
 
     def answer(queries: list[Query]) -> None:

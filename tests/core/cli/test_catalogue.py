@@ -11,6 +11,7 @@ import pytest
 from o1_retriever.cli.models import THINKER, LateThinker, load_late, read_catalogue
 from o1_retriever.cli.options import ModelOptions
 from o1_retriever.embedder import ThinkingEmbedder
+from o1_retriever.errors import O1RetrieverError
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.thinkers.config import Correction, ThinkerConfig
 from tests.support.commands import ok, refused, run
@@ -110,6 +111,10 @@ def test_a_query_whose_thoughts_are_kept_loads_no_thinker(here, monkeypatch):
     assert [each["text"] for each in kept] == [each["text"] for each in written]
     assert all(each["cached"] for each in kept if not each["error"])
     assert "mine" in refused("think", "How?", *how)
+    options = ModelOptions(thinker="mine", device="cpu", dtype="float32")
+    with pytest.raises(O1RetrieverError):
+        _ = LateThinker(options).identity  # a server loads what it will need
+    assert LateThinker(options, recalls=True).identity
     weights.touch()
     assert "mine" in refused("think", "Why?", *how)
     ok("cache", "clear")
