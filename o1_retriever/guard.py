@@ -127,7 +127,8 @@ def calibrate(
     order = np.argsort(-worths, kind="stable")
     kept = np.cumsum(known[order])
     reached = np.flatnonzero(kept >= keep * kept[-1])
-    return replace(gate, threshold=float(worths[order[reached[0]]]) if len(reached) else -np.inf)
+    # Where thoughts harm so much that no threshold keeps anything, none of them is wanted.
+    return replace(gate, threshold=float(worths[order[reached[0]]]) if len(reached) else np.inf)
 
 
 # Words that stand in every text: a thought of these alone says nothing.

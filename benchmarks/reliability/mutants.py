@@ -46,31 +46,146 @@ class Target:
 
 
 TARGETS = {
-    "template": (Target("o1_retriever.engine.template", ("tests/core/test_template.py",)),),
+    "template": (
+        Target(
+            "o1_retriever.engine.template",
+            ("tests/core/test_template.py", "tests/core/test_chat_templates.py"),
+        ),
+    ),
     "pooling": (
-        Target("o1_retriever.thinking", ("tests/core/test_thinking.py",), ("pool", "without", "_dropped")),
+        Target(
+            "o1_retriever.thinking",
+            ("tests/core/test_thinking.py", "tests/core/test_guard.py"),
+            ("pool", "without", "_dropped"),
+        ),
         Target("o1_retriever.vectors", ("tests/core/test_thinking.py",), ("unit",)),
     ),
     "cache_keys": (
         Target(
             "o1_retriever.cache.store",
-            ("tests/core/test_cache.py",),
+            ("tests/core/test_cache.py", "tests/core/test_cache_damage.py"),
             ("cache_key", "row_id", "_checksum", "_values", "_thought", "_select"),
         ),
-        Target(
-            "o1_retriever.thinking",
-            ("tests/core/test_thinking.py", "tests/core/test_rounds.py", "tests/core/test_conversation.py"),
-            ("_thought_key", "vector_key"),
-        ),
-        Target("o1_retriever.thought", ("tests/core/test_thinking.py",), ("sampling",)),
+        Target("o1_retriever.thinking", ("tests/core/test_cache.py",), ("_thought_key", "vector_key")),
+        Target("o1_retriever.thought", ("tests/core/test_cache.py",), ("sampling",)),
     ),
     "guard": (Target("o1_retriever.guard", ("tests/core/test_guard.py",)),),
     "losses": (Target("o1_retriever_training.joint.losses", ("tests/training/joint/test_losses.py",)),),
     "vote": (Target("o1_retriever_training.vote", ("tests/training/test_vote.py",)),),
     "filters": (Target("o1_retriever.index.filters", ("tests/core/test_filters.py",)),),
 }
-# What survives, by module, function, operator and source line, and why it may.
-EXPLAINED: dict[str, str] = {}
+# Why a fault may survive, with those of which it is true: module, function, the line before and after.
+_WHY = {
+    "There are two layouts, and the name of the other is the greater word.": (
+        'o1_retriever.engine.template:Template.__init__: self.fast_offset = -2 if config.layout == "paper" else None -> self.fast_offset = -2 if config.layout <= "paper" else None',
+        'o1_retriever.engine.template:Template.document: opening = [self._marker["<doc>"]] if self.config.layout == "paper" else [] -> opening = [self._marker["<doc>"]] if self.config.layout <= "paper" else []',
+        'o1_retriever.engine.template:Template.fast_query: if self.config.layout == "paper": -> if self.config.layout <= "paper":',
+        'o1_retriever.engine.template:Template.max_document: return self.max_length - (2 if self.config.layout == "paper" else 1) -> return self.max_length - (2 if self.config.layout <= "paper" else 1)',
+        'o1_retriever.engine.template:Template.prompt: closing = self._marker["<emb>" if self.config.layout == "paper" else "</query>"] -> closing = self._marker["<emb>" if self.config.layout <= "paper" else "</query>"]',
+    ),
+    "The pieces hold no whole token any more.": (
+        'o1_retriever.engine.template:PlainText._spelled_out: rows = self.tokenizer(pieces, add_special_tokens=False, split_special_tokens=True)["input_ids"] -> rows = self.tokenizer(pieces, add_special_tokens=False, split_special_tokens=False)["input_ids"]',
+    ),
+    "Special tokens are left out afterwards.": (
+        'o1_retriever.engine.template:PlainText._spelled_out: rows = self.tokenizer(pieces, add_special_tokens=False, split_special_tokens=True)["input_ids"] -> rows = self.tokenizer(pieces, add_special_tokens=True, split_special_tokens=True)["input_ids"]',
+    ),
+    "The default of a number that is not given is any that is allowed.": (
+        "o1_retriever.engine.template:TemplateConfig.from_file: value = values.get(name, 8) -> value = values.get(name, 9)",
+    ),
+    "One text has one row of ids.": (
+        "o1_retriever.engine.template:Template.__init__: self._instruction = self.text_ids([self.instruction])[0] if self.instruction.strip() else [] -> self._instruction = self.text_ids([self.instruction])[ -1] if self.instruction.strip() else []",
+    ),
+    "A softmax does not change where all are shifted.": (
+        "o1_retriever.guard:features: shares = np.exp(standard - standard[0]) -> shares = np.exp(standard - standard[ -1])",
+    ),
+    "A run grows by one, and meets the number before it passes it.": (
+        "o1_retriever.guard:_loops: if run >= least: -> if run == least:",
+    ),
+    "A longer piece does not come four times in so many; it is looked for in vain.": (
+        "o1_retriever.guard:_loops: for period in range(1, count // _LOOPS + 1): -> for period in range(1, count // _LOOPS + 2):",
+        "o1_retriever.guard:_loops: for period in range(1, count // _LOOPS + 1): -> for period in range(1, count ^ _LOOPS + 1):",
+    ),
+    "The empty name is the answer, whatever its count.": (
+        'o1_retriever.guard:_script: ((script, count),) = letters.most_common(1) or [("", 0)] -> ((script, count),) = letters.most_common(1) or [("", 1)]',
+        'o1_retriever.guard:_script: ((script, count),) = letters.most_common(1) or [("", 0)] -> ((script, count),) = letters.most_common(1) or [("", -1)]',
+    ),
+    "No run of ten words stands in a question of the prompt and in its answer.": (
+        "o1_retriever.guard:_prompt: return [(set(_words(each)), _runs(_words(each)) | _runs(_words(said))) for each, said in parts] -> return [(set(_words(each)), _runs(_words(each)) ^ _runs(_words(said))) for each, said in parts]",
+    ),
+    "The list has one member, and is not empty.": (
+        "o1_retriever.index.filters:weaker: return (kept[0] if len(kept) == 1 else Every(tuple(kept))) if kept else None -> return (kept[0] if len(kept) <= 1 else Every(tuple(kept))) if kept else None",
+        "o1_retriever.index.filters:weaker: return (kept[0] if len(kept) == 1 else Every(tuple(kept))) if kept else None -> return (kept[ -1] if len(kept) == 1 else Every(tuple(kept))) if kept else None",
+        "o1_retriever.index.filters:_every: return kept[0] if len(kept) == 1 else Every(kept) -> return kept[ -1] if len(kept) == 1 else Every(kept)",
+    ),
+    "The key is $and or $or here.": (
+        'o1_retriever.index.filters:_entry: return _every(parts) if key == "$and" else Some(tuple(parts)) -> return _every(parts) if key <= "$and" else Some(tuple(parts))',
+    ),
+    "Whether two scores are equal is the same both ways round.": (
+        "o1_retriever_training.vote:elect: equal = (table[:, None, :] == table[:, :, None]).sum(axis=2) -> equal = (table[:, None, :] == table[:, :, None]).sum(axis= 1)",
+    ),
+    "All mean ranks are shifted alike.": (
+        "o1_retriever_training.vote:elect: mean_rank = share @ (better + (equal + 1) / 2) / share.sum() -> mean_rank = share @ (better + (equal - 1) / 2) / share.sum()",
+        "o1_retriever_training.vote:elect: mean_rank = share @ (better + (equal + 1) / 2) / share.sum() -> mean_rank = share @ (better + (equal + 0) / 2) / share.sum()",
+        "o1_retriever_training.vote:elect: mean_rank = share @ (better + (equal + 1) / 2) / share.sum() -> mean_rank = share @ (better + (equal + 2) / 2) / share.sum()",
+    ),
+    "A place that nobody votes for has nothing, whether it is listed or not.": (
+        "o1_retriever_training.vote:elect: goodness = np.bincount(table.argmax(axis=1), weights=share, minlength=table.shape[1]) -> goodness = np.bincount(table.argmax(axis=1), weights=share, minlength=table.shape[ 0])",
+    ),
+    "Both are of one length, as they are made of one another a few lines before.": (
+        "o1_retriever_training.joint.losses:_sum_of_blocks: for part, own in zip(torch.split(queries, size), torch.split(rows, size), strict=True) -> for part, own in zip(torch.split(queries, size), torch.split(rows, size), strict=False)",
+        "o1_retriever_training.vote:_count_all: given = {name: own for name, (_, own) in zip(files, entries, strict=True) if own is not None} -> given = {name: own for name, (_, own) in zip(files, entries, strict=False) if own is not None}",
+        "o1_retriever_training.vote:_count_all: scored = zip(*map(_verdicts, files.values()), strict=True) -> scored = zip(*map(_verdicts, files.values()), strict=False)",
+        "o1_retriever_training.vote:_score_all: found = {place: asdict(verdict) for place, verdict in zip(cases, own, strict=True)} -> found = {place: asdict(verdict) for place, verdict in zip(cases, own, strict=False)}",
+        "o1_retriever_training.vote:_with_vote: by_place = {name: dict(zip(row.usable, own, strict=True)) for name, own in scores.items()} -> by_place = {name: dict(zip(row.usable, own, strict=False)) for name, own in scores.items()}",
+        "o1_retriever_training.vote:verdicts: for case, own, more in zip(cases, scores[: len(cases)], scores[len(cases) :], strict=True): -> for case, own, more in zip(cases, scores[: len(cases)], scores[len(cases) :], strict=False):",
+    ),
+    "The name of a file that is gone when the vote is over.": (
+        "o1_retriever_training.vote:_score_all: name = hashlib.blake2b(member.name.encode(), digest_size=6).hexdigest() -> name = hashlib.blake2b(member.name.encode(), digest_size= 5).hexdigest()",
+        "o1_retriever_training.vote:_score_all: name = hashlib.blake2b(member.name.encode(), digest_size=6).hexdigest() -> name = hashlib.blake2b(member.name.encode(), digest_size= 7).hexdigest()",
+    ),
+    "How far a bar on the screen has come.": (
+        "o1_retriever_training.vote:_score_all: rows = Input(source, ledger, RowProblems(str(source), strict=strict)).fresh(lambda: advance(1)) -> rows = Input(source, ledger, RowProblems(str(source), strict=strict)).fresh(lambda: advance( 2))",
+        "o1_retriever_training.vote:_score_all: rows = Input(source, ledger, RowProblems(str(source), strict=strict)).fresh(lambda: advance(1)) -> rows = Input(source, ledger, RowProblems(str(source), strict=strict)).fresh(lambda: advance( 0))",
+    ),
+    "All files of scores are made of the same rows.": (
+        "o1_retriever_training.vote:_count_all: if entries[0][0] != row.identity: -> if entries[ -1][0] != row.identity:",
+    ),
+    "What is taken for a query without another is not looked at.": (
+        "o1_retriever_training.joint.losses:corrected_queries: joined = normalize(own[alone.clamp(min=0)] + own, dim=-1) -> joined = normalize(own[alone.clamp(min= -1)] + own, dim=-1)",
+    ),
+    "The teacher's share of what is absent is 0, and 0 times any number too.": (
+        "o1_retriever_training.joint.losses:distillation_loss.<locals>.distance: found = scores.masked_fill(absent, -torch.inf).log_softmax(dim=1).masked_fill(absent, 0.0) -> found = scores.masked_fill(absent, -torch.inf).log_softmax(dim=1).masked_fill(absent, 1.0)",
+        "o1_retriever_training.joint.losses:distillation_loss.<locals>.distance: found = scores.masked_fill(absent, -torch.inf).log_softmax(dim=1).masked_fill(absent, 0.0) -> found = scores.masked_fill(absent, -torch.inf).log_softmax(dim=1).masked_fill(absent, -1.0)",
+    ),
+    "e to either power is 0 beside a similarity over any temperature that trains.": (
+        "o1_retriever_training.joint.losses:relation_loss: (_similarity(each, each) / temperature).masked_fill(itself, -1e4).log_softmax(dim=1) -> (_similarity(each, each) / temperature).masked_fill(itself, - 10001.0).log_softmax(dim=1)",
+        "o1_retriever_training.joint.losses:relation_loss: (_similarity(each, each) / temperature).masked_fill(itself, -1e4).log_softmax(dim=1) -> (_similarity(each, each) / temperature).masked_fill(itself, - 9999.0).log_softmax(dim=1)",
+    ),
+    "A sort of the CPU keeps equal keys in order unasked; that of a GPU does not.": (
+        "o1_retriever_training.joint.losses:_copies: ordered, places = column.sort(stable=True) -> ordered, places = column.sort(stable=False)",
+    ),
+    "Nothing random is drawn in a loss.": (
+        "o1_retriever_training.joint.losses:_sum_of_blocks: checkpoint(loss, part, documents, own, use_reentrant=False, preserve_rng_state=False) -> checkpoint(loss, part, documents, own, use_reentrant=False, preserve_rng_state=True)",
+    ),
+    "The columns behind the documents are cut off.": (
+        "o1_retriever_training.joint.losses:_members: found = torch.zeros(len(groups), documents + 1, dtype=torch.bool, device=groups.device) -> found = torch.zeros(len(groups), documents + 2, dtype=torch.bool, device=groups.device)",
+    ),
+    "The product of two truth values is true where both are.": (
+        "o1_retriever_training.joint.losses:distillation_loss: scored = (candidates >= 0) & torch.isfinite(teacher) -> scored = (candidates >= 0) * torch.isfinite(teacher)",
+        "o1_retriever_training.joint.losses:allowed_negatives: same |= (own[:, None] == other[None, :]) & (own != 0)[:, None] -> same |= (own[:, None] == other[None, :]) * (own != 0)[:, None]",
+        "o1_retriever_training.joint.losses:allowed_negatives: allowed = compared & ~same -> allowed = compared * ~same",
+        "o1_retriever_training.joint.losses:_copies: found[places[1:][(ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)]] = True -> found[places[1:][(ordered[1:] == ordered[:-1]) * (ordered[1:] != 0)]] = True",
+    ),
+    "One block, by the way of many, has the same loss.": (
+        "o1_retriever_training.joint.losses:_sum_of_blocks: if len(queries) <= size: -> if len(queries) == size:",
+    ),
+    "The last of two dimensions is the second.": (
+        "o1_retriever_training.joint.losses:corrected_queries: joined = normalize(own[alone.clamp(min=0)] + own, dim=-1) -> joined = normalize(own[alone.clamp(min=0)] + own, dim=+1)",
+        "o1_retriever_training.joint.losses:corrected_queries: own = normalize(encoded + corrections, dim=-1) -> own = normalize(encoded + corrections, dim=+1)",
+        "o1_retriever_training.joint.losses:cosine_loss: return (1 - (_wide(vectors) * _wide(teacher)).sum(dim=-1)).sum() / count -> return (1 - (_wide(vectors) * _wide(teacher)).sum(dim=+1)).sum() / count",
+    ),
+}
+EXPLAINED = {place: why for why, places in _WHY.items() for place in places}
 
 
 @dataclass(frozen=True)
@@ -239,10 +354,16 @@ def mutants(target: Target) -> Iterator[Mutant]:
             changed = MutationVisitor.mutate_code(source, operator, number)
             if not _compiles(changed):
                 continue
-            text = source.splitlines()[line - 1].strip()
-            key = f"{target.module}:{function} {name} {text!r}"
+            old, new = _changed(source, changed)
+            key = f"{target.module}:{function}: {old} -> {new}"
             seen[key] = seen.get(key, 0) + 1
-            yield Mutant(f"{key} {seen[key]}", changed)
+            yield Mutant(key if seen[key] == 1 else f"{key} ({seen[key]})", changed)
+
+
+def _changed(source: str, changed: str) -> tuple[str, str]:
+    """The first line that differs, before and after."""
+    pairs = zip(source.splitlines(), changed.splitlines(), strict=False)
+    return next(((old.strip(), new.strip()) for old, new in pairs if old != new), ("", ""))
 
 
 def _sources(target: Target) -> dict[str, str]:

@@ -143,7 +143,7 @@ class PlainText:
     def _spelled_out(self, text: str) -> list[int]:
         # Tokenizers that ignore `split_special_tokens`: cut every spelled token after its first character.
         pieces = [text]
-        for token in sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True):
+        for token in self.tokenizer.get_added_vocab():
             pieces = [part for piece in pieces for part in _cut(piece, token)]
         rows = self.tokenizer(pieces, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [i for row in rows for i in row if i not in self._never]

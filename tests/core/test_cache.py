@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever.cache import ThoughtCache, cache_key
-from o1_retriever.cache.store import row_id
+from o1_retriever.cache.store import _checksum, row_id
 from o1_retriever.errors import CacheError
+from o1_retriever.query import Query, as_queries
+from o1_retriever.thinking import QueryCache, _thought_key
 from o1_retriever.thought import Thought, ThoughtSettings
 from tests.support.caches import EXAMPLES, FILE, execute, keys, rows, thought, vector
 
@@ -37,6 +40,52 @@ def test_a_key_is_the_same_in_every_process_and_version():
         n=None, query="Pourquoi \x00 é 😀?", sampling=ThoughtSettings().sampling(), kind="thought"
     )
     assert key == again
+
+
+def test_so_are_the_keys_of_a_thought_and_of_a_vector():
+    query, (turned,) = (
+        Query("why?"),
+        as_queries(["why?"], histories=[[("user", "Is ice cold?"), ("assistant", "Yes.")]]),
+    )
+    settings = ThoughtSettings()
+    asked = [query, turned, Query("why?", passages=("Ice is cold.",))]
+    found = [_thought_key("tiny", settings, each).hex() for each in asked]
+    assert found == [
+        "04b0c3aa923d84b3b6c3f90dbf83746bf812b513",
+        "f7c59b4f4ed48f5ceb27a6338b9ca447cfc8042e",
+        "0f9ad4b225e3c3f884243971de2b7d9d12e9a91f",
+    ]
+    cache = QueryCache(SimpleNamespace(encoder_identity="tiny"), cache=False)
+    keys = [cache.vector_key("why?", each) for each in (None, thought())]
+    keys.append(QueryCache(SimpleNamespace(encoder_identity=None), cache=False).vector_key("why?", None))
+    assert [key.hex() for key in keys] == [
+        "1e08cb721c13956c942dc274062f99752656fe2a",
+        "c1ef8b90ef23b7e8edbada53485be755d7b0bc96",
+        "b7b2b0196efa20465bca1fc9934f3d5228733887",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("penalty", "kept"),
+    [
+        (1, {}),
+        (1.0, {}),
+        (1.2, {"repetition_penalty": 1.2}),
+        (2.0, {"repetition_penalty": 2.0}),
+        (0.9, {"repetition_penalty": 0.9}),
+    ],
+)
+def test_a_penalty_that_does_nothing_is_in_no_key(penalty, kept):
+    always = {"temperature": 0.5, "top_p": 0.9, "max_new_tokens": 7, "seed": 3}
+    settings = ThoughtSettings(**always, repetition_penalty=penalty)
+    assert settings.sampling() == {**always, **kept}
+
+
+def test_so_are_the_place_of_a_row_and_its_checksum():
+    # What an earlier version has stored is found there, and not taken for damaged.
+    assert (row_id(b"key"), row_id(b"key", 3)) == (3719748078902334269, 3719748078902334272)
+    found = [_checksum(values) for values in ([], [b""], [b"ab", "é", 7], [b"a", "bé", 7])]
+    assert found == [0, 0, 2844633926, 4280068630]
 
 
 def test_a_key_depends_on_every_part():

@@ -41,12 +41,16 @@ def random_index(tmp_path_factory):
         yield index, every
 
 
+# The numbers of all types that mean the same, and who wrote them.
+MIXED = [
+    {"n": value, "who": f"u{n}"} for n, value in enumerate([1, 2, 2.0, 2.5, 3, 3.0, True, "2", [2, "x"], []])
+]
+
+
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """The numbers of all types that mean the same, and who wrote them."""
-    values = [1, 2, 2.0, 2.5, 3, 3.0, True, "2", [2, "x"], []]
     with Index(tmp_path_factory.mktemp("mixed"), TinyEmbedder()) as index:
-        index.add(documents([{"n": value, "who": f"u{n}"} for n, value in enumerate(values)]))
+        index.add(documents(MIXED))
         index.add([Document(id="none", text="no metadata")])
         yield index
 
@@ -144,6 +148,7 @@ class Name(enum.StrEnum):
         ({"n": {"$not": {"$gte": 2}}}, [0, 6, 7, 8, 9, None]),
         ({"$not": {}}, []),
         ({"who": {"$exists": False}}, [None]),
+        ({"#n": {"$exists": False}}, [*range(10), None]),
         ({"n": {"$empty": True}}, [9, None]),
         ({"n": {"$contains": "x"}}, [8]),
         ({"n": {"$any": [2, 5]}}, [8]),
@@ -164,7 +169,45 @@ class Name(enum.StrEnum):
     ],
 )
 def test_what_a_filter_means(mixed, where, expected):
-    assert numbers(mixed, where) == expected
+    chosen = as_filter(where)
+    assert numbers(mixed, chosen) == expected
+    part = chosen.part if chosen else Every()
+    found = [number for number, metadata in enumerate(MIXED) if passes_one(part, metadata)]
+    assert found + [None] * passes_one(part, {}) == expected
+
+
+def nested(depth, inside, wrap):
+    for _ in range(depth):
+        inside = wrap(inside)
+    return inside
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x: {"$not": x},
+        lambda x: {"$and": [x]},
+        lambda x: {"$or": [x]},
+        lambda x: {"$not": {"$and": [x]}},
+    ],
+)
+def test_a_filter_may_be_as_deep_as_said_and_no_deeper(wrap):
+    each = 2 if wrap({}) == {"$not": {"$and": [{}]}} else 1
+    assert as_filter(nested(DEEPEST // each, {"n": 1}, wrap))
+    with pytest.raises(FilterError, match=f"nesting of more than {DEEPEST} levels"):
+        as_filter(nested(DEEPEST // each, {"$not": {"n": 1}}, wrap))
+    assert as_filter({"n": nested(DEEPEST, {"$gte": 1}, lambda x: {"$not": x})})
+    with pytest.raises(FilterError, match=f"nesting of more than {DEEPEST} levels"):
+        as_filter({"n": nested(DEEPEST + 1, {"$gte": 1}, lambda x: {"$not": x})})
+
+
+def test_what_is_asked_of_a_store_has_no_needless_parts():
+    one, two = as_filter({"a": 1}).part, as_filter({"b": {"$gt": 1}}).part
+    both = as_filter({"a": 1, "b": {"$gt": 1}}).part
+    assert both == Every((one, two))
+    assert weaker(both, lambda condition: True) == both
+    assert weaker(both, lambda condition: condition.test == "in") == one
+    assert weaker(both, lambda condition: condition.test == "gt") == two
 
 
 def test_dates_are_compared_as_their_iso_form(tmp_path):
@@ -193,6 +236,7 @@ for _ in range(20_000):
         ({"n": {}}, "at n found an empty dict; expected a value"),
         ({"n": {"x": 1}}, r"at n found the operator 'x'; expected one of \$eq, \$ne"),
         ({"n": {"$nonsense": 1}}, r"found the operator '\$nonsense'"),
+        ({"$nin": {}}, r"found the key '\$nin'; expected the name of a field"),
         ({"$nonsense": 1}, r"found the key '\$nonsense'; expected the name of a field, \$and"),
         ({1: 2}, r"found the key 1 \(int\); expected the name of a field"),
         ({"$and": []}, r"at \$and found an empty list; expected a list of filters"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import shutil
+import statistics
 import string
 import time
 
@@ -22,7 +24,19 @@ from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import CollectionReport, Corpus, encode_corpus
 from o1_retriever.evaluation.systems import Dense
 from o1_retriever.explain.render import thought_line
-from o1_retriever.guard import DRAWN, off_subject, why_not
+from o1_retriever.guard import (
+    DRAWN,
+    Gate,
+    _loops,
+    _runs,
+    _same,
+    _script,
+    calibrate,
+    drawn,
+    features,
+    off_subject,
+    why_not,
+)
 from o1_retriever.ranking.bm25 import Reading
 from o1_retriever.thought import Finish, Thought
 from o1_retriever.vectors import unit
@@ -156,6 +170,147 @@ def test_any_text_can_be_judged(query, text):
     assert why is None or why.split()[0] in {"says", "turns", "is", "refuses", "gives", "repeats", "names"}
 
 
+def numbered(count: int) -> list[str]:
+    return [f"w{n}" for n in range(count)]
+
+
+NO_LOOP = list("abcdefbdfacedaebfceafdcb")
+
+
+@pytest.mark.parametrize(
+    ("units", "loops"),
+    [
+        (["x"] * 11, False),
+        (["x"] * 12, True),
+        (["x"] * 6 + numbered(6), True),
+        (numbered(6) + ["x"] * 6, True),
+        (["x"] * 5 + numbered(7), False),
+        (numbered(6) + ["x"] * 5 + ["y"], False),
+        (["x"] * 12 + numbered(12), True),
+        (numbered(13) + ["x"] * 11, False),
+        (["x", "y", "z"] * 4, True),
+        ([*(["x", "y", "z"] * 4)[:-1], "w"], False),
+        (["x", "y", "z"] * 4 + numbered(12), True),
+        ((["x", "y", "z"] * 4)[:-1] + numbered(13), False),
+        (NO_LOOP, False),
+        ([*NO_LOOP, *NO_LOOP[::-1]], True),
+        ("".join(NO_LOOP + NO_LOOP[::-1]), False),
+    ],
+)
+def test_half_of_a_loop_is_one_piece_four_times(units, loops):
+    assert _loops(units) == loops
+
+
+def test_up_to_three_words_are_looked_at_letter_by_letter():
+    assert why_not("Wie?", Thought(text="das Ventil " + "ha" * 40)) == "turns in circles"
+    assert why_not("Wie?", Thought(text="jetzt macht Ventil " + "ha" * 40)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [("", ""), ("12", ""), ("при", ""), ("приз", "CYRILLIC"), ("призabcd", ""), ("призыabcd", "CYRILLIC"),
+     ("привabcdefg", "LATIN"), ("abcавгαβγδ", "")],
+)  # fmt: skip
+def test_a_script_is_that_of_more_than_half_of_more_than_three_letters(text, script):
+    assert _script(text) == script
+
+
+def test_ten_words_are_a_run_and_nine_of_ten_are_the_same():
+    words = numbered(12)
+    assert _runs(words) == {tuple(words[:10]), tuple(words[1:11]), tuple(words[2:])}
+    assert _runs(words[:9]) == set()
+    assert _same({*words[:10]}, {*words[:9]})
+    assert not _same({*words[:9]}, {*words[1:10]})
+
+
+def test_what_is_drawn_is_the_same_in_every_process_and_version():
+    assert drawn(3, 15).tolist() == [2, 3, 11]
+    assert drawn(3, 14).tolist() == []
+
+
+def plain_features(scores: list[float]) -> list[float]:
+    """What `features` says, without arrays."""
+    best = scores[:100]
+    second, tenth = (best[place] if place < len(best) else best[-1] for place in (1, 9))
+    mean, spread = statistics.fmean(best), max(statistics.pstdev(best), 1e-9)
+    powers = [math.exp((score - mean) / spread) for score in best]
+    shares = [power / sum(powers) for power in powers]
+    entropy = -sum(share * math.log(share) for share in shares) / math.log(max(2, len(best)))
+    drop, step = (best[0] - tenth) / max(abs(best[0]), 1e-9), (second - tenth) / max(best[0] - tenth, 1e-9)
+    return [drop, step, (best[0] - mean) / spread, entropy]
+
+
+RANKINGS = [
+    sorted(np.random.default_rng(count).normal(0.4, 0.1, count).tolist(), reverse=True)
+    for count in (1, 2, 3, 9, 10, 11, 12, 40, 100, 130)
+]
+
+
+@pytest.mark.parametrize(
+    "scores", [*RANKINGS, [0.5] * 20, [0.0, -0.5, -0.75], [-1.0, -2.0, -4.0, -4.5]], ids=len
+)
+def test_the_features_of_a_ranking_are_what_they_say(scores):
+    assert features(scores).tolist() == pytest.approx(plain_features(scores), rel=1e-9)
+
+
+def test_a_gate_thinks_from_its_threshold_up_and_about_few_documents():
+    scores = RANKINGS[6]
+    weighed = sum(
+        weight * value for weight, value in zip(Gate().weights, plain_features(scores), strict=True)
+    )
+    worth = Gate().worth(scores)
+    assert worth == pytest.approx(Gate().bias + weighed)
+    for least, think in ((worth, True), (worth - 1e-6, True), (worth + 1e-6, False)):
+        decision = Gate(threshold=least).decide(scores)
+        reason = f"the fast ranking {'leaves room' if think else 'is clear'}"
+        assert decision.to_dict() == {"think": think, "reason": reason, "worth": worth, "threshold": least}
+    few = Gate(threshold=9.0).decide(scores[:9])
+    assert (few.think, few.reason, few.worth) == (True, "the fast ranking has only 9 documents", None)
+    assert not Gate(threshold=9.0).decide(scores[:10]).think
+
+
+def gate_by_hand(rankings, gains, keep) -> Gate:
+    """What `calibrate` finds: ridge regression as least squares with a row for each weight, and a scan."""
+    table, known = np.array([plain_features(scores) for scores in rankings]), np.array(gains)
+    centre, scale = table.mean(axis=0), table.std(axis=0)
+    rows = np.vstack([(table - centre) / scale, np.eye(4)])
+    weights = np.linalg.lstsq(rows, np.append(known - known.mean(), np.zeros(4)), rcond=None)[0] / scale
+    worths = known.mean() + (table - centre) @ weights
+    enough = [least for least in worths if known[worths >= least].sum() >= keep * known.sum()]
+    return Gate(weights=tuple(weights), bias=float(known.mean() - weights @ centre), threshold=max(enough))
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.5, 0.95, 1.0])
+def test_a_gate_is_calibrated_as_by_hand(keep):
+    draw = np.random.default_rng(3)
+    rankings = [sorted(draw.normal(0.4, 0.1 + n / 90, 12 + n).tolist(), reverse=True) for n in range(30)]
+    gains = (draw.normal(0.05, 0.1, 30) + np.arange(30) / 200).tolist()
+    found, expected = calibrate(rankings, gains, keep=keep), gate_by_hand(rankings, gains, keep)
+    assert found.weights == pytest.approx(expected.weights, rel=1e-6)
+    assert found.bias == pytest.approx(expected.bias, rel=1e-6)
+    assert found.threshold == pytest.approx(expected.threshold, rel=1e-6)
+
+
+def test_rankings_that_say_nothing_have_no_weight_and_thoughts_that_harm_are_not_thought():
+    same = calibrate([RANKINGS[6]] * 10, [0.1] * 10)
+    assert same.weights == (0, 0, 0, 0)
+    assert same.bias == pytest.approx(0.1)
+    harm = calibrate([RANKINGS[6]] * 10, [-10.0, *[0.1] * 8, 8.0])
+    assert not harm.decide(RANKINGS[6]).think
+
+
+@pytest.mark.parametrize(("rankings", "gains"), [(9, 9), (10, 11), (11, 10), (0, 0), (9, 10)])
+def test_few_or_unequal_numbers_calibrate_nothing(rankings, gains):
+    with pytest.raises(SettingsError, match=r"expected as many of both, from 10\."):
+        calibrate([RANKINGS[6]] * rankings, [0.1] * gains)
+
+
+@pytest.mark.parametrize("keep", [0, -0.5, 1.0001, 1.5])
+def test_a_share_that_is_none_is_refused(keep):
+    with pytest.raises(SettingsError, match=r"expected a share above 0, up to 1\."):
+        calibrate([RANKINGS[6]] * 10, [0.1] * 10, keep=keep)
+
+
 LOOP = "The seal is cold. " * 8
 ENCODER = CallableEncoder(bag_of_words, name="bag of words")
 
@@ -238,6 +393,11 @@ def test_what_is_near_counts_unless_most_thoughts_are_far(near):
     trusted = 2 * sum(near) >= len(near)
     assert [reason is None for reason in reasons] == [each and trusted for each in near]
     assert all("off the subject" in reason for reason in reasons if reason)
+
+
+def test_a_thought_as_near_as_the_bar_is_near():
+    own, passage = np.array([1, 0], np.float32), np.array([0.6, 0.8], np.float32)
+    assert off_subject(own, passage[None], np.tile(passage, (DRAWN, 1))) == [None]
 
 
 def test_few_passages_say_nothing():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import BertProcessing
 
 from o1_retriever.engine.template import MARKERS, Layout, Template, TemplateConfig, detect_layout
 from o1_retriever.errors import CheckpointError
@@ -16,6 +16,11 @@ from tests.support.tiny import byte_tokenizer, letter_tokenizer
 PAPER = byte_tokenizer("paper")
 RELEASED = byte_tokenizer("released")
 LETTERS = letter_tokenizer("paper")
+# The same, with tokens of its own around every text.
+SEPARATING = letter_tokenizer("paper")
+SEPARATING.backend_tokenizer.post_processor = BertProcessing(
+    ("[SEP]", SEPARATING.sep_token_id), ("[CLS]", SEPARATING.cls_token_id)
+)
 
 
 def template(layout: Layout = "paper", **options: object) -> Template:
@@ -77,7 +82,15 @@ def test_a_model_with_few_positions_bounds_everything() -> None:
     long = made.text_ids(["x" * 500])[0]
     assert len(made.document(long)) == 24
     assert len(made.thinking_query(long, long)) == 24
-    assert made.room(made.prompt(long)) >= 1
+    assert made.room(made.prompt(long)) == 1
+
+
+@pytest.mark.parametrize("layout", ["paper", "released"])
+def test_the_fast_vector_is_read_where_a_prompt_has_its_emb(layout: Layout) -> None:
+    made = template(layout)
+    prompt = made.prompt(made.text_ids(["q"])[0])
+    places = [place - len(prompt) for place, each in enumerate(prompt) if each == made.emb]
+    assert places == ([] if made.fast_offset is None else [made.fast_offset])
 
 
 def test_the_announced_limits_are_where_truncation_begins() -> None:
@@ -115,6 +128,28 @@ def test_text_survives_the_way_around_special_tokens(text: str) -> None:
     assert made.emb not in made._spelled_out(text)
 
 
+def test_a_tokenizer_that_knows_plain_text_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Template, "_spelled_out", None)
+    made = Template(PAPER, TemplateConfig())
+    assert PAPER.decode(made.text_ids(["a <emb> b"])[0]) == "a <emb> b"
+    assert Template(SEPARATING, TemplateConfig()).text_ids(["7"]) == [[SEPARATING.convert_tokens_to_ids("7")]]
+
+
+def test_a_spelled_token_loses_none_of_its_letters() -> None:
+    for tokenizer in (LETTERS, SEPARATING):
+        made = Template(tokenizer, TemplateConfig())
+        for text in ("<emb>", "a<emb>b<emb>c", "<emb><emb>", "ab", "[sep]<doc>"):
+            found = [each.removeprefix("##") for each in spelled(made, made.text_ids([text])[0])]
+            assert "".join(found) == text
+
+
+def test_a_long_text_is_no_reason_to_warn() -> None:
+    tokenizer = letter_tokenizer("paper")
+    tokenizer.model_max_length = 4
+    Template(tokenizer, TemplateConfig()).text_ids(["abcdefgh"])
+    assert not tokenizer.deprecation_warnings, "transformers notes there what it has warned of"
+
+
 def test_layouts_are_recognised_by_their_special_tokens() -> None:
     assert detect_layout(PAPER) == "paper"
     assert detect_layout(RELEASED) == "released"
@@ -127,13 +162,22 @@ def test_a_tokenizer_of_no_layout_is_refused() -> None:
         ),
         eos_token="</s>",
     )
-    with pytest.raises(CheckpointError, match="<query> <emb> <thought> <doc>"):
+    with pytest.raises(
+        CheckpointError, match=r"tokens \['<doc>', '<query>', '<thought>'\]; expected <query> <emb>"
+    ):
         detect_layout(plain)
+    with pytest.raises(
+        CheckpointError, match="tokens of no known layout; expected <query> <emb> <thought> <doc>"
+    ):
+        detect_layout(byte_tokenizer(None))
 
 
 def test_an_instruction_that_leaves_no_room_is_refused() -> None:
     with pytest.raises(CheckpointError, match="instruction takes 36 of the 40"):
         template(instruction="y" * 36)
+    with pytest.raises(CheckpointError, match="instruction takes 33 of the 40"):
+        template(instruction="y" * 33)
+    assert len(template(instruction="y" * 32).prompt([7] * 99)) == 40
 
 
 def test_suppressed_tokens_are_the_special_ones_without_eos() -> None:
@@ -158,7 +202,10 @@ def test_the_config_file_round_trips(tmp_path: Path) -> None:
         ("{", "cannot be read as JSON"),
         ("[]", "layout"),
         ('{"layout": "other"}', "'other'"),
+        ("[" * 100_000, "cannot be read as JSON"),
         ('{"layout": "paper", "max_length": "long"}', "'long'"),
+        ('{"layout": "paper", "max_length": 7}', "max_length 7; expected a whole number from 8 up"),
+        ('{"layout": "paper", "max_query_tokens": true}', "max_query_tokens True"),
         ('{"layout": "paper", "settings": 3}', "settings 3"),
         ('{"layout": "paper", "instruction": 3}', "instruction 3"),
     ],
@@ -170,6 +217,24 @@ def test_a_wrong_config_file_says_what_is_wrong(tmp_path: Path, content: str, fo
         TemplateConfig.from_file(path)
 
 
+def test_a_config_file_that_is_missing_or_bare(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        TemplateConfig.from_file(tmp_path / "none.json")
+    (tmp_path / "bare.json").write_text('{"layout": "paper", "max_length": 8}')
+    assert TemplateConfig.from_file(tmp_path / "bare.json") == TemplateConfig(max_length=8)
+
+
 def test_the_config_file_is_plain_json(tmp_path: Path) -> None:
     TemplateConfig().save(tmp_path)
-    assert json.loads((tmp_path / "o1_embedder.json").read_text())["layout"] == "paper"
+    assert (tmp_path / "o1_embedder.json").read_text() == (
+        """{
+  "format_version": 1,
+  "pooling": "emb",
+  "layout": "paper",
+  "max_query_tokens": 256,
+  "max_length": 512,
+  "instruction": "",
+  "settings": {}
+}
+"""
+    )

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,8 @@ from o1_retriever import QueryEmbedding, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.concurrency.shared import SharedWork
 from o1_retriever.engine.backend import LocalBackend
 from o1_retriever.engine.load import assemble
+from o1_retriever.errors import EncoderError
+from o1_retriever.vectors import unit
 from tests.support.caches import EXAMPLES, FILE, execute, rows
 from tests.support.engine import TOLERANCE, before_passes, exact_model, gap, watched
 
@@ -197,6 +200,18 @@ class TestCallersAtOnce:
             found = [future.result(PATIENCE) for future in asked]
         for queries, embeddings in zip(sets, found, strict=True):
             assert_same(embeddings, [_expected(query) for query in queries])
+
+
+def test_a_vector_of_length_one_points_where_it_did():
+    rows = np.array([[3, 4], [-0.3, 0.4], [1e-20, 0]], np.float64)
+    assert unit(rows) == pytest.approx(np.array([[0.6, 0.8], [-0.6, 0.8], [1, 0]]))
+    assert unit(rows[1]) == pytest.approx([-0.6, 0.8])
+    assert unit(rows).dtype == np.float32
+    for bad in ([0.0, 0.0], [np.inf, 1.0], [np.nan, 1.0]):
+        with pytest.raises(
+            EncoderError, match=rf"Vector 1 has length {np.linalg.norm(bad)}; expected a direction"
+        ):
+            unit(np.array([[3.0, 4.0], bad, [1.0, 1.0]]))
 
 
 class TestBatches:

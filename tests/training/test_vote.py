@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from pathlib import Path
 
 import bm25s
 import numpy as np
 import pytest
 import Stemmer
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from o1_retriever.errors import SettingsError
@@ -63,6 +65,63 @@ def test_a_winner_has_most_votes_in_any_election(table: list[list[int]]) -> None
     votes = [row.index(max(row)) for row in table]
     winner = elect({str(place): row for place, row in enumerate(table)})
     assert votes.count(winner) == max(votes.count(place) for place in range(4))
+
+
+def ranks(row: list[float]) -> list[float]:
+    """From 1 for the best; equal ones share the mean of theirs."""
+    return [
+        sum(other > each for other in row) + (sum(other == each for other in row) + 1) / 2 for each in row
+    ]
+
+
+def election(table: dict[str, list[float]], rule: str, weights: dict[str, float]) -> int:
+    """What `elect` says, place by place."""
+    share = {name: weights.get(name, 1.0) for name in table}
+    places = range(len(next(iter(table.values()))))
+    mean = [sum(share[name] * ranks(row)[place] for name, row in table.items()) for place in places]
+    good = {
+        "majority": [
+            sum(share[name] * (row.index(max(row)) == place) for name, row in table.items())
+            for place in places
+        ],
+        "soft": [
+            sum(share[name] * math.exp(row[place]) / sum(map(math.exp, row)) for name, row in table.items())
+            for place in places
+        ],
+        "mean-rank": [-each for each in mean],
+    }[rule]
+    return max(places, key=lambda place: (round(good[place], 9), -round(mean[place], 9), -place))
+
+
+@given(
+    st.integers(1, 5).flatmap(
+        lambda width: st.lists(
+            st.lists(st.integers(-3, 3), min_size=width, max_size=width), min_size=1, max_size=5
+        )
+    ),
+    st.sampled_from(["majority", "soft", "mean-rank"]),
+    st.dictionaries(st.sampled_from("abcde"), st.sampled_from([0.5, 2.0, 3.0])),
+)
+@example([[1, 0, 0], [0, 1, 1], [0, 1, 1]], "mean-rank", {})
+@example([[3, 2, 2, 0], [0, 1, 2, 2], [1, 2, 0, 1]], "majority", {})
+def test_every_rule_elects_as_one_counts_by_hand(
+    rows: list[list[int]], rule: str, weights: dict[str, float]
+) -> None:
+    table = dict(zip("abcde", rows, strict=False))
+    assert elect(table, rule=rule, weights=weights) == election(table, rule, weights)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scores", [{}, {"a": []}, {"a": [[1, 2]]}])
+def test_an_election_needs_candidates_and_members(scores: dict) -> None:
+    with pytest.raises(SettingsError, match="expected some candidates and members"):
+        elect(scores)
+
+
+@pytest.mark.parametrize("weight", [0, -0.5, math.inf, math.nan])
+def test_a_weight_is_a_positive_number(weight: float) -> None:
+    assert VoteRules(weights={"a": 0.5}).weights == {"a": 0.5}
+    with pytest.raises(SettingsError, match="expected positive numbers"):
+        VoteRules(weights={"a": weight})
 
 
 def scores_of_bm25s(texts: list[str], query: str) -> list[float]:
@@ -174,6 +233,89 @@ def test_a_member_is_loaded_alone_and_a_stopped_vote_goes_on(tmp_path: Path) -> 
     assert again["voted"] == 50
 
 
+def test_a_member_is_loaded_once_for_many_rows_and_never_for_none(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys.modules[vote.__module__], "CHUNK", 2)
+    opened: list[str] = []
+
+    class Watched(FunctionScorer):
+        def open(self) -> None:
+            opened.append(self.name)
+
+    rows = [{"query": f"q {n}", "pos": ["a b"], "all_thought": ["a", f"a b {n}"]} for n in range(5)]
+    vote(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", committee=[Watched(words, name="one")])
+    assert opened == ["one"]
+    rows = [{"query": f"q {n}", "pos": [], "all_thought": ["a"]} for n in range(5)]
+    vote(write(tmp_path / "bare.jsonl", rows), tmp_path / "no.jsonl", committee=[Watched(words, name="one")])
+    assert opened == ["one"]
+
+
+@pytest.mark.parametrize("read", ["thought", "query+thought"])
+def test_members_read_what_the_rules_say(tmp_path: Path, read: str) -> None:
+    seen: list[str] = []
+
+    def watching(texts: list[str], positives: list[str]) -> list[float]:
+        seen.extend(texts)
+        return length(texts, positives)
+
+    source = write(tmp_path / "in.jsonl", [{"query": "why", "pos": ["a"], "all_thought": ["one", "three"]}])
+    vote(source, tmp_path / "out.jsonl", committee=[watching], rules=VoteRules(read=read))  # type: ignore[arg-type]
+    shown = ["one", "three"] if read == "thought" else ["why one", "why three"]
+    assert set(seen) == {*shown, "why"}
+
+
+def test_a_thought_that_half_of_the_members_like_is_kept_and_gains_are_means(tmp_path: Path) -> None:
+    rows = [
+        {"query": f"seven letters {n}", "pos": ["one two"], "all_thought": ["one two", "x"]} for n in range(3)
+    ]
+    rules = VoteRules(drop_useless=True)
+    figures = vote(
+        write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", committee=[words, length], rules=rules
+    )
+    assert (figures["dropped"], figures["voted"], figures["unanimous"]) == (0, 3, 1.0)
+    assert figures["mean_gain"] == {"words": 2.0, "length": len("one two") - len("seven letters 0")}
+    assert figures["better_than_query"] == {"words": 1.0, "length": 0.0}
+    assert figures["win_rate"] == {"words": 1.0, "length": 1.0}
+
+
+def test_without_rows_all_figures_are_nought(tmp_path: Path) -> None:
+    agreement = Agreement()
+    agreement.gain("a", 2.0, 2.0)
+    agreement.gain("a", 3.0, 1.5)
+    agreement.gain("b", 0.0, 1.0)
+    figures = agreement.to_dict(0)
+    assert figures["mean_gain"] == {"a": 1.5, "b": -1.0}
+    assert figures["better_than_query"] == {"a": 1.0, "b": 0.0}
+    assert agreement.to_dict(2)["mean_gain"] == {"a": 0.75, "b": -0.5}
+    assert agreement.to_dict(2)["better_than_query"] == {"a": 0.5, "b": 0.0}
+    assert (figures["rows with a choice"], figures["unanimous"], figures["fleiss_kappa"]) == (0, 0.0, None)
+
+
+@pytest.mark.parametrize("word", ["b", "c", "d", "e", "f", "g"])
+def test_a_source_that_changes_while_it_is_scored_is_refused(tmp_path: Path, word: str) -> None:
+    source = write(tmp_path / "in.jsonl", [{"query": "q", "pos": ["a"], "all_thought": ["a", "b"]}])
+
+    def changing(texts: list[str], positives: list[str]) -> list[float]:
+        write(source, [{"query": word, "pos": ["a"], "all_thought": ["a", "b"]}])
+        return words(texts, positives)
+
+    with pytest.raises(LedgerError, match="has changed while its rows were scored"):
+        vote(source, tmp_path / "out.jsonl", committee=[changing])
+
+
+def test_a_committee_is_of_members_with_names_of_their_own(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"query": "q", "pos": ["a"], "all_thought": ["a", "b"]}])
+    for committee in ([], [words, words]):
+        with pytest.raises(SettingsError, match="expected members, each of a name of its own"):
+            vote(source, tmp_path / "out.jsonl", committee=committee)
+    with pytest.raises(SettingsError, match=r"weight for \['nobody'\]; expected some of \['words'\]"):
+        vote(
+            source,
+            tmp_path / "out.jsonl",
+            committee=[words],
+            rules=VoteRules(weights={"words": 2, "nobody": 1}),
+        )
+
+
 def test_other_thoughts_under_the_same_name_are_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [{"query": "q", "pos": ["a"], "all_thought": ["a"]}])
     vote(source, tmp_path / "out.jsonl", committee=[words])
@@ -209,6 +351,12 @@ def test_a_score_that_is_no_number_is_refused_with_the_row(tmp_path: Path) -> No
     with pytest.raises(SettingsError, match=r"overflowing scored the candidates of 'q'"):
         vote(source, tmp_path / "out.jsonl", committee=[words, overflowing])
 
+    def of_the_query(texts: list[str], positives: list[str]) -> list[float]:
+        return [float("nan") if text == "q" else 7.0 for text in texts]
+
+    with pytest.raises(SettingsError, match=r"candidates of 'q' \[7.0, 7.0\], the query nan"):
+        vote(source, tmp_path / "other.jsonl", committee=[of_the_query])
+
 
 def test_strict_names_the_first_bad_line_before_anybody_scores(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
@@ -233,6 +381,28 @@ def test_fleiss_kappa_is_that_of_the_definition() -> None:
     figures = agreement.to_dict(4)
     assert figures["unanimous"] == 0.5
     assert figures["win_rate"]["a"] == 0.75
+    assert figures["rows with a choice"] == 4
+
+
+def test_kappa_is_of_the_most_frequent_number_of_candidates() -> None:
+    agreement = Agreement()
+    for votes, candidates in (([2, 2, 2], 3), ([2, 2, 2], 3), ([0, 0, 1], 2), ([0, 1, 1], 2), ([0, 1, 0], 2)):
+        agreement.add(dict(zip("abc", votes, strict=True)), 0, candidates)
+    assert agreement.kappa == pytest.approx((1 / 3 - (25 + 16) / 81) / (1 - (25 + 16) / 81))
+
+
+def test_who_always_votes_alike_agrees_and_who_has_no_choice_does_not_count() -> None:
+    alike, pair = Agreement(), Agreement()
+    for _ in range(2):
+        alike.add({"a": 1, "b": 1, "c": 1}, 1, 2)
+        alike.add({"a": 0, "b": 0}, 0, 1)
+        alike.add({}, 0, 2)
+    assert (alike.kappa, alike.rows, alike.unanimous) == (1.0, 2, 2)
+    pair.add({"a": 0, "b": 1}, 0, 2)
+    assert pair.kappa == pytest.approx((0 - 0.5) / 0.5)
+    alone = Agreement()
+    alone.add({"a": 0}, 0, 2)
+    assert (alone.kappa, alone.rows, alone.unanimous) == (None, 1, 1)
 
 
 def test_a_member_without_a_name_is_refused(tmp_path: Path) -> None:

@@ -17,9 +17,13 @@ from o1_retriever_training.joint import losses
 from o1_retriever_training.joint.losses import (
     allowed_negatives,
     contrastive_loss,
+    corrected_queries,
+    cosine_loss,
     distillation_loss,
     generation_loss,
+    index_loss,
     joint_loss,
+    relation_loss,
 )
 
 NAN = math.nan
@@ -167,6 +171,44 @@ def plain_distillation(
     return sum(losses) / len(losses) if losses else 0.0
 
 
+def plain_index(queries: Tensor, answers: Tensor, index: Tensor, temperature: float, count: int) -> float:
+    losses = []
+    for vector, rows in zip(queries.tolist(), answers.tolist(), strict=True):
+        own = [row for row in rows if row >= 0]
+        scores = [dot(vector, each) / temperature for each in index.tolist()]
+        others = [score for row, score in enumerate(scores) if row not in own]
+        each = [-log_softmax([scores[row], *others])[0] for row in own]
+        losses += [sum(each) / len(each)] if each else []
+    return sum(losses) / count if count else 0.0
+
+
+def plain_relation(vectors: Tensor, teacher: Tensor, temperature: float) -> float:
+    losses = []
+    for place in range(len(vectors)):
+        found, wanted = (
+            log_softmax(
+                [dot(each[place], other) / temperature for row, other in enumerate(each) if row != place]
+            )
+            for each in (vectors.tolist(), teacher.tolist())
+        )
+        losses.append(sum(math.exp(w) * (w - f) for w, f in zip(wanted, found, strict=True)))
+    return sum(losses) / len(losses)
+
+
+def plain_unit(vector: list[float]) -> list[float]:
+    length = max(math.hypot(*vector), 1e-12)
+    return [each / length for each in vector]
+
+
+def plain_corrected(encoded: Tensor, corrections: Tensor, alone: Tensor) -> list[list[float]]:
+    pairs = zip(encoded.tolist(), corrections.tolist(), strict=True)
+    own = [plain_unit([a + b for a, b in zip(*pair, strict=True)]) for pair in pairs]
+    return [
+        plain_unit([a + b for a, b in zip(own[row], vector, strict=True)]) if row >= 0 else vector
+        for row, vector in zip(alone.tolist(), own, strict=True)
+    ]
+
+
 def plain_allowed(
     positives: Tensor, keys: Tensor, targets: Tensor, groups: Tensor | None
 ) -> list[list[bool]]:
@@ -245,6 +287,45 @@ def test_plain_loops_find_the_same(batch: dict[str, Tensor], one: float, other: 
         found = allowed_negatives(positives, keys, targets, groups=groups)
         assert found.dtype == torch.bool
         assert found.tolist() == plain_allowed(positives, keys, targets, groups)
+
+
+@settings(max_examples=60)
+@given(batches(), TEMPERATURES, st.integers(0, 3))
+def test_plain_loops_find_the_same_for_an_index(
+    batch: dict[str, Tensor], temperature: float, count: int
+) -> None:
+    queries, index, answers = batch["queries"], batch["documents"], batch["candidates"]
+    found = index_loss(queries, answers, index, temperature=temperature, count=count)
+    close(found, plain_index(queries, answers, index, temperature, count), within=1e-5)
+    for size in (0, 1, 2, len(index)):
+        vectors, teacher = index[:size], index.flip(0)[:size]
+        found = relation_loss(vectors, teacher, temperature=temperature)
+        close(found, plain_relation(vectors, teacher, temperature) if len(vectors) > 1 else 0.0, within=1e-5)
+        cosines = [dot(*pair) for pair in zip(vectors.tolist(), teacher.tolist(), strict=True)]
+        plain = sum(1 - each for each in cosines) / count if count else 0.0
+        close(cosine_loss(vectors, teacher, count=count), plain)
+    alone = torch.arange(-1, len(index) - 1)
+    corrected = corrected_queries(index, index.flip(0) / 2, alone)
+    assert torch.allclose(
+        corrected, torch.tensor(plain_corrected(index, index.flip(0) / 2, alone)).to(corrected)
+    )
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_an_index_without_answers_and_no_vectors_teach_nothing(count: int) -> None:
+    queries, none = unit(2), unit(0)
+    answers = torch.full((2, 3), -1)
+    whole(index_loss(queries, answers, unit(4).detach(), temperature=0.05, count=count), queries)
+    whole(index_loss(none, answers[:0], unit(4).detach(), temperature=0.05, count=count), none)
+    whole(cosine_loss(none, none.detach(), count=count), none)
+    if not count:
+        whole(
+            index_loss(queries, torch.tensor([[0], [1]]), unit(4).detach(), temperature=0.05, count=0),
+            queries,
+        )
+        whole(cosine_loss(queries, unit(2, seed=1).detach(), count=0), queries)
+    one = torch.full((1, 4), math.inf, requires_grad=True)
+    whole(relation_loss(one, one.detach(), temperature=0.05), one)
 
 
 @settings(max_examples=15)
@@ -373,6 +454,29 @@ def test_losses_are_in_float32_whatever_is_around_them(kind: torch.dtype) -> Non
     coarse = generation_loss(logits.to(kind), labels, tokens=5)
     assert half.dtype == coarse.dtype == torch.float32
     close(coarse, generation_loss(logits.to(kind).float(), labels, tokens=5).item())
+
+
+@pytest.mark.parametrize("block", [1, 4, 7, 8, 1 << 22])
+def test_blocks_of_any_size_add_up_and_a_block_may_be_larger_than_all(block: int, monkeypatch: Any) -> None:
+    queries, documents, targets = unit(5), unit(4, seed=1), torch.tensor([0, 1, 2, 3, 0])
+    whole_loss = contrastive_loss(queries, documents, targets, temperature=0.5)
+    sizes: list[int] = []
+    plain = losses.cross_entropy
+    monkeypatch.setattr(
+        losses,
+        "cross_entropy",
+        lambda scores, *args, **options: sizes.append(len(scores)) or plain(scores, *args, **options),
+    )
+    monkeypatch.setattr(losses, "BLOCK", block)
+    found = contrastive_loss(queries, documents, targets, temperature=0.5)
+    close(found, whole_loss.item())
+    assert sizes == {1: [1] * 5, 4: [1] * 5, 7: [1] * 5, 8: [2, 2, 1]}.get(block, [5])
+    for one, other in zip(
+        torch.autograd.grad(found, (queries, documents)),
+        torch.autograd.grad(whole_loss, (queries, documents)),
+        strict=True,
+    ):
+        assert torch.allclose(one, other, atol=1e-6)
 
 
 def test_many_scores_are_not_kept_for_the_gradient() -> None:

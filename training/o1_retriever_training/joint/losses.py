@@ -217,7 +217,7 @@ def _sum_of_blocks(
 
     Of several blocks none keeps its scores for the gradient, so that memory grows with the vectors alone.
     """
-    size = max(1, BLOCK // max(1, len(documents)))
+    size = max(1, BLOCK // len(documents))
     if len(queries) <= size:
         return loss(queries, documents, rows)
     parts = [
