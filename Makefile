@@ -27,7 +27,7 @@ help:
 	@echo "make coverage run the tests of the core, and say which of its lines they run (at least 92 %)"
 	@echo "make slow     run the long tests too; some need collections that are not in the repository"
 	@echo "make lint     check style and types      make format   put the code into shape"
-	@echo "make audit    look for known vulnerabilities   make sbom  the list of what is installed, in dist"
+	@echo "make audit    look at the workflows, and for known vulnerabilities   make sbom  what is installed, in dist"
 	@echo "make wheel    build dist/*.whl           make clean    remove what make made"
 	@echo "make bench    measure speed, under 15 minutes on a quiet machine    make bench-full  hours"
 	@echo "make o1-embedder-22m  train the model of this repository again, hours; DATA=... is the data, ARGS=--quick tries the way"
