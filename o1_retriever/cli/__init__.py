@@ -2,8 +2,9 @@
 
 `app` has the table of all commands and turns errors into one line each, `options` declares what several
 commands share, `models` loads what the options name, and `terminal` is all that is written to a
-terminal. Every other module holds one command (`search` holds `think` too). None of them imports
-anything heavy before a command needs it.
+terminal. Every other module holds one command, or two that belong together: `search` has `think` too, `embed`
+`load`, `evaluate` `calibrate`, and `info` `cache`. None of them imports anything heavy before a command needs
+it.
 """
 
 from __future__ import annotations

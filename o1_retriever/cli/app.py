@@ -38,7 +38,7 @@ OWN = {
     ),
     "load": ("o1_retriever.cli.embed:load", "Load such files into a vector store."),
     "calibrate": (
-        "o1_retriever.cli.calibrate:calibrate",
+        "o1_retriever.cli.evaluate:calibrate",
         "Find out how much thoughts should count, from QUESTIONS whose passages you know.",
     ),
     "size": (

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from o1_retriever.cli.calibrate import read_questions
+from o1_retriever.cli.evaluate import read_questions
 from o1_retriever.engine.adapters import base_of
 from o1_retriever.engine.checkpoint import read_stored
 from o1_retriever.engine.template import CONFIG_NAME, TemplateConfig
