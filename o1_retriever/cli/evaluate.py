@@ -26,7 +26,7 @@ from o1_retriever.cli.options import (
 )
 from o1_retriever.cli.terminal import messages, output, warn, working, write_json
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever.reporting import counted
+from o1_retriever.reporting import counted, markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -198,7 +198,6 @@ def _show(evaluation: Evaluation, results: ResultOptions) -> None:
 
 def _show_summary(evaluations: Sequence[Evaluation], results: ResultOptions) -> None:
     from o1_retriever.evaluation.report import summary
-    from o1_retriever.reporting import markdown_table
 
     heads, rows = summary(evaluations)
     if results.report is not None:

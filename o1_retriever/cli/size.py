@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,8 +36,6 @@ def size(
 
     Each tier is a way to think: fast never does, guarded about a part of the queries, always about all.
     """
-    from dataclasses import replace
-
     from o1_retriever.cli.models import load_embedder
     from o1_retriever.evaluation.sizing import index_needs, measure_costs
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from o1_retriever.errors import CheckpointError, EncoderError, ModelError, ModelNotFoundError
+from o1_retriever.errors import CheckpointError, EncoderError, ModelError, ModelNotFoundError, require
 
 _BLOCK = 1 << 20
 _BLOCKS = 64
@@ -332,8 +332,6 @@ def read_any(folder: Path, gguf: str | None) -> Stored:
     """The same for a folder, or for the `.gguf` file in it, whose weights are unpacked to float32."""
     if gguf is None:
         return read_stored(folder)
-    from o1_retriever.errors import require
-
     reader = require("gguf", extra="local", purpose="Reading a .gguf file").GGUFReader(folder / gguf)
     count = sum(int(tensor.n_elements) for tensor in reader.tensors)
     return Stored(kinds={"F32": count}, bytes=(folder / gguf).stat().st_size)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from o1_retriever.cli.models import quiet
-from o1_retriever.cli.options import with_options
+from o1_retriever.cli.models import THINKER, encoder_name, quiet
+from o1_retriever.cli.options import ModelOptions, with_options
 from o1_retriever.cli.terminal import messages, output, show_log, warn
-from o1_retriever.errors import require
+from o1_retriever.errors import SettingsError, require
 from o1_retriever.reporting import counted
 
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ class ExpertOptions:
 
     def open(self) -> Any:
         """The expert that the options name, or several by name. Raises what `as_expert` raises."""
-        from o1_retriever.errors import SettingsError
-
         values, models = _by_name(self.expert), _by_name(self.expert_model or [])
         if len(values) < len(self.expert) or (len(values) > 1 and "" in values):
             raise SettingsError(
@@ -76,8 +74,6 @@ class ExpertOptions:
         from o1_retriever_training.experts import as_expert
 
         if not value.startswith(("http://", "https://")) and not value.endswith((".jsonl", ".jsonl.gz")):
-            from o1_retriever.cli.models import quiet
-
             quiet()
         return as_expert(
             value,
@@ -92,7 +88,6 @@ class ExpertOptions:
 
     def as_recipe(self) -> Recipe:
         """The recipe of the file, with what was typed instead of its fields."""
-        from o1_retriever.errors import SettingsError
         from o1_retriever_training.recipe import Recipe, read_yaml
 
         read = {} if self.recipe is None else read_yaml(self.recipe)
@@ -333,8 +328,6 @@ def adapt(
     The index's vectors stay as they are. Questions are kept apart to judge by; stopped, it goes on.
     """
     _require_packages()
-    from o1_retriever.cli.models import THINKER, encoder_name
-    from o1_retriever.cli.options import ModelOptions
     from o1_retriever.encoders import SentenceTransformerEncoder
     from o1_retriever.index.index import Index
     from o1_retriever_training import adapt as stages
