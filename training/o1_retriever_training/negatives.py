@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from o1_retriever.errors import SettingsError
+from o1_retriever.ranking.ranking import best
 from o1_retriever.reporting import progress
 from o1_retriever.thought import Vector
 from o1_retriever_training.ledger import Input, Ledger
@@ -141,12 +142,11 @@ class _Miner:
         ids = getattr(row, "pos_ids", None) or []
         positives |= {self.corpus.places[str(name)] for name in ids if str(name) in self.corpus.places}
         # Where no positive is in the corpus, nothing says how high a score is too high.
-        best = max((float(scores[place]) for place in positives), default=np.inf)
-        ceiling = best + self.rules.margin * abs(best)
+        highest = max((float(scores[place]) for place in positives), default=np.inf)
+        ceiling = highest + self.rules.margin * abs(highest)
         positive_texts = [plain_text(text) for text in row.pos]
-        depth = min(len(scores), self.rules.depth + len(positives))
-        top = np.argpartition(-scores, depth - 1)[:depth] if depth else np.empty(0, dtype=np.int64)
-        order = [int(place) for place in top[np.lexsort((top, -scores[top]))] if int(place) not in positives]
+        ranking = best(np.arange(len(scores)), scores, self.rules.depth + len(positives)).keys.tolist()
+        order = [place for place in ranking if place not in positives]
         chosen: list[int] = []
         seen = set()
         for place in order[self.rules.skip :]:

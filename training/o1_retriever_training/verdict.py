@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.evaluation.collection import Collection, EncodedCorpus
-from o1_retriever.evaluation.comparison import Comparison, Values, compare, evaluate, holm
+from o1_retriever.evaluation.comparison import SIGNIFICANT, Comparison, Values, compare, evaluate, holm
 from o1_retriever.evaluation.controls import PAIRS, thinking_systems
 from o1_retriever.evaluation.metrics import aligned
 from o1_retriever.evaluation.systems import Dense
@@ -16,7 +16,6 @@ from o1_retriever.reporting import counted, markdown_table
 MEASURE = "nDCG@10"
 _DEPTH = 1000
 _FAST = "fast"
-_SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +39,14 @@ class Verdict:
         return [
             name
             for name, found in self.own.items()
-            if found.p_corrected < _SIGNIFICANT and found.difference > 0 and self.control[name].difference > 0
+            if found.p_corrected < SIGNIFICANT and found.difference > 0 and self.control[name].difference > 0
         ]
 
     @property
     def harmed(self) -> list[str]:
         """The systems that lose by thinking, beyond chance."""
         own = self.own.items()
-        return [name for name, found in own if found.p_corrected < _SIGNIFICANT and found.difference < 0]
+        return [name for name, found in own if found.p_corrected < SIGNIFICANT and found.difference < 0]
 
     @property
     def is_good(self) -> bool:
