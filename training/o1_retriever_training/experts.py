@@ -15,7 +15,7 @@ from o1_retriever.endpoint.limits import Patience, RateLimit, RequestPolicy
 from o1_retriever.endpoint.prompt import ChatRequest
 from o1_retriever.endpoint.reply import Answer, Problem, cost_of
 from o1_retriever.errors import SettingsError, ThinkerError
-from o1_retriever.thinkers import Thinker, as_thinker
+from o1_retriever.thinkers import Thinker, as_thinker, is_address, is_record
 from o1_retriever.thinkers.local import write_thoughts_about
 from o1_retriever.thought import Thought
 
@@ -270,7 +270,7 @@ def as_expert(
     if not isinstance(value, str | os.PathLike):
         return value if isinstance(value, Expert) else ThinkerExpert(value)
     name = os.fspath(value)
-    if name.startswith(("http://", "https://")):
+    if is_address(name):
         if not model:
             raise SettingsError(
                 f"The expert is {name!r:.80} and its model has no name.",
@@ -282,7 +282,7 @@ def as_expert(
             f"Found the model {model!r:.60} beside the expert {name!r:.60}; expected an endpoint.",
             hint="Type: --expert http://127.0.0.1:8000/v1 --expert-model NAME",
         )
-    if name.endswith((".jsonl", ".jsonl.gz")):
+    if is_record(name):
         if not Path(name).is_file():
             raise ThinkerError(f"There is no file {name}; expected recorded thoughts.")
         return ThinkerExpert(name, batch=256)
