@@ -8,6 +8,7 @@ finds RANK, WORLD_SIZE and the rest in its environment, as `torchrun` sets them.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -88,8 +89,11 @@ def leave_together() -> None:
 def main() -> None:
     """Fork the children of each question of standard input."""
     sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "training")]
+    gc.disable()  # as in conftest.py; and what is frozen is not copied into each child by looking at it
     for name in sys.argv[1:]:
         importlib.import_module(name)
+    gc.freeze()
+    gc.enable()
     children: list[int] = []
     for line in sys.stdin:
         question = json.loads(line)
