@@ -116,24 +116,19 @@ def search(
         thinks = modes.chosen() in (None, "always") and not thought
         index = stack.enter_context(Index(target.index, embedder))
         retriever = Retriever(embedder, index, **options)
+        how: dict[str, Any] = {"k": modes.hits, "where": where, "settings": settings}
 
         def explain(queries: list[Query]) -> None:
             for each in queries:
                 with working(doing):
-                    explanation = retriever.explain(each, k=modes.hits, where=where, settings=settings)
+                    explanation = retriever.explain(each, **how)
                 source.show(explanation.to_dict(), explanation.view(full=shown.full))
 
         def answer(queries: list[Query]) -> None:
             # Several queries have a progress bar, which is the embedder's own.
             one = len(queries) == 1
             with working(doing) if one else contextlib.nullcontext():
-                results = retriever.search_many(
-                    queries,
-                    k=modes.hits,
-                    where=where,
-                    settings=settings,
-                    show_progress_bar=False if one else None,
-                )
+                results = retriever.search_many(queries, show_progress_bar=False if one else None, **how)
             for result in results:
                 source.show(result.to_dict(), result_view(result, full=shown.full))
 
