@@ -3,7 +3,8 @@
 The server is a process of its own on the loopback interface, with an index, the model of this repository and
 a cache of a bounded size. What it can do is measured first; then requests come at the given share of that,
 evenly, whether earlier ones are answered or not. Memory (RSS) and handles are read every two seconds. The
-slope is that of minutes' means after the warm-up, with an interval of 95 % by Student's t.
+slope is that of minutes' means after the warm-up, with an interval of 95 % by Student's t. Time in which the
+whole of it stands still (SIGSTOP, a machine asleep) does not count.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from o1_retriever import Index, ThinkingEmbedder
 _EVERY_S = 2.0
 _BLOCK_S = 60.0
 _CLIENTS = 8
-_OUTSTANDING = 64  # beyond it a request is counted as left out: the machine has fallen behind
+_OUTSTANDING = 64  # beyond it a request is not sent: the machine has fallen behind
+_STILL_S = 10.0  # whoever is so late has stood still
 _POOL = 400  # queries among which half of the requests choose: the cache knows them
 
 
@@ -49,7 +51,7 @@ def measure(*, count: int = 0, seconds: float = 1800.0, share: float = 0.5) -> I
         folder = Path(name)
         with Index(folder / "index", ThinkingEmbedder.from_pretrained(MODEL, cache=False)) as index:
             index.add([f"A passage about case {number}, and why it matters." for number in range(300)])
-        arguments = ["--model", str(MODEL), "--index", f"notes={folder / 'index'}"]
+        arguments = ["--model", str(MODEL), "--index", f"notes={folder / 'index'}", "--timeout", "3600"]
         with server(*arguments, cache=str(folder / "cache")) as (port, running):
             readings, answers = asyncio.run(_soak(port, running.pid, seconds, share))
     yield from figures(readings, answers, warm_up=min(300.0, seconds / 4))
@@ -122,8 +124,10 @@ async def _at_rate(
         if due > began + seconds:
             break
         await asyncio.sleep(max(0.0, due - time.monotonic()))
+        if (late := time.monotonic() - due) > _STILL_S:
+            began += late
         if len(under_way) >= _OUTSTANDING:
-            answers["left out"] += 1
+            answers["not sent"] += 1
             continue
         task = asyncio.create_task(ask())
         under_way.add(task)
@@ -133,8 +137,12 @@ async def _at_rate(
 
 
 async def _watch(process: int, seconds: float) -> list[Reading]:
-    found, began = [], time.monotonic()
+    found: list[Reading] = []
+    began = time.monotonic()
     while (at := time.monotonic() - began) < seconds:
+        if found and (late := at - found[-1].at - _EVERY_S) > _STILL_S:
+            print(f"   stood still for {late:.0f} s", flush=True)
+            began, at = began + late, at - late
         found.append(reading(process, at))
         await asyncio.sleep(_EVERY_S)
     return found
@@ -164,8 +172,9 @@ def figures(readings: Sequence[Reading], answers: Counter[str], *, warm_up: floa
     megabytes = statistics.fmean(each.megabytes for each in steady)
     yield Figure(name="soak/minutes", value=round(readings[-1].at / 60, 1), unit="minutes")
     yield Figure(name="soak/requests", value=sum(answers.values()), unit="requests")
-    wrong = sum(answers.values()) - answers["right"]
-    yield Figure(name="soak/lost", value=wrong, unit="requests", better="lower")
+    lost = sum(answers.values()) - answers["right"] - answers["not sent"]
+    yield Figure(name="soak/lost", value=lost, unit="requests", better="lower")
+    yield Figure(name="soak/not_sent", value=answers["not sent"], unit="requests", better="lower")
     yield Figure(name="soak/memory_mb", value=round(megabytes, 1), unit="MB", better="lower")
     for name, value in (("", slope), ("/low", low), ("/high", high)):
         share = round(value / megabytes, 5)

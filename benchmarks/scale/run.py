@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,15 @@ from o1_retriever.index.foreign import load_shards, opened_for
 from o1_retriever.index.shards import Manifest, ShardOptions, embed_shards
 
 MODEL = ROOT / "models" / "o1-embedder-22m"
-_RATES = (0.3, 0.6)  # of what one machine can do
-_REQUESTS = 250  # at each rate
+_SHARES = (0.3, 0.6, 0.8)  # of what one machine can do
+_SECONDS = 60.0  # at each of them
 
 
 def written(path: Path, count: int) -> str:
     """A file of so many real documents, each with another number before it: equal ones are embedded once."""
     _, texts = documents(1000)
     with path.open("w", encoding="utf-8") as file:
-        for number, text in zip(range(count), cycle(texts)):
+        for number, text in zip(range(count), itertools.cycle(texts)):
             file.write(json.dumps({"id": str(number), "text": f"{number}. {text}"}) + "\n")
     return str(path)
 
@@ -168,76 +168,85 @@ def _milliseconds(work: Callable[[], Any]) -> float:
 
 
 def queue() -> Iterator[Figure]:
-    """`scale/queue/...`: what the simulation says over what the server does, with thoughts."""
-    import torch
+    """`scale/queue/...`: what the simulation says over what the server does, with thoughts.
 
-    torch.set_num_threads(1)
+    The costs are those measured right before and right after, as the speed of a machine that is shared with
+    others drifts; of queries that are like those of the load, as half of what a query costs is how long its
+    thoughts are.
+    """
     embedder = ThinkingEmbedder.from_pretrained(MODEL, cache=False)
-    costs = measure_costs(embedder, [_query(number) for number in range(60)])
-    print(
-        f"   step {costs.step * 1e3:.2f} ms, row {costs.row * 1e6:.0f} us, query {costs.query * 1e3:.2f} ms"
-    )
+    numbers = itertools.count(10**7)
     *_, always = tiers(0)
-    most = capacity(costs, always)
     with server("--model", str(MODEL)) as (port, _):
-        overhead = asyncio.run(_overhead(port, costs))
-        print(f"   one machine {most:.1f}/s, {overhead * 1000:.1f} ms for a request", flush=True)
-        for part in _RATES:
-            found = simulate(costs, part * most, always, overhead_s=overhead, queries=6000)
-            waits = np.array(asyncio.run(_poisson(port, part * most, _REQUESTS))) * 1000
+        before = _costs(embedder, numbers)
+        overhead = asyncio.run(_overhead(port, before, numbers))
+        print(f"   {overhead * 1000:.1f} ms for a request", flush=True)
+        for share in _SHARES:
+            rate = share * capacity(before, always)
+            waits = np.array(asyncio.run(_poisson(port, rate, numbers))) * 1000
+            after = _costs(embedder, numbers)
+            found = [
+                simulate(costs, rate, always, overhead_s=overhead, queries=6000) for costs in (before, after)
+            ]
+            before = after
             for what, said, seen in (
-                ("mean", found.mean_ms, waits.mean()),
-                ("p50", found.p50_ms, np.percentile(waits, 50)),
-                ("p95", found.p95_ms, np.percentile(waits, 95)),
+                ("mean", [each.mean_ms for each in found], waits.mean()),
+                ("p50", [each.p50_ms for each in found], np.percentile(waits, 50)),
+                ("p95", [each.p95_ms for each in found], np.percentile(waits, 95)),
             ):
-                print(
-                    f"   {part:.1f} of capacity, {what}: {said:.1f} ms predicted, {seen:.1f} measured",
-                    flush=True,
-                )
+                print(f"   {share} of capacity, {what}: {said} ms predicted, {seen:.0f} measured", flush=True)
                 yield Figure(
-                    name=f"scale/queue/{part}/{what}_predicted_over_measured",
-                    value=round(float(said / seen), 3),
-                    unit=f"ratio, {part * most:.1f} queries/s, {_REQUESTS} requests",
+                    name=f"scale/queue/{share}/{what}_predicted_over_measured",
+                    value=round(float(np.mean(said) / seen), 3),
+                    unit=f"ratio, {rate:.1f} queries/s, {_SECONDS:.0f} s",
                 )
+
+
+def _costs(embedder: ThinkingEmbedder, numbers: Iterator[int]) -> Costs:
+    costs = measure_costs(embedder, [_query(next(numbers)) for _ in range(200)])
+    print(
+        f"   step {costs.step * 1e3:.2f} ms, row {costs.row * 1e6:.0f} us, query {costs.query * 1e3:.2f} ms",
+        flush=True,
+    )
+    return costs
 
 
 def _query(number: int) -> str:
     return f"Why does it matter, case {number}?"
 
 
-async def _overhead(port: int, costs: Costs) -> float:
+async def _overhead(port: int, costs: Costs, numbers: Iterator[int]) -> float:
     """Seconds that a lone request takes beside the model, on average."""
     spent = []
     async with Connection(port) as connection:
-        for number in range(40):
+        for _ in range(40):
             started = time.perf_counter()
-            status, _ = await connection.post("/v1/embeddings", {"input": _query(10_000 + number)})
+            status, _ = await connection.post("/v1/embeddings", {"input": _query(next(numbers))})
             assert status == 200
             spent.append(time.perf_counter() - started)
     model = float(np.mean([costs.batch([each])[0] for each in costs.lengths]))
     return max(0.0, float(np.mean(spent[10:])) - model)
 
 
-async def _poisson(port: int, rate: float, count: int) -> list[float]:
-    """Seconds that each of so many requests takes, which come by chance."""
+async def _poisson(port: int, rate: float, numbers: Iterator[int]) -> list[float]:
+    """Seconds that each request takes; they come by chance. The first tenth meets an empty server."""
     chance = random.Random(1)
     waits: list[float] = []
 
     async def ask(number: int, due: float) -> None:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         async with Connection(port) as connection:
-            status, _ = await connection.post(
-                "/v1/embeddings", {"input": _query(20_000 + int(rate * 1e6) + number)}
-            )
+            status, _ = await connection.post("/v1/embeddings", {"input": _query(number)})
             assert status == 200
         waits.append(time.perf_counter() - due)
 
-    due, tasks = time.perf_counter() + 0.5, []
-    for number in range(count):
-        tasks.append(asyncio.create_task(ask(number, due)))
+    began = due = time.perf_counter() + 0.5
+    tasks = []
+    while due < began + _SECONDS:
+        tasks.append(asyncio.create_task(ask(next(numbers), due)))
         due += chance.expovariate(rate)
     await asyncio.gather(*tasks)
-    return waits[count // 10 :]
+    return waits[len(waits) // 10 :]
 
 
 NAMES: dict[str, Callable[[], Iterator[Figure]]] = {

@@ -150,7 +150,8 @@ def _mean(values: list[int]) -> float:
 def _queries() -> list[str]:
     """Questions of usual lengths, all different."""
     things = ("a mirror", "sea water", "an old battery", "bread dough", "a diesel engine", "wood",
-              "a vaccine", "wool", "a thunderstorm", "stainless steel", "a coral reef", "cheese")  # fmt: skip
+              "a vaccine", "wool", "a thunderstorm", "stainless steel", "a coral reef", "cheese",
+              "glass")  # fmt: skip
     asked = (
         "What happens to {} in the cold?", "Why does {} change over the years?", "How is {} made?",
         "What did people believe about {} before it was understood?", "Is {} of any use?",

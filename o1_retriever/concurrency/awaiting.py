@@ -168,7 +168,8 @@ class AwaitedPipeline:
         keys = [self._cache.vector_key(*pair) for pair in pairs]
         if all(key in free for key in keys):
             return np.stack([free[key] for key in keys])
-        return np.stack(await self._computing.ask(self._fill, item=(pairs, free)))
+        # What was thought about in this turn of the model need not wait for all thoughts of the next one.
+        return np.stack(await self._computing.ask(self._fill, item=(pairs, free), first=True))
 
     # What follows is called in the threads, with all tickets of a batch.
 

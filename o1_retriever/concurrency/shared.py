@@ -123,17 +123,19 @@ class Batches(Renewed):
         self._thread: threading.Thread | None = None
         self._ending = False
 
-    async def ask(self, work: Work, *shared: Hashable, item: Any, size: int = 1) -> Any:
+    async def ask(self, work: Work, *shared: Hashable, item: Any, size: int = 1, first: bool = False) -> Any:
         """The result that `work(tickets, *shared)` gives the item's ticket.
 
         Tickets with the same `work` and `shared` that wait at the same time are one call, up to a `size` of
-        512 together; then what waits besides has its turn. An exception is that of the tickets without a
+        512 together; then what waits besides has its turn. `first` is for what ends a work that has had a
+        turn: it goes before all that waits. An exception is that of the tickets without a
         result: of several, each is tried again by itself. A coroutine that is cancelled takes its ticket
         back: it is no longer `wanted`.
         """
         ticket: Ticket[Any, Any] = Ticket(item, size)
         with self._changed:
-            self._waiting.append(((work, shared), ticket))
+            add = self._waiting.appendleft if first else self._waiting.append
+            add(((work, shared), ticket))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
                 self._thread.start()

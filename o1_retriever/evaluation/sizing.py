@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
 from o1_retriever.thought import ThoughtSettings, check_number
 
-# Batches that are measured, and how often.
-_BATCHES = {1: 6, 4: 3, 16: 2}
+# Batches that are measured, and how often: a busy server has large ones, whose times cannot be told from
+# those of small ones. One that would take longer than so many seconds is left out.
+_BATCHES = {1: 6, 4: 4, 16: 3, 64: 2}
+_PATIENCE_S = 30.0
 _LARGEST = 512  # queries in a batch: that of `concurrency.shared`
 _BUSY = 0.7  # the part of its capacity that a machine should be given
 
@@ -63,29 +66,30 @@ class Costs:
 def measure_costs(
     embedder: ThinkingEmbedder, queries: Sequence[str], *, settings: ThoughtSettings | None = None
 ) -> Costs:
-    """Time batches of several sizes here. Each query is thought about once; there must be 50 different ones.
+    """Time batches of several sizes here, of queries of which 64 must be different.
 
     The embedder must have no cache, which would answer for the model: `SettingsError` otherwise.
     """
-    wanted = sum(size * times for size, times in _BATCHES.items())
-    if embedder.cache is not None or len(dict.fromkeys(queries)) < wanted:
+    texts, most = list(dict.fromkeys(queries)), max(_BATCHES)
+    if embedder.cache is not None or len(texts) < most:
         raise SettingsError(
-            f"Found {'a cache' if embedder.cache is not None else f'{len(queries)} queries'}; expected an "
-            f"embedder with cache=False and {wanted} different queries."
+            f"Found {'a cache' if embedder.cache is not None else f'{len(texts)} queries'}; expected an "
+            f"embedder with cache=False and {most} different queries."
         )
-    chosen, rest = settings or embedder.settings, iter(dict.fromkeys(queries))
+    chosen, following = settings or embedder.settings, cycle(texts)
     embedder.embed_query("Is it warm?", settings=chosen.with_changes(seed=chosen.seed + 1))
-    rows, seconds, lengths = [], [], []
+    rows, seconds, lengths = [], [0.0], []
     for size, times in _BATCHES.items():
-        for _ in range(times):
-            texts = [next(rest) for _ in range(size)]
-            spent, found = _timed(partial(embedder.embed_queries, texts, settings=chosen))
-            own = [tuple(max(1, each.completion_tokens) for each in row.thoughts) or (1,) for row in found]
-            lengths += own
-            rows.append((max(map(max, own)), sum(map(sum, own)), size))
+        # Four times the queries take at most four times as long.
+        for _ in range(times if 4 * seconds[-1] < _PATIENCE_S else 0):
+            own = list(islice(following, size))
+            spent, found = _timed(partial(embedder.embed_queries, own, settings=chosen))
+            tokens = [tuple(max(1, each.completion_tokens) for each in row.thoughts) or (1,) for row in found]
+            lengths += tokens
+            rows.append((max(map(max, tokens)), sum(map(sum, tokens)), size))
             seconds.append(spent)
-    step, row, query = _least_squares(np.array(rows, float), np.array(seconds))
-    fast, fast_query = _fast_costs(embedder, list(queries), chosen)
+    step, row, query = _least_squares(np.array(rows, float), np.array(seconds[1:]))
+    fast, fast_query = _fast_costs(embedder, texts, chosen)
     return Costs(step=step, row=row, query=query, fast=fast, fast_query=fast_query, lengths=tuple(lengths))
 
 

@@ -252,6 +252,32 @@ class TestBatches:
         await asyncio.gather(*large, batches.ask(second, item="d"), batches.ask(second, item="e"))
         assert done == [["a", "c"], ["d", "e"], ["b"]]
 
+    async def test_what_was_thought_about_is_embedded_before_others_are_thought_about(self) -> None:
+        done: list[str] = []
+        begun, go = threading.Event(), threading.Event()
+
+        def think(queries: list[str], n: int) -> list[list[str]]:
+            done.extend(queries)
+            begun.set()
+            go.wait(60)
+            return thoughts(queries, n)
+
+        def embed(texts: list[str]) -> Any:
+            done.append("embedded")
+            return letters(texts)
+
+        embedder = ThinkingEmbedder.from_parts(think, embed, cache=False)
+        await embedder.aencode_documents(["warm"])
+        done.clear()
+        both = [asyncio.ensure_future(embedder.aembed_query("a"))]
+        await asyncio.to_thread(begun.wait, 60)
+        both.append(asyncio.ensure_future(embedder.aembed_query("b")))
+        while not embedder._awaited._computing._waiting:
+            await asyncio.sleep(0.001)
+        go.set()
+        await asyncio.gather(*both)
+        assert done == ["a", "embedded", "b", "embedded"]
+
     async def test_work_that_gives_no_result_is_an_error_and_no_wait(self) -> None:
         def lazy(tickets: Sequence[Ticket[int, int]]) -> None:
             for ticket in tickets:  # of both, or of one after the other where the machine is slow

@@ -130,8 +130,8 @@ def test_a_model_is_measured_and_sized(tmp_path):
     model = str(save(tmp_path / "model"))
     cached = ThinkingEmbedder.from_pretrained(model)
     with pytest.raises(SettingsError, match="a cache"):
-        measure_costs(cached, [f"query {number}" for number in range(50)])
-    with pytest.raises(SettingsError, match="expected an embedder with cache=False and 50 different"):
+        measure_costs(cached, [f"query {number}" for number in range(64)])
+    with pytest.raises(SettingsError, match="expected an embedder with cache=False and 64 different"):
         measure_costs(ThinkingEmbedder.from_pretrained(model, cache=False), ["one"] * 99)
     said = ok("size", "--model", model, "--qps", "5", "--docs", "1000000", "--price", "2")
     for words in (

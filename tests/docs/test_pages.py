@@ -7,6 +7,9 @@ import importlib.util
 import io
 import json
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +111,25 @@ def test_the_page_of_serving_runs(root: Path, tmp_path: Path) -> None:
     embedder = small_embedder()
     with (
         Index(tmp_path / "index", embedder) as index,
-        serving(create_app(embedder, name="ours")) as server,
+        serving(create_app(embedder, {"notes": index}, name="ours")) as server,
     ):
         index.add(Document(id=str(number), text=text) for number, text in enumerate(TEXTS))
-        said = run(root / "docs" / "serving.md", embedder=embedder, index=index, address=server.url)
+        page = root / "docs" / "serving.md"
+        said = run(page, embedder=embedder, index=index, address=server.url)
+        if shutil.which("curl"):
+            answers = [
+                typed(line, server.url) for line in page.read_text("utf-8").splitlines() if "curl -s" in line
+            ]
+            assert ['"hits":' in answers[0], "event: done" in answers[1], '"data":' in answers[2]] == [
+                True
+            ] * 3
     assert said == "Water vapour condenses on cold glass. 0\n"
+
+
+def typed(line: str, address: str) -> str:
+    """What a command of the page shows, of a server at another address."""
+    words = shlex.split(line.replace("http://127.0.0.1:8000", address))
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
 def test_the_page_of_documents_runs_and_names_the_formats(root: Path) -> None:
