@@ -423,7 +423,7 @@ def _try(route: Any, mode: Any, most: int, answers: Counter[int], seed: int = 0)
     @hypothesis.given(case=route.as_strategy(generation_mode=mode))
     def send(case: Any) -> None:
         try:
-            status = case.call(timeout=60).status_code
+            status = case.call(timeout=900).status_code
         except requests.RequestException as error:
             print(f"   {error!r:.200}", flush=True)
             status = _BROKEN
