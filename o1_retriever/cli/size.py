@@ -118,10 +118,11 @@ def _show(found: dict[str, Any], embedder: ThinkingEmbedder, qps: float, docs: i
         console.print(text, markup=False, soft_wrap=True)
 
     say(
-        f"{found['thoughts']} thoughts of {found['tokens_of_a_thought']} tokens; a machine is given seven "
+        f"{found['thoughts']} thoughts of {found['tokens_of_a_thought']} tokens; a machine is given six "
         f"tenths of its capacity, and costs {price:g} an hour."
     )
-    say("These are the least that a load needs: a busy server was slower (docs/scaling.md). Measure yours.")
+    say("How long queries wait is simulated: a real server was within a fifth of it up to six tenths of its")
+    say("capacity, and slower than it beyond (docs/scaling.md). Measure yours.")
     memory, disk = index["memory"] / _GB, index["disk"] / _GB
     say(f"Memory of one machine: {process / _GB:.1f} GB with the model, {memory:.1f} GB for the index.")
     if docs:

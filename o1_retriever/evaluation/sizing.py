@@ -25,7 +25,8 @@ from o1_retriever.thought import ThoughtSettings, check_number
 _BATCHES = {1: 6, 4: 4, 16: 3, 64: 2}
 _PATIENCE_S = 30.0
 _LARGEST = 512  # queries in a batch: that of `concurrency.shared`
-_BUSY = 0.7  # the part of its capacity that a machine should be given
+# The part of its capacity that a machine should be given: beyond it, queries waited longer than predicted.
+_BUSY = 0.6
 
 # An index of ours, by the figures search/100000 and search/1000000 of benchmarks/results/speed.jsonl (384
 # numbers a vector): what comes with each vector beside its numbers, in memory and on disk, in bytes.
@@ -278,7 +279,7 @@ def index_needs(documents: int, dimension: int) -> IndexNeeds:
 
 
 def machines(rate: float, one: float) -> int:
-    """How many machines a rate needs, each at seven tenths of what it can do."""
+    """How many machines a rate needs, each at six tenths of what it can do."""
     return max(1, int(np.ceil(rate / (_BUSY * one))))
 
 

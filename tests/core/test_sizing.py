@@ -100,8 +100,8 @@ def test_less_thinking_does_more_queries_and_a_limit_does_fewer():
     assert rates == sorted(rates, reverse=True)
     assert 0 < capacity(COSTS, ALWAYS, within_s=0.5) < rates[2]
     assert capacity(COSTS, ALWAYS, within_s=0.01) == pytest.approx(0, abs=0.05)
-    assert machines(100, 20) == 8
-    assert cost_of_a_million(10, 1.0) == pytest.approx(1e6 / 7 / 3600)
+    assert machines(100, 20) == 9
+    assert cost_of_a_million(10, 1.0) == pytest.approx(1e6 / 6 / 3600)
     with pytest.raises(SettingsError, match="share"):
         Tier(name="guarded", share=1.5)
     with pytest.raises(SettingsError, match="rate"):
