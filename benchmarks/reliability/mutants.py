@@ -235,35 +235,27 @@ def measure(
     `outcomes` keeps what came of each, and of those that it has only the survivors are tried again.
     """
     _prepare(only)
-    targets = {target: name for name in only for target in TARGETS[name]}
-    suites = _suites(list(targets), jobs)
-    made = dict(_forked(((each, partial(_sources, each)) for each in suites), jobs))
-    pairs = {
-        name: [(each, Mutant(*one)) for each in TARGETS[name] for one in made.get(each, {}).items()]
-        for name in only
-    }
+    suites = _suites([target for name in only for target in TARGETS[name]], jobs)
     known = _read(outcomes)
-    tried = [
-        pair
-        for name in only
-        for pair in random.Random(name).sample(pairs[name], min(count, len(pairs[name])))
-    ]
-    works = (
-        ((target, mutant), partial(_survives, target, mutant, suites[target]))
-        for target, mutant in tried
-        if known.get(mutant.place, True)
-    )
-    for (_, mutant), survived in _forked(works, jobs):
-        known[mutant.place] = survives = bool(survived)
-        if survives:
-            print(f"   {mutant.place}: {EXPLAINED.get(mutant.place, 'NOT NOTICED')}", flush=True)
-        _note(outcomes, mutant.place, survives)
     for name in only:
-        places = [mutant.place for target, mutant in tried if targets[target] == name]
-        left = [place for place in places if known[place]]
+        targets = [target for target in TARGETS[name] if target in suites]
+        made = _forked(((each, partial(_sources, each)) for each in targets), jobs)
+        pairs = [(target, Mutant(*one)) for target, found in made for one in sorted(found.items())]
+        tried = random.Random(name).sample(pairs, min(count, len(pairs)))
+        works = (
+            (mutant.place, partial(_survives, target, mutant, suites[target]))
+            for target, mutant in tried
+            if known.get(mutant.place, True)
+        )
+        for place, survived in _forked(works, jobs):
+            known[place] = survives = bool(survived)
+            if survives:
+                print(f"   {place}: {EXPLAINED.get(place, 'NOT NOTICED')}", flush=True)
+            _note(outcomes, place, survives)
+        left = [mutant.place for _, mutant in tried if known[mutant.place]]
         lonely = [place for place in left if place not in EXPLAINED]
-        yield Figure(name=f"mutants/{name}/tried", value=len(places), unit="faults")
-        yield Figure(name=f"mutants/{name}/of", value=len(pairs[name]), unit="faults")
+        yield Figure(name=f"mutants/{name}/tried", value=len(tried), unit="faults")
+        yield Figure(name=f"mutants/{name}/of", value=len(pairs), unit="faults")
         yield Figure(name=f"mutants/{name}/explained", value=len(left) - len(lonely), unit="faults")
         yield Figure(name=f"mutants/{name}/unexplained", value=len(lonely), unit="faults", better="lower")
 
