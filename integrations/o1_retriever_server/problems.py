@@ -83,16 +83,19 @@ def add_handlers(app: FastAPI) -> None:
     """Have the application answer in this shape, whoever raises what."""
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        return answer(error.status_code, str(error.detail), headers=error.headers)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        message, allowed = str(error.detail), (error.headers or {}).get("Allow")
+        if error.status_code == 405 and allowed:
+            message = f"Found {request.method}; expected {allowed}."
+        return answer(error.status_code, message, headers=error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def _validation(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         more = len(error.errors()) - 1
         others = f" (and {more} more)" if more else ""
-        return answer(422, f"{place}: {first['msg']}.{others}", param=place)
+        return answer(422, f"{place}: {_said(first, request)}{others}", param=place)
 
     @app.exception_handler(O1RetrieverError)
     async def _ours(_: Request, error: O1RetrieverError) -> JSONResponse:
@@ -101,6 +104,16 @@ def add_handlers(app: FastAPI) -> None:
             raise error  # what is logged, and answered without what the message says
         place = getattr(error, "position", None)
         return answer(status, str(error), param=None if place is None else str(place))
+
+
+def _said(first: Mapping[str, Any], request: Request) -> str:
+    """What is wrong with a field, or with the whole body, which an unknown type leaves unread."""
+    said, given = f"{first['msg']}.", request.headers.get("content-type", "no Content-Type")
+    if first["loc"] == ("body",) and "json" not in given:
+        return f"Found {given:.100}; expected JSON, with the header Content-Type: application/json."
+    if first["type"] == "json_invalid":
+        return f"{said} {first.get('ctx', {}).get('error', '')}.".replace("..", ".")
+    return f"{said} The page /docs has all fields." if first["type"] == "extra_forbidden" else said
 
 
 def _status(error: O1RetrieverError) -> int:

@@ -159,7 +159,11 @@ class TestRefused:
             ({"input": ["a"] * 9}, 413, "name the model tiny:document"),
             ({"input": "a" * 2001}, 413, "Found 2,001 tokens"),
             ({"input": "a", "thought_settings": {"n_thoughts": 4}}, 400, "this server allows at most 3"),
-            ({"input": "a", "thought_settings": {"seeds": 4}}, 422, "body.thought_settings.seeds"),
+            (
+                {"input": "a", "thought_settings": {"seeds": 4}},
+                422,
+                "body.thought_settings.seeds: Extra inputs are not permitted. The page /docs has",
+            ),
             ({"input": 3}, 422, "body.input"),
             ({}, 422, "body.input: Field required"),
         ],
@@ -175,10 +179,13 @@ class TestRefused:
 
     def test_a_body_that_is_no_json(self, http: httpx.Client) -> None:
         json = {"Content-Type": "application/json"}
-        assert http.post("/v1/embeddings", content=b"{", headers=json).status_code == 422
+        broken = http.post("/v1/embeddings", content=b"{", headers=json)
+        assert (broken.status_code, "enclosed in double quotes" in broken.text) == (422, True)
+        assert "Found GET; expected POST." in http.get("/v1/embeddings").text
         # What a page of another origin can send without being asked whether it may.
         plain = {"Content-Type": "text/plain"}
-        assert http.post("/v1/embeddings", content=b'{"input": "a"}', headers=plain).status_code == 422
+        unread = http.post("/v1/embeddings", content=b'{"input": "a"}', headers=plain)
+        assert (unread.status_code, "Content-Type: application/json" in unread.text) == (422, True)
         assert http.get("/nowhere").json()["error"]["code"] == "not_found"
         assert http.get("/v1/embeddings").json()["error"]["code"] == "method_not_allowed"
 
