@@ -315,9 +315,9 @@ class Pooling:
 class PairBackend(Sent):
     """Any thinker with any encoder: a thought is embedded as `query + " " + thought`.
 
-    The encoder checks its vectors (see `encoders.as_encoder`). A thinker with a `correction` that was trained
-    beside it adds to each vector of a query, E(q) or E(q + t), what its state says, W h, unless `corrects` is
-    off. Documents are the encoder's alone.
+    The encoder checks its vectors (see `encoders.as_encoder`). A thinker with a `correction` that was
+    trained beside it adds to the vector E(q) of a query alone what its state says, W h, unless `corrects` is
+    off; what a thought says stands in E(q + t). Documents are the encoder's alone.
     """
 
     def __init__(self, thinker: Thinker, encoder: Encoder, *, corrects: bool = True) -> None:
@@ -419,10 +419,12 @@ class PairBackend(Sent):
         for first in range(0, len(texts), size):
             part = texts[first : first + size]
             rows = self.encoder.embed_queries(part, batch_size=size)
-            if self.correction is not None:
+            alone = [place for place in range(len(part)) if pairs[first + place][1] is None]
+            if self.correction is not None and alone:
                 rows = unit(rows)
-                for place, correction in self.thinker.corrections(pairs[first : first + size]):  # type: ignore[attr-defined]
-                    rows[place] += correction
+                found = self.thinker.corrections([part[place] for place in alone])  # type: ignore[attr-defined]
+                for place, correction in found:
+                    rows[alone[place]] += correction
             yield from enumerate(rows, first)
 
     def embed_documents(

@@ -29,7 +29,7 @@ from benchmarks.record import Figure
 from o1_retriever import ThinkingEmbedder
 from o1_retriever.evaluation.collection import encode_corpus
 from o1_retriever.evaluation.comparison import Values, evaluate, holm, randomisation_test
-from o1_retriever.evaluation.controls import PAIRS, thinking_systems
+from o1_retriever.evaluation.controls import FAST, PAIRS, thinking_systems
 from o1_retriever.evaluation.metrics import aligned
 from o1_retriever.thinkers import as_thinker
 
@@ -87,6 +87,13 @@ def measure(
     Where there are several draws, also what each came to.
     """
     draws = [_values(bench, name, embedder, seed, queries) for seed in seeds]
+    if FAST in draws[0]:  # no thought, so no draw
+        fast, alone = draws[0][FAST], draws[0]["dense"]
+        gain = np.mean([draw[PAIRS["dense"][0]].mean() for draw in draws]) - alone.mean()
+        yield _figure(key := f"{name}/minilm_{label}_fast", [float(fast.mean())])
+        yield Figure(name=f"{key}/p", value=round(randomisation_test(fast, alone), 4), unit="p")
+        share = round(float((fast.mean() - alone.mean()) / gain), 2)
+        yield Figure(name=f"{key}/share", value=share, unit="of the gain with thoughts")
     for system, (own, others) in PAIRS.items():
         plain = f"{name}/{_NAMES[system]}"
         thinks = f"{plain}_{label}"

@@ -248,9 +248,9 @@ class LateThinker:
         config = ThinkerConfig.beside(Path(thinker_name(self._options)).expanduser())
         return None if config is None else config.correction
 
-    def corrections(self, pairs: Any) -> Any:
+    def corrections(self, queries: Any) -> Any:
         """What the loaded thinker adds to the vectors of queries."""
-        return self._loaded.corrections(pairs)  # type: ignore[attr-defined]
+        return self._loaded.corrections(queries)  # type: ignore[attr-defined]
 
     @property
     def identity(self) -> str | None:

@@ -56,6 +56,7 @@ PAIRS = {
     "bm25": ("bm25 with thoughts", "bm25 with another's"),
     "hybrid": ("hybrid with thoughts", "hybrid with another's"),
 }
+FAST = "dense corrected"
 _SAMPLED = 500  # documents from which random words are drawn
 _NAMED = 5  # words that a diagnosis names
 
@@ -72,6 +73,7 @@ def thinking_systems(
 ) -> list[System]:
     """The systems of `PAIRS`: vectors, BM25 and both, without thoughts, with them, and with another query's.
 
+    Where the thinker corrects vectors, `FAST` too: the query alone, corrected, which costs no thought.
     `queries` are all that will be searched for: the thoughts about each go to another one.
     """
     always, bm25 = settings or embedder.settings, bm25_over(corpus)
@@ -89,6 +91,8 @@ def thinking_systems(
         vectors = Dense(name=dense, embedder=who, corpus=corpus, encoded=encoded, settings=how)
         read = Lexical(name=words, corpus=corpus, index=bm25, embedder=who, settings=how)
         found += [vectors, read, Hybrid(name=both, corpus=corpus, parts=(vectors, read))]
+    if getattr(embedder.backend, "correction", None) is not None:
+        found.append(Dense(name=FAST, embedder=embedder, corpus=corpus, encoded=encoded, settings=never))
     return found
 
 

@@ -129,23 +129,14 @@ class LocalThinker(SentModel):
         how = f"{self.precision.to_dict()} prompt {self.prompt.fingerprint} reasoning {self.reasoning}"
         return f"local {self.local.weights} {how}"
 
-    def corrections(self, pairs: Sequence[tuple[str, Thought | None]]) -> Iterator[tuple[int, Vector]]:
-        """(place, W h) of each query, alone (None) or with a thought: what is added to the encoder's vector.
-
-        The state h stands at the end of the prompt, or at the end of the turn behind the thought, as in
-        training; a thought that leaves no room is cut.
-        """
+    def corrections(self, queries: Sequence[str]) -> Iterator[tuple[int, Vector]]:
+        """(place, W h) of each query: what is added to the encoder's vector; h is the prompt's last state."""
         from o1_retriever.engine.passes import embed_sequences
 
         assert self.correction is not None
         template: Any = self.local.template
-        written = template.text_ids([thought.text if thought else "" for _, thought in pairs])
-        ends = next(iter(template.stops), template.eos)
-        sequences = []
-        for (text, thought), ids in zip(pairs, written, strict=True):
-            prompt = list(template.prompt(self.prompt.messages(Query(text))))
-            sequences.append([*prompt, *ids[: template.room(prompt)], ends] if thought else prompt)
-        for place, state in embed_sequences(self.local, sequences):
+        prompts = [list(template.prompt(self.prompt.messages(Query(text)))) for text in queries]
+        for place, state in embed_sequences(self.local, prompts):
             yield place, self.correction.of(state[None])[0]
 
     def think(

@@ -224,6 +224,14 @@ def test_thoughts_that_say_nothing_install_nothing(base: Path, index: Index, tmp
     assert "nothing is installed" in verdict.sentence()
 
 
+def test_a_correction_is_not_learned_from_questions_that_a_model_makes(
+    base: Path, index: Index, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="--questions FILE beside --correct"):
+        adapt(workplace(tmp_path / "work", index, base, correct=True))
+    assert not (tmp_path / "work").exists()
+
+
 def test_rounds_and_a_correction_are_stages_of_their_own_and_are_not_repeated(
     base: Path, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

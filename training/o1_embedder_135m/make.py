@@ -17,15 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from o1_embedder_22m.sources import require_data
-from o1_embedder_135m.language import DEVICE, Adapter, Row, Sampler, Shape, Trainer, Weights, ends
+from o1_embedder_135m.language import DEVICE, Adapter, Row, Sampler, Shape, Trainer, Weights, ends, read
 from o1_embedder_135m.passages import (
     SOURCES,
     Pair,
@@ -37,17 +36,31 @@ from o1_embedder_135m.passages import (
     read_collection,
     word_pairs,
 )
-from o1_embedder_135m.search import Index, fused, golds, ndcg, penalty, ranks, rewards, unit, with_thoughts
+from o1_embedder_135m.search import (
+    Index,
+    contrast,
+    fused,
+    golds,
+    ndcg,
+    penalty,
+    ranks,
+    rewards,
+    unit,
+    with_thoughts,
+)
 from o1_retriever.encoders import Encoder, SentenceTransformerEncoder
 from o1_retriever.engine.load import LoadOptions, load_causal_lm
 from o1_retriever.evaluation.comparison import randomisation_test
-from o1_retriever.thinkers.config import Correction, ThinkerConfig
+from o1_retriever.thinkers.config import Correction as Matrix
+from o1_retriever.thinkers.config import ThinkerConfig
 from o1_retriever_training.joint.layouts import set_chat
+from o1_retriever_training.joint.model import Correction
 from o1_retriever_training.saving import save_thinker
 
 BASE, ENCODER = "HuggingFaceTB/SmolLM2-135M-Instruct", "sentence-transformers/all-MiniLM-L6-v2"
 SETTINGS = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 48, "query_weight": 1.0}
 RANK, ALPHA = 32, 64
+READ = 96  # ids of a prompt whose last state is a vector
 Questions = Mapping[str, Sequence[Question]]  # by collection
 
 
@@ -64,8 +77,10 @@ class Plan:
     thoughts: int = 16  # of a rewarded question
     words: int = 48  # tokens of a thought
     draws: int = 3  # triples of thoughts of an evaluation
-    steps: int = 42  # of policy gradient
-    look: int = 17  # of these between two evaluations
+    joint_steps: int = 30
+    retrieved: int = 512  # questions of such a step, and of a step of policy gradient 3 in 8 of them
+    steps: int = 113  # of policy gradient
+    look: int = 30  # of these between two evaluations
     share: float = 1.0  # of the questions of such a step
     corrected: int = 1500  # questions of a collection
     correction_steps: int = 1600
@@ -74,8 +89,16 @@ class Plan:
 
 QUICK = Plan(
     layers=2, documents=400, rows=24, others=8, micro=1024, sampled=16, thoughts=6, words=8, draws=1,
-    steps=2, look=2, share=0.08, corrected=4, correction_steps=4, judged=2,
+    joint_steps=2, retrieved=16, steps=2, look=2, share=0.08, corrected=4, correction_steps=4, judged=2,
 )  # fmt: skip
+
+
+class _Asked(NamedTuple):
+    """Questions about an index: their prompts, the encoder's vectors [Q, dimension], passages [Q, w]."""
+
+    prompts: list[list[int]]
+    vectors: Tensor
+    gold: Tensor
 
 
 class Maker:
@@ -102,6 +125,9 @@ class Maker:
         self.adapter = Adapter(self.model, rank=RANK, alpha=ALPHA, seed=0)
         self.trainer = Trainer(self.shape, self.adapter, plan.micro)
         self.sampler = Sampler(self.shape, self.adapter.frozen(), plan.sampled)
+        width, dimension = self.model.config.hidden_size, self.indexes["scifact"].documents.shape[1]
+        self.matrix = Correction(width, dimension, 64, seed=1).to(DEVICE)
+        self._matrix_optimiser = torch.optim.AdamW(self.matrix.parameters(), weight_decay=1e-2)
 
     def say(self, what: str) -> None:
         """Print a line, and keep it."""
@@ -193,7 +219,7 @@ class Maker:
     def _evaluate(self, label: str, index: Index, weights: Weights, draws: int) -> float:
         dev, gold = index.collection.dev, golds(index.collection.dev)
         asked = [each.text for each in dev]
-        own = index.embed(asked), index.lexical(asked)
+        own = self.corrected(index, asked, weights), index.lexical(asked)
         many = [text for text in asked for _ in range(3 * draws)]
         texts, ended, _ = self.write(weights, many, temperature=0.7, top_p=0.9)
         # Another's thoughts are the first three of the question before it in a random circle.
@@ -213,89 +239,161 @@ class Maker:
             draws = zip(*means, strict=True)
             return torch.stack([measured(with_thoughts(index, own, one)) for one in draws]).mean(0)
 
-        none, mine, theirs = measured((index.dense(own[0]), own[1])), thinking(texts), thinking(lent)
+        none, fast = (measured((index.dense(each), own[1])) for each in (index.embed(asked), own[0]))
+        mine, theirs = thinking(texts), thinking(lent)
         line = {
-            key: [*(round(x.mean().item(), 4) for x in row), _p(row[0], row[1])]
-            for key, *row in zip(("dense", "bm25", "both"), none, mine, theirs, strict=True)
+            key: [*(round(x.mean().item(), 4) for x in row), _p(row[0], row[2])]
+            for key, *row in zip(("dense", "bm25", "both"), none, fast, mine, theirs, strict=True)
         }
-        self.say(f"{label}, {index.collection.name}, [none, thoughts, another's, p]: {json.dumps(line)}")
+        self.say(
+            f"{label}, {index.collection.name}, [none, fast, thoughts, another's, p]: {json.dumps(line)}"
+        )
         self.say(f"{np.mean(ended):.1%} of the thoughts end, for example {texts[0]!r}")
         return (mine - none)[[0, 2]].mean().item()
 
-    def reinforce(self, pools: Questions, words: Sequence[Row], rate: float = 3e-4) -> None:
-        """Policy gradient: each thought against the mean of its question's, and rows of words beside it."""
+    def _asked_of(self, pools: Questions) -> dict[str, _Asked]:
+        """What a step of `_retrieve` needs of questions, prepared once."""
+        found = {}
+        for name, pool in pools.items():
+            texts = [each.text for each in pool]
+            prompts = [ids[-READ:] for ids in self.prompts(texts)]
+            found[name] = _Asked(prompts, self.indexes[name].embed(texts), golds(pool, 6))
+        return found
+
+    def _retrieve(self, pools: Mapping[str, _Asked], count: int, weight: float = 1.0) -> Tensor:
+        """Add the gradient of the contrastive loss of about `count` questions; returns the loss.
+
+        A question's vector is the encoder's and W of the state at the end of its prompt. It is compared with
+        every document of the index.
+        """
+        roots, drawn, rows = {name: len(pool.gold) ** 0.5 for name, pool in pools.items()}, {}, []
+        for name, pool in pools.items():
+            many = min(len(pool.gold), max(4, round(count * roots[name] / sum(roots.values()))))
+            drawn[name] = torch.randint(len(pool.gold), (many,)).tolist()
+            rows += [pool.prompts[place] for place in drawn[name]]
+        ids = np.full((len(rows), READ), self.shape.end, np.int64)
+        for line, row in zip(ids, rows, strict=True):
+            line[: len(row)] = row
+        states = read(self.shape, self.adapter.weights(), torch.from_numpy(ids).to(DEVICE))
+        last = torch.tensor([len(row) - 1 for row in rows], device=DEVICE)
+        parts = self.matrix(states[torch.arange(len(rows), device=DEVICE), last]).split(
+            [*map(len, drawn.values())]
+        )
+        loss = torch.zeros((), device=DEVICE)
+        for (name, places), part in zip(drawn.items(), parts, strict=True):
+            vectors = unit(pools[name].vectors[places] + part)
+            loss = loss + contrast(self.indexes[name].dense(vectors), pools[name].gold[places]) / len(pools)
+        (weight * loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _remember(self, words: Sequence[Row], weight: float) -> None:
+        """Add the gradient of some rows of words, so that what stands in the indexes is not forgotten."""
+        again = self.draw.sample(words, min(256, len(words)))
+        self.trainer.add(again, [weight / sum(len(ids) for _, ids in again)] * len(again))
+
+    def _step(self, rate: float, matrix_rate: float) -> None:
+        """One step of the weights and of W."""
+        self._matrix_optimiser.param_groups[0]["lr"] = matrix_rate
+        self._matrix_optimiser.step()
+        self._matrix_optimiser.zero_grad()
+        self.trainer.step(rate)
+
+    @torch.no_grad()
+    def corrected(self, index: Index, asked: Sequence[str], weights: Weights) -> Tensor:
+        """The vectors of questions alone, corrected."""
+        prompts = [ids[-READ:] for ids in self.prompts(asked)]
+        return unit(index.embed(asked) + self.matrix(ends(self.shape, weights, prompts)))
+
+    def joint(self, pools: Mapping[str, _Asked], words: Sequence[Row], rate: float = 2e-4) -> None:
+        """Learn to find passages by the state at a question's end, and go on writing."""
+        self.trainer.start()
+        for step in range(self.plan.joint_steps):
+            loss = self._retrieve(pools, self.plan.retrieved)
+            self._remember(words, 0.5)
+            fall = min(1.0, (step + 1) / 10) * max(0.1, 1 - step / self.plan.joint_steps)
+            self._step(rate * fall, 2e-3 * fall)
+            if step % 50 == 49 or step + 1 == self.plan.joint_steps:
+                self.say(f"joint, step {step + 1} of {self.plan.joint_steps}, loss {loss.item():.3f}")
+
+    def reinforce(
+        self, pools: Questions, taught: Mapping[str, _Asked], words: Sequence[Row], rate: float = 3e-4
+    ) -> None:
+        """Policy gradient: each thought against the mean of its question's; retrieval and words beside it."""
         self.trainer.start(betas=(0.9, 0.95))
         kept, best = None, -1.0
         for step in range(self.plan.steps):
             rows, weights, gains = self._rewarded(pools)
             learned = sum(len(ids) for _, ids in rows)
             self.trainer.add(rows, [each / learned for each in weights], 0.8)
-            again = self.draw.sample(words, min(256, len(words)))
-            self.trainer.add(again, [0.2 / sum(len(ids) for _, ids in again)] * len(again))
-            warm, fall = min(1.0, (step + 1) / 8), max(0.1, 1 - step / self.plan.steps)
-            self.trainer.step(rate * warm * fall)
+            self._remember(words, 0.2)
+            self._retrieve(taught, self.plan.retrieved * 3 // 8, 0.3)
+            fall = min(1.0, (step + 1) / 8) * max(0.1, 1 - step / self.plan.steps)
+            self._step(rate * fall, 5e-4 * fall)
             if step % 10 == 9 or step + 1 == self.plan.steps:
                 self.say(f"step {step + 1} of {self.plan.steps}, gains {json.dumps(gains)}")
-            last = step + 1 == self.plan.steps
+            last, parts = step + 1 == self.plan.steps, [*self.adapter.parameters(), *self.matrix.parameters()]
             if last or step % self.plan.look == self.plan.look - 1:
                 score = self.evaluate(f"reward, step {step + 1}", min(2, self.plan.draws))
                 if last and kept is not None and score < best - 0.0015:
-                    self.adapter.load(kept)
+                    for part, value in zip(parts, kept, strict=True):
+                        part.data.copy_(value)
                 elif score > best:
-                    best, kept = score, [each.detach().clone() for each in self.adapter.parameters()]
+                    best, kept = score, [each.detach().clone() for each in parts]
 
     def _rewarded(self, pools: Questions) -> tuple[list[Row], list[float], dict[str, float]]:
-        """Rows of sampled thoughts, the advantage of each, and the mean gain by collection."""
+        """Rows of sampled thoughts, the advantage of each, and the mean gain by collection.
+
+        Of a question's thoughts the half whose advantage is largest is learned from: it has nearly all of the
+        gradient.
+        """
         n, gains, rows, weights = self.plan.thoughts, {}, [], []
         chosen: dict[str, list[Question]] = {}
         for name, pool in pools.items():
             count = max(1, round(SOURCES[name].rewarded * self.plan.share))
             chosen[name] = self.draw.sample(pool, min(count, len(pool)))
         asked = [each.text for some in chosen.values() for each in some for _ in range(n)]
-        texts, ended, ids = self.write(self.adapter.frozen(), asked, temperature=0.8, top_p=0.95)
+        model = self.adapter.frozen()
+        texts, ended, ids = self.write(model, asked, temperature=0.8, top_p=0.95)
         prompts, first = self.prompts(asked), 0
         for name, some in chosen.items():
             if not some:
                 continue
             part = slice(first, first + n * len(some))
-            first = part.stop
-            value, gains[name[:4]] = rewards(self.indexes[name], some, texts[part])
+            first, index = part.stop, self.indexes[name]
+            vectors = self.corrected(index, [each.text for each in some], model)
+            value, gains[name[:4]] = rewards(index, some, vectors, texts[part])
             form = zip(texts[part], ended[part], map(len, ids[part]), strict=True)
             value = value + torch.tensor([penalty(*each) for each in form], device=DEVICE).view_as(value)
             value = value - value.mean(1, keepdim=True)
-            advantage = (value / value.std(1, keepdim=True).clamp_min(0.05)).flatten().tolist()
+            value = value / value.std(1, keepdim=True).clamp_min(0.05)
+            strong = value.abs() >= value.abs().topk(max(2, n // 2), 1).values[:, -1:]
+            advantage = (value * strong).flatten().tolist()
             for prompt, said, end, each in zip(prompts[part], ids[part], ended[part], advantage, strict=True):
                 if abs(each) > 1e-4 and said:
                     rows.append((prompt[-120:], said + [self.shape.end] * end))
                     weights.append(each)
         return rows, weights, {name: round(gain, 4) for name, gain in gains.items()}
 
-    def correction(self, pools: Questions, rank: int = 32, rate: float = 1e-3) -> Correction | None:
-        """W of `Correction`, learned against every document of a question's index; the best on dev.
+    def correction(self, pools: Questions, rate: float = 5e-4) -> Matrix:
+        """W goes on beside weights that stand, for questions with their thoughts as well; the best on dev.
 
-        The query alone and with its thoughts is compared, and the fast vector learns the thinking one.
+        The fast vector, of the query alone, learns the thinking one.
         """
         weights = self.adapter.frozen()
         picked = {name: pool[: self.plan.corrected] for name, pool in pools.items() if pool}
         held = {name: index.collection.dev for name, index in self.indexes.items() if index.collection.dev}
         train = {key: (self._states(key, some, weights, 2), golds(some, 6)) for key, some in picked.items()}
         dev = {key: (self._states(key, some, weights, 3), golds(some)) for key, some in held.items()}
-        width, dimension = weights.embed.shape[1], next(iter(self.indexes.values())).documents.shape[1]
-        start = torch.randn(rank, width, generator=torch.Generator().manual_seed(1)) / width**0.5
-        down = start.to(DEVICE).requires_grad_()
-        up = torch.zeros(dimension, rank, device=DEVICE, requires_grad=True)
 
         def vectors(states: dict[str, Tensor], places: Any = slice(None)) -> tuple[Tensor, Tensor]:
             """The corrected vectors of queries, alone and with their thoughts."""
-            own, said = (
-                unit(states[f"{kind} vectors"][places]
-                + F.rms_norm(states[kind][places], (width,)) @ down.T @ up.T / dimension**0.5)
-                for kind in ("query", "thought")
-            )  # fmt: skip
-            return own, unit(own + said.mean(1))
+            own = unit(states["query vectors"][places] + self.matrix(states["query"][places]))
+            return own, unit(own + states["thought vectors"][places].mean(1))
 
-        optimiser = torch.optim.AdamW([down, up], lr=rate, weight_decay=1e-2)
-        best, kept = -1.0, None
+        optimiser = torch.optim.AdamW(self.matrix.parameters(), lr=rate, weight_decay=1e-2)
+        kept = self.matrix.exported()
+        with torch.no_grad():
+            best = self._judged("correction, step 0", dev, vectors)
         for step in range(self.plan.correction_steps):
             optimiser.param_groups[0]["lr"] = rate * max(0.05, 1 - step / self.plan.correction_steps)
             loss = torch.zeros((), device=DEVICE)
@@ -303,7 +401,7 @@ class Maker:
                 places = torch.randint(len(gold), (min(256, len(gold)),), device=DEVICE)
                 fast, full = vectors(states, places)
                 for each in (fast, full):
-                    loss = loss + _contrast(self.indexes[name].dense(each), gold[places])
+                    loss = loss + contrast(self.indexes[name].dense(each), gold[places])
                 loss = loss + 2 * (1 - (fast * full.detach()).sum(-1)).mean()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -312,21 +410,19 @@ class Maker:
                 with torch.no_grad():
                     score = self._judged(f"correction, step {step + 1}", dev, vectors)
                 if score > best:
-                    best, kept = score, [each.detach().cpu().numpy().copy() for each in (down, up)]
-        return None if kept is None else Correction(down=kept[0], up=kept[1])
+                    best, kept = score, self.matrix.exported()
+        return kept
 
     def _states(self, name: str, some: Sequence[Question], weights: Weights, n: int) -> dict[str, Tensor]:
-        """Vectors and last states of questions [Q, ...], and of each with `n` thoughts [Q, n, ...]."""
+        """Vectors and last states of questions [Q, ...], vectors of each with `n` thoughts [Q, n, ...]."""
         asked, index = [each.text for each in some], self.indexes[name]
         many = [text for text in asked for _ in range(n)]
-        texts, _, ids = self.write(weights, many, temperature=0.7, top_p=0.9)
-        turns = [a + i + [self.shape.end] for a, i in zip(self.prompts(many), ids, strict=True)]
+        texts, _, _ = self.write(weights, many, temperature=0.7, top_p=0.9)
         both = [f"{text} {said}" for text, said in zip(many, texts, strict=True)]
         return {
             "query vectors": index.embed(asked),
-            "query": ends(self.shape, weights, self.prompts(asked)),
+            "query": ends(self.shape, weights, [ids[-READ:] for ids in self.prompts(asked)]),
             "thought vectors": index.embed(both).view(len(asked), n, -1),
-            "thought": ends(self.shape, weights, turns).view(len(asked), n, -1),
         }
 
     def _judged(self, label: str, dev: Mapping[str, Any], vectors: Any) -> float:
@@ -341,7 +437,7 @@ class Maker:
             self.say(f"{label}, {name}, [alone, thoughts, fast, full]: {line}, p {_p(alone, full)}")
         return float(np.mean(gains)) if gains else 0.0
 
-    def save(self, name: str, correction: Correction | None = None) -> Path:
+    def save(self, name: str, correction: Matrix | None = None) -> Path:
         """Write what `LocalThinker` loads."""
         from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
@@ -370,8 +466,10 @@ class Maker:
         self.trainer.teach(best, tokens=16384, rate=3e-4, seed=3, say=self.say)
         self.evaluate("best", min(2, plan.draws))
         self.save("taught")
+        asked = self._asked_of({name: self._known(index, taught) for name, index in self.indexes.items()})
+        self.joint(asked, words)
         pools = {index.collection.name: self._pool(index, rewarded) for index in self.indexes.values()}
-        self.reinforce(pools, words)
+        self.reinforce(pools, asked, words)
         self.evaluate("rewarded", plan.draws)
         self.save("rewarded")
         for name, pool in pools.items():
@@ -379,17 +477,16 @@ class Maker:
             draw.shuffle(pool)
         return self.save("o1-embedder-135m", self.correction(pools))
 
+    def _known(self, index: Index, taught: Questions) -> list[Question]:
+        """Questions that are taught: made ones, and those of the train split about two fifths as often."""
+        own, made = index.collection.taught, list(taught[index.collection.name])
+        return made + own * max(1, round(0.4 * len(made) / max(1, len(own))))
+
     def _pool(self, index: Index, rewarded: Questions) -> list[Question]:
         """Questions that were never taught: made ones, and those of the train split about as often."""
         own, made = index.collection.rewarded, rewarded[index.collection.name]
-        made = self.draw.sample(made, min(len(made), max(1500, len(own))))
+        made = self.draw.sample(made, min(len(made), max(2500, len(own))))
         return own * max(1, round(len(made) / max(1, len(own)))) + made
-
-
-def _contrast(cosines: Tensor, gold: Tensor) -> Tensor:
-    """The mean negative log-likelihood of passages `gold` [Q, w] among all documents, temperature 0.05."""
-    found = F.log_softmax(cosines / 0.05, -1).gather(1, gold.clamp_min(0)).masked_fill(gold < 0, 0)
-    return -(found.sum(1) / (gold >= 0).sum(1)).mean()
 
 
 def _p(first: Tensor, second: Tensor) -> float:

@@ -164,8 +164,15 @@ def adapt(work: Workplace, *, questions: str | Path | None = None) -> Verdict:
     `questions` are rows (`query`, `pos`: texts of passages, or `pos_ids`: their ids; perhaps `thought`) that
     people asked; without them the base model writes some. The same call goes on where it was stopped. Raises
     `OtherRecipeError` for a folder in which something else was begun, `DataError` where there is too little
-    to learn from or to judge by, and what the stages raise.
+    to learn from or to judge by, `SettingsError` for a correction without such questions, and what the stages
+    raise.
     """
+    if work.plan.correct and questions is None:
+        # Measured: learned from questions that a model made it loses on those that people ask.
+        raise SettingsError(
+            "To correct vectors is learned from questions that people asked, and none are given. Expected "
+            "--questions FILE beside --correct, or no --correct."
+        )
     prepare(work, questions)
     recipe = schedule(work)
     model = _train(work, recipe)
@@ -278,8 +285,7 @@ def _split(work: Workplace, rows: Sequence[TrainingRow]) -> None:
         raise DataError(
             f"Found {counted(len(judged), 'question')} with a passage of the index; expected at least "
             f"{_LEAST_QUESTIONS}, of which a third is kept apart to judge the thinker by.",
-            hint="Raise --ask-about, or add to --questions, whose passages are texts of the index (pos) or "
-            "their ids (pos_ids).",
+            hint="A question's passages are texts of the index (pos) or their ids (pos_ids).",
         )
     count = min(work.plan.held_out, len(judged) // 3)
     documents = [{"_id": name, "title": "", "text": text} for name, text in _named(work)]

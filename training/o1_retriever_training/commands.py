@@ -318,7 +318,8 @@ def adapt(
         int, typer.Option("--rounds", help="Rounds in which its own best thoughts are learned.")
     ] = 0,
     correct: Annotated[
-        bool, typer.Option("--correct", help="Also learn to correct the vectors of queries.")
+        bool,
+        typer.Option("--correct", help="Also learn to correct the vectors of queries; needs --questions."),
     ] = False,
     prepare: Annotated[
         bool, typer.Option("--prepare", help="Write the rows and the recipe for `train`, and end.")

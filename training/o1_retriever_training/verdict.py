@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.evaluation.collection import Collection, EncodedCorpus
 from o1_retriever.evaluation.comparison import SIGNIFICANT, Comparison, Values, compare, evaluate, holm
-from o1_retriever.evaluation.controls import PAIRS, thinking_systems
+from o1_retriever.evaluation.controls import FAST, PAIRS, thinking_systems
 from o1_retriever.evaluation.metrics import aligned
-from o1_retriever.evaluation.systems import Dense
 from o1_retriever.reporting import counted, markdown_table
 
 MEASURE = "nDCG@10"
 _DEPTH = 1000
-_FAST = "fast"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +64,10 @@ class Verdict:
             )
         if self.fast is not None:
             interval = f"{self.fast.low:+.3f} to {self.fast.high:+.3f}"
-            figures = [f"{self.means[_FAST]:.3f}", f"{self.fast.difference:+.3f}"]
+            figures = [f"{self.means[FAST]:.3f}", f"{self.fast.difference:+.3f}"]
             rows.append(
                 [
-                    f"{_FAST}, no thought",
+                    "fast, no thought",
                     f"{self.means['dense']:.3f}",
                     *figures,
                     interval,
@@ -93,11 +91,6 @@ class Verdict:
 def judge(embedder: ThinkingEmbedder, collection: Collection, encoded: EncodedCorpus) -> Verdict:
     """What an embedder's thoughts gain on a collection, and what those about another question would."""
     systems = thinking_systems(embedder, list(collection.queries.values()), collection.corpus, encoded)
-    corrects = getattr(embedder.backend, "correction", None) is not None
-    if corrects:
-        never = embedder.settings.with_changes(thinking="never")
-        corpus = collection.corpus
-        systems.append(Dense(name=_FAST, embedder=embedder, corpus=corpus, encoded=encoded, settings=never))
     found = evaluate(collection, systems, measures=[MEASURE], depth=_DEPTH)
     queries = list(collection.qrels)
     values = {each.name: aligned(each.values[MEASURE], queries) for each in found.results}
@@ -106,7 +99,7 @@ def judge(embedder: ThinkingEmbedder, collection: Collection, encoded: EncodedCo
         means={each.name: each.means[MEASURE] for each in found.results},
         own=_compared(values, others=False),
         control=_compared(values, others=True),
-        fast=compare(values["dense"], {_FAST: values[_FAST]})[_FAST] if corrects else None,
+        fast=compare(values["dense"], {FAST: values[FAST]})[FAST] if FAST in values else None,
     )
 
 

@@ -174,7 +174,8 @@ def test_a_thought_that_names_the_passage_is_worth_more_than_anothers(index: Ind
     questions = [Question("What bends rays?", [0]), Question("What pulls nails?", [1])]
     own, other = "prism refracts light in room 0.", "magnet attracts iron in room 1."
     torch.manual_seed(0)
-    found, gain = rewards(index, questions, [own, other, own, own, other, own, other, other])
+    vectors = index.embed([each.text for each in questions])
+    found, gain = rewards(index, questions, vectors, [own, other, own, own, other, own, other, other])
     assert min(found[0][[0, 2, 3]]) > found[0][1]
     assert min(found[1][[0, 2, 3]]) > found[1][1]
     assert gain > 0

@@ -106,14 +106,15 @@ def relation_loss(vectors: Tensor, teacher: Tensor, *, temperature: float) -> Te
 def corrected_queries(encoded: Tensor, corrections: Tensor, alone: Tensor) -> Tensor:
     """The vectors that an index of another's encoder is searched with, unit vectors [V, d].
 
-    p(q) = unit(E(q) + W h(q)) for a query alone, and unit(a p(q) + mean_i p(q + t_i)) with thoughts, here one
-    and a = 1: what `ThoughtSettings.query_weight` and `PairBackend` compute. `encoded` [V, d] has E,
+    p(q) = unit(E(q) + W h(q)) for a query alone, and unit(a p(q) + mean_i unit(E(q + t_i))) with thoughts,
+    here one and a = 1: what `ThoughtSettings.query_weight` and `PairBackend` compute. `encoded` [V, d] has E,
     `corrections` [V, d] has W h, and `alone` [V] is, for a query with a thought, the row of the same one
     without, and -1 for the others.
     """
-    own = normalize(encoded + corrections, dim=-1)
+    thinks = (alone >= 0)[:, None]
+    own = normalize(encoded + corrections.masked_fill(thinks, 0.0), dim=-1)
     joined = normalize(own[alone.clamp(min=0)] + own, dim=-1)
-    return torch.where((alone >= 0)[:, None], joined, own)
+    return torch.where(thinks, joined, own)
 
 
 def index_loss(queries: Tensor, answers: Tensor, index: Tensor, *, temperature: float, count: int) -> Tensor:
