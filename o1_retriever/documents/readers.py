@@ -65,7 +65,7 @@ def _cell(cell: dict[str, Any], source: Source) -> Iterator[Block]:
     elif text.strip():
         yield Block(text=text)
     for output in cell.get("outputs", ()):
-        printed = valid(_printed(output)).rstrip()
+        printed = valid(_printed(output, source)).rstrip()
         if len(printed) > _OUTPUT:
             source.note(f"outputs of more than {_OUTPUT:,} characters were cut.")
             printed = f"{printed[:_OUTPUT]}…"
@@ -73,11 +73,15 @@ def _cell(cell: dict[str, Any], source: Source) -> Iterator[Block]:
             yield Block(text=printed)
 
 
-def _printed(output: dict[str, Any]) -> str:
+def _printed(output: dict[str, Any], source: Source) -> str:
     if output.get("output_type") in ("error", "pyerr"):
         return f"{output.get('ename', '')}: {output.get('evalue', '')}"
-    data = output.get("data", output)
-    return _joined(output.get("text", data.get("text/plain", "") if isinstance(data, dict) else ""))
+    found = output.get("data", output)
+    data = found if isinstance(found, dict) else {}
+    kinds = (output.get("text"), data.get("text/plain"), data.get("text/markdown"))
+    text = next((_joined(kind) for kind in kinds if kind), "")
+    page = "" if text else _joined(data.get("text/html"))
+    return "\n".join(block.text for block in html_blocks(page, source)) if page else text
 
 
 def _joined(text: Any) -> str:
@@ -126,13 +130,7 @@ def _without_long_headers(message: EmailMessage, source: Source) -> None:
 def _header(message: EmailMessage, name: str) -> str:
     try:
         return " ".join(valid(str(message.get(name, ""))).split())
-    except (
-        ValueError,
-        IndexError,
-        AttributeError,
-        LookupError,
-        TypeError,
-    ):  # headers that no standard allows
+    except (ValueError, AttributeError, LookupError, TypeError):  # headers that no standard allows
         return ""
 
 
@@ -153,26 +151,12 @@ _CODE = (
     *(".py", ".pyi", ".pyx", ".js", ".jsx", ".mjs", ".cjs", ".ts", ".tsx", ".java", ".kt", ".kts", ".scala"),
     *(".groovy", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".hh", ".hxx", ".m", ".mm", ".cs", ".go", ".rs"),
     *(".swift", ".rb", ".php", ".pl", ".pm", ".lua", ".r", ".jl", ".sh", ".bash", ".zsh", ".ps1", ".sql"),
-    *(
-        ".dart",
-        ".ex",
-        ".exs",
-        ".erl",
-        ".hs",
-        ".ml",
-        ".clj",
-        ".vue",
-        ".svelte",
-        ".proto",
-        ".zig",
-        ".nim",
-        ".fs",
-    ),
-    *(".vb", ".cu", ".f90"),
+    *(".dart", ".ex", ".exs", ".erl", ".hs", ".ml", ".clj", ".vue", ".svelte", ".proto", ".zig", ".nim"),
+    *(".fs", ".vb", ".cu", ".f90"),
 )
 _LINES = (
     *(".log", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".conf", ".properties", ".css", ".scss", ".less"),
-    *(".graphql", ".tf", ".cmake", ".gradle", ".diff", ".patch"),
+    *(".graphql", ".tf", ".cmake", ".gradle", ".diff", ".patch", ".bat", ".cmd", ".bib", ".json5", ".po"),
 )
 _MARKDOWN = (".md", ".markdown", ".mdown", ".mkd", ".mkdn", ".mdx", ".rmd", ".qmd")
 _READERS: dict[str, Reader] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,7 @@ import torch
 from transformers import DynamicCache
 
 from o1_retriever.engine.batching import (
+    WIDTHS,
     batch_done,
     by_tokens,
     forward_tokens,
@@ -28,7 +30,7 @@ from o1_retriever.engine.batching import (
     padded,
 )
 from o1_retriever.engine.layers import sharing, takes_our_attention
-from o1_retriever.engine.load import LocalModel
+from o1_retriever.engine.load import LocalModel, positions_of
 from o1_retriever.engine.slots import layer_windows
 from o1_retriever.engine.threads import SparingThreads
 from o1_retriever.reporting import counted
@@ -235,7 +237,9 @@ def last_states(local: LocalModel, rows: Sequence[Sequence[int]]) -> Vector:
     Padded on the right, where a causal model cannot see the padding: no mask is needed, and attention takes
     its fastest way.
     """
-    ids, _ = padded(rows, local.device, side="right")
+    several = local.device.type == "cpu" and len(rows) > 1
+    multiple = math.gcd(positions_of(local.model) or WIDTHS, WIDTHS) if several else 1
+    ids, _ = padded(rows, local.device, side="right", multiple=multiple)
     positions = torch.arange(ids.shape[1], device=local.device)[None]
     last = torch.tensor([len(row) - 1 for row in rows], device=local.device)
     with local.lock, torch.inference_mode():

@@ -65,15 +65,13 @@ CREATE INDEX documents_by_text ON documents (digest);
 """
     + SCHEMA
 )
+# What the checksums of a document are of, and both with them.
 _WRITTEN = "id, root, source, digest, text, metadata, vector"
-_PUT = f"""
-INSERT INTO documents ({_WRITTEN}, crc, vector_sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET root = excluded.root, source = excluded.source, digest = excluded.digest,
-    text = excluded.text, metadata = excluded.metadata, vector = excluded.vector, crc = excluded.crc,
-    vector_sum = excluded.vector_sum
-"""
-# What the checksums of a document are of.
 _CHECKED = f"{_WRITTEN}, crc, vector_sum"
+_NEW = ", ".join(f"{name} = excluded.{name}" for name in _CHECKED.split(", ")[1:])
+_PUT = f"INSERT INTO documents ({_CHECKED}) VALUES (?{', ?' * 8}) ON CONFLICT (id) DO UPDATE SET {_NEW}"
+# What SQLite says of a disk that is full, or that may not be read or written.
+_OF_THE_DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 _CRC = "crc"  # of the state, beside its values
 
 
@@ -202,12 +200,7 @@ class Ledger:
                 f"Another process has been using the index at {self.folder} for {PATIENCE_S:.0f} seconds.",
                 hint="Wait until that process has finished, or end it.",
             )
-        if code in (
-            sqlite3.SQLITE_FULL,
-            sqlite3.SQLITE_READONLY,
-            sqlite3.SQLITE_IOERR,
-            sqlite3.SQLITE_CANTOPEN,
-        ):
+        if code in _OF_THE_DISK:
             return StoreError(
                 f"The index at {self.folder} cannot be read or written ({error}).",
                 hint="Free some disk space, or check who may write to that folder; what was done is kept.",
@@ -238,14 +231,12 @@ class Session:
                 f"The index at {self._file.parent} has format {found['format']}; expected {FORMAT}.",
                 hint="Index again with this version: o1-retriever index FOLDER --index NEW",
             )
-        crc = found.pop(_CRC, None)
-        if crc != _crc_of_state(found):
+        if found.pop(_CRC, None) != _crc_of_state(found):
             raise sqlite3.DatabaseError("a damaged state")
         return State(**found)
 
     def _state(self) -> dict[str, Any]:
-        mark = self._connection.execute("PRAGMA application_id").fetchone()[0]
-        if mark != _APPLICATION:
+        if self._connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
             raise StoreError(
                 f"{self._file} is a database that o1-retriever did not write.",
                 hint="Choose another folder for the index.",
@@ -297,15 +288,12 @@ class Session:
                 self._make(SCHEMA)
                 self.fields.put(_read(self._connection.execute("SELECT number, metadata FROM documents")))
             for name in ("crc", "vector_sum"):
-                self._connection.execute(
-                    f"ALTER TABLE documents ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0"
-                )
+                self._make(f"ALTER TABLE documents ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
             rows = self._connection.execute(f"SELECT {_WRITTEN}, number FROM documents")
+            put = "UPDATE documents SET crc = ?, vector_sum = ? WHERE number = ?"
             while page := list(islice(rows, _PAGE)):
                 sums = [(*_checksums(values), number) for *values, number in page]
-                self._connection.executemany(
-                    "UPDATE documents SET crc = ?, vector_sum = ? WHERE number = ?", sums
-                )
+                self._connection.executemany(put, sums)
             self.write_state(State(**{**found, "format": FORMAT}))
 
     def put(self, documents: Sequence[EmbeddedDocument]) -> None:
@@ -378,19 +366,15 @@ class Session:
 
     def pages(self, size: int) -> Iterator[list[EmbeddedDocument]]:
         """All documents in the order of their addition, so many at a time."""
-        found = map(
-            _embedded,
-            self._connection.execute(f"SELECT {_CHECKED} FROM documents ORDER BY number"),
-        )
-        while page := list(islice(found, size)):
+        rows = self._connection.execute(f"SELECT {_CHECKED} FROM documents ORDER BY number")
+        while page := [*map(_embedded, islice(rows, size))]:
             yield page
 
     def ids_by_source(self, root: str) -> dict[str, list[str]]:
         """The ids of a folder's documents, by file."""
         found: dict[str, list[str]] = {}
-        for source, identity in self._connection.execute(
-            "SELECT source, id FROM documents WHERE root = ? ORDER BY source, number", (root,)
-        ):
+        query = "SELECT source, id FROM documents WHERE root = ? ORDER BY source, number"
+        for source, identity in self._connection.execute(query, (root,)):
             found.setdefault(source, []).append(identity)
         return found
 
@@ -412,9 +396,8 @@ class Session:
     def texts(self) -> tuple[list[str], list[str]]:
         """All ids in ascending order, and the text of each."""
         ids, texts = [], []
-        for identity, text, digest in self._connection.execute(
-            "SELECT id, text, digest FROM documents ORDER BY id"
-        ):
+        query = "SELECT id, text, digest FROM documents ORDER BY id"
+        for identity, text, digest in self._connection.execute(query):
             if digest_of(text) != digest:
                 raise _not_as_written(identity)
             ids.append(identity)
@@ -428,10 +411,8 @@ class Session:
 
     def count(self, *, at_most: int | None = None) -> int:
         """Number of documents, or `at_most` where there are more: counting takes time that grows with it."""
-        query = "SELECT count(*) FROM documents"
-        if at_most is not None:
-            query = f"SELECT count(*) FROM (SELECT 1 FROM documents LIMIT {int(at_most)})"
-        return int(self._connection.execute(query).fetchone()[0])
+        counted = "documents" if at_most is None else f"(SELECT 1 FROM documents LIMIT {int(at_most)})"
+        return int(self._connection.execute(f"SELECT count(*) FROM {counted}").fetchone()[0])
 
     def highest(self) -> int:
         """The highest number of a document: at least as many as there are, and known at once."""

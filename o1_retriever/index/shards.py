@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -112,15 +113,11 @@ class Plan:
     def read(cls, folder: Path) -> Plan:
         """The plan of a folder that was begun. Raises `IndexNotFoundError` or `StoreError`."""
         found = _json(folder / PLAN)
-        options = {**found["options"], "fields": Fields(**found["options"]["fields"])}
-        return cls(
-            source=found["source"],
-            identity=found["identity"],
-            pieces=tuple(Piece(**piece) for piece in found["pieces"]),
-            options=ShardOptions(**options),
-            space=found["space"],
-            precision=found["precision"],
-        )
+        del found["digest"]
+        options = found.pop("options")
+        options["fields"] = Fields(**options["fields"])
+        pieces = tuple(Piece(**piece) for piece in found.pop("pieces"))
+        return cls(**found, pieces=pieces, options=ShardOptions(**options))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +153,6 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """The manifest of a folder. Raises `IndexNotFoundError` where it is not complete, or `StoreError`."""
         found = _json(folder / MANIFEST)
-        found.pop("format")
         found["shards"] = tuple(Shard(**shard) for shard in found["shards"])
         return cls(**found)
 
@@ -218,39 +214,31 @@ def make_shard(plan: Plan, folder: Path, number: int, embedder: DocumentEmbedder
     if made := _made(folder, plan, number):
         return made
     left_out: Counter[str] = Counter()
-    content = _Content()
-    documents = 0
-    pages = _pages(plan, number, left_out)
-    parquet, schema = _parquet(), _schema(plan)
-    with replacing(folder / name_of(number)) as new:
-        options = {"compression": "zstd", "write_page_checksum": True}
-        with parquet.ParquetWriter(new, schema, **options) as writer:
-            for page in pages:
-                embedded = embed_documents(embedder, page, {}, batch_size=plan.options.batch_size)
-                batch = _batch(embedded, schema, plan.options)
-                content.update(batch)
-                writer.write_batch(batch)
-                documents += len(page)
-            shard = Shard(
-                name=name_of(number),
-                documents=documents,
-                content=content.hexdigest(),
-                left_out=dict(sorted(left_out.items())),
-            )
-            writer.add_key_value_metadata({_MARK: json.dumps({"plan": plan.digest, **asdict(shard)})})
+    content, documents, schema = _Content(), 0, _schema(plan)
+    options = {"compression": "zstd", "write_page_checksum": True}
+    name = name_of(number)
+    with replacing(folder / name) as new, _parquet().ParquetWriter(new, schema, **options) as writer:
+        for page in _pages(plan, number, left_out):
+            embedded = embed_documents(embedder, page, {}, batch_size=plan.options.batch_size)
+            batch = _batch(embedded, schema, plan.options)
+            content.update(batch)
+            writer.write_batch(batch)
+            documents += len(page)
+        told = dict(sorted(left_out.items()))
+        shard = Shard(name=name, documents=documents, content=content.hexdigest(), left_out=told)
+        writer.add_key_value_metadata({_MARK: json.dumps({"plan": plan.digest, **asdict(shard)})})
     return shard
 
 
-def read_shard(file: Path, *, texts: bool = True) -> Iterator[list[EmbeddedDocument]]:
+def read_shard(file: Path) -> Iterator[list[EmbeddedDocument]]:
     """The documents of a shard with their vectors as float32, some at a time. Raises `StoreError`."""
     for batch in _batches(file):
-        columns = batch.to_pydict() if texts else batch.drop_columns(["vector"]).to_pydict()
-        kept = columns.get("text") or [""] * batch.num_rows
+        columns = batch.drop_columns(["vector"]).to_pydict()
+        texts = columns.get("text") or [""] * batch.num_rows
+        rows = zip(columns["id"], texts, columns["metadata"], vectors_of(batch), strict=True)
         yield [
             EmbeddedDocument(document=Document(id=id, text=text, metadata=json.loads(metadata)), vector=row)
-            for id, text, metadata, row in zip(
-                columns["id"], kept, columns["metadata"], vectors_of(batch), strict=True
-            )
+            for id, text, metadata, row in rows
         ]
 
 
@@ -274,31 +262,27 @@ def check_shards(folder: Path, *, show_progress_bar: bool | None = None) -> Chec
     """Read every shard and compare it with the manifest: checksums, counts, texts, vectors and ids."""
     manifest = Manifest.read(folder)
     problems: list[str] = []
-    documents, ids = 0, []
+    ids: list[Any] = []
     with progress("Checking", len(manifest.shards), show=show_progress_bar) as advance:
         for shard in manifest.shards:
             try:
-                found, names = _checked(folder / shard.name, manifest, shard)
-                documents += found
-                ids.append(names)
+                ids.append(_checked(folder / shard.name, manifest, shard))
             except StoreError as error:
                 problems.append(error.message)
             advance(1)
-    named = {shard.name for shard in manifest.shards}
-    problems += [
-        f"{file.name} is not in the manifest" for file in folder.glob("*.parquet") if file.name not in named
-    ]
+    strange = {file.name for file in folder.glob("*.parquet")} - {shard.name for shard in manifest.shards}
+    problems += [f"{name} is not in the manifest" for name in strange]
     if not problems and (repeated := _repeated(ids)) != manifest.repeated_ids:
         problems.append(f"{repeated} ids are repeated; expected {manifest.repeated_ids}")
-    return Check(manifest=manifest, documents=documents, problems=tuple(sorted(problems)))
+    return Check(manifest=manifest, documents=sum(map(len, ids)), problems=tuple(sorted(problems)))
 
 
-def _checked(file: Path, manifest: Manifest, shard: Shard) -> tuple[int, Any]:
-    content, documents, names = _Content(), 0, []
+def _checked(file: Path, manifest: Manifest, shard: Shard) -> Any:
+    """The hashes of the ids of a shard that is as the manifest says. Raises `StoreError`."""
+    content, ids = _Content(), np.zeros(0, np.uint64)
     for batch in _batches(file):
         content.update(batch)
-        documents += batch.num_rows
-        names.append(_id_hashes(batch))
+        ids = np.append(ids, _id_hashes(batch))
         vectors = vectors_of(batch)
         if not (np.isfinite(vectors).all() and vectors.any(axis=1).all()):
             raise StoreError(f"{file.name} has vectors that are zero or not finite")
@@ -306,26 +290,23 @@ def _checked(file: Path, manifest: Manifest, shard: Shard) -> tuple[int, Any]:
             hashes = map(digest_of, batch.column("text").to_pylist())
             if list(hashes) != batch.column("text_hash").to_pylist():
                 raise StoreError(f"{file.name} has texts of other hashes")
-    if documents != shard.documents:
-        raise StoreError(f"{file.name} has {documents} documents; expected {shard.documents}")
+    if len(ids) != shard.documents:
+        raise StoreError(f"{file.name} has {len(ids)} documents; expected {shard.documents}")
     if content.hexdigest() != shard.content:
         raise StoreError(f"{file.name} has another content than the manifest says")
-    return documents, np.concatenate(names) if names else np.zeros(0, np.uint64)
+    return ids
 
 
 def _begin(folder: Path, plan: Plan) -> None:
     if not (folder / PLAN).exists():
         if any(folder.glob("*.parquet")):
-            raise StoreError(
-                f"{folder} holds Parquet files that are of no plan.", hint="Choose another folder."
-            )
+            told = f"{folder} holds Parquet files that are of no plan."
+            raise StoreError(told, hint="Choose another folder.")
         with written_whole(folder / PLAN) as file:
             json.dump(plan.to_dict(), file, indent=1, ensure_ascii=False)
-        return
     found = Plan.read(folder)
     if found.digest == plan.digest:
-        for old in folder.glob("*.new"):  # what kills have left, for nobody else writes here now
-            old.unlink(missing_ok=True)
+        _sweep(folder)
         return
     if found.space != plan.space:
         theirs, ours = (VectorSpace(**space).fingerprint for space in (found.space, plan.space))
@@ -342,13 +323,16 @@ def _begin(folder: Path, plan: Plan) -> None:
     )
 
 
-def _complete(folder: Path, plan: Plan, shards: Sequence[Shard]) -> Manifest:
-    for old in folder.glob("*.new"):  # what workers that were killed have left
+def _sweep(folder: Path) -> None:
+    """Delete what kills have left, for nobody else writes here now."""
+    for old in folder.glob("*.new"):
         old.unlink(missing_ok=True)
-    left_out: Counter[str] = Counter()
-    for shard in shards:
-        left_out.update(shard.left_out)
-    ids = [_id_hashes(batch) for shard in shards for batch in _batches(folder / shard.name, ["id"])]
+
+
+def _complete(folder: Path, plan: Plan, shards: Sequence[Shard]) -> Manifest:
+    _sweep(folder)
+    left_out = sum((Counter(shard.left_out) for shard in shards), Counter[str]())
+    batches = (batch for shard in shards for batch in _batches(folder / shard.name, ["id"]))
     manifest = Manifest(
         fingerprint=VectorSpace(**plan.space).fingerprint,
         space=plan.space,
@@ -358,7 +342,7 @@ def _complete(folder: Path, plan: Plan, shards: Sequence[Shard]) -> Manifest:
         source=plan.source,
         plan=plan.digest,
         documents=sum(shard.documents for shard in shards),
-        repeated_ids=_repeated(ids),
+        repeated_ids=_repeated([*map(_id_hashes, batches)]),
         left_out=dict(sorted(left_out.items())),
         shards=tuple(shards),
     )
@@ -370,9 +354,8 @@ def _complete(folder: Path, plan: Plan, shards: Sequence[Shard]) -> Manifest:
 def _id_hashes(batch: Any) -> Any:
     """8 bytes for each id."""
     ids = batch.column("id").to_pylist()
-    return np.frombuffer(
-        b"".join(hashlib.blake2b(id.encode(), digest_size=8).digest() for id in ids), np.uint64
-    )
+    hashes = (hashlib.blake2b(id.encode(), digest_size=8).digest() for id in ids)
+    return np.frombuffer(b"".join(hashes), np.uint64)
 
 
 def _repeated(ids: Sequence[Any]) -> int:
@@ -381,26 +364,24 @@ def _repeated(ids: Sequence[Any]) -> int:
 
 
 def _pages(plan: Plan, number: int, left_out: Counter[str]) -> Iterator[list[Document]]:
-    page: list[Document] = []
-    for _, document in records.documents(plan.pieces[number], plan.options.fields):
-        if isinstance(document, str):
-            left_out[document] += 1
-            continue
-        page.append(document)
-        if len(page) >= _BATCHES * plan.options.batch_size:
-            yield page
-            page = []
-    if page:
+    def documents() -> Iterator[Document]:
+        for _, found in records.documents(plan.pieces[number], plan.options.fields):
+            if isinstance(found, str):
+                left_out[found] += 1
+            else:
+                yield found
+
+    found = documents()
+    while page := list(islice(found, _BATCHES * plan.options.batch_size)):
         yield page
 
 
 def _schema(plan: Plan) -> Any:
     arrow = require("pyarrow", extra="embed", purpose="Shards of vectors")
     number = {"float32": arrow.float32(), "float16": arrow.float16(), "int8": arrow.int8()}
-    text = [("text", arrow.string())] if plan.options.texts else []
     columns = [
         ("id", arrow.string()),
-        *text,
+        *([("text", arrow.string())] if plan.options.texts else []),
         ("text_hash", arrow.binary(16)),
         ("metadata", arrow.string()),
         ("vector", arrow.list_(number[plan.options.numbers], int(plan.space["dimension"]))),
@@ -467,8 +448,7 @@ def _made(folder: Path, plan: Plan, number: int) -> Shard | None:
 def _batches(file: Path, columns: list[str] | None = None) -> Iterator[Any]:
     """The batches of a shard. Raises `StoreError` for a file that is missing or damaged."""
     try:
-        opened = _parquet().ParquetFile(file, page_checksum_verification=True)
-        with opened:
+        with _parquet().ParquetFile(file, page_checksum_verification=True) as opened:
             yield from opened.iter_batches(batch_size=_ROWS_READ, columns=columns)
     except (OSError, ValueError) as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error!s:.80})"
@@ -487,7 +467,7 @@ def _json(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read ({error}).", hint="Embed into another folder.") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
         raise StoreError(f"{path} is of another version; expected format {FORMAT}.")
     return found
 
@@ -500,9 +480,8 @@ def _alone(folder: Path) -> Iterator[None]:
         lock = acquire(folder / LOCK)
     except (OSError, sqlite3.Error) as error:
         if is_busy(error):
-            raise StoreError(
-                f"Another process is writing {folder}.", hint="Wait until it has finished."
-            ) from None
+            told = f"Another process is writing {folder}."
+            raise StoreError(told, hint="Wait until it has finished.") from None
         raise StoreError(f"{folder} cannot be written ({error}).", hint="Choose another folder.") from error
     with closing(lock):
         try:

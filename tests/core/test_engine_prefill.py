@@ -137,10 +137,13 @@ def test_one_pass_over_the_prompt_serves_all_thoughts() -> None:
 @given(
     st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=12), min_size=1, max_size=7),
     st.sampled_from(["left", "right"]),
+    st.integers(1, 16),
 )
-def test_padding_keeps_every_id_in_its_place(rows: list[list[int]], side: Any) -> None:
-    ids, mask = padded(rows, torch.device("cpu"), side=side)
-    width = max(map(len, rows))
+def test_padding_keeps_every_id_in_its_place(rows: list[list[int]], side: Any, multiple: int) -> None:
+    ids, mask = padded(rows, torch.device("cpu"), side=side, multiple=multiple)
+    width = ids.shape[1]
+    assert 0 <= width - max(map(len, rows)) < multiple
+    assert width % multiple == 0
     assert ids.shape == mask.shape == (len(rows), width)
     for row, found, real in zip(rows, ids.tolist(), mask.tolist(), strict=True):
         rest = [0] * (width - len(row))

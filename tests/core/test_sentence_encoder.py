@@ -58,6 +58,27 @@ def test_weights_laid_out_for_the_processor_give_the_same_vectors(minilm):
     assert isinstance(layer, PackedLinear) == can_pack(minilm[0].auto_model)
 
 
+def test_batches_of_a_model_that_is_loaded_here_have_few_widths_and_the_same_vectors(minilm):
+    """For each new shape torch keeps kernels: a folder of short texts grew by 200 MB."""
+    encoder = as_encoder(get_model_path())
+    widths = set()
+    encoder.model[0].register_forward_pre_hook(lambda _, args: widths.add(args[0]["input_ids"].shape[1]))
+    texts = [f"{number} " + "word " * number for number in range(1, 300, 7)]
+    np.testing.assert_allclose(encoder.embed_documents(texts), minilm.encode_document(texts), atol=2e-6)
+    assert widths <= set(range(16, 257, 16))
+    assert len(widths) > 3
+
+
+def test_no_batch_is_wider_than_the_model_reads(copied, tmp_path):
+    copied.max_seq_length = 20
+    copied.save(str(tmp_path))
+    encoder = as_encoder(str(tmp_path))
+    widths = set()
+    encoder.model[0].register_forward_pre_hook(lambda _, args: widths.add(args[0]["input_ids"].shape[1]))
+    encoder.embed_documents(["one text of some words", "word " * 40])
+    assert widths == {20}
+
+
 @pytest.mark.parametrize("tokens", [1, 40, 10**6])
 def test_batches_by_tokens_keep_the_order_of_the_texts(minilm, monkeypatch, tokens):
     monkeypatch.setattr(encoders, "_TOKENS", tokens)
