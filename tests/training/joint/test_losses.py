@@ -201,8 +201,11 @@ def plain_unit(vector: list[float]) -> list[float]:
 
 
 def plain_corrected(encoded: Tensor, corrections: Tensor, alone: Tensor) -> list[list[float]]:
-    pairs = zip(encoded.tolist(), corrections.tolist(), strict=True)
-    own = [plain_unit([a + b for a, b in zip(*pair, strict=True)]) for pair in pairs]
+    rows = zip(encoded.tolist(), corrections.tolist(), alone.tolist(), strict=True)
+    own = [
+        plain_unit([a + b for a, b in zip(vector, added, strict=True)]) if row < 0 else plain_unit(vector)
+        for vector, added, row in rows
+    ]
     return [
         plain_unit([a + b for a, b in zip(own[row], vector, strict=True)]) if row >= 0 else vector
         for row, vector in zip(alone.tolist(), own, strict=True)
