@@ -202,7 +202,9 @@ def embed_sequences(
     """
     local.check_process()
     tokens = forward_tokens(local.device)
-    waiting = deque(by_tokens([len(row) for row in sequences], tokens, most))
+    multiple = _multiple(local)
+    widths = [-(-len(row) // multiple) * multiple for row in sequences]
+    waiting = deque(by_tokens(widths, tokens, most))
     many = len(waiting) > 1  # those of a query are one
     with SparingThreads(local.device) as threads:
         while waiting:
@@ -231,14 +233,18 @@ def _halved(batches: Sequence[Sequence[int]], error: Exception) -> deque[list[in
     )
 
 
+def _multiple(local: LocalModel) -> int:
+    """What widths of several rows are multiples of, none wider than the model reads: few, on a processor."""
+    return math.gcd(positions_of(local.model) or WIDTHS, WIDTHS) if local.device.type == "cpu" else 1
+
+
 def last_states(local: LocalModel, rows: Sequence[Sequence[int]]) -> Vector:
     """Hidden states of the last tokens of one batch, float32 (rows, dimension).
 
     Padded on the right, where a causal model cannot see the padding: no mask is needed, and attention takes
     its fastest way.
     """
-    several = local.device.type == "cpu" and len(rows) > 1
-    multiple = math.gcd(positions_of(local.model) or WIDTHS, WIDTHS) if several else 1
+    multiple = _multiple(local) if len(rows) > 1 else 1
     ids, _ = padded(rows, local.device, side="right", multiple=multiple)
     positions = torch.arange(ids.shape[1], device=local.device)[None]
     last = torch.tensor([len(row) - 1 for row in rows], device=local.device)

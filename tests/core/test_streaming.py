@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings, query
@@ -80,6 +80,7 @@ def test_a_stream_equals_each_document_alone(
     batch_size=st.sampled_from([None, 1, 2, 5]),
     tokens=st.sampled_from([1, 100, 300, 4096]),
 )
+@example(texts=["a", "aa", "aaa", "a" * 15], batch_size=None, tokens=100)  # padded to a common width
 def test_no_batch_is_larger_than_it_may_be(
     texts: list[str], batch_size: int | None, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
