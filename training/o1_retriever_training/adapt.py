@@ -285,7 +285,8 @@ def _split(work: Workplace, rows: Sequence[TrainingRow]) -> None:
         raise DataError(
             f"Found {counted(len(judged), 'question')} with a passage of the index; expected at least "
             f"{_LEAST_QUESTIONS}, of which a third is kept apart to judge the thinker by.",
-            hint="A question's passages are texts of the index (pos) or their ids (pos_ids).",
+            hint="Raise --ask-about, or add to --questions, whose passages are texts of the index (pos) or "
+            "their ids (pos_ids).",
         )
     count = min(work.plan.held_out, len(judged) // 3)
     documents = [{"_id": name, "title": "", "text": text} for name, text in _named(work)]
