@@ -181,7 +181,7 @@ _WHY = {
     ),
     "The last of two dimensions is the second.": (
         "o1_retriever_training.joint.losses:corrected_queries: joined = normalize(own[alone.clamp(min=0)] + own, dim=-1) -> joined = normalize(own[alone.clamp(min=0)] + own, dim=+1)",
-        "o1_retriever_training.joint.losses:corrected_queries: own = normalize(encoded + corrections, dim=-1) -> own = normalize(encoded + corrections, dim=+1)",
+        "o1_retriever_training.joint.losses:corrected_queries: own = normalize(encoded + corrections.masked_fill(thinks, 0.0), dim=-1) -> own = normalize(encoded + corrections.masked_fill(thinks, 0.0), dim=+1)",
         "o1_retriever_training.joint.losses:cosine_loss: return (1 - (_wide(vectors) * _wide(teacher)).sum(dim=-1)).sum() / count -> return (1 - (_wide(vectors) * _wide(teacher)).sum(dim=+1)).sum() / count",
     ),
 }

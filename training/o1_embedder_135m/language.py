@@ -114,6 +114,17 @@ def read(shape: Shape, weights: Weights, ids: Tensor) -> Tensor:
     return forward(shape, weights, ids, torch.arange(ids.shape[1], device=DEVICE)[None], attend)
 
 
+def last_states(shape: Shape, weights: Weights, rows: Prompts) -> Tensor:
+    """The state at the last token of each of some rows, padded together, [n, H]."""
+    ids = np.full((len(rows), max(map(len, rows))), shape.end, np.int64)
+    for line, row in zip(ids, rows, strict=True):
+        line[: len(row)] = row
+    last = torch.tensor([len(row) - 1 for row in rows], device=DEVICE)
+    return read(shape, weights, torch.from_numpy(ids).to(DEVICE))[
+        torch.arange(len(rows), device=DEVICE), last
+    ]
+
+
 @torch.no_grad()
 def ends(shape: Shape, weights: Weights, rows: Prompts, at_once: int = 1024) -> Tensor:
     """The state at the last token of each row, float32 [n, H]."""
@@ -121,12 +132,7 @@ def ends(shape: Shape, weights: Weights, rows: Prompts, at_once: int = 1024) -> 
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
     for first in range(0, len(order), at_once):
         part = order[first : first + at_once]
-        ids = np.full((len(part), len(rows[part[-1]])), shape.end, np.int64)
-        for line, place in zip(ids, part, strict=True):
-            line[: len(rows[place])] = rows[place]
-        last = torch.tensor([len(rows[place]) - 1 for place in part])
-        states = read(shape, weights, torch.from_numpy(ids).to(DEVICE))
-        found[torch.tensor(part)] = states[torch.arange(len(part)), last].float()
+        found[torch.tensor(part)] = last_states(shape, weights, [rows[place] for place in part]).float()
     return found
 
 
@@ -190,12 +196,6 @@ class Adapter:
     def frozen(self) -> Weights:
         """The weights as they are now, without a gradient."""
         return self.weights()
-
-    @torch.no_grad()
-    def load(self, state: Sequence[Tensor]) -> None:
-        """Go back to what `parameters` were."""
-        for parameter, value in zip(self.parameters(), state, strict=True):
-            parameter.copy_(value)
 
     def named(self) -> dict[str, Tensor]:
         """The matrices by peft's names."""

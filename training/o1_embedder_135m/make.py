@@ -24,7 +24,17 @@ import torch
 from torch import Tensor
 
 from o1_embedder_22m.sources import require_data
-from o1_embedder_135m.language import DEVICE, Adapter, Row, Sampler, Shape, Trainer, Weights, ends, read
+from o1_embedder_135m.language import (
+    DEVICE,
+    Adapter,
+    Row,
+    Sampler,
+    Shape,
+    Trainer,
+    Weights,
+    ends,
+    last_states,
+)
 from o1_embedder_135m.passages import (
     SOURCES,
     Pair,
@@ -141,6 +151,10 @@ class Maker:
         texts = [f"{self._head}{each}{self._tail}" for each in asked]
         return list(self.tokenizer(texts, add_special_tokens=False).input_ids) if texts else []
 
+    def tails(self, asked: Sequence[str]) -> list[list[int]]:
+        """The ends of these prompts, as long as one is read for its last state."""
+        return [ids[-READ:] for ids in self.prompts(asked)]
+
     def rows(self, pairs: Sequence[Pair]) -> list[Row]:
         """Pairs as ids: the end of the prompt, the beginning of what is written, and the end of the turn."""
         pairs = pairs if self.plan.rows is None else self.draw.sample(pairs, min(len(pairs), self.plan.rows))
@@ -256,8 +270,7 @@ class Maker:
         found = {}
         for name, pool in pools.items():
             texts = [each.text for each in pool]
-            prompts = [ids[-READ:] for ids in self.prompts(texts)]
-            found[name] = _Asked(prompts, self.indexes[name].embed(texts), golds(pool, 6))
+            found[name] = _Asked(self.tails(texts), self.indexes[name].embed(texts), golds(pool, 6))
         return found
 
     def _retrieve(self, pools: Mapping[str, _Asked], count: int, weight: float = 1.0) -> Tensor:
@@ -271,14 +284,8 @@ class Maker:
             many = min(len(pool.gold), max(4, round(count * roots[name] / sum(roots.values()))))
             drawn[name] = torch.randint(len(pool.gold), (many,)).tolist()
             rows += [pool.prompts[place] for place in drawn[name]]
-        ids = np.full((len(rows), READ), self.shape.end, np.int64)
-        for line, row in zip(ids, rows, strict=True):
-            line[: len(row)] = row
-        states = read(self.shape, self.adapter.weights(), torch.from_numpy(ids).to(DEVICE))
-        last = torch.tensor([len(row) - 1 for row in rows], device=DEVICE)
-        parts = self.matrix(states[torch.arange(len(rows), device=DEVICE), last]).split(
-            [*map(len, drawn.values())]
-        )
+        states = last_states(self.shape, self.adapter.weights(), rows)
+        parts = self.matrix(states).split([*map(len, drawn.values())])
         loss = torch.zeros((), device=DEVICE)
         for (name, places), part in zip(drawn.items(), parts, strict=True):
             vectors = unit(pools[name].vectors[places] + part)
@@ -301,8 +308,7 @@ class Maker:
     @torch.no_grad()
     def corrected(self, index: Index, asked: Sequence[str], weights: Weights) -> Tensor:
         """The vectors of questions alone, corrected."""
-        prompts = [ids[-READ:] for ids in self.prompts(asked)]
-        return unit(index.embed(asked) + self.matrix(ends(self.shape, weights, prompts)))
+        return unit(index.embed(asked) + self.matrix(ends(self.shape, weights, self.tails(asked))))
 
     def joint(self, pools: Mapping[str, _Asked], words: Sequence[Row], rate: float = 2e-4) -> None:
         """Learn to find passages by the state at a question's end, and go on writing."""
@@ -421,7 +427,7 @@ class Maker:
         both = [f"{text} {said}" for text, said in zip(many, texts, strict=True)]
         return {
             "query vectors": index.embed(asked),
-            "query": ends(self.shape, weights, [ids[-READ:] for ids in self.prompts(asked)]),
+            "query": ends(self.shape, weights, self.tails(asked)),
             "thought vectors": index.embed(both).view(len(asked), n, -1),
         }
 
