@@ -96,7 +96,7 @@ def _run(stage: str, folder: Path) -> None:
 
         mine_negatives(before, after, corpus=folder / "corpus.jsonl", options=Options(show=False))
     else:
-        from o1_retriever_training.quality_page import write_page
+        from o1_retriever_training.pages import write_page
 
         write_page(before, folder / "page.html")
     print(peak_megabytes() or 0.0)

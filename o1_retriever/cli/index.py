@@ -101,10 +101,16 @@ def index(
     goes on where it stopped. It fails only if nothing could be read.
     """
     options = files.folder_options()
-    if not folder.is_dir():
-        problem = "it is a file" if folder.is_file() else "there is no such folder"
+    if folder.is_file():
+        parent, name = shlex.quote(str(folder.parent)), shlex.quote(folder.name)
         raise DocumentError(
-            str(folder), f"{problem}; expected a folder with documents.", hint="Check the path."
+            str(folder),
+            "it is a file; expected a folder with documents.",
+            hint=f"To index this file alone, type: o1-retriever index {parent} --include {name}",
+        )
+    if not folder.is_dir():
+        raise DocumentError(
+            str(folder), "there is no such folder; expected a folder with documents.", hint="Check the path."
         )
     for done, count in _runs(folder, target, model, options, prune=prune, watch=watch):
         show_report(done, folder, count, target, model)

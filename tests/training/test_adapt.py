@@ -33,6 +33,7 @@ from o1_retriever_training.adapt import (
 )
 from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 from o1_retriever_training.ledger import OtherRecipeError
+from o1_retriever_training.pages import ProgressPage
 from o1_retriever_training.rows import DataError
 from o1_retriever_training.verdict import Verdict, judge
 from tests.support.tiny import CONFIGS, byte_tokenizer
@@ -132,6 +133,10 @@ def test_the_whole_way_and_the_same_call_again(base: Path, index: Index, tmp_pat
     assert "Nothing." in thoughts, "a thought without a passage is learned as well"
     assert (work.folder / "thinker").is_dir() == verdict.is_good
     assert verdict.sentence() in (work.folder / "verdict.md").read_text()
+    page = (work.folder / "progress.html").read_text()
+    assert verdict.sentence() in page
+    assert "over the passages" in page
+    assert "reload" not in page, "there is nothing more to come"
     stamps = {
         path: path.stat().st_mtime_ns for path in (work.questions, work.rows, work.folder / "recipe.yaml")
     }
@@ -140,8 +145,31 @@ def test_the_whole_way_and_the_same_call_again(base: Path, index: Index, tmp_pat
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     with pytest.raises(OtherRecipeError, match="was begun with questions"):
         adapt(workplace(work.folder, index, base))
+    assert verdict.sentence() in (work.folder / "progress.html").read_text()
     trained = LocalThinker(work.folder / "training", dtype="float32")
     assert trained.prompt.system is None
+
+
+def test_the_page_follows_a_training_and_says_that_it_stopped(tmp_path: Path) -> None:
+    path, told = tmp_path / "progress.html", list[str]()
+    losses: list[dict[str, float]] = [{"step": 10, "loss": 2.0}, {"step": 10, "eval_loss": 1.0}]
+    page = ProgressPage(path, "A thinker for <x>", told.append)
+    page.say("5 passages & more")
+    page.trained(10, 40, losses)
+    assert "step 10 of 40<" in path.read_text()
+    page.trained(20, 40, [*losses, {"step": 20, "loss": 1.5}])
+    shown = path.read_text()
+    assert "step 20 of 40, about 1 min left" in shown
+    assert "<svg" in shown
+    assert "reload" in shown
+    with pytest.raises(RuntimeError), page:
+        raise RuntimeError
+    shown = path.read_text()
+    assert told == ["5 passages & more"]
+    assert "5 passages &amp; more" in shown
+    assert "A thinker for &lt;x&gt;" in shown
+    assert "Stopped by RuntimeError" in shown
+    assert "reload" not in shown
 
 
 def test_without_questions_the_base_writes_some_and_too_few_are_said(

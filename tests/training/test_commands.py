@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from o1_retriever.cli.app import OWN
 from o1_retriever.errors import O1RetrieverError
-from o1_retriever_training.quality_page import examine, write_page
+from o1_retriever_training.pages import examine, write_page
 from tests.support.chat_server import chat_server, completion, refusal
 from tests.support.facts import FACTS
 

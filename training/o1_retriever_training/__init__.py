@@ -4,7 +4,7 @@
 folder of documents ── queries ──┐            (make_data: all stages in one command)
                                  v
 pairs ──────────────────────> synthesize ──> vote ──> negatives ──> training file
-(query, pos)                  all_thought    thought  neg           quality_page shows any of them
+(query, pos)                  all_thought    thought  neg           pages shows any of them
                                              model2scores
 ```
 

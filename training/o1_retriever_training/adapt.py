@@ -32,6 +32,7 @@ from o1_retriever.vectors import unit
 from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 from o1_retriever_training.ledger import OtherRecipeError, write_whole
 from o1_retriever_training.make_data import DataPlan, question_pairs
+from o1_retriever_training.pages import ProgressPage
 from o1_retriever_training.passage_rows import RowPlan, write_rows
 from o1_retriever_training.recipe import Recipe
 from o1_retriever_training.rows import DataError, TrainingRow, plain_text, read_corpus, read_rows
@@ -40,6 +41,7 @@ from o1_retriever_training.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from o1_retriever.encoders import Encoder
+    from o1_retriever_training.joint.trainer import Told
 
 Say = Callable[[str], None]
 
@@ -111,7 +113,8 @@ class AdaptPlan:
 class Workplace:
     """The folder of one adaptation, and what is where in it. `encoder` is what embedded the documents.
 
-    `writer` writes the questions where none are given, as `as_expert` takes it (None: the base).
+    `writer` writes the questions where none are given, as `as_expert` takes it (None: the base). `say` is
+    given a line of each stage, and `told` what a training logs.
     """
 
     folder: Path
@@ -121,6 +124,7 @@ class Workplace:
     say: Say
     writer: Any = None
     options: Options = field(default_factory=Options)
+    told: Told | None = None
 
     @property
     def held_out(self) -> Path:
@@ -173,15 +177,19 @@ def adapt(work: Workplace, *, questions: str | Path | None = None) -> Verdict:
             "To correct vectors is learned from questions that people asked, and none are given. Expected "
             "--questions FILE beside --correct, or no --correct."
         )
-    prepare(work, questions)
-    recipe = schedule(work)
-    model = _train(work, recipe)
-    if work.plan.rounds:
-        model = _rewarded(work, recipe, model)
-    if work.plan.correct:
-        model = _corrected(work, recipe, model)
-    verdict = _judge(work, model)
-    _install(work, model, verdict)
+    with ProgressPage(work.folder / "progress.html", f"A thinker for {work.index.path}", work.say) as page:
+        say, work = work.say, replace(work, say=page.say, told=page.trained)
+        prepare(work, questions)
+        say(f"To follow it, open {page.page} in a browser")
+        recipe = schedule(work)
+        model = _train(work, recipe)
+        if work.plan.rounds:
+            model = _rewarded(work, recipe, model)
+        if work.plan.correct:
+            model = _corrected(work, recipe, model)
+        verdict = _judge(work, model)
+        _install(work, model, verdict)
+        page.end(verdict.sentence(), *verdict.rows())
     return verdict
 
 
@@ -389,7 +397,7 @@ def _fields(work: Workplace, **optimisation: Any) -> dict[str, Any]:
 def _train(work: Workplace, recipe: TrainRecipe) -> Path:
     from o1_retriever_training.joint.run import train
 
-    return train(recipe, show_progress_bar=work.options.show).output
+    return train(recipe, show_progress_bar=work.options.show, told=work.told).output
 
 
 def _rewarded(work: Workplace, recipe: TrainRecipe, model: Path) -> Path:
@@ -418,7 +426,7 @@ def _corrected(work: Workplace, recipe: TrainRecipe, model: Path) -> Path:
         _write_own_thoughts(work, model, own)
     work.say("Learning to correct the vectors of queries")
     made = correction_recipe(work, recipe, model, own)
-    output = train(made, show_progress_bar=work.options.show, teacher=work.encoder).output
+    output = train(made, show_progress_bar=work.options.show, teacher=work.encoder, told=work.told).output
     matrix = Correction.beside(output)
     if matrix is not None and matrix.encoder is None:
         replace(matrix, encoder=work.encoder.space.weights).save(output)

@@ -417,7 +417,7 @@ def _members(names: str, corpus: Path | None) -> list[Any]:
 
 
 def _report(rows: Path, page: Path | None) -> None:
-    from o1_retriever_training.quality_page import write_page
+    from o1_retriever_training.pages import write_page
 
     if page is not None:
         _say(f"Written: {write_page(rows, page)}")

@@ -19,7 +19,7 @@ from o1_retriever.reporting import counted, progress
 from o1_retriever_training.experts import Expert, as_experts
 from o1_retriever_training.ledger import KeyIndex, OtherRecipeError, writing_whole
 from o1_retriever_training.negatives import MiningRules, mine_negatives
-from o1_retriever_training.quality_page import write_page
+from o1_retriever_training.pages import write_page
 from o1_retriever_training.recipe import Contributor, Recipe
 from o1_retriever_training.rows import (
     Corpus,

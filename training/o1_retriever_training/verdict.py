@@ -51,8 +51,8 @@ class Verdict:
         """Whether the thinker is to be installed."""
         return bool(self.helped) and not self.harmed
 
-    def table(self) -> str:
-        """The verdict as a Markdown table."""
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """The heads of the verdict's table, and its rows."""
         heads = ["system", f"{MEASURE} without", "with thoughts", "gain", "95 %", "p", "another's thoughts"]
         rows = []
         for name, found in self.own.items():
@@ -75,7 +75,11 @@ class Verdict:
                     "",
                 ]
             )
-        return markdown_table(heads, rows)
+        return heads, rows
+
+    def table(self) -> str:
+        """The verdict as a Markdown table."""
+        return markdown_table(*self.rows())
 
     def sentence(self) -> str:
         """What it comes to."""

@@ -34,7 +34,7 @@ from tests.support.commands import refused, run
         (["think", "-"], "Standard input holds no question"),
         (["search", "Why?"], "Type: o1-retriever index FOLDER"),
         (["index", "nowhere"], "nowhere: there is no such folder"),
-        (["index", "notes/kitchen.md"], "it is a file; expected a folder"),
+        (["index", "notes/kitchen.md"], "type: o1-retriever index notes --include kitchen.md"),
         (["index", "notes", "--include", "*.pdf"], "expected some of"),
         (["index", "notes", "--overlap", "500"], "overlap is 500"),
         (["index", "notes", "--index", "notes/kitchen.md"], "Choose another"),

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from o1_retriever_training.negatives import MiningRules, mine_negatives
-from o1_retriever_training.quality_page import write_page
+from o1_retriever_training.pages import write_page
 from o1_retriever_training.recipe import Contributor, Recipe
 from o1_retriever_training.synthesize import synthesize
 from o1_retriever_training.vote import vote

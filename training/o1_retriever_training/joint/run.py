@@ -50,6 +50,7 @@ from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from o1_retriever_training.joint.steps import How, joint_step
 from o1_retriever_training.joint.trainer import (
     JointTrainer,
+    Told,
     TrainingError,
     budget_of,
     check_data,
@@ -194,13 +195,15 @@ def train(
     show_progress_bar: bool | None = None,
     restart: bool = False,
     teacher: Any = None,
+    told: Told | None = None,
 ) -> TrainResult:
     """Train as a recipe says, or go on where an earlier run of it was stopped; save the model.
 
     `restart` removes what an earlier run left. `teacher` is an encoder that stands for the one which the
-    recipe names, be it to learn from or to be judged beside. The same recipe, whatever happened in between,
-    ends with the same weights. Raises `TrainingError` when the run cannot go on (its last checkpoint stays),
-    `OtherRecipeError` for an output of another recipe, `DataError` and `ModelError` for what it starts from.
+    recipe names, be it to learn from or to be judged beside; `told` hears of every log. The same recipe,
+    whatever happened in between, ends with the same weights. Raises `TrainingError` when the run cannot go on
+    (its last checkpoint stays), `OtherRecipeError` for an output of another recipe, `DataError` and
+    `ModelError` for what it starts from.
     """
     output = Path(recipe.output)
     work = output / _WORK
@@ -229,7 +232,7 @@ def train(
         check_data(checkpoint, rows.name)
     _set_steps(arguments, recipe, rows)
     trainer = JointTrainer(
-        backbone, arguments, recipe=recipe, rows=rows, show=show_progress_bar, evaluate_dev=dev
+        backbone, arguments, recipe=recipe, rows=rows, show=show_progress_bar, evaluate_dev=dev, told=told
     )
     _run(trainer, checkpoint)
     best = _best_weights(trainer, work)

@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -53,14 +53,21 @@ class TrainingError(O1RetrieverError):
     """A training run cannot be begun, gone on with or finished; its last whole checkpoint stays."""
 
 
+# The step, how many there will be, and what was logged, from the first step of the run on.
+Told = Callable[[int, int, Sequence[Mapping[str, float]]], None]
+
+
 class Progress(TrainerCallback):
     """A bar with the parts of the loss, the gradient's norm, tokens per second and the dev figure.
 
     Without a terminal every log is one line of the logger. `count` gives the tokens that were fed so far.
+    `told` is called with what every log comes to.
     """
 
-    def __init__(self, count: Callable[[], int], *, show: bool | None, main: bool) -> None:
-        self._count, self._show, self._main = count, show, main
+    def __init__(
+        self, count: Callable[[], int], *, show: bool | None, main: bool, told: Told | None = None
+    ) -> None:
+        self._count, self._show, self._main, self._told = count, show, main, told
         self._bar: AbstractContextManager[Advance] | None = None
         self._advance: Advance | None = None
         self._note = self._dev = ""
@@ -98,6 +105,8 @@ class Progress(TrainerCallback):
             )
         if self._main and (dev or "loss" in logs):
             logger.info("Step %d of %d: %s%s", state.global_step, state.max_steps, self._note, self._dev)
+            if self._told is not None:
+                self._told(state.global_step, state.max_steps, state.log_history)
 
     def close(self) -> None:
         """Close the bar, however the run ended."""
@@ -169,6 +178,7 @@ class JointTrainer(Trainer):
         rows: TrainingRows,
         show: bool | None,
         evaluate_dev: Evaluate | None,
+        told: Told | None = None,
     ) -> None:
         self.recipe = recipe
         self.tokens = 0  # fed by this process since it started
@@ -181,7 +191,7 @@ class JointTrainer(Trainer):
         self._rows = rows
         self._index = None if rows.index is None else unit_vectors(rows.index).to(arguments.device)
         main = arguments.process_index == 0
-        self.progress = Progress(lambda: self.tokens, show=show, main=main)
+        self.progress = Progress(lambda: self.tokens, show=show, main=main, told=told)
         callbacks: list[TrainerCallback] = [self.progress, Divergence(recipe.stop.divergence)]
         if recipe.evaluation is not None:
             callbacks.append(KeepBest(recipe.evaluation.figure))

@@ -1,13 +1,17 @@
-"""One HTML file that shows whether a file of training rows is any good."""
+"""Two pages in HTML: whether a file of training rows is any good, and how far an adaptation is."""
 
 from __future__ import annotations
 
+import json
 import math
 import random
+import time
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from o1_retriever.reporting import counted, drawn_svg, element, escaped, html_list, html_page, html_table
@@ -179,3 +183,72 @@ def _most(bars: Counter[int]) -> int:
 def _drawn(counts: dict[str, Counter[int]], step: int, label: str) -> str:
     draw, width = partial(_histograms, counts=counts, step=step, label=label), 3.6 * max(2, len(counts))
     return drawn_svg(draw, width, 2.8, extra="train")
+
+
+class ProgressPage:
+    """How far an adaptation is, as an HTML file: what was said, the loss so far, the time left, the verdict.
+
+    Browsers load it again by themselves until the end. What is said goes to `say` as well, and is kept in a
+    file beside the page, so that a call that goes on shows what came before it. Nothing is written before
+    something was said. Leaving the `with` block by an error is written down.
+    """
+
+    def __init__(self, page: Path, title: str, say: Callable[[str], None]) -> None:
+        self.page, self.title = page, title
+        self._tell, self._said = say, page.with_suffix(".jsonl")
+        self._state, self._plot = "", ""
+        self._begun: tuple[int, float] | None = None  # the first step that was heard of, and when
+
+    def __enter__(self) -> ProgressPage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self._state:
+            self._state = f"Stopped by {type(error).__name__}. The same command goes on from here."
+            self._write([], over=True)
+
+    def say(self, text: str) -> None:
+        """Hand a line on, and write it down."""
+        self._tell(text)
+        with self._said.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"at": time.strftime("%Y-%m-%d %H:%M"), "said": text}) + "\n")
+        self._state, self._plot, self._begun = text, "", None
+        self._write([])
+
+    def trained(self, step: int, steps: int, history: Sequence[Mapping[str, float]]) -> None:
+        """Show a training at `step` of `steps`; `history` has what was logged, also before it went on."""
+        first, since = self._begun = self._begun or (step, time.monotonic())
+        left = (steps - step) * (time.monotonic() - since) / (step - first) if step > first else None
+        wait = "" if left is None else f", about {max(1, round(left / 60))} min left"
+        self._state = f"Training, step {step:,} of {steps:,}{wait}"
+        losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+        self._plot = drawn_svg(partial(_curve, losses=losses, steps=steps), 7.2, 2.6, extra="train")
+        self._write([])
+
+    def end(self, sentence: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show what it came to."""
+        self._state = sentence
+        self._write([html_table(rows, heads)], over=True)
+
+    def _write(self, parts: Sequence[str], *, over: bool = False) -> None:
+        lines = [json.loads(line) for line in self._said.read_text(encoding="utf-8").splitlines()]
+        page = [
+            element("h1", escaped(self.title)),
+            element("p", element("strong", escaped(self._state))),
+            *parts,
+            self._plot,
+            html_table([(line["at"], line["said"]) for line in lines]),
+            _note(f"Written at {time.strftime('%H:%M:%S')}."),
+        ]
+        if not over:
+            page.append(element("script", "setTimeout(() => location.reload(), 10000)"))
+        write_whole(self.page, html_page(self.title, page))
+
+
+def _curve(figure: Any, losses: Sequence[tuple[float, float]], steps: int) -> None:
+    axes = figure.subplots()
+    axes.plot(*zip(*losses, strict=True), color="#4878a8")
+    axes.set(xlim=(0, steps), xlabel="step", ylabel="loss")
+    axes.spines[["top", "right"]].set_visible(False)
