@@ -3,7 +3,7 @@
 Run from the repository's root:
 
     python -m benchmarks.quality.local_models [DATA] [--thinker NAME] [--seeds 0,1,2] [--sets NAME,...]
-        [--queries N] [--label LABEL] [--report]
+        [--queries N] [--label LABEL] [--report] [--speeds --threads 2]
 
 The thinker may be an address; a label other than "local" keeps its figures apart from those of the default.
 
@@ -11,14 +11,18 @@ MiniLM embeds, BM25 reads, and both are fused: each without thoughts, with three
 its own prompt and settings, and with those about another query. With several seeds the values of each query
 are averaged over the draws. No test split is read, so that defaults, and a thinker, may be chosen by these
 figures; `--report` reads those of all five sets, when nothing is left to choose, and counts in how many of
-them thinking wins (`index_thinking/...`, Holm's correction over the sets).
+them thinking wins (`index_thinking/...`, Holm's correction over the sets). `--speeds` measures instead what
+one query costs with three thoughts, with a short one and with none, what its vector finds then, and how the
+thoughts end.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +30,7 @@ from benchmarks.quality.bench import MEASURE, Bench, open_bench
 from benchmarks.quality.pages import LEVEL
 from benchmarks.quality.pages import SETS as REPORTED
 from benchmarks.record import Figure
-from o1_retriever import ThinkingEmbedder
+from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.evaluation.collection import encode_corpus
 from o1_retriever.evaluation.comparison import Values, evaluate, holm, randomisation_test
 from o1_retriever.evaluation.controls import FAST, PAIRS, thinking_systems
@@ -36,6 +40,14 @@ from o1_retriever.thinkers import as_thinker
 SETS = ("entailmentbank/dev", "strategyqa_facts/train")
 THINKER = "HuggingFaceTB/SmolLM2-135M-Instruct"
 QUERIES = 200  # of a split, the first ones; a report has all
+# What differs from the thinker's own settings.
+SPEEDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "short": {"n_thoughts": 1, "max_new_tokens": 16},
+    "fast": {"thinking": "never"},
+}
+TIMED = 40  # queries, after some that warm the models up
+_WARM = 3
 _NAMES = {"dense": "minilm", "bm25": "bm25", "hybrid": "hybrid"}
 
 
@@ -47,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--queries", type=int, default=QUERIES)
     parser.add_argument("--label", default="local")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--speeds", action="store_true")
     own, others = parser.parse_known_args(arguments)
     bench = open_bench(
         "benchmarks.quality.local_models",
@@ -57,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     thinker = as_thinker(own.thinker)
     embedder = ThinkingEmbedder.from_parts(thinker, bench.minilm, cache=bench.work / "thoughts")
+    if own.speeds:
+        fresh = ThinkingEmbedder.from_parts(thinker, bench.minilm, cache=False)
+        for figure in speeds(bench, bench.sets[0], embedder, fresh, own.label):
+            print(f"{figure.name}: {figure.value:.4f} {figure.unit}", flush=True)
+            bench.record([figure])
+        return 0
     compared: dict[str, list[Figure]] = {}
     for name in bench.sets:
         if name.endswith("/test") and not own.report:
@@ -86,7 +105,7 @@ def measure(
 
     Where there are several draws, also what each came to.
     """
-    draws = [_values(bench, name, embedder, seed, queries) for seed in seeds]
+    draws = [_values(bench, name, embedder, queries, seed=seed) for seed in seeds]
     if FAST in draws[0]:  # no thought, so no draw
         fast, alone = draws[0][FAST], draws[0]["dense"]
         gain = np.mean([draw[PAIRS["dense"][0]].mean() for draw in draws]) - alone.mean()
@@ -110,6 +129,37 @@ def measure(
         }
         for figure, (one, other) in compared.items():
             yield Figure(name=figure, value=round(randomisation_test(mean[one], mean[other]), 4), unit="p")
+
+
+def speeds(
+    bench: Bench, name: str, embedder: ThinkingEmbedder, fresh: ThinkingEmbedder, label: str
+) -> Iterator[Figure]:
+    """Milliseconds of a query (p50) and nDCG@10 by vectors, by speed, and how the thoughts of each end.
+
+    `fresh` keeps nothing, and is what is timed.
+    """
+    queries = list(bench.collection(name).queries.values())
+    for speed, changes in SPEEDS.items():
+        key, settings = f"index_thinking/{label}/{speed}", fresh.settings.with_changes(**changes)
+        spent = [_seconds(fresh, query, settings) for query in queries[: _WARM + TIMED]][_WARM:]
+        p50 = round(1000 * float(np.median(spent)), 1)
+        yield Figure(name=f"{key}/p50_ms", value=p50, unit="ms", better="lower")
+        never = settings.thinking == "never"
+        found = _values(bench, name, embedder, None, **({} if never else changes))
+        yield _figure(f"{key}/{name}/minilm", [float(found[FAST if never else PAIRS["dense"][0]].mean())])
+        if never:
+            continue
+        written = [thought for own in embedder.think(queries, settings=settings) for thought in own]
+        ended = sum(thought.finish == "eos" for thought in written) / len(written)
+        circles = sum("circles" in (thought.dropped or "") for thought in written) / len(written)
+        yield Figure(name=f"{key}/end_by_themselves", value=round(ended, 4), unit="share of thoughts")
+        yield Figure(name=f"{key}/loops", value=round(circles, 4), unit="share of thoughts", better="lower")
+
+
+def _seconds(embedder: ThinkingEmbedder, query: str, settings: ThoughtSettings) -> float:
+    began = time.perf_counter()
+    embedder.embed_query(query, settings=settings)
+    return time.perf_counter() - began
 
 
 def _wins(compared: Mapping[str, Sequence[Figure]], label: str) -> Iterator[Figure]:
@@ -141,14 +191,14 @@ def _figure(name: str, values: Sequence[float]) -> Figure:
 
 
 def _values(
-    bench: Bench, name: str, embedder: ThinkingEmbedder, seed: int, count: int | None
+    bench: Bench, name: str, embedder: ThinkingEmbedder, count: int | None, **changes: Any
 ) -> dict[str, Values]:
-    """The measure of every query by system, for one draw of the thoughts."""
+    """The measure of every query by system; `changes` are of the settings."""
     whole = bench.collection(name)
     collection = whole.with_queries(dict(islice(whole.queries.items(), count)))
     queries, corpus = list(collection.queries.values()), collection.corpus
     encoded = encode_corpus(embedder, corpus, bench.work / "corpora")
-    settings = embedder.settings.with_changes(seed=seed)
+    settings = embedder.settings.with_changes(**changes)
     systems = thinking_systems(embedder, queries, corpus, encoded, settings)
     found = evaluate(collection, systems, measures=[MEASURE], depth=1000)
     return {each.name: aligned(each.values[MEASURE], list(collection.qrels)) for each in found.results}
