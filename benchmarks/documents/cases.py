@@ -231,6 +231,11 @@ def _markdown() -> Iterator[Case]:
         ("Hello", "# Hello\n\n<X>inside</X>"),
     )
     yield case("cr.md", b"# T\r\rpara\r", ("T", "# T\n\npara"))
+    yield case(
+        "comments.md",
+        "<!-- table: x -->\n# A\nb\n\n<!-- two\n\nlines -->\n\n```\n<!-- kept -->\n```\n\n<!-- open",
+        ("A", "# A\nb\n\n```\n<!-- kept -->\n```"),
+    )
     yield case("quoted heading.md", "> # no\n\n# Yes\nb", "> # no", ("Yes", "# Yes\nb"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,7 @@ _LINE_HEADINGS = {
         r"\{(?P<title>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
     ),
 }
+_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _LONGEST_TITLE = 1000  # characters: looking for pairs of marks takes time that grows with the square
 _LONGEST_FRONT = 60_000
 _MOST_FIELDS = 10_000  # of a file about itself
@@ -108,15 +109,30 @@ def _parser() -> Any:
 
 
 def markdown_blocks(text: str) -> Iterator[Block]:
-    """Headings as CommonMark has them, and the lines between as they are written."""
-    lines = text.split("\n")
+    """Headings as CommonMark has them, and the lines between as they are written, but for comments."""
     tokens = _parser().parse(text)
+    if "<!--" in text:
+        text = _without_comments(text, tokens)
+        tokens = _parser().parse(text)
+    lines = text.split("\n")
     headings = [
         _Heading(token.map[0], token.map[1], int(token.tag[1]), _plain(tokens[place + 1].content))
         for place, token in enumerate(tokens)
         if token.type == "heading_open" and token.level == 0 and token.map
     ]
     yield from _blocks(lines, headings)
+
+
+def _without_comments(text: str, tokens: Sequence[Any]) -> str:
+    """A text without the comments that stand between its blocks, each with the blank line behind it."""
+    lines = text.split("\n")
+    for token in reversed(tokens):
+        if token.type == "html_block" and token.map and "<!--" in token.content:
+            first, last = token.map
+            left = _COMMENT.sub("", "\n".join(lines[first:last])).strip("\n")
+            blank = not left and last < len(lines) and not lines[last].strip()
+            lines[first : last + blank] = [left] if left else []
+    return "\n".join(lines)
 
 
 def _plain(title: str) -> str:

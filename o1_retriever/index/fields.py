@@ -7,6 +7,7 @@ Which documents match a filter is remembered until a document changes.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 from collections import OrderedDict
@@ -20,13 +21,16 @@ from numpy.typing import NDArray
 
 from o1_retriever.concurrency.processes import Renewed
 from o1_retriever.documents.structure import Scalar
-from o1_retriever.index.filters import Condition, Every, Filter, Not, Part
+from o1_retriever.index.filters import Condition, Every, Filter, Not, Part, asked_for
+
+logger = logging.getLogger(__name__)
 
 # The numbers of documents in the ledger, in ascending order.
 Numbers: TypeAlias = NDArray[np.int64]
 # A value; one of those in a list; a list, with its length.
 Kind = Literal["value", "element", "list"]
 
+_SHOWN = 20  # names of fields in a warning
 # Old builds of SQLite take 999 values in one statement.
 AT_ONCE = 900
 
@@ -107,6 +111,12 @@ class Fields:
             return self._holding(name, str(operand).lower(), lower=True)
         return self._where(name, "value", _RANGES[condition.test, isinstance(operand, str)], operands)
 
+    def names(self) -> list[str]:
+        """The fields that a document has, or once had."""
+        return [
+            name for (name,) in self._connection.execute("SELECT DISTINCT name FROM fields ORDER BY name")
+        ]
+
     def every(self) -> Numbers:
         """All documents."""
         return _numbers(self._connection.execute("SELECT number FROM documents"))
@@ -183,6 +193,8 @@ class MatchKeeper(Renewed):
                 self._known.move_to_end(filter)
                 return known
         numbers = matching(fields, filter.part)
+        if not len(numbers):
+            _warn_of_unknown(fields, filter.part)
         with self._lock:
             if self._version == version:
                 self._known[filter] = numbers
@@ -201,6 +213,19 @@ def matching(fields: Fields, part: Part) -> Numbers:
         found = [matching(fields, each) for each in part.parts]
         return reduce(_both, sorted(found, key=len)) if found else fields.every()
     return union(*(matching(fields, each) for each in part.parts))
+
+
+def _warn_of_unknown(fields: Fields, part: Part) -> None:
+    """Say which fields of a filter that nothing passes no document has."""
+    there = fields.names()
+    unknown = sorted(asked_for(part) - {*there})
+    if unknown and there:
+        shown = ", ".join(there[:_SHOWN]) + (", ..." if len(there) > _SHOWN else "")
+        logger.warning(
+            "No document has a field %s, which the filter asks for. Fields are: %s.",
+            " or ".join(map(repr, unknown)),
+            shown,
+        )
 
 
 def _both(first: Numbers, second: Numbers) -> Numbers:

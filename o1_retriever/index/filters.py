@@ -98,6 +98,15 @@ def passes(part: Part, metadata: Mapping[str, Any]) -> bool:
     return value is not None and _holds(part, value)
 
 
+def asked_for(part: Part) -> set[str]:
+    """The fields that a part asks for."""
+    if isinstance(part, Condition):
+        return {part.field}
+    if isinstance(part, Not):
+        return asked_for(part.part)
+    return {name for each in part.parts for name in asked_for(each)}
+
+
 def _holds(condition: Condition, value: Any) -> bool:
     """Whether a value that is there passes a test that has operands."""
     if condition.test == "in":

@@ -272,6 +272,15 @@ def test_a_filter_that_is_wrong_says_where_and_what(mixed, where, message, caplo
     assert not caplog.records, "nothing is built anew"
 
 
+def test_a_field_that_no_document_has_is_named_once(mixed, caplog):
+    asked = {"$or": [{"whom": "u1"}, {"$and": [{"n": 2}, {"m": {"$ne": 1}}, {"where": 1}]}]}
+    with caplog.at_level(logging.WARNING):
+        assert [mixed.ids(asked), mixed.ids(asked), mixed.ids({"who": "nobody"})] == [[], [], []]
+    assert [each.getMessage() for each in caplog.records] == [
+        "No document has a field 'm' or 'where' or 'whom', which the filter asks for. Fields are: n, who."
+    ]
+
+
 def test_a_filter_can_be_read_once_and_used_often(mixed):
     chosen = as_filter({"n": {"$gte": 2}})
     assert isinstance(chosen, Filter)
