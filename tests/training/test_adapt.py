@@ -154,6 +154,7 @@ def test_the_page_follows_a_training_and_says_that_it_stopped(tmp_path: Path) ->
     path, told = tmp_path / "progress.html", list[str]()
     losses: list[dict[str, float]] = [{"step": 10, "loss": 2.0}, {"step": 10, "eval_loss": 1.0}]
     page = ProgressPage(path, "A thinker for <x>", told.append)
+    page.trained(10, 40, losses)  # as where a call goes on in the middle
     page.say("5 passages & more")
     page.trained(10, 40, losses)
     assert "step 10 of 40<" in path.read_text()

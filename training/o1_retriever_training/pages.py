@@ -233,7 +233,8 @@ class ProgressPage:
         self._write([html_table(rows, heads)], over=True)
 
     def _write(self, parts: Sequence[str], *, over: bool = False) -> None:
-        lines = [json.loads(line) for line in self._said.read_text(encoding="utf-8").splitlines()]
+        said = self._said.read_text(encoding="utf-8") if self._said.is_file() else ""
+        lines = [json.loads(line) for line in said.splitlines()]
         page = [
             element("h1", escaped(self.title)),
             element("p", element("strong", escaped(self._state))),
