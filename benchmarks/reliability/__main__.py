@@ -62,11 +62,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability", description=said)
     parser.add_argument("names", nargs="+", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
     parser.add_argument("--count", type=int, help="how often (default: what the row's bar asks for)")
-    parser.add_argument("--seconds", type=float, help="how long, for the soak (default: 1800)")
+    parser.add_argument("--seconds", type=float, help="how long, for the soak (default: 1800), kill_points")
     parser.add_argument("--only", nargs="+", help="some parts of a row")
     parser.add_argument("--stages", nargs="+", help="some kinds of work, for disk")
     parser.add_argument("--jobs", type=int, help="processes at once, for mutants (default: 1)")
-    parser.add_argument("--outcomes", type=Path, help="a file to go on with, for mutants")
+    parser.add_argument("--outcomes", type=Path, help="a file to go on with, for kill_points, mutants")
     parser.add_argument("--results", type=Path, default=RESULTS / "reliability.jsonl", help="where to write")
     return parser.parse_args(arguments)
 

@@ -38,11 +38,10 @@ def measure(
     *, count: int = 100, only: Sequence[str] = _PARTS, stages: Sequence[str] = _STAGES
 ) -> Iterator[Figure]:
     """`disk/<trouble>/<work>/...`: how often it struck, and after how many of them something was wrong."""
-    heavy = [name for stage in stages for name in HEAVY[stage]]
-    with harmed(_JOBS, *heavy) as forks, tempfile.TemporaryDirectory() as folder:
-        for part in only:
-            for stage in stages:
-                trouble = _Trouble(forks, Path(folder, f"{part}-{stage}"), part, [stage])
+    for stage in stages:
+        with harmed(_JOBS, *HEAVY[stage]) as forks, tempfile.TemporaryDirectory() as folder:
+            for part in only:
+                trouble = _Trouble(forks, Path(folder, part), part, [stage])
                 getattr(trouble, part)(count)
                 if trouble.tried:
                     name = f"disk/{part}/{stage}"

@@ -370,7 +370,11 @@ HEAVY = {
     "index": ("chromadb.api.rust", "bm25s"),
     "cache": (),
     "shared cache": (),
-    "synthesize": ("tests.support.synthesis_worker", "o1_retriever_training.experts"),
+    "synthesize": (
+        "tests.support.synthesis_worker",
+        "o1_retriever_training.experts",
+        "o1_retriever_training.synthesize",
+    ),
     "weights": ("tests.support.joint_runs", "chromadb.api.rust", "o1_retriever.embedder"),
     "embed": ("pyarrow.parquet", "o1_retriever.index.shards"),
     "load": ("pyarrow.parquet", "o1_retriever.index.foreign", "chromadb.api.rust", "bm25s"),

@@ -2,19 +2,22 @@
 
 Half of the points are changes of the disk, drawn from all that the undisturbed run makes (SQLite's and
 Chroma's own writes among them; every second of those writes is cut in the middle); half are moments of its
-time. Every fourth run is killed again while it recovers.
+time. Every fourth run is killed again while it recovers. A file of outcomes keeps what came of each point: a
+run that was stopped, or had its time, goes on behind the last of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import random
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +31,42 @@ _STAGES = ("index", "embed", "load", "cache", "synthesize", "train")
 _TRIES = 4  # for a moment that came after the end of the run
 
 
-def measure(*, count: int = 100, only: Sequence[str] = _STAGES) -> Iterator[Figure]:
-    """`kill_points/...`: how many kills, and after how many of them something was other than without."""
-    heavy = [name for stage in only for name in HEAVY[stage]]
-    with harmed(_JOBS, *heavy) as forks, tempfile.TemporaryDirectory() as folder:
-        for stage in only:
-            kills, found = _Kills(forks, Path(folder, stage), stage).run(count)
-            yield Figure(name=f"kill_points/{stage}/kills", value=kills, unit="kills")
-            yield Figure(name=f"kill_points/{stage}/differences", value=found, unit="runs", better="lower")
+def measure(
+    *,
+    count: int = 100,
+    only: Sequence[str] = _STAGES,
+    seconds: float = math.inf,
+    outcomes: Path | None = None,
+) -> Iterator[Figure]:
+    """`kill_points/...`: how many kills, and after how many of them something was other than without.
+
+    Points are numbered from 0 to `count`, and each is drawn from its own number; none is begun after
+    `seconds`. Those that `outcomes` has are counted and not tried again.
+    """
+    ends = time.monotonic() + seconds
+    for stage in only:
+        known = {row["point"]: row for row in _read(outcomes) if row["stage"] == stage}
+        for row in _tried(stage, [point for point in range(count) if point not in known], ends):
+            known[row["point"]] = row
+            if outcomes is not None:
+                with outcomes.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+        kills, different = (sum(row[what] for row in known.values()) for what in ("kills", "differs"))
+        yield Figure(name=f"kill_points/{stage}/kills", value=kills, unit="kills")
+        yield Figure(name=f"kill_points/{stage}/differences", value=different, unit="runs", better="lower")
+
+
+def _tried(stage: str, points: Sequence[int], ends: float) -> Iterator[dict[str, Any]]:
+    """What comes of each point, from a process that has imported what this stage needs."""
+    if points:
+        with harmed(_JOBS, *HEAVY[stage]) as forks, tempfile.TemporaryDirectory() as folder:
+            yield from _Kills(forks, Path(folder, stage), stage).run(points, ends)
+
+
+def _read(outcomes: Path | None) -> list[dict[str, Any]]:
+    if outcomes is None or not outcomes.exists():
+        return []
+    return [json.loads(line) for line in outcomes.read_text(encoding="utf-8").splitlines()]
 
 
 class _Kills:
@@ -48,29 +79,39 @@ class _Kills:
         self._chance = random.Random(stage)
         self._origin.mkdir(parents=True)
 
-    def run(self, count: int) -> tuple[int, int]:
-        """How many kills there were, and after how many points what was found differs."""
+    def run(self, points: Iterable[int], ends: float) -> Iterator[dict[str, Any]]:
+        """What came of each point: how many kills there were, and whether what was found differs."""
         self._work.mkdir()
         assert self._child(call="prepare", folder=self._work) == 0, said(self._log)
         shutil.rmtree(self._origin)
         self._work.rename(self._origin)
-        began = time.monotonic()
-        expected = self._finished()
-        assert expected is not None, said(self._log)
-        seconds, total = time.monotonic() - began, expected["changes"]
+        expected, seconds = self._undisturbed()
+        total = expected["changes"]
         print(f"   {self._stage}: {total} changes of the disk in {seconds:.1f} s", flush=True)
-        kills = different = 0
-        for point in range(count):
+        for point in itertools.takewhile(lambda _: time.monotonic() < ends, points):
+            self._chance.seed(f"{self._stage} {point}")
             self._begin_anew()
-            kills += self._killed(total, seconds, by_time=bool(point % 2))
+            kills = self._killed(total, seconds, by_time=bool(point % 2))
             if point % 4 == 3:
                 kills += self._killed(total, seconds, by_time=bool(point % 8 == 7), tries=1)
             found = self._finished(anew=False)
-            if found is None or found["found"] != expected["found"]:
-                different += 1
+            differs = found is None or found["found"] != expected["found"]
+            if differs:
                 print(f"   {self._stage}, point {point}: {_difference(expected, found)}", flush=True)
                 print(said(self._log)[-1500:] if found is None else "", flush=True)
-        return kills, different
+            yield {"stage": self._stage, "point": point, "kills": kills, "differs": differs}
+
+    def _undisturbed(self) -> tuple[dict[str, Any], float]:
+        """What is there without a kill, and in how many seconds; of two runs, which have to agree, the quicker."""
+        runs, spent = [], []
+        for _ in range(2):
+            began = time.monotonic()
+            runs.append(self._finished())
+            spent.append(time.monotonic() - began)
+        assert runs[0] is not None, said(self._log)
+        assert runs[1] is not None, said(self._log)
+        assert runs[0]["found"] == runs[1]["found"], _difference(*runs)
+        return runs[0], min(spent)
 
     def _begin_anew(self) -> None:
         shutil.rmtree(self._work, ignore_errors=True)

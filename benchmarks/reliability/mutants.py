@@ -93,6 +93,10 @@ _WHY = {
         "o1_retriever.engine.template:TemplateConfig.from_file: value = values.get(name, 8) -> value = values.get(name, 9)",
     ),
     "One text has one row of ids.": (
+        'o1_retriever.engine.template:ChatTemplate._chat: ids += self.text_ids([messages[int(piece)]["content"]])[0] -> ids += self.text_ids([messages[int(piece)]["content"]])[ -1]',
+        'o1_retriever.engine.template:ChatTemplate._plain: self.text_ids(["Answer:"])[0] -> self.text_ids(["Answer:"])[ -1]',
+        'o1_retriever.engine.template:ChatTemplate._ends_of_turn: return tuple({self.text_ids(["a\\n"])[0][-1], self.text_ids(["a\\n\\n"])[0][-1]}) -> return tuple({self.text_ids(["a\\n"])[0][-1], self.text_ids(["a\\n\\n"])[ -1][-1]})',
+        'o1_retriever.engine.template:ChatTemplate._ends_of_turn: return tuple({self.text_ids(["a\\n"])[0][-1], self.text_ids(["a\\n\\n"])[0][-1]}) -> return tuple({self.text_ids(["a\\n"])[ -1][-1], self.text_ids(["a\\n\\n"])[0][-1]})',
         "o1_retriever.engine.template:Template.__init__: self._instruction = self.text_ids([self.instruction])[0] if self.instruction.strip() else [] -> self._instruction = self.text_ids([self.instruction])[ -1] if self.instruction.strip() else []",
     ),
     "A softmax does not change where all are shifted.": (
@@ -183,6 +187,31 @@ _WHY = {
         "o1_retriever_training.joint.losses:corrected_queries: joined = normalize(own[alone.clamp(min=0)] + own, dim=-1) -> joined = normalize(own[alone.clamp(min=0)] + own, dim=+1)",
         "o1_retriever_training.joint.losses:corrected_queries: own = normalize(encoded + corrections.masked_fill(thinks, 0.0), dim=-1) -> own = normalize(encoded + corrections.masked_fill(thinks, 0.0), dim=+1)",
         "o1_retriever_training.joint.losses:cosine_loss: return (1 - (_wide(vectors) * _wide(teacher)).sum(dim=-1)).sum() / count -> return (1 - (_wide(vectors) * _wide(teacher)).sum(dim=+1)).sum() / count",
+    ),
+    "Prompts of different words differ before either ends.": (
+        "o1_retriever.engine.template:ChatTemplate.__init__: same = takewhile(lambda pair: pair[0] == pair[1], zip(*prompts, strict=False)) -> same = takewhile(lambda pair: pair[0] == pair[1], zip(*prompts, strict=True))",
+    ),
+    "The guard gives a reason, or None, for each usable thought.": (
+        "o1_retriever.thinking:Pooling.without: kept = [row for row, reason in zip(embedding.vectors, reasons, strict=True) if reason is None] -> kept = [row for row, reason in zip(embedding.vectors, reasons, strict=False) if reason is None]",
+    ),
+    "NumPy takes any negative size for the one that is left.": (
+        "o1_retriever.vectors:unit: place = int(np.argmax(bad.reshape(-1))) -> place = int(np.argmax(bad.reshape(- 2)))",
+        'o1_retriever.vectors:unit: f"Vector {place} has length {float(lengths.reshape(-1)[place])}; expected a direction." -> f"Vector {place} has length {float(lengths.reshape(- 2)[place])}; expected a direction."',
+    ),
+    "A length is not negative.": (
+        "o1_retriever.vectors:unit: bad = ~(np.isfinite(lengths) & (lengths > 0)) -> bad = ~(np.isfinite(lengths) & (lengths != 0))",
+    ),
+    "Of two vectors each has one other, whose share is 1 for both.": (
+        "o1_retriever_training.joint.losses:relation_loss: if len(vectors) < 2: -> if len(vectors) < 3:",
+    ),
+    "The similarities of vectors to each other are the same both ways round, and all are summed.": (
+        "o1_retriever_training.joint.losses:relation_loss: (_similarity(each, each) / temperature).masked_fill(itself, -1e4).log_softmax(dim=1) -> (_similarity(each, each) / temperature).masked_fill(itself, -1e4).log_softmax(dim= 0)",
+    ),
+    "In order, what is not greater than the one before it is the same.": (
+        "o1_retriever_training.joint.losses:_copies: found[places[1:][(ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)]] = True -> found[places[1:][(ordered[1:] <= ordered[:-1]) & (ordered[1:] != 0)]] = True",
+    ),
+    "What is left of the tests that have operands is greater in the alphabet.": (
+        'o1_retriever.index.filters:_holds: if condition.test == "contains": -> if condition.test <= "contains":',
     ),
 }
 EXPLAINED = {place: why for why, places in _WHY.items() for place in places}

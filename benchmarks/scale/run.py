@@ -1,8 +1,8 @@
-"""What many documents and many queries cost: embedding, one actor against two, loading, and the queue.
+"""What many documents and many queries cost: embedding, one actor against two, loading, all of it, the queue.
 
 Run from the repository's root, on a machine that does nothing else:
 
-    python -m benchmarks.scale.run [embed] [ray] [load] [queue]
+    python -m benchmarks.scale.run [embed] [ray] [load] [road] [queue]
 
 The queue of a server is predicted from the times of a few batches and then measured with requests that come
 by chance (`o1_retriever.evaluation.sizing`).
@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import RESULTS, ROOT, Figure, record
-from benchmarks.speed.child import in_child
+from benchmarks.speed.child import in_child, resident
 from benchmarks.speed.data import documents
 from benchmarks.speed.serve import Connection, server
-from benchmarks.speed.synthetic import SyntheticEmbedder, random_base
-from o1_retriever import ThinkingEmbedder
+from benchmarks.speed.synthetic import SyntheticEmbedder, mixtures, numbered, random_base
+from o1_retriever import Index, ThinkingEmbedder
 from o1_retriever.evaluation.sizing import Costs, capacity, measure_costs, simulate, tiers
 from o1_retriever.index.foreign import load_shards, opened_for
 from o1_retriever.index.shards import Manifest, ShardOptions, embed_shards
@@ -36,6 +36,7 @@ from o1_retriever.index.shards import Manifest, ShardOptions, embed_shards
 MODEL = ROOT / "models" / "o1-embedder-22m"
 _SHARES = (0.3, 0.6, 0.8)  # of what one machine can do
 _SECONDS = 60.0  # at each of them
+_ROADS = (10_000, 100_000)  # documents that go the whole way
 
 
 def written(path: Path, count: int) -> str:
@@ -81,41 +82,141 @@ def _embed(count: int) -> dict[str, float]:
 
 
 def with_ray() -> Iterator[Figure]:
-    """`scale/ray/...`: one actor against two, each with a processor, after the cluster has begun."""
+    """`scale/ray/...`: one actor against two, each with a processor, after the cluster has begun.
+
+    Shards of documents as `embed --ray` makes them, and thoughts and vectors of queries as `eval --ray` does.
+    """
     import ray
 
     from ray_o1_retriever import Cluster
 
-    count = 1200
+    count, asked = 1200, 128
     embedder = ThinkingEmbedder.from_pretrained(MODEL, cache=False)
-    speeds = {}
+    started = time.perf_counter()
+    Cluster(actors=2)
+    begun = time.perf_counter() - started
+    spent: dict[str, dict[int, float]] = {"documents": {}, "queries": {}}
+    contents, vectors = set(), []
     with tempfile.TemporaryDirectory() as name:
         source = written(Path(name) / "rows.jsonl", count)
-        started = time.perf_counter()
-        cluster = Cluster(actors=2)
-        begun = time.perf_counter() - started
-        contents = set()
         for actors in (1, 2):
             cluster = Cluster(actors=actors)
-            folder = Path(name) / f"out-{actors}"
             started = time.perf_counter()
             manifest = embed_shards(
-                source, folder, embedder, options=ShardOptions(rows=100), maker=cluster.shard_maker(embedder)
+                source,
+                Path(name) / f"out-{actors}",
+                embedder,
+                options=ShardOptions(rows=100),
+                maker=cluster.shard_maker(embedder),
             )
-            seconds = time.perf_counter() - started
-            speeds[actors] = count / seconds
+            spent["documents"][actors] = time.perf_counter() - started
             contents.add(manifest.content)
-            print(f"   {actors} actors: {seconds:.1f} s", flush=True)
-        ray.shutdown()
+            started = time.perf_counter()
+            found = cluster.embedder(embedder).embed_queries([_query(number) for number in range(asked)])
+            spent["queries"][actors] = time.perf_counter() - started
+            vectors.append(np.stack([each.vector for each in found]))
+            print(f"   {actors} actors: { {what: each[actors] for what, each in spent.items()} }", flush=True)
+    ray.shutdown()
     assert len(contents) == 1, "one actor and two gave different shards"
+    assert np.abs(vectors[0] - vectors[1]).max() < 1e-4, "one actor and two gave different vectors"
     yield Figure(
         name="scale/ray/begin_s", value=round(begun, 1), unit="s, a cluster of this machine", better="lower"
     )
-    unit = f"documents/s, {count} documents, loading the model included"
-    for actors, speed in speeds.items():
-        yield Figure(name=f"scale/ray/{actors}_actors_documents_per_s", value=round(speed, 1), unit=unit)
-    ratio = round(speeds[2] / speeds[1], 2)
-    yield Figure(name="scale/ray/two_over_one", value=ratio, unit="ratio, 2 cores, a thread each")
+    for what, number in (("documents", count), ("queries", asked)):
+        yield from _of_actors(what, number, spent[what])
+
+
+def _of_actors(what: str, count: int, spent: dict[int, float]) -> Iterator[Figure]:
+    """The speed of each number of actors, what a thousand cost, and how much more two do than one."""
+    kind = f"{count} {what}, loading the model included"
+    for actors, seconds in spent.items():
+        name = f"scale/ray/{actors}_actors_{what}"
+        yield Figure(name=f"{name}_per_s", value=round(count / seconds, 2), unit=f"{what}/s, {kind}")
+        cost = round(1000 * actors * seconds / count, 1)
+        yield Figure(
+            name=f"{name}_cost", value=cost, unit=f"core seconds for 1,000 {what}, {kind}", better="lower"
+        )
+    ratio = round(spent[1] / spent[2], 2)
+    yield Figure(name=f"scale/ray/two_over_one_{what}", value=ratio, unit="ratio, 2 cores, a thread each")
+
+
+def road(counts: Sequence[int] = _ROADS) -> Iterator[Figure]:
+    """`scale/road/<n>/...`: rows become shards, shards an index of ours, which is opened anew and searched.
+
+    The vectors, of 384 numbers, are given: what a model takes is in `scale/embed/...`.
+    """
+    for count in counts:
+        with tempfile.TemporaryDirectory() as name:
+            found = in_child(__name__, "--road", count, "--folder", name)
+            found |= in_child(__name__, "--folder", name)
+        for what, value in found.items():
+            more = what.endswith("per_s")
+            yield Figure(
+                name=f"scale/road/{count}/{what}",
+                value=round(value, 2),
+                unit=f"{_ROAD_UNITS[what]}, {count} of 384 numbers",
+                better="higher" if more else "lower",
+            )
+
+
+_ROAD_UNITS = {
+    "embed_documents_per_s": "documents/s to shards",
+    "embed_peak_mb": "MB at the most, while shards are made",
+    "shards_mb": "MB of shards",
+    "load_documents_per_s": "documents/s into an index",
+    "load_peak_mb": "MB at the most, while shards are loaded",
+    "index_mb": "MB of an index, texts included",
+    "open_s": "s, from the files to the first answer",
+    "search_p50_ms": "ms, p50",
+    "search_p95_ms": "ms, p95",
+    "memory_mb": "MB resident after the searches",
+}
+
+
+def _road(count: int, folder: Path) -> dict[str, float]:
+    import resource
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+    rows, shards = folder / "rows.jsonl", folder / "shards"
+    with rows.open("w", encoding="utf-8") as file:
+        for each in numbered(0, count):
+            file.write(json.dumps({"id": each.id, "text": each.text}) + "\n")
+    embedder = SyntheticEmbedder(random_base())
+    began = time.perf_counter()
+    embed_shards(str(rows), shards, embedder)
+    embedded, most = time.perf_counter() - began, peak()
+    began = time.perf_counter()
+    with opened_for(str(folder / "index"), "documents", shards) as target:
+        load_shards(shards, target, show_progress_bar=False)
+    loaded = time.perf_counter() - began
+    return {
+        "embed_documents_per_s": count / embedded,
+        "embed_peak_mb": most,
+        "shards_mb": sum(path.stat().st_size for path in shards.iterdir()) / 1e6,
+        "load_documents_per_s": count / loaded,
+        "load_peak_mb": peak(),
+    }
+
+
+def _opened(folder: Path) -> dict[str, float]:
+    """Open the index and search it, in a process that has done nothing before."""
+    import chromadb  # noqa: F401 - to load the library is not to open an index
+
+    asked = mixtures(random_base(), 210, seed=0)[:, None]
+    began = time.perf_counter()
+    with Index(folder / "index") as index:
+        index.search(asked[0], k=10)
+        opened = time.perf_counter() - began
+        spent = [_milliseconds(lambda row=row: index.search(row, k=10)) for row in asked][10:]  # type: ignore[misc]
+        return {
+            "open_s": opened,
+            "search_p50_ms": float(np.percentile(spent, 50)),
+            "search_p95_ms": float(np.percentile(spent, 95)),
+            "memory_mb": resident(),
+            "index_mb": index.info().bytes / 1e6,
+        }
 
 
 def load() -> Iterator[Figure]:
@@ -249,10 +350,18 @@ async def _poisson(port: int, rate: float, numbers: Iterator[int]) -> list[float
     return waits[len(waits) // 10 :]
 
 
+def _in_this_process(options: argparse.Namespace) -> dict[str, float]:
+    """What one process has to do that is asked for some part of a measurement."""
+    if options.embed:
+        return _embed(options.embed)
+    return _road(options.road, options.folder) if options.road else _opened(options.folder)
+
+
 NAMES: dict[str, Callable[[], Iterator[Figure]]] = {
     "embed": embed,
     "ray": with_ray,
     "load": load,
+    "road": road,
     "queue": queue,
 }
 
@@ -262,14 +371,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--results", type=Path, default=RESULTS / "scale.jsonl")
+    parser.add_argument("--counts", type=int, nargs="+", default=_ROADS, help="documents, for road")
     parser.add_argument("--embed", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--road", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.embed:
-        print(json.dumps(_embed(options.embed)))
+    if options.embed or options.folder:
+        print(json.dumps(_in_this_process(options)))
         return
     for name in options.names or NAMES:
         print(f"== {name}", flush=True)
-        for figure in NAMES[name]():
+        for figure in road(options.counts) if name == "road" else NAMES[name]():
             record(options.results, [figure])
             print(f"{figure.name}: {figure.value} {figure.unit}", flush=True)
 

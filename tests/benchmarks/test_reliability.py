@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from benchmarks.reliability import kill_points
 from benchmarks.reliability.page import reliability_table
 from benchmarks.reliability.soak import Reading, figures, growth
 
@@ -44,4 +47,20 @@ def test_the_table_has_a_line_for_what_was_measured_alone() -> None:
     assert reliability_table(rows).splitlines()[2:] == [
         "| a full disk: a tmpfs too small for the work | `disk` | 1,200 runs | 0 wrong answers, undocumented "
         "errors or hangs |"
+    ]
+
+
+def test_kills_that_were_noted_are_counted_and_not_done_again(tmp_path: Path) -> None:
+    outcomes = tmp_path / "outcomes.jsonl"
+    kills = {"cache": [1, 2, 1], "train": [5]}
+    rows = [
+        {"stage": stage, "point": point, "kills": each, "differs": point == 2}
+        for stage, of_stage in kills.items()
+        for point, each in enumerate(of_stage)
+    ]
+    outcomes.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = kill_points.measure(count=3, only=["cache"], outcomes=outcomes)
+    assert [(each.name, each.value) for each in found] == [
+        ("kill_points/cache/kills", 4),
+        ("kill_points/cache/differences", 1),
     ]

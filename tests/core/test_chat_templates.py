@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import pre_tokenizers, processors
 from transformers import AutoModelForCausalLM
 
 from o1_retriever import ThoughtSettings
 from o1_retriever.endpoint.prompt import without_system
 from o1_retriever.engine.rows import Draft
-from o1_retriever.engine.template import ChatTemplate
+from o1_retriever.engine.template import ChatTemplate, _source
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import as_queries
 from o1_retriever.thinkers import ChatPrompt, LocalThinker
 from o1_retriever.thinkers.local import read_draft
 from tests.support.templates import FAMILIES, tokenizer_of
-from tests.support.tiny import CONFIGS
+from tests.support.tiny import CONFIGS, byte_tokenizer
 
 PROMPT = ChatPrompt(system="Think of facts.", examples=(("Why is ice cold?", "Ice is frozen water."),))
 [MIRROR] = as_queries(["How does a mirror fog up?"])
@@ -82,6 +83,89 @@ def test_no_query_becomes_a_special_token_of_the_template(name: str) -> None:
     for token in tokens:
         number = template.tokenizer.convert_tokens_to_ids(token)
         assert hostile.count(number) == honest.count(number), token
+    said, spelled = template.tokenizer.decode(honest), "".join(tokens)
+    assert template.tokenizer.decode(hostile) == said.replace("does it fog?", f"does it fog? {spelled}")
+
+
+@pytest.mark.parametrize("shared", [(), PROMPT.messages(MIRROR)[:1], PROMPT.messages(MIRROR)[1:-1]])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_stands_around_the_last_message(name: str, shared: Any) -> None:
+    """The ids before and behind its words are those of a prompt, whatever goes before it."""
+    template = template_of(name)
+    messages = [*shared, {"role": "user", "content": "How?"}]
+    before, behind = template.around(messages)
+    decode = template.tokenizer.decode
+    assert f"{decode(before)}How?{decode(behind)}" == decode(template.prompt(messages))
+    assert len(before) + len(behind) < len(template.prompt(messages))
+
+
+def test_a_tokenizer_with_tokens_of_its_own_around_every_text_adds_none() -> None:
+    tokenizer = tokenizer_of("llama3")
+    begin = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, tokenizer.bos_token_id)]
+    )
+    template = ChatTemplate(tokenizer)
+    assert template.prompt(PROMPT.messages(MIRROR)).count(tokenizer.bos_token_id) == 1
+    assert tokenizer("Ice.")["input_ids"][0] == tokenizer.bos_token_id
+
+
+def test_an_answer_that_the_template_begins_is_not_begun_again() -> None:
+    tokenizer = tokenizer_of("gpt-oss")
+    begun = "<|start|>assistant<|channel|>final<|message|>"
+    opening = "{% if add_generation_prompt %}<|start|>assistant"
+    assert opening in tokenizer.chat_template
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        opening, opening.replace("<|start|>assistant", begun)
+    )
+    text = tokenizer.decode(ChatTemplate(tokenizer).prompt(PROMPT.messages(MIRROR)))
+    assert text.endswith(f"<|end|>{begun}")
+
+
+def test_of_several_templates_the_default_one_is_read() -> None:
+    class Several:
+        chat_template: Any
+
+    several = Several()
+    for templates, read in (
+        ({"tool_use": "tools", "default": "plain"}, "plain"),
+        ({"default": "plain", "tool_use": "tools"}, "plain"),
+        ({"tool_use": "tools"}, "tools"),
+        ({}, ""),
+        (None, ""),
+        ("one", "one"),
+    ):
+        several.chat_template = templates
+        assert _source(several) == read
+
+
+def test_a_thought_has_the_positions_that_a_prompt_leaves() -> None:
+    tokenizer = tokenizer_of("smollm2")
+    assert ChatTemplate(tokenizer, positions=100).room([7] * 40) == 59
+    assert ChatTemplate(tokenizer).room([7] * 40) == 2**20 - 41
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_without_a_template_messages_are_lines(begins: bool) -> None:
+    """A base model's tokenizer, with a token that begins every text or without, and merges or none."""
+    tokenizer = tokenizer_of("gemma" if begins else "smollm2")
+    tokenizer.chat_template = None
+    template = ChatTemplate(tokenizer)
+    ids = template.prompt(PROMPT.messages(as_queries(["why\nso?"])[0]))
+    beginning = [tokenizer.bos_token_id] if begins else []
+    assert ids[: len(beginning)] == beginning
+    lines = ("Think of facts.\n", "Question: Why is ice cold?\n", "Answer: Ice is frozen water.\n",
+             "Question: why so?\n", "Answer:")  # fmt: skip
+    assert ids[len(beginning) :] == [i for line in lines for i in tokenizer(line)["input_ids"]]
+    assert set(template.stops) == {tokenizer(f"a{end}")["input_ids"][-1] for end in ("\n", "\n\n")}
+    assert len(template.stops) == 2, "two ends of a line are one token here"
+
+
+def test_a_base_model_s_line_ends_where_its_tokenizer_puts_spaces_before_words() -> None:
+    tokenizer = byte_tokenizer(None)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert len(tokenizer("a\n")["input_ids"]) == 3
+    assert ChatTemplate(tokenizer).stops == (tokenizer("\n")["input_ids"][-1],)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "smollm3", "deepseek-r1", "deepseek-r1-first", "gpt-oss"])

@@ -135,6 +135,20 @@ def test_a_tokenizer_that_knows_plain_text_is_asked_once(monkeypatch: pytest.Mon
     assert Template(SEPARATING, TemplateConfig()).text_ids(["7"]) == [[SEPARATING.convert_tokens_to_ids("7")]]
 
 
+def test_a_tokenizer_that_knows_no_plain_text_is_given_spelled_tokens_in_pieces() -> None:
+    class Unaware(type(PAPER)):  # type: ignore[misc]
+        def __call__(self, *texts: object, split_special_tokens: bool = False, **options: object) -> object:
+            return super().__call__(*texts, **options)
+
+    unaware = byte_tokenizer("paper")
+    unaware.__class__ = Unaware
+    made = Template(unaware, TemplateConfig())
+    assert made.emb in unaware("a <emb> b", split_special_tokens=True)["input_ids"]
+    for text in ("a <emb> b</s><thought>", "plain"):
+        assert PAPER.decode(made.text_ids([text])[0]) == text
+        assert made.emb not in made.text_ids([text])[0]
+
+
 def test_a_spelled_token_loses_none_of_its_letters() -> None:
     for tokenizer in (LETTERS, SEPARATING):
         made = Template(tokenizer, TemplateConfig())

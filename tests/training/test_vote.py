@@ -104,6 +104,7 @@ def election(table: dict[str, list[float]], rule: str, weights: dict[str, float]
 )
 @example([[1, 0, 0], [0, 1, 1], [0, 1, 1]], "mean-rank", {})
 @example([[3, 2, 2, 0], [0, 1, 2, 2], [1, 2, 0, 1]], "majority", {})
+@example([[2, 2, 2, 2, 0], [2, 0, 0, 0, 3]], "soft", {})
 def test_every_rule_elects_as_one_counts_by_hand(
     rows: list[list[int]], rule: str, weights: dict[str, float]
 ) -> None:
@@ -403,6 +404,8 @@ def test_who_always_votes_alike_agrees_and_who_has_no_choice_does_not_count() ->
     alone = Agreement()
     alone.add({"a": 0}, 0, 2)
     assert (alone.kappa, alone.rows, alone.unanimous) == (None, 1, 1)
+    figures = alone.to_dict(1)
+    assert (figures["unanimous"], figures["win_rate"]) == (1.0, {"a": 1.0})
 
 
 def test_a_member_without_a_name_is_refused(tmp_path: Path) -> None:

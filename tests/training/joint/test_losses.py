@@ -93,6 +93,19 @@ class TestByHand:
         logits = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])
         close(generation_loss(logits, torch.tensor([0, 1]), tokens=4), 0.9808293 / 4)
 
+    def test_index(self) -> None:
+        # The index has (1, 0), (0, 1), (0.6, 0.8); the temperature is 0.5. The first query, (1, 0), scores
+        # 2, 0, 1.2. Its answers, the first two, compete with the third alone: ln(1 + e^(1.2 - 2)) = 0.3711007
+        # and ln(1 + e^1.2) = 1.4632825, whose mean is 0.9171916. The second, (0.6, 0.8), scores 1.2, 1.6, 2
+        # and has one answer, the first: ln(1 + e^0.4 + e^0.8) = 1.5512505.
+        index = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+        answers = torch.tensor([[0, 1], [0, -1]])
+        found = index_loss(self.queries, answers, index, temperature=0.5, count=2)
+        close(found, (0.9171916 + 1.5512505) / 2)
+        found = index_loss(self.queries, answers[:, :1], index, temperature=0.5, count=1)
+        # ln(1 + e^-2 + e^-0.8) = 0.4603726, and as above.
+        close(found, 0.4603726 + 1.5512505)
+
     def test_joint(self) -> None:
         # 0.8 * 3 + 0.2 * 5
         close(joint_loss(torch.tensor(3.0), torch.tensor(5.0), weight=0.8), 3.4)
