@@ -32,7 +32,7 @@ from o1_retriever.index.index import Index
 from o1_retriever.thought import Thought
 from tests.support.index_worker import TinyEmbedder
 
-OPTIONS = FolderOptions(chunking=Chunking(max_characters=60, overlap=20), batch_size=8, processes=1)
+OPTIONS = FolderOptions(chunking=Chunking(max_characters=60, overlap=20), batch_size=8)
 _ENTRIES = 40  # of the cache
 
 
@@ -376,9 +376,14 @@ HEAVY = {
         "o1_retriever_training.synthesize",
     ),
     "weights": ("tests.support.joint_runs", "chromadb.api.rust", "o1_retriever.embedder"),
-    "embed": ("pyarrow.parquet", "o1_retriever.index.shards"),
+    "embed": ("pyarrow.parquet", "pandas", "o1_retriever.index.shards"),
     "load": ("pyarrow.parquet", "o1_retriever.index.foreign", "chromadb.api.rust", "bm25s"),
-    "train": ("tests.support.joint_runs", "o1_retriever_training.joint.run", "peft", "tensorboard"),
+    "train": (
+        "tests.support.joint_runs",
+        "o1_retriever_training.joint.run",
+        "peft",
+        "torch.utils.tensorboard",
+    ),
 }
 
 STAGES = {
