@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from o1_retriever.documents import Document
     from o1_retriever.embedder import ThinkingEmbedder
     from o1_retriever.errors import O1RetrieverError
-    from o1_retriever.explain.explanation import Explanation
     from o1_retriever.index.index import Index
+    from o1_retriever.search.explanation import Explanation
     from o1_retriever.search.retriever import Retriever
     from o1_retriever.thought import QueryEmbedding, Thought, ThoughtSettings
 
 # Loaded when first used (PEP 562), so that importing the package costs next to nothing.
 _HOME = {
     "Document": "o1_retriever.documents",
-    "Explanation": "o1_retriever.explain.explanation",
+    "Explanation": "o1_retriever.search.explanation",
     "Index": "o1_retriever.index.index",
     "O1RetrieverError": "o1_retriever.errors",
     "QueryEmbedding": "o1_retriever.thought",

@@ -22,9 +22,9 @@ from benchmarks.documents.run import OUT
 from benchmarks.record import Figure, record
 from benchmarks.speed.child import resident
 from o1_retriever.documents import Chunking, ReadOptions
-from o1_retriever.documents.files import find_files
 from o1_retriever.documents.workers import Job, read_files
 from o1_retriever.encoders import SentenceTransformerEncoder
+from o1_retriever.index.files import find_files
 from o1_retriever.index.folder import sync_folder
 from o1_retriever.index.index import Index
 from o1_retriever.thought import Vector

@@ -21,8 +21,7 @@ from o1_retriever.errors import require
 require("langchain_core", extra="langchain", purpose="The LangChain adapter")
 
 from langchain_o1_retriever.models import ChatModelThinker, O1Embeddings
-from langchain_o1_retriever.retrievers import O1Retriever
-from langchain_o1_retriever.tracing import THINKING_RUN, THOUGHTS, THOUGHTS_EVENT
+from langchain_o1_retriever.retrievers import THINKING_RUN, THOUGHTS, THOUGHTS_EVENT, O1Retriever
 
 __all__ = [
     "THINKING_RUN",

@@ -1,13 +1,23 @@
-"""A LangChain retriever that thinks, over our index or over any LangChain vector store by vectors."""
+"""A LangChain retriever that thinks, over our index or over any LangChain vector store by vectors.
+
+Callbacks and tracers see the thinking as a run beneath the retriever's, and as a custom event.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+import inspect
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
+    adispatch_custom_event,
+    dispatch_custom_event,
+)
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.vectorstores import VectorStore
@@ -15,15 +25,15 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from pydantic import Field, field_validator, model_validator
 
 from langchain_o1_retriever.models import O1Embeddings
-from langchain_o1_retriever.tracing import given_thoughts, record, think_run
 from o1_retriever.concurrency.processes import check_sendable
 from o1_retriever.concurrency.shared import called, finished
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
-from o1_retriever.explain.explanation import Explanation
+from o1_retriever.guard import Decision
 from o1_retriever.index.hits import Hit, check_count
-from o1_retriever.query import Query, as_query
+from o1_retriever.query import Given, Query, as_query
 from o1_retriever.ranking.ranking import cosine_of_distance, of_score
+from o1_retriever.search.explanation import Explanation
 from o1_retriever.search.result import Pooling, SearchOptions, split_options
 from o1_retriever.search.retriever import Retriever
 from o1_retriever.search.stores import Embedded, Found, StoreSearch, store_settings
@@ -434,3 +444,57 @@ def raw_scores(hit: Hit) -> dict[str, float]:
     fused = {} if hit.fused_score is None else {"fused_score": hit.fused_score}
     likely = {} if hit.probability is None else {"probability": hit.probability}
     return {"cosine": hit.score, **fused, **likely}
+
+
+THOUGHTS_EVENT = "o1_retriever_thoughts"
+"""Name of the custom event that shows callbacks, and `astream_events`, what was thought."""
+
+THINKING_RUN = "think"
+"""Name of the run, a child of the retriever's, in which tracers such as LangSmith show the thinking."""
+
+
+THOUGHTS = "o1_retriever_thoughts"
+"""Key of a run's metadata under which a caller brings thoughts of its own."""
+
+
+def given_thoughts(manager: CallbackManagerForRetrieverRun | AsyncCallbackManagerForRetrieverRun) -> Given:
+    """The thoughts that the configuration of a run brings; None where it brings none."""
+    found: Given = manager.metadata.get(THOUGHTS)
+    return found
+
+
+@asynccontextmanager
+async def think_run(
+    manager: CallbackManagerForRetrieverRun | AsyncCallbackManagerForRetrieverRun, query: str
+) -> AsyncIterator[dict[str, Any]]:
+    """A run in which a query is thought about; the block puts a `record` of what was thought into the dict.
+
+    Under a blocking manager nothing waits.
+    """
+    blocking = isinstance(manager, CallbackManagerForRetrieverRun)
+    dispatch = dispatch_custom_event if blocking else adispatch_custom_event
+    shown: dict[str, Any] = {}
+    run: Any = await _value(manager.get_child().on_chain_start({}, {"query": query}, name=THINKING_RUN))
+    try:
+        yield shown
+    except BaseException as error:
+        await _value(run.on_chain_error(error))
+        raise
+    await _value(run.on_chain_end(shown))
+    await _value(dispatch(THOUGHTS_EVENT, shown, config={"callbacks": manager.get_child()}))
+
+
+async def _value(result: Any) -> Any:
+    """What a manager's method returns, of whichever of the two kinds it is."""
+    return await result if inspect.isawaitable(result) else result
+
+
+def record(embedding: QueryEmbedding, decision: Decision | None) -> dict[str, Any]:
+    """What was thought, and why, as plain JSON values."""
+    return {
+        "query": embedding.query,
+        "thoughts": [thought.to_dict() for thought in embedding.thoughts],
+        "think_ms": round(embedding.timings.think_ms, 3),
+        "embed_ms": round(embedding.timings.embed_ms, 3),
+        "decision": None if decision is None else decision.to_dict(),
+    }

@@ -28,11 +28,11 @@ from o1_retriever.concurrency.shared import called, finished
 from o1_retriever.documents.structure import RESERVED
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import SettingsError
-from o1_retriever.explain.explanation import Explanation
 from o1_retriever.guard import LOOKED_AT
 from o1_retriever.index.hits import Hit, check_count
 from o1_retriever.query import History, Query, as_queries, as_query
 from o1_retriever.ranking.ranking import cosine_of_distance, of_score
+from o1_retriever.search.explanation import Explanation
 from o1_retriever.search.result import split_options
 from o1_retriever.search.retriever import Retriever
 from o1_retriever.search.stores import StoreSearch, store_settings

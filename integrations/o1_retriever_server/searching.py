@@ -17,8 +17,8 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from o1_retriever.errors import O1RetrieverError
-from o1_retriever.explain.explanation import Explanation
 from o1_retriever.ranking.ranking import of_score
+from o1_retriever.search.explanation import Explanation
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import QueryEmbedding, ThoughtPiece
 from o1_retriever_server.embeddings import ThoughtRecord, Usage

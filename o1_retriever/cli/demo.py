@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from o1_retriever.documents.document import Document
     from o1_retriever.embedder import ThinkingEmbedder
-    from o1_retriever.explain.explanation import Explanation
     from o1_retriever.index.hits import Hit
     from o1_retriever.index.index import Index
+    from o1_retriever.search.explanation import Explanation
 
 
 DEPTH = 10  # ranks of the right passage are known down to here
@@ -113,7 +113,7 @@ def _example(query: DemoQuery, explanation: Explanation) -> Group:
     from rich.console import Group, RenderableType
     from rich.text import Text
 
-    from o1_retriever.explain.render import hits_view, thoughts_view
+    from o1_retriever.search.render import hits_view, thoughts_view
 
     result = explanation.result
     parts: list[RenderableType] = [Text(query.text, style="bold")]
@@ -133,7 +133,7 @@ def conclusion(explained: Sequence[tuple[DemoQuery, Explanation]]) -> Text:
     """What thinking did to the right passages, in words that do not promise more than was seen."""
     from rich.text import Text
 
-    from o1_retriever.explain.render import milliseconds
+    from o1_retriever.search.render import milliseconds
 
     if not any(explanation.result.thoughts for _, explanation in explained):
         return Text("No question was thought about.")

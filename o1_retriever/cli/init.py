@@ -132,7 +132,7 @@ def _begin(folder: Path, model: ModelOptions, target: IndexOptions, question: st
 
 
 def _answer(embedder: ThinkingEmbedder, index: Index, question: str) -> None:
-    from o1_retriever.explain.render import result_view
+    from o1_retriever.search.render import result_view
     from o1_retriever.search.retriever import Retriever
 
     load_late(embedder, [question])

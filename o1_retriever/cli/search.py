@@ -103,8 +103,8 @@ def search(
     options = modes.options()
     doing = "Searching" if modes.chosen() == "never" else "Thinking"
     from o1_retriever.cli.models import load_embedder, load_late
-    from o1_retriever.explain.render import result_view
     from o1_retriever.index.index import Index
+    from o1_retriever.search.render import result_view
     from o1_retriever.search.retriever import Retriever
 
     with contextlib.ExitStack() as stack:
@@ -156,7 +156,7 @@ def think(
     from rich.text import Text
 
     from o1_retriever.cli.models import load_embedder, load_late
-    from o1_retriever.explain.render import costs_view, printable, thoughts_view
+    from o1_retriever.search.render import costs_view, printable, thoughts_view
 
     embedder = load_embedder(model, recalls=True)
     settings = thoughts.settings(embedder.settings)
@@ -185,7 +185,7 @@ def _thought_aloud(embedder: ThinkingEmbedder, query: Query, settings: ThoughtSe
     """The thoughts about a query, shown on the terminal while they are written."""
     from rich.live import Live
 
-    from o1_retriever.explain.render import thoughts_view
+    from o1_retriever.search.render import thoughts_view
     from o1_retriever.thought import Thought
 
     texts: dict[int, str] = {}
@@ -326,7 +326,7 @@ def _condition(condition: str) -> dict[str, Any]:
 
 
 def _readings(value: str) -> list[str | int | float | bool]:
-    from o1_retriever.index.values import as_scalar
+    from o1_retriever.index.filters import as_scalar
 
     if value.lower() in ("true", "false"):
         return [value, value.lower() == "true"]

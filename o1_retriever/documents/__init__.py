@@ -1,7 +1,6 @@
 """Documents: reading files of many formats and cutting them into passages."""
 
-from o1_retriever.documents.chunking import Chunking, split_passages
-from o1_retriever.documents.document import Document, read_documents
+from o1_retriever.documents.document import Chunking, Document, read_documents, split_passages
 from o1_retriever.documents.readers import SUFFIXES, read_sections
 from o1_retriever.documents.source import ReadOptions
 from o1_retriever.documents.structure import Section

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from o1_retriever.documents.encoding import declared_by_html
-from o1_retriever.documents.source import Source
+from o1_retriever.documents.source import Source, declared_by_html
 from o1_retriever.documents.structure import Block, Section, is_visible, sections
 from o1_retriever.errors import require
 

@@ -9,13 +9,11 @@ from datetime import date, datetime
 from typing import Any
 from urllib.parse import unquote
 
-from o1_retriever.documents.encoding import declared_by_html
 from o1_retriever.documents.html import html_blocks
-from o1_retriever.documents.markup import titled
+from o1_retriever.documents.markup import attribute, name_of, parse, titled
 from o1_retriever.documents.rows import row_section, unused_heads
-from o1_retriever.documents.source import Source
+from o1_retriever.documents.source import Source, declared_by_html
 from o1_retriever.documents.structure import Block, Section, Value, sections, valid
-from o1_retriever.documents.xml import attribute, name_of, parse
 from o1_retriever.errors import require
 
 # An old or encrypted Office file is no zip archive, but begins with this.

@@ -7,8 +7,7 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from o1_retriever.documents.encoding import decode
-from o1_retriever.documents.source import LONGEST_LINE, Source
+from o1_retriever.documents.source import LONGEST_LINE, Source, decode
 from o1_retriever.documents.structure import Section, Value, as_metadata, valid
 
 # Where the text of an object stands, in the order in which it is looked for.

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from o1_retriever.documents.chunking import Chunking
-from o1_retriever.documents.document import Document, documents_of
+from o1_retriever.documents.document import Chunking, Document, documents_of
 from o1_retriever.documents.readers import suffix_of
 from o1_retriever.documents.source import ReadOptions, Source
 from o1_retriever.documents.structure import Value

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from o1_retriever.documents import Chunking, Document, ReadOptions
-from o1_retriever.documents.files import FoundFile, FoundFiles, find_files
 from o1_retriever.documents.readers import KNOWN_KINDS, suffix_of
 from o1_retriever.documents.structure import Value
 from o1_retriever.documents.workers import Job, Read, read_files
@@ -25,8 +24,11 @@ from o1_retriever.index.files import (
     FileRecord,
     FileTable,
     FolderReport,
+    FoundFile,
+    FoundFiles,
     Status,
     entries_of,
+    find_files,
     ids_digest,
     now_ns,
 )

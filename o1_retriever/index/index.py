@@ -25,12 +25,11 @@ from o1_retriever.errors import (
 )
 from o1_retriever.guard import DRAWN, drawn
 from o1_retriever.index.fields import MatchKeeper, Numbers
-from o1_retriever.index.filters import Filter, Where, as_filter
+from o1_retriever.index.filters import Filter, Where, as_filter, batches, can_be_encoded, checked
 from o1_retriever.index.graph import Graph, nearest
 from o1_retriever.index.hits import Hit, IndexInfo, check_count, check_groups, check_queries, fused_hits, hits
 from o1_retriever.index.ledger import EmbeddedDocument, Session, State, digest_of, metadata_json
 from o1_retriever.index.store import LexiconKeeper, Store
-from o1_retriever.index.values import batches, can_be_encoded, checked
 from o1_retriever.ranking.bm25 import Reading
 from o1_retriever.ranking.ranking import FUSION_DEPTH
 from o1_retriever.reporting import counted, progress

@@ -1,1 +1,1 @@
-"""Queries in, passages out: the retriever, how it searches and what it finds."""
+"""Queries in, passages out: the retriever, how it searches, what it finds, and what thinking moved."""

@@ -11,7 +11,6 @@ from typing import Any, Unpack
 from o1_retriever.concurrency.shared import Batches, Ticket, called, finished
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.errors import FingerprintError
-from o1_retriever.explain.explanation import RANKED, Explanation, ExplanationTimings, moves
 from o1_retriever.guard import LOOKED_AT, Decision
 from o1_retriever.index.filters import Filter, Where, as_filter
 from o1_retriever.index.foreign import ForeignIndex
@@ -20,6 +19,7 @@ from o1_retriever.index.index import Index
 from o1_retriever.query import Given, History, Query, as_queries, as_query
 from o1_retriever.ranking.bm25 import Bm25, Reading
 from o1_retriever.reporting import counted
+from o1_retriever.search.explanation import RANKED, Explanation, ExplanationTimings, moves
 from o1_retriever.search.relevance import Cutoff
 from o1_retriever.search.result import SearchOptions, SearchResult, SearchSettings
 from o1_retriever.thought import QueryEmbedding, Thinking, Thought, ThoughtSettings, Timings, Vector

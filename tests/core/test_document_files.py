@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from benchmarks.documents import writers
 from benchmarks.documents.cases import cases
 from o1_retriever.documents import SUFFIXES, ReadOptions, read_sections
-from o1_retriever.documents.encoding import decode, looks_binary
+from o1_retriever.documents.source import decode, looks_binary
 from o1_retriever.documents.structure import as_metadata, is_visible
 from o1_retriever.errors import DocumentError, SettingsError
 
@@ -103,7 +103,7 @@ inner = st.lists(plain, max_size=3) | st.dictionaries(names, plain, max_size=3)
 @settings(max_examples=60)
 @given(st.dictionaries(names, plain | inner, max_size=4))
 def test_any_fields_become_metadata_that_an_index_can_keep(fields) -> None:
-    from o1_retriever.index.values import kept_metadata
+    from o1_retriever.index.filters import kept_metadata
 
     kept = as_metadata(fields)
     assert kept_metadata(kept) == kept

@@ -18,7 +18,7 @@ from o1_retriever.documents import (
     read_sections,
     split_passages,
 )
-from o1_retriever.documents.chunking import passage_spans, passages
+from o1_retriever.documents.document import passage_spans, passages
 from o1_retriever.errors import DocumentError, InputError, O1RetrieverError, SettingsError
 
 words = st.text(st.sampled_from("abcXYZ。！.!?,\"') \t\n\u2028é中"), max_size=400)
@@ -205,7 +205,7 @@ def test_markdown_loses_nothing(text):
 
 @given(st.text(st.sampled_from("@# def class x:\n("), max_size=120))
 def test_code_loses_nothing(text):
-    from o1_retriever.documents.code import code_sections
+    from o1_retriever.documents.readers import code_sections
 
     joined = "".join(section.text for section in code_sections(text))
     assert "".join(joined.split()) == "".join(text.split())

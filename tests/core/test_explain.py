@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from o1_retriever.explain.render import (
+from o1_retriever.index.hits import Hit
+from o1_retriever.search.render import (
     costs_view,
     hits_view,
     milliseconds,
@@ -20,7 +21,6 @@ from o1_retriever.explain.render import (
     result_view,
     thoughts_view,
 )
-from o1_retriever.index.hits import Hit
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import QueryEmbedding, Thought, Timings
 

@@ -18,9 +18,9 @@ from o1_retriever import Explanation, Index, Retriever, ThinkingEmbedder, Though
 from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import InputError, SettingsError
-from o1_retriever.explain.explanation import Move, moves
 from o1_retriever.guard import Gate
 from o1_retriever.index.hits import Hit
+from o1_retriever.search.explanation import Move, moves
 from o1_retriever.thought import Thought
 
 QUERY = "why?"

@@ -19,10 +19,9 @@ import pytest
 
 from benchmarks.documents import writers
 from o1_retriever.documents import Chunking, Document, ReadOptions
-from o1_retriever.documents.files import find_files
 from o1_retriever.documents.workers import Job, read_files
 from o1_retriever.index import folder as folder_module
-from o1_retriever.index.files import FILE_TABLE, FolderReport
+from o1_retriever.index.files import FILE_TABLE, FolderReport, find_files
 from o1_retriever.index.folder import FolderOptions, follow_folder, newer_folders, sync_folder, sync_unread
 from o1_retriever.index.index import Index
 from tests.support.index_worker import TinyEmbedder

@@ -23,7 +23,6 @@ from o1_retriever.endpoint.prompt import DEFAULT_PROMPT
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import CollectionReport, Corpus, encode_corpus
 from o1_retriever.evaluation.systems import Dense
-from o1_retriever.explain.render import thought_line
 from o1_retriever.guard import (
     DRAWN,
     Gate,
@@ -38,6 +37,7 @@ from o1_retriever.guard import (
     why_not,
 )
 from o1_retriever.ranking.bm25 import Reading
+from o1_retriever.search.render import thought_line
 from o1_retriever.thought import Finish, Thought
 from o1_retriever.vectors import unit
 from tests.support.adapters import FAST, bag_of_words

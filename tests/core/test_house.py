@@ -37,7 +37,7 @@ SERVER = {
 LAYERS = [
     "errors", "concurrency", "storage", "reporting", "query", "thought", "vectors",
     "cache", "endpoint", "guard", "engine", "thinkers", "encoders", "thinking", "concurrency.awaiting",
-    "engine.backend", "embedder", "documents", "ranking", "index", "search.result", "explain", "search",
+    "engine.backend", "embedder", "documents", "ranking", "index", "search",
     "evaluation", "cli", "__main__",
 ]  # fmt: skip
 LOOSE = 12  # modules at the top of the core

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.concurrency.shared import finished
-from o1_retriever.explain.render import costs_view
 from o1_retriever.query import as_queries
+from o1_retriever.search.render import costs_view
 from o1_retriever.thinkers import distinct as drawing
 from o1_retriever.thinkers.distinct import AGAIN
 from o1_retriever.thought import Thought, Timings, repeats

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from o1_retriever import ThinkingEmbedder
 from o1_retriever.documents import Chunking
-from o1_retriever.documents.chunking import passage_spans
+from o1_retriever.documents.document import passage_spans
 from o1_retriever.index.folder import FolderOptions, sync_folder
 from o1_retriever.index.index import Index
 from o1_retriever.vectors import TokenLimit

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from o1_retriever.documents import Chunking, read_documents
-from o1_retriever.documents.files import find_files
 from o1_retriever.errors import DocumentError
+from o1_retriever.index.files import find_files
 from o1_retriever.reporting import counted, progress
 from o1_retriever_training.experts import Expert, as_experts
 from o1_retriever_training.ledger import KeyIndex, OtherRecipeError, writing_whole

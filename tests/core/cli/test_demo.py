@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from o1_retriever.cli.demo import DemoQuery, conclusion, read_demo
-from o1_retriever.explain.explanation import Explanation, ExplanationTimings
 from o1_retriever.index.hits import Hit
+from o1_retriever.search.explanation import Explanation, ExplanationTimings
 from o1_retriever.search.result import SearchResult
 from o1_retriever.thought import QueryEmbedding, Thought
 from tests.support.commands import ok, refused

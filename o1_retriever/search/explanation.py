@@ -19,6 +19,7 @@ from o1_retriever.thought import Thought, Timings
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
 
+
 # Ranks are known down to here, or to `k` where that is more.
 RANKED = 100
 
@@ -201,7 +202,7 @@ class Explanation:
         from rich.console import Group
         from rich.text import Text
 
-        from o1_retriever.explain.render import (
+        from o1_retriever.search.render import (
             costs_view,
             decision_line,
             found_view,
@@ -239,7 +240,7 @@ class Explanation:
 def _thoughts_view(per_thought: PerThought) -> RenderableType:
     from rich.console import Group
 
-    from o1_retriever.explain.render import Clipped, grid, heading, thought_line
+    from o1_retriever.search.render import Clipped, grid, heading, thought_line
 
     table = grid(marks=1)
     for number, (thought, hits) in enumerate(per_thought, start=1):
@@ -254,7 +255,7 @@ def _moves_view(moves: Sequence[Move]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from o1_retriever.explain.render import name_of
+    from o1_retriever.search.render import name_of
 
     table = Table(box=None, padding=(0, 1), pad_edge=True, header_style="dim")
     table.add_column("without", justify="right", no_wrap=True)
