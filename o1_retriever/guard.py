@@ -16,8 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from o1_retriever.endpoint.prompt import DEFAULT_PROMPT
-from o1_retriever.endpoint.reply import SENTENCE_END, refused
+from o1_retriever.endpoint.chat import DEFAULT_PROMPT, SENTENCE_END, refused
 from o1_retriever.errors import SettingsError
 from o1_retriever.reporting import counted
 from o1_retriever.thought import Thought, Vector

@@ -23,7 +23,7 @@ from benchmarks.record import Figure
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import read_documents
 from o1_retriever.encoders import CallableEncoder, as_encoder
-from o1_retriever.endpoint.prompt import DEFAULT_PROMPT
+from o1_retriever.endpoint.chat import DEFAULT_PROMPT
 from o1_retriever.engine.template import CONFIG_NAME, ChatTemplate, Layout
 from o1_retriever.errors import O1RetrieverError
 from o1_retriever.query import Conversation, Query, read_history

@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _synthesise(url: str, count: int) -> float:
-    from o1_retriever.endpoint.limits import RequestPolicy
+    from o1_retriever.endpoint.exchange import RequestPolicy
     from o1_retriever_training.experts import EndpointExpert
     from o1_retriever_training.recipe import Contributor, Recipe
     from o1_retriever_training.synthesize import Options, synthesize

@@ -11,9 +11,8 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
 
 from o1_retriever.embedder import ThinkingEmbedder, as_embedder
-from o1_retriever.endpoint.limits import RequestPolicy
-from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt
-from o1_retriever.endpoint.reply import completion
+from o1_retriever.endpoint.chat import DEFAULT_PROMPT, ChatPrompt
+from o1_retriever.endpoint.exchange import RequestPolicy, completion
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import Given, History, Query, as_query
 from o1_retriever.thinkers.endpoint import ModelThinker

@@ -19,9 +19,8 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from o1_retriever.concurrency.processes import check_sendable
 from o1_retriever.concurrency.shared import finished
 from o1_retriever.embedder import ThinkingEmbedder, as_embedder
-from o1_retriever.endpoint.limits import RequestPolicy
-from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt
-from o1_retriever.endpoint.reply import completion
+from o1_retriever.endpoint.chat import DEFAULT_PROMPT, ChatPrompt
+from o1_retriever.endpoint.exchange import RequestPolicy, completion
 from o1_retriever.errors import SettingsError
 from o1_retriever.guard import Decision
 from o1_retriever.index.hits import Hit

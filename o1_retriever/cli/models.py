@@ -210,7 +210,7 @@ class LateThinker:
         """
         import torch
 
-        from o1_retriever.endpoint.prompt import DEFAULT_PROMPT
+        from o1_retriever.endpoint.chat import DEFAULT_PROMPT
         from o1_retriever.engine.adapters import base_of, is_adapter
 
         options, name = self._options, thinker_name(self._options)

@@ -18,15 +18,16 @@ from threading import Thread
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from o1_retriever.endpoint.limits import Pacer, Patience, RateLimit, RequestPolicy
-from o1_retriever.endpoint.prompt import ChatRequest, without_system
-from o1_retriever.endpoint.reply import (
+from o1_retriever.endpoint.chat import ChatRequest, Reasoning, check_reasoning, without_system
+from o1_retriever.endpoint.exchange import (
     Answer,
     BrokenStreamError,
+    Pacer,
+    Patience,
     Problem,
-    Reasoning,
+    RateLimit,
+    RequestPolicy,
     StreamedReply,
-    check_reasoning,
     cost_of,
     diagnose,
     presentable,

@@ -26,7 +26,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from o1_retriever.endpoint.prompt import without_system
+from o1_retriever.endpoint.chat import without_system
 from o1_retriever.errors import CheckpointError
 
 Layout = Literal["paper", "released"]

@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from o1_retriever.endpoint.limits import RequestPolicy
-from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, ChatPrompt
+from o1_retriever.endpoint.chat import DEFAULT_PROMPT, ChatPrompt
+from o1_retriever.endpoint.exchange import RequestPolicy
 from o1_retriever.errors import ModelNotFoundError, SettingsError
 from o1_retriever.query import Query
 from o1_retriever.thinkers.endpoint import OpenAIThinker, first_model

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from o1_retriever.endpoint.prompt import ChatPrompt
+from o1_retriever.endpoint.chat import ChatPrompt
 from o1_retriever.errors import CheckpointError, SettingsError, require
 from o1_retriever.thought import ThoughtSettings, Vector
 

@@ -18,10 +18,17 @@ from typing import Any, TypeVar
 
 from o1_retriever.concurrency.processes import Renewed, Sent
 from o1_retriever.concurrency.shared import finished
+from o1_retriever.endpoint.chat import (
+    DEFAULT_PROMPT,
+    DEFAULT_SAMPLING,
+    ChatPrompt,
+    ChatRequest,
+    Reasoning,
+    as_prompt,
+    whole_sentences,
+)
 from o1_retriever.endpoint.client import ChatClient, Hear, in_thread, options_of
-from o1_retriever.endpoint.limits import Patience, RequestPolicy
-from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, ChatRequest, as_prompt
-from o1_retriever.endpoint.reply import Answer, ModelCallError, Problem, Reasoning, whole_sentences
+from o1_retriever.endpoint.exchange import Answer, ModelCallError, Patience, Problem, RequestPolicy
 from o1_retriever.engine.follow import heard, still_waited_for
 from o1_retriever.errors import ThinkerError
 from o1_retriever.query import Query

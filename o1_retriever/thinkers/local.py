@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from o1_retriever.concurrency.processes import SentModel
 from o1_retriever.concurrency.shared import finished
-from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, DEFAULT_SAMPLING, ChatPrompt, as_prompt
-from o1_retriever.endpoint.reply import Reasoning, check_reasoning, read_written, refused, whole_sentences
+from o1_retriever.endpoint.chat import (
+    DEFAULT_PROMPT,
+    DEFAULT_SAMPLING,
+    ChatPrompt,
+    Reasoning,
+    as_prompt,
+    check_reasoning,
+    read_written,
+    refused,
+    whole_sentences,
+)
 from o1_retriever.engine.checkpoint import read_stored
 from o1_retriever.query import Query
 from o1_retriever.thinkers.config import Correction, ThinkerConfig

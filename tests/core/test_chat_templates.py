@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers, processors
 from transformers import AutoModelForCausalLM
 
 from o1_retriever import ThoughtSettings
-from o1_retriever.endpoint.prompt import without_system
+from o1_retriever.endpoint.chat import without_system
 from o1_retriever.engine.rows import Draft
 from o1_retriever.engine.template import ChatTemplate, _source
 from o1_retriever.errors import SettingsError

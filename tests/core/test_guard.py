@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
-from o1_retriever.endpoint.prompt import DEFAULT_PROMPT
+from o1_retriever.endpoint.chat import DEFAULT_PROMPT
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import CollectionReport, Corpus, encode_corpus
 from o1_retriever.evaluation.systems import Dense

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
-from o1_retriever.endpoint.reply import whole_sentences
+from o1_retriever.endpoint.chat import whole_sentences
 from o1_retriever.engine.checkpoint import _WHEELS, find_checkpoint
 from o1_retriever.engine.passes import common_prefix
 from o1_retriever.engine.rows import Draft

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
-from o1_retriever.endpoint.prompt import DEFAULT_PROMPT, PASSAGE_CHARACTERS, ChatPrompt
+from o1_retriever.endpoint.chat import DEFAULT_PROMPT, PASSAGE_CHARACTERS, ChatPrompt
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.query import Query
 from o1_retriever.search.result import SearchSettings

@@ -18,7 +18,7 @@ from llama_index.core.llms import MockLLM
 
 from llama_index_o1_retriever import LLMThinker
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
-from o1_retriever.endpoint.limits import RequestPolicy
+from o1_retriever.endpoint.exchange import RequestPolicy
 from o1_retriever.errors import SettingsError
 from tests.support.adapters import PATIENCE, QUERY, THOUGHT, bag_of_words
 

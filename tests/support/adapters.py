@@ -16,7 +16,7 @@ import numpy as np
 from o1_retriever import Index, ThinkingEmbedder, ThoughtSettings
 from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
-from o1_retriever.endpoint.limits import RequestPolicy
+from o1_retriever.endpoint.exchange import RequestPolicy
 from o1_retriever.guard import Gate
 from o1_retriever.query import Conversation
 from o1_retriever.search.relevance import Relevance, keep, kind

@@ -165,7 +165,7 @@ def _writes_a_row(called: Any) -> bool:
 def _synthesize(
     source: str, out: str, *, url: str = "", pause: float = 0.0, retry: bool = False, timeout: float = 60.0
 ) -> None:
-    from o1_retriever.endpoint.limits import RequestPolicy
+    from o1_retriever.endpoint.exchange import RequestPolicy
     from o1_retriever.thinkers import CallableThinker
     from o1_retriever_training.experts import EndpointExpert, ThinkerExpert
     from o1_retriever_training.synthesize import Options, synthesize

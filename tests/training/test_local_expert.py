@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from o1_retriever.endpoint.prompt import ChatPrompt, ChatRequest
+from o1_retriever.endpoint.chat import ChatPrompt, ChatRequest
 from o1_retriever.errors import CheckpointError, ModelNotFoundError
 from o1_retriever.query import Query
 from o1_retriever.thought import ThoughtSettings

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from o1_retriever.endpoint.limits import RateLimit, RequestPolicy
+from o1_retriever.endpoint.exchange import RateLimit, RequestPolicy
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever_training.experts import EndpointExpert, LocalExpert, as_expert
 from o1_retriever_training.ledger import LedgerError

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from o1_retriever.embedder import ThinkingEmbedder
-from o1_retriever.endpoint.prompt import ChatPrompt
+from o1_retriever.endpoint.chat import ChatPrompt
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import EncodedCorpus, load_collection
 from o1_retriever.evaluation.sources import write_collection

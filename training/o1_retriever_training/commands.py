@@ -70,7 +70,7 @@ class ExpertOptions:
         return opened.get("", opened)
 
     def _one(self, value: str, model: str | None) -> Any:
-        from o1_retriever.endpoint.limits import RateLimit, RequestPolicy
+        from o1_retriever.endpoint.exchange import RateLimit, RequestPolicy
         from o1_retriever.thinkers import is_address, is_record
         from o1_retriever_training.experts import as_expert
 

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from o1_retriever.endpoint.chat import ChatRequest
 from o1_retriever.endpoint.client import ChatClient
-from o1_retriever.endpoint.limits import Patience, RateLimit, RequestPolicy
-from o1_retriever.endpoint.prompt import ChatRequest
-from o1_retriever.endpoint.reply import Answer, Problem, cost_of
+from o1_retriever.endpoint.exchange import Answer, Patience, Problem, RateLimit, RequestPolicy, cost_of
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.thinkers import Thinker, as_thinker, is_address, is_record
 from o1_retriever.thinkers.local import write_thoughts_about

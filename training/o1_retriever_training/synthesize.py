@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from o1_retriever.endpoint.prompt import ChatPrompt, ChatRequest
-from o1_retriever.endpoint.reply import Answer, Problem, cost_of
+from o1_retriever.endpoint.chat import ChatPrompt, ChatRequest
+from o1_retriever.endpoint.exchange import Answer, Problem, cost_of
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import Query
 from o1_retriever.reporting import Advance, counted, progress

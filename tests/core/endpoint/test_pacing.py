@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from o1_retriever.endpoint.chat import ChatPrompt, ChatRequest
 from o1_retriever.endpoint.client import ChatClient
-from o1_retriever.endpoint.limits import Pacer, Patience, RateLimit, RequestPolicy
-from o1_retriever.endpoint.prompt import ChatPrompt, ChatRequest
+from o1_retriever.endpoint.exchange import Pacer, Patience, RateLimit, RequestPolicy
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import Query
 from o1_retriever.thought import Thought

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from o1_retriever.endpoint.reply import diagnose
+from o1_retriever.endpoint.exchange import diagnose
 from o1_retriever.errors import SettingsError, ThinkerError
 from o1_retriever.query import as_queries
 from o1_retriever.thinkers import OpenAIThinker

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever import ThinkingEmbedder
-from o1_retriever.endpoint.reply import Problem, StreamedReply, read_reply
+from o1_retriever.endpoint.exchange import Problem, StreamedReply, read_reply
 from o1_retriever.errors import ThinkerError
 from o1_retriever.thinkers import OpenAIThinker, RequestPolicy
 from tests.support.adapters import bag_of_words

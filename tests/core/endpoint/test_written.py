@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from o1_retriever.endpoint.reply import read_written, refused
+from o1_retriever.endpoint.chat import read_written, refused
 
 ANSWER = "Dew forms when moist air meets a cold surface."
 BOATS = "maybe boats"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from o1_retriever.endpoint.prompt import ChatPrompt
+from o1_retriever.endpoint.chat import ChatPrompt
 from o1_retriever.engine.template import MARKERS, ChatTemplate, PlainText, Template, TemplateConfig
 from o1_retriever.errors import SettingsError
 from o1_retriever.query import Query

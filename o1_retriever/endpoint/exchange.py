@@ -1,24 +1,26 @@
-"""What comes back from a chat server: a thought, or a problem and whether asking again can help.
+"""An exchange with a chat server: what comes back, and the limits that a client keeps to.
 
-Every family of models marks its reasoning and the end of its turn in a way of its own, and servers pass on
-what they do not know. All of it is read here (`read_written`), for replies of a server and for drafts of a
-local model.
+What comes back is a thought, or a problem and whether asking again can help. The limits are time, retries,
+requests at once and per minute, and when to give up.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
 import math
 import os
+import random
 import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
+from o1_retriever.endpoint.chat import Reasoning, Written, read_written, refused
 from o1_retriever.errors import SettingsError
-from o1_retriever.thought import Finish, Thought
+from o1_retriever.thought import Finish, Thought, check_number
 
 SPENT = (
     "the model was still reasoning when its {limit} tokens were spent; raise max_new_tokens, or turn the "
@@ -338,176 +340,148 @@ def _inner(error: BaseException) -> BaseException | None:
     return error.__cause__ or error.__context__
 
 
-Reasoning = Literal["off", "thought"]
-
-_NAMES = r"(?:seed:)?(?:think|thinking|thoughts?|reasoning)"
-# How reasoning begins and ends, by the families that write it so.
-_MARKS = (
-    (rf"<{_NAMES}>", rf"</{_NAMES}>"),  # DeepSeek, Qwen, EXAONE, Seed
-    (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
-    ("◁think▷", "◁/think▷"),  # Kimi
-    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command
-    (r"<\|channel>\s*thought\b", r"<channel\|>"),  # Gemma
-    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # OpenThinker
-)
-_FLAGS = re.DOTALL | re.IGNORECASE
-_BLOCK = re.compile("|".join(f"{opening}.*?{closing}" for opening, closing in _MARKS), _FLAGS)
-_OPENING = re.compile("|".join(opening for opening, _ in _MARKS), _FLAGS)
-_CLOSING = re.compile("|".join(closing for _, closing in _MARKS), _FLAGS)
-# Harmony (gpt-oss) names a channel before every message; some servers leave the names and drop the marks.
-_CHANNEL = re.compile(
-    r"(?:<\|end\|>\s*)?(?:<\|start\|>\w*)?<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>\w*)?<\|message\|>"
-)
-_MESSAGE_END = re.compile(r"<\|(?:end|return|call)\|>")
-_BARE_ANALYSIS = re.compile(r"analysis(?=[A-Z])")
-_BARE_FINAL = re.compile(r"assistant\s*final(?=[A-Z\W])")
-
-# Where a turn ends, whatever comes behind it; and what a turn begins with.
-_TURN_END = re.compile(
-    r"<\|(?:im_end|im_start|eot_id|eom_id|start_header_id|endoftext|end_of_text|end|return|endofturn|user"
-    r"|end_of_turn|END_OF_TURN_TOKEN|END_RESPONSE|end_of_solution|end_of_role)\|>"
-    r"|<(?:end_of_turn|start_of_turn|eos)>|<turn\|>|<｜end▁of▁sentence｜>|<｜User｜>|\[\|endofturn\|\]|</s>"
-)
-_TURN_START = re.compile(
-    r"(?:\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|im_start\|>\s*assistant|<start_of_turn>model|<\|assistant\|>"
-    r"|<\|start_header_id\|>\s*assistant\s*<\|end_header_id\|>|<｜Assistant｜>|<\|START_RESPONSE\|>"
-    r"|<\|begin_of_solution\|>|\[\|assistant\|\]))+"
-)
-_WRAPPER = re.compile(r"<(answer|response|output|final)>(.*?)(?:</\1>|\Z)", _FLAGS)
-_FENCE = re.compile(r"(`{3,}|~{3,})[^\n`]*\n(.*?)\n?\s*(?:\1|\Z)", re.DOTALL)
-# Control characters but tab and line feed, and halves of characters, which nothing can store.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-_FIELDS = ("thought", "answer", "passage", "text", "response", "content", "output", "document", "explanation")
-
-# "We" refuses where it is the asker or the request that is spoken of: "we cannot create energy" is a truth.
-_ASKED = (
-    r"(?=[^.!?,:;]{0,60}\b(?:requests?|you|your"
-    r"|(?:this|that)(?=\s*(?:$|[.!?,;])|\s+(?:information|question|query|topic|content|kind|type|sort)\b)))"
-)
-_REFUSAL = re.compile(
-    r"(?:[\w ,’']{0,40}?(?:sorry|apologi[sz]e|unfortunately)\b[^.!?]{0,60}?|as an ai\b[^.!?]{0,40}?)?"
-    r"[\s,;:.!—-]*(?:but )?(?:i|we" + _ASKED + r")\b[’']?\s?"
-    r"(?:can(?:no|[’'])t|can not|won[’']t|will not|(?:must |have to )?(?:decline|refuse)"
-    r"|a?m (?:sorry|unable|not able|not allowed|not comfortable|(?:just |only )an? )"
-    r"|do(?: not|n[’']t) (?:know (?:the answer|how to)|have (?:enough|any|access|the|personal)))",
-    re.IGNORECASE,
-)
-_HELP = re.compile(
-    r"\b(?:help|assist|provide|answer|comply|create|generate|write|continue|discuss|engage|support|share|offer"
-    r"|do (?:that|this)|request|information|access|ability|language model|opinions?)\b",
-    re.IGNORECASE,
-)
-_LONGEST_REFUSAL = 400  # characters: what is longer says something beside the refusal
-SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)")
+FEWEST_FAILURES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A text of a model: its `answer`, its `reasoning`, and whether it ends `unfinished`, in reasoning."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestPolicy:
+    """How to ask a server: at most `concurrency` requests at a time, each given `timeout` seconds.
 
-    answer: str
-    reasoning: str = ""
-    unfinished: bool = False
+    A request that may succeed later is sent again up to `retries` times, after `backoff`, 2 x, 4 x ...
+    seconds (with jitter, at most `longest_wait`) or as long as the server asks for. One thought takes
+    `deadline` seconds at most, everything included. When a server does not work for as many thoughts
+    as there are requests at a time (at least 4), and has not answered for `deadline` seconds or at all,
+    the rest of a call is not asked any more.
 
-    def thought(self, reasoning: Reasoning) -> str:
-        """The answer; without one the reasoning, where that counts; else nothing."""
-        if self.answer and not self.unfinished:
-            return self.answer
-        return self.reasoning if reasoning == "thought" else ""
-
-
-def check_reasoning(value: object) -> None:
-    """Raises `SettingsError` for anything but what `reasoning=` may be."""
-    if value not in get_args(Reasoning):
-        raise SettingsError(f"reasoning is {value!r:.60}; expected 'off' or 'thought'.")
-
-
-def read_written(text: str, *, cut: bool) -> Written:
-    """Take a model's text apart. `cut`: it ended at its limit of tokens, not by itself.
-
-    A block that was opened by the chat template shows its end alone; what stands before it is reasoning
-    too. An opening mark is taken at its word at the beginning of a text, or in one that was cut.
+    Raises `SettingsError` for a value out of range.
     """
-    if (channels := _channels(text)) is not None:
-        answer, reasoning, unfinished = channels
-    else:
-        answer, reasoning, unfinished = _blocks(text, cut=cut)
-    return Written(_unwrapped(_turn(answer)), _turn(reasoning), unfinished)
+
+    concurrency: int = 8
+    timeout: float = 60.0
+    retries: int = 3
+    backoff: float = 0.5
+    longest_wait: float = 30.0
+    deadline: float = 120.0
+
+    def __post_init__(self) -> None:
+        check_number("concurrency", self.concurrency, 1, 1024, whole=True)
+        check_number("retries", self.retries, 0, 100, whole=True)
+        check_number("timeout", self.timeout, 0.001, 86_400)
+        check_number("backoff", self.backoff, 0, 3600)
+        check_number("longest_wait", self.longest_wait, 0, 86_400)
+        check_number("deadline", self.deadline, 0.001, 604_800)
+
+    def wait(self, tried: int, retry_after: float | None) -> float:
+        """Seconds to wait after `tried` attempts; `retry_after` is what the server asks for, if it does."""
+        if retry_after is not None:
+            return retry_after * random.uniform(1.0, 1.1)
+        return min(self.longest_wait, self.backoff * 2.0 ** (tried - 1)) * random.uniform(0.5, 1.0)
 
 
-def refused(text: str) -> bool:
-    """Whether a text is a refusal in one of the common wordings, and nothing else."""
-    if len(text) > _LONGEST_REFUSAL:
-        return False
-    return bool(_REFUSAL.match(text.strip()) and _HELP.search(text))
+class Patience:
+    """Decides after every answer whether the server is worth another request.
+
+    It is not when as many requests in a row as there are at a time (at least 4) have failed because of the
+    server, and no answer has come for `silence` seconds or ever. When the caller has to change something
+    first, one refusal is enough while no answer has come for so long.
+    """
+
+    def __init__(self, policy: RequestPolicy, *, silence: float) -> None:
+        self.enough = max(FEWEST_FAILURES, policy.concurrency)
+        self._silence = silence
+        self._answered = -math.inf
+        self.failures = 0  # in a row
+        self.ended: Problem | None = None  # why no more requests are sent
+        self.hopeless = False  # whether those on their way are not worth waiting for either
+
+    def judge(self, answer: Answer) -> None:
+        """Take note of an answer."""
+        if not isinstance(answer, Problem) or not (answer.down or answer.setup):
+            self.failures, self._answered = 0, time.monotonic()
+            return
+        self.failures += 1
+        enough = self.failures >= self.enough
+        silent = time.monotonic() - self._answered > self._silence
+        if self.ended is None and ((silent and (enough or answer.setup)) or (enough and answer.setup)):
+            self.ended = answer
+            self.hopeless = answer.setup is not None and self._answered == -math.inf
+
+    def not_asked(self) -> Problem:
+        """What is recorded for a request that was not sent because asking had `ended`."""
+        if self.ended is None:
+            raise RuntimeError("A request was left without an answer.")
+        return replace(
+            self.ended, reason=f"not asked after others had failed: {self.ended.reason}", cost=(0, 0)
+        )
 
 
-def whole_sentences(text: str) -> str:
-    """The text up to the end of its last whole sentence; all of it where it has none."""
-    ends = [match.end() for match in SENTENCE_END.finditer(text)]
-    return text[: ends[-1]] if ends else text
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """At most so many `requests` and `tokens` in a minute; None: no limit. Raises `SettingsError` below 1."""
+
+    requests: float | None = None
+    tokens: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("requests", "tokens"):
+            value = getattr(self, name)
+            if value is not None and not value >= 1:
+                raise SettingsError(f"{name} per minute is {value!r}; expected at least 1.")
 
 
-def _channels(text: str) -> tuple[str, str, bool] | None:
-    """Answer and reasoning of harmony's messages; None for a text without channels."""
-    first, *rest = _CHANNEL.split(text)
-    if rest:
-        messages = [("analysis", first), *zip(rest[::2], rest[1::2], strict=True)]
-    elif _BARE_ANALYSIS.match(text):
-        thinking, *final = _BARE_FINAL.split(text[len("analysis") :], maxsplit=1)
-        messages = [("analysis", thinking), *(("final", each) for each in final)]
-    else:
-        return None
-    bodies = [(channel, _MESSAGE_END.split(body)[0]) for channel, body in messages]
-    answer = "".join(body for channel, body in bodies if channel == "final")
-    thinking = "\n".join(body.strip() for channel, body in bodies if channel != "final")
-    return answer, thinking, all(channel != "final" for channel, _ in bodies)
+class _Bucket:
+    """Fills steadily; `room` may become negative, which is a debt that the next ones wait for.
+
+    After a second of rest that second's worth, and at least one, may go at once.
+    """
+
+    def __init__(self, per_minute: float) -> None:
+        self.per_minute = per_minute
+        self.burst = self.room = max(1.0, per_minute / 60)
+        self.at = time.monotonic()
+
+    def wait(self, now: float) -> float:
+        self.room = min(self.burst, self.room + (now - self.at) * self.per_minute / 60)
+        self.at = now
+        return 0.0 if self.room > 0 else (1e-3 - self.room) * 60 / self.per_minute
 
 
-def _blocks(text: str, *, cut: bool) -> tuple[str, str, bool]:
-    blocks = _BLOCK.findall(text)
-    *before, answer = _CLOSING.split(_BLOCK.sub("", text))
-    closed_twice = len(_CLOSING.findall(text)) > len(_OPENING.findall(text))
-    if before and blocks and closed_twice and not answer.strip():
-        *before, answer = before
-    opening = _OPENING.search(answer.strip())
-    unfinished = opening is not None and (cut or opening.start() == 0)
-    reasoning = [*blocks, *before, *([answer] if unfinished else [])]
-    return answer, " ".join(_without_marks(reasoning)), unfinished
+class Pacer:
+    """Lets requests through at the rate that a limit allows, first come, first served.
 
+    Tokens are known when an answer is there only: `enter` takes an estimate and `settle` the difference.
+    """
 
-def _without_marks(pieces: Iterable[str]) -> list[str]:
-    return [_OPENING.sub("", _CLOSING.sub("", piece)).strip() for piece in pieces]
+    def __init__(self, limit: RateLimit) -> None:
+        self._turn = asyncio.Lock()
+        self._requests = None if limit.requests is None else _Bucket(limit.requests)
+        self._tokens = None if limit.tokens is None else _Bucket(limit.tokens)
+        self.limited = self._requests is not None or self._tokens is not None
+        """Whether there is a limit at all; a rest that the server asks for is kept in any case."""
+        self._closed_until = 0.0
 
+    def rest(self, seconds: float) -> None:
+        """Let nothing through for some seconds: the server has asked one request to wait, and means all."""
+        self._closed_until = max(self._closed_until, time.monotonic() + seconds)
 
-def _turn(text: str) -> str:
-    """The text of one turn, without the marks around it and without what cannot be shown."""
-    start = _TURN_START.match(text)
-    text = text[start.end() :] if start else text
-    return _CONTROL.sub("", _TURN_END.split(text, maxsplit=1)[0]).strip()
+    async def enter(self, tokens: float) -> None:
+        """Wait until a request of about so many tokens may be sent."""
+        if not self.limited and time.monotonic() >= self._closed_until:
+            return
+        async with self._turn:
+            while (wait := self._wait()) > 0:
+                await asyncio.sleep(wait)
+            if self._requests:
+                self._requests.room -= 1
+            if self._tokens:
+                self._tokens.room -= tokens
 
+    def settle(self, estimated: float, used: float) -> None:
+        """Say what a request has really cost."""
+        if self._tokens:
+            self._tokens.room += estimated - used
 
-def _unwrapped(text: str) -> str:
-    """What stands in a tag, a code fence or a JSON object, where that is all of the text."""
-    for wrapper in (_WRAPPER, _FENCE):
-        whole = wrapper.fullmatch(text)
-        text = whole.group(2).strip() if whole else text
-    if not text.startswith(("{", "[")):
-        return text
-    try:
-        return _from_json(json.loads(text)) or text
-    except (ValueError, RecursionError):
-        return text
-
-
-def _from_json(value: Any) -> str:
-    """The text in a JSON value; empty where it is not clear which it is."""
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, list):
-        return "\n".join(value).strip() if all(isinstance(each, str) for each in value) else ""
-    if not isinstance(value, dict):
-        return ""
-    texts = {name.lower(): each for name, each in value.items() if isinstance(each, str | list)}
-    named = [texts[name] for name in _FIELDS if name in texts]
-    return _from_json(named[0] if named else next(iter(texts.values()))) if named or len(texts) == 1 else ""
+    def _wait(self) -> float:
+        now = time.monotonic()
+        waits = [bucket.wait(now) for bucket in (self._requests, self._tokens) if bucket]
+        return max(self._closed_until - now, *waits, 0.0)
