@@ -22,8 +22,8 @@ require("fastapi", extra="serve", purpose="The server")
 require("mcp", extra="serve", purpose="The server")
 require("prometheus_client", extra="serve", purpose="The server", distribution="prometheus-client")
 
-from o1_retriever_server.access import Keys
 from o1_retriever_server.app import create_app
+from o1_retriever_server.middleware import Keys
 from o1_retriever_server.service import ServerSettings
 
 __all__ = ["Keys", "ServerSettings", "create_app"]

@@ -331,7 +331,7 @@ def _stop(*_: object) -> NoReturn:
 
 def _log(*, texts: bool) -> None:
     """One JSON object on standard output for each request, and for each warning of the library."""
-    from o1_retriever_server.observing import JsonLines, logger
+    from o1_retriever_server.middleware import JsonLines, logger
 
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines(texts=texts))

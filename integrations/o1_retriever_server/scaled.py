@@ -18,8 +18,8 @@ from typing import Any
 from o1_retriever import Index, ThinkingEmbedder
 from o1_retriever.errors import SettingsError, require
 from o1_retriever.search.result import SearchOptions
-from o1_retriever_server.access import Keys
 from o1_retriever_server.app import create_app
+from o1_retriever_server.middleware import Keys
 from o1_retriever_server.service import LOOPBACK, ServerSettings
 
 serve = require("ray.serve", extra="ray", purpose="Replicas on a cluster", distribution="ray")

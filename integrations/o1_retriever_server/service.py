@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Request
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
 from o1_retriever import Index, Retriever, ThinkingEmbedder, ThoughtSettings
+from o1_retriever.concurrency.shared import watching
 from o1_retriever.errors import InputError, SettingsError
 from o1_retriever.search.result import SearchOptions
+from o1_retriever.thought import QueryEmbedding, Thought
 from o1_retriever.vectors import TokenLimit
-from o1_retriever_server.observing import Metrics
 
 Kind = Literal["thinking", "fast", "document"]
 # Behind the name of a model: how its texts are embedded.
@@ -24,6 +27,9 @@ SUFFIXES: dict[str, Kind] = {"": "thinking", ":fast": "fast", ":document": "docu
 
 # So many characters are tokenised in well under a millisecond: sooner than a thread can be asked.
 _AT_ONCE = 4000
+# Buckets of the figures.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -92,6 +98,69 @@ class ThoughtOptions(Closed):
     budget_ms: float | None = Field(default=None, gt=0, description="How long may be written about a query.")
     query_weight: float | None = Field(default=None, ge=0, le=100)
     guard: bool | None = Field(default=None, description="Leave out thoughts that cannot help.")
+
+
+class Metrics:
+    """The figures of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "o1_requests", "Requests by route and status.", ["path", "status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "o1_request_seconds",
+            "Seconds until the answer's end.",
+            ["path"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.waiting = Gauge("o1_waiting", "Requests accepted and not yet answered.", registry=registry)
+        self.batches = Histogram(
+            "o1_batch_size", "What one batch holds: queries, or parts of a request's documents.",
+            ["thread"], buckets=_ROWS, registry=registry,
+        )  # fmt: skip
+        self.tokens = Counter("o1_tokens", "Tokens: input, prompt, thought.", ["kind"], registry=registry)
+        self.thoughts = Counter(
+            "o1_thoughts",
+            "Thoughts, cached to failed, and dropped.",
+            ["how"],
+            registry=registry,
+        )
+        self.stages = Histogram(
+            "o1_stage_seconds", "Seconds of a query by stage: think, embed, search.",
+            ["stage"], buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+
+    def embedded(self, embeddings: Iterable[QueryEmbedding]) -> None:
+        """Count queries that have been embedded."""
+        for embedding in embeddings:
+            self.stages.labels("embed").observe(embedding.timings.embed_ms / 1000)
+            if embedding.thoughts:
+                self.stages.labels("think").observe(embedding.timings.think_ms / 1000)
+            self.thought(embedding.thoughts)
+
+    def thought(self, thoughts: Sequence[Thought]) -> None:
+        """Count thoughts, and what those cost that were written now."""
+        for thought in thoughts:
+            found = {"failed": "failed", "given": "given"}.get(thought.finish)
+            how = found or ("cached" if thought.cached else "written")
+            if thought.dropped:
+                self.thoughts.labels("dropped").inc()
+            self.thoughts.labels(how).inc()
+            if how == "written":
+                self.tokens.labels("prompt").inc(thought.prompt_tokens)
+                self.tokens.labels("thought").inc(thought.completion_tokens)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the batches of this process meanwhile."""
+        with watching(lambda thread, size: self.batches.labels(thread).observe(size)):
+            yield
+
+    def page(self) -> bytes:
+        """All figures, in Prometheus' text format."""
+        return generate_latest(self.registry)
 
 
 class Service:

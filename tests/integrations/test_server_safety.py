@@ -24,7 +24,7 @@ from o1_retriever import ThinkingEmbedder, ThoughtSettings
 from o1_retriever.errors import SettingsError
 from o1_retriever_server import Keys, ServerSettings, create_app
 from o1_retriever_server.embeddings import EmbeddingRequest
-from o1_retriever_server.observing import JsonLines
+from o1_retriever_server.middleware import JsonLines
 from o1_retriever_server.searching import RerankRequest, SearchRequest, TextsRequest, ThinkRequest
 from tests.support.adapters import bag_of_words, small_embedder
 from tests.support.http_server import ThreadServer, serving, until
