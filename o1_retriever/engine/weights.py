@@ -1,4 +1,4 @@
-"""Weights: in which type, on which device, quantised how, and laid out for the processor's matrix kernels.
+"""Weights: their type, device and quantisation, what adapters add, and a layout for matrix kernels.
 
 torch's linear layers read weights row by row and leave the product to MKL, which on many processors uses half
 of their vector units. oneDNN, which torch carries as well, wants the weights in blocks: laid out so once at
@@ -14,12 +14,14 @@ import timeit
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from o1_retriever.errors import ModelError, SettingsError, require
+from o1_retriever.engine.checkpoint import first_line
+from o1_retriever.errors import CheckpointError, ModelError, SettingsError, require
 from o1_retriever.vectors import Precision
 
 logger = logging.getLogger(__name__)
@@ -384,3 +386,68 @@ def keep_float32(model: Any) -> None:
             module.compute_dtype, module.compute_type_is_set = model.dtype, True
         if in_float32 and hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """A base with an adapter's changes added to its weights. Raises `CheckpointError` for a misfit."""
+    require("peft", extra="local", purpose="An adapter")
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        with warnings.catch_warnings():  # peft asks transformers by a name that is going
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        return merged(adapted, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The adapter in {folder} does not fit its base: {first_line(error)}.",
+            hint="Pass the base that it was trained on: --base FOLDER or --base user/name.",
+        ) from error
+
+
+def merged(model: Any, *, dtype: torch.dtype | None = None) -> Any:
+    """The language model of a `PeftModel` with its low-rank matrices added to its weights; it is used up.
+
+    QLoRA's matrices were trained beside dequantised NF4 weights, so these are what they are added to, in
+    `dtype` (None: the type they had before): the model that is saved computes what the trained one did, and a
+    new rounding to NF4 is another step. A model without an adapter comes back as it is. Raises `ValueError`
+    for an adapter whose numbers are not finite.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    if getattr(model.get_base_model(), "is_quantized", False):
+        _dequantise(model, dtype)
+    return model.merge_and_unload(safe_merge=True)
+
+
+def _dequantise(model: Any, dtype: torch.dtype | None) -> None:
+    """Put floats in the place of a `PeftModel`'s NF4 weights, with their low-rank matrices added."""
+    inner = model.get_base_model()
+    for name, layer in list(inner.named_modules()):
+        base = layer.base_layer if hasattr(layer, "lora_A") else layer
+        if type(base).__name__ == "Linear4bit" and not name.endswith(".base_layer"):
+            inner.set_submodule(name, _linear(base, None if layer is base else layer, dtype))
+    for name in ("hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_quantized"):
+        inner.__dict__.pop(name, None)
+    del inner.config.quantization_config
+
+
+def _linear(base: Any, adapted: Any, dtype: torch.dtype | None) -> Any:
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight = dequantize_4bit(base.weight.data, base.weight.quant_state)
+    dtype = dtype or weight.dtype
+    weight = weight.float()
+    if adapted is not None:
+        (adapter,) = adapted.active_adapters
+        weight = weight + adapted.get_delta_weight(adapter).float()
+    if not weight.isfinite().all():
+        raise ValueError("its numbers are not finite")
+    plain = torch.nn.Linear(
+        base.in_features, base.out_features, bias=base.bias is not None, device=weight.device
+    )
+    plain.weight = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
+    if base.bias is not None:
+        plain.bias = torch.nn.Parameter(base.bias.data.to(dtype), requires_grad=False)
+    return plain

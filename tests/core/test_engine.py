@@ -14,8 +14,7 @@ from o1_retriever.engine.decode import write_thoughts as stream_thoughts
 from o1_retriever.engine.load import LocalModel, assemble
 from o1_retriever.engine.passes import Prefix, embed_sequences
 from o1_retriever.engine.rows import Drafts, Job
-from o1_retriever.engine.slots import Slots
-from o1_retriever.engine.steps import Shared, StaticSteps, Step
+from o1_retriever.engine.steps import Shared, Slots, StaticSteps, Step
 from o1_retriever.thought import ThoughtSettings
 from tests.support.tiny import CONFIGS, POSITIONS, tiny_model
 

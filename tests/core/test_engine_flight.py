@@ -15,8 +15,7 @@ from o1_retriever.engine import batching, decode
 from o1_retriever.engine.decode import write_thoughts
 from o1_retriever.engine.load import LocalModel
 from o1_retriever.engine.rows import Job
-from o1_retriever.engine.slots import Slots
-from o1_retriever.engine.steps import EagerSteps, FallbackSteps, Step
+from o1_retriever.engine.steps import EagerSteps, FallbackSteps, Slots, Step
 from o1_retriever.thought import ThoughtSettings
 from tests.support.engine import (
     Watch,

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
-from o1_retriever.engine import slots
-from o1_retriever.engine.slots import Memory
-from o1_retriever.engine.steps import Shared
+from o1_retriever.engine import steps
+from o1_retriever.engine.steps import Memory, Shared
 from tests.support.tiny import tiny_model
 
 MIB = 1 << 20
@@ -45,7 +44,7 @@ def test_a_block_is_used_again_only_once_it_is_given_back():
 
 @linux
 def test_no_more_is_kept_than_allowed_and_what_is_wanted_now_goes_first(monkeypatch):
-    monkeypatch.setattr(slots, "_KEPT", 10 * MIB)
+    monkeypatch.setattr(steps, "_KEPT", 10 * MIB)
     source = Memory()
     small, large = [taken(source, 2)[1] for _ in range(4)], [taken(source, 4)[1] for _ in range(4)]
     source.give_back(small)
@@ -75,7 +74,7 @@ def test_thoughts_in_kept_memory_are_those_of_fresh_memory(monkeypatch):
     how = ThoughtSettings(n_thoughts=3, temperature=1.0, max_new_tokens=16)
     asked = ["a", "why is the sky blue?", "x" * 70]
     fresh = embedder.embed_queries(asked, settings=how)
-    monkeypatch.setattr(slots, "_PAGE", mmap.PAGESIZE)
+    monkeypatch.setattr(steps, "_PAGE", mmap.PAGESIZE)
     for turn in range(3):
         for found, expected in zip(embedder.embed_queries(asked, settings=how), fresh, strict=True):
             assert [t.text for t in found.thoughts] == [t.text for t in expected.thoughts]
@@ -90,7 +89,7 @@ def test_a_system_that_refuses_huge_pages_gives_usual_ones(monkeypatch):
         def madvise(self, *_arguments):
             raise OSError(errno.EINVAL, "built without huge pages")
 
-    monkeypatch.setattr(slots.mmap, "mmap", Refusing)
+    monkeypatch.setattr(steps.mmap, "mmap", Refusing)
     tensor, block = taken(Memory(), 4)
     assert isinstance(block, Refusing)
     tensor.fill_(2)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from o1_retriever.cli.evaluate import read_questions
-from o1_retriever.engine.adapters import base_of
-from o1_retriever.engine.checkpoint import read_stored
+from o1_retriever.engine.checkpoint import base_of, read_stored
 from o1_retriever.engine.template import CONFIG_NAME, TemplateConfig
 from o1_retriever.errors import O1RetrieverError, SettingsError
 from o1_retriever.query import read_history

@@ -21,8 +21,7 @@ from o1_retriever.engine.decode import write_thoughts
 from o1_retriever.engine.load import LocalModel, assemble
 from o1_retriever.engine.passes import Prefix
 from o1_retriever.engine.rows import Drafts, Job, Sampler, stream_key
-from o1_retriever.engine.slots import Slots
-from o1_retriever.engine.steps import EagerSteps, Shared, StaticSteps, Step
+from o1_retriever.engine.steps import EagerSteps, Shared, Slots, StaticSteps, Step
 from o1_retriever.engine.weights import PackedLinear, has_kernel, is_for_kernels
 from o1_retriever.thought import ThoughtSettings
 from tests.support.tiny import tiny_model

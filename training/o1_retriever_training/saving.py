@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from o1_retriever.engine.adapters import base_of, with_adapter
-from o1_retriever.engine.checkpoint import find_folder
+from o1_retriever.engine.checkpoint import base_of, find_folder
 from o1_retriever.engine.load import LoadOptions, load_causal_lm, positions_of, read_template, stop_ids
 from o1_retriever.engine.template import CONFIG_NAME, Layout, Template, TemplateConfig
-from o1_retriever.engine.weights import quieten_bitsandbytes
+from o1_retriever.engine.weights import quieten_bitsandbytes, with_adapter
 from o1_retriever.errors import CheckpointError, SettingsError
 from o1_retriever.reporting import counted
 from o1_retriever.thinkers.config import ThinkerConfig

@@ -19,8 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import linear, normalize, rms_norm
 from torch.utils.checkpoint import checkpoint
 
-from o1_retriever.engine.adapters import base_of, is_adapter
-from o1_retriever.engine.checkpoint import first_line
+from o1_retriever.engine.checkpoint import base_of, first_line, is_adapter
 from o1_retriever.engine.load import LoadOptions, load_causal_lm
 from o1_retriever.engine.template import CONFIG_NAME, Layout, TemplateConfig
 from o1_retriever.engine.weights import has_bfloat16

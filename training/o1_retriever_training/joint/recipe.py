@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from o1_retriever.engine.adapters import is_adapter
+from o1_retriever.engine.checkpoint import is_adapter
 from o1_retriever.errors import SettingsError
 from o1_retriever_training.recipe import Section, changed, read_yaml
 from o1_retriever_training.rows import HINT, HUB

@@ -18,9 +18,9 @@ from transformers import TrainingArguments, set_seed
 
 from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.encoders import as_encoder
-from o1_retriever.engine.adapters import merged
 from o1_retriever.engine.template import TemplateConfig
 from o1_retriever.engine.threads import SparingThreads
+from o1_retriever.engine.weights import merged
 from o1_retriever.errors import require
 from o1_retriever.evaluation.collection import EncodedCorpus, load_collection
 from o1_retriever.evaluation.comparison import evaluate

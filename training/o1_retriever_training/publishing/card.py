@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from o1_retriever.engine.adapters import is_adapter
+from o1_retriever.engine.checkpoint import is_adapter
 from o1_retriever.engine.template import CONFIG_NAME, TemplateConfig
 from o1_retriever.errors import InputError, SettingsError
 from o1_retriever.reporting import markdown_table

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from o1_retriever.engine.adapters import is_adapter
+from o1_retriever.engine.checkpoint import is_adapter
 from o1_retriever.errors import ModelNotFoundError
 from o1_retriever.thinkers.config import CONFIG_NAME as THINKER
 from o1_retriever.thinkers.config import MATRIX

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from o1_retriever.engine.adapters import base_of
+from o1_retriever.engine.checkpoint import base_of
 from o1_retriever.engine.load import LoadOptions, load_causal_lm, read_config, read_template
 from o1_retriever.engine.template import CONFIG_NAME, Template, TemplateConfig
 from o1_retriever.errors import InputError, SettingsError
