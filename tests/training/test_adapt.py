@@ -17,6 +17,7 @@ from o1_retriever.documents import Document
 from o1_retriever.encoders import CallableEncoder
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import EncodedCorpus, load_collection
+from o1_retriever.evaluation.controls import Verdict, judge
 from o1_retriever.index.index import Index
 from o1_retriever.thinkers import LocalThinker
 from o1_retriever.thinkers.config import Correction
@@ -35,7 +36,6 @@ from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 from o1_retriever_training.ledger import OtherRecipeError
 from o1_retriever_training.pages import ProgressPage
 from o1_retriever_training.rows import DataError
-from o1_retriever_training.verdict import Verdict, judge
 from tests.support.tiny import CONFIGS, byte_tokenizer
 
 WORDS = [

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever.errors import SettingsError
-from o1_retriever_training.passage_rows import RowPlan, closed, pieces, write_rows
+from o1_retriever_training.make_data import RowPlan, closed, pieces, write_rows
 from o1_retriever_training.rows import DataError, TrainingRow
 
 FACTS = ["a kiln is used to fire clay", "clay is a kind of soft soil", "iron rusts in the wet air", "ok"]

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 from o1_embedder_22m.sources import read_jsonl
 from o1_retriever.evaluation.collection import CollectionReport, Corpus, joined, read_qrels, read_queries
-from o1_retriever_training.passage_rows import closed, pieces
+from o1_retriever_training.make_data import closed, pieces
 
 Pair: TypeAlias = tuple[str, str]  # what is asked, and what is written
 
@@ -204,7 +204,7 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 def _keywords(found: Collection, draw: Random) -> Iterator[Pair]:
-    """Two to four words of a passage that stand in few others; rows of `passage_rows`, with titles."""
+    """Two to four words of a passage that stand in few others; rows of `make_data`, with titles."""
     frequency = Counter(word for text in found.texts for word in {*_WORD.findall(text.casefold())})
     most = max(1.0, 0.05 * len(found.texts))
     for place in range(len(found.texts)):

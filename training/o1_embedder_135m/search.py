@@ -22,7 +22,7 @@ from o1_retriever.evaluation.collection import encode_corpus
 from o1_retriever.ranking.bm25 import Bm25, content_words
 from o1_retriever.ranking.ranking import FUSION_DEPTH
 from o1_retriever_training.adapt import only_embeds
-from o1_retriever_training.passage_rows import SENTENCE
+from o1_retriever_training.make_data import SENTENCE
 
 NEIGHBOURS = 4
 

@@ -23,6 +23,7 @@ from o1_retriever.embedder import ThinkingEmbedder
 from o1_retriever.endpoint.chat import ChatPrompt
 from o1_retriever.errors import SettingsError
 from o1_retriever.evaluation.collection import EncodedCorpus, load_collection
+from o1_retriever.evaluation.controls import Verdict, judge
 from o1_retriever.evaluation.sources import write_collection
 from o1_retriever.index.index import Index
 from o1_retriever.reporting import counted
@@ -31,13 +32,11 @@ from o1_retriever.thinkers.config import Correction
 from o1_retriever.vectors import unit
 from o1_retriever_training.joint.recipe import TrainRecipe, read_train_recipe
 from o1_retriever_training.ledger import OtherRecipeError, write_whole
-from o1_retriever_training.make_data import DataPlan, question_pairs
+from o1_retriever_training.make_data import DataPlan, RowPlan, question_pairs, write_rows
 from o1_retriever_training.pages import ProgressPage
-from o1_retriever_training.passage_rows import RowPlan, write_rows
 from o1_retriever_training.recipe import Recipe
 from o1_retriever_training.rows import DataError, TrainingRow, plain_text, read_corpus, read_rows
 from o1_retriever_training.synthesize import Options
-from o1_retriever_training.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from o1_retriever.encoders import Encoder
