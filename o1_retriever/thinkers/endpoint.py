@@ -33,8 +33,7 @@ from o1_retriever.engine.follow import heard, still_waited_for
 from o1_retriever.errors import ThinkerError
 from o1_retriever.query import Query
 from o1_retriever.reporting import counted
-from o1_retriever.thinkers.distinct import distinct
-from o1_retriever.thought import Thought, ThoughtSettings
+from o1_retriever.thought import Thought, ThoughtSettings, distinct
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -126,13 +125,13 @@ class OpenAIThinker(Sent):
     async def _think(
         self, queries: Sequence[Query], settings: ThoughtSettings, start: int, *, blocking: bool
     ) -> list[list[Thought]]:
-        async def write(numbers: Sequence[tuple[int, ...]]) -> list[list[Thought]]:
+        async def write(numbers: Sequence[tuple[int, ...]], again: bool) -> list[list[Thought]]:
             wanted = [(place, index) for place, own in enumerate(numbers) for index in own]
             requests = [
                 ChatRequest(query=queries[place], prompt=self.prompt, index=index, settings=settings)
                 for place, index in wanted
             ]
-            listener = heard()
+            listener = None if again else heard()
             hear = [functools.partial(listener.said, *one) for one in wanted] if listener else []
             answers: list[Answer] = []
             if requests:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,10 @@ from o1_retriever.endpoint.chat import (
     whole_sentences,
 )
 from o1_retriever.engine.checkpoint import read_stored
+from o1_retriever.engine.follow import follower, unheard
 from o1_retriever.query import Query
 from o1_retriever.thinkers.config import Correction, ThinkerConfig
-from o1_retriever.thinkers.distinct import distinct
-from o1_retriever.thought import Thought, ThoughtSettings, Vector
+from o1_retriever.thought import Thought, ThoughtSettings, Vector, distinct
 from o1_retriever.vectors import Precision
 
 if TYPE_CHECKING:
@@ -160,8 +161,9 @@ class LocalThinker(SentModel):
         template: Any = self.local.template
         prompts = [tuple(template.prompt(self.prompt.messages(query))) for query in queries]
 
-        async def write(numbers: Sequence[tuple[int, ...]]) -> list[list[Thought]]:
-            return write_thoughts_about(self.local, prompts, numbers, settings, reasoning=self.reasoning)
+        async def write(numbers: Sequence[tuple[int, ...]], again: bool) -> list[list[Thought]]:
+            with unheard() if again else nullcontext():
+                return write_thoughts_about(self.local, prompts, numbers, settings, reasoning=self.reasoning)
 
         return finished(distinct(len(prompts), settings, start, write))
 
@@ -206,7 +208,6 @@ def write_thoughts_about(
     that leaves no room to think has failures.
     """
     from o1_retriever.engine.decode import write_thoughts
-    from o1_retriever.engine.follow import follower
     from o1_retriever.engine.rows import Job
 
     template: Any = local.template

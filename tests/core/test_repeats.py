@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
+from o1_retriever import thought as drawing
 from o1_retriever.concurrency.shared import finished
 from o1_retriever.query import as_queries
 from o1_retriever.search.render import costs_view
-from o1_retriever.thinkers import distinct as drawing
-from o1_retriever.thinkers.distinct import AGAIN
-from o1_retriever.thought import Thought, Timings, repeats
+from o1_retriever.thought import AGAIN, Thought, Timings, repeats
 from tests.support.adapters import bag_of_words
 from tests.support.writers import writer
 
@@ -45,7 +44,8 @@ def distinct(*given: Any) -> list[list[Thought]]:
 
 
 def scripted(table: dict[int, str], asked: list[Sequence[tuple[int, ...]]]):
-    async def write(numbers: Sequence[tuple[int, ...]]) -> list[list[Thought]]:
+    async def write(numbers: Sequence[tuple[int, ...]], again: bool) -> list[list[Thought]]:
+        assert again is any(number >= AGAIN for own in numbers for number in own)
         asked.append(numbers)
         return [[thoughts(table[number])[0] for number in own] for own in numbers]
 
