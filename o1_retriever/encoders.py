@@ -17,7 +17,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from o1_retriever.concurrency.processes import Sent, SentModel, check_device, one_thread_in_children
-from o1_retriever.engine.batching import WIDTHS, batch_done, by_tokens
 from o1_retriever.engine.checkpoint import first_line, hash_signs, wheel_hint, wheel_of
 from o1_retriever.errors import EncoderError, ModelError, ModelNotFoundError, SettingsError, require
 from o1_retriever.reporting import counted
@@ -260,6 +259,8 @@ class SentenceTransformerEncoder(SentModel, _Checking):
 
         None is wider than the longest text that the model reads.
         """
+        from o1_retriever.engine.passes import WIDTHS
+
         text = {"pad_to_multiple_of": math.gcd(self._max_tokens or 1, WIDTHS)}
         settings = getattr(self.model[0], "processing_kwargs", None) or {}
         self.model[0].processing_kwargs = {**settings, "text": {**text, **settings.get("text", {})}}
@@ -314,6 +315,7 @@ class SentenceTransformerEncoder(SentModel, _Checking):
 
     def _encoded(self, texts: list[str], encode: Callable[..., Any], batch_size: int) -> Any:
         """On a CPU batches of about as many tokens as fit a core's cache: long texts a few at a time."""
+        from o1_retriever.engine.passes import batch_done, by_tokens
         from o1_retriever.engine.threads import side_by_side
 
         plain = {"show_progress_bar": False, "convert_to_numpy": True}

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import normalize
 
-from o1_retriever.engine.batching import padded
 from o1_retriever.engine.load import LocalModel
+from o1_retriever.engine.passes import padded
 from o1_retriever.thought import ThoughtSettings
 
 BATCH = 16

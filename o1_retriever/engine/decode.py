@@ -24,10 +24,18 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from o1_retriever.engine.batching import by_tokens, forward_tokens, free_memory, held_tokens, is_out_of_memory
 from o1_retriever.engine.follow import Follower, Told
 from o1_retriever.engine.load import LocalModel
-from o1_retriever.engine.passes import Prefix, common_prefix, prefill
+from o1_retriever.engine.passes import (
+    Prefix,
+    by_tokens,
+    common_prefix,
+    forward_tokens,
+    free_memory,
+    held_tokens,
+    is_out_of_memory,
+    prefill,
+)
 from o1_retriever.engine.rows import Draft, Drafts, Job, Rows
 from o1_retriever.engine.steps import Shared
 from o1_retriever.engine.threads import SparingThreads

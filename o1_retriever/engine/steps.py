@@ -28,10 +28,9 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from o1_retriever.concurrency.processes import Renewed
-from o1_retriever.engine.batching import is_out_of_memory
 from o1_retriever.engine.layers import layer_windows, sharing
 from o1_retriever.engine.load import LocalModel
-from o1_retriever.engine.passes import Prefix, forward
+from o1_retriever.engine.passes import Prefix, forward, is_out_of_memory
 
 # The size of a huge page on most systems; smaller blocks are left to torch.
 _PAGE = 2 << 20

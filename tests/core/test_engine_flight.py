@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o1_retriever.engine import batching, decode
+from o1_retriever.engine import decode
+from o1_retriever.engine import passes as engine_passes
 from o1_retriever.engine.decode import write_thoughts
 from o1_retriever.engine.load import LocalModel
 from o1_retriever.engine.rows import Job
@@ -76,8 +77,8 @@ def test_any_mix_equals_each_thought_alone(
     if not any(Slots(local.model, 1, 1, spare=0).windows):
         steps = data.draw(st.sampled_from([EagerSteps, static_steps]), label="steps")
     with monkeypatch.context() as patch, watched(local, steps=steps, spare=look_every):
-        patch.setattr(batching, "_HELD_TOKENS", {"cpu": held})
-        patch.setattr(batching, "_FORWARD_TOKENS", {"cpu": passes})
+        patch.setattr(engine_passes, "_HELD_TOKENS", {"cpu": held})
+        patch.setattr(engine_passes, "_FORWARD_TOKENS", {"cpu": passes})
         patch.setattr(decode, "_LOOK_EVERY", {"cpu": look_every})
         written = written_by(local, jobs, how, most=most)
     assert_equal_to_slow(local, jobs, written, how)

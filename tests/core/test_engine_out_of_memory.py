@@ -16,8 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o1_retriever.engine.batching import by_tokens, is_out_of_memory
-from o1_retriever.engine.passes import embed_sequences
+from o1_retriever.engine.passes import by_tokens, embed_sequences, is_out_of_memory
 from o1_retriever.engine.steps import Slots
 from o1_retriever.reporting import counted
 from o1_retriever.thought import ThoughtSettings

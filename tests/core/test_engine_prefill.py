@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from o1_retriever import ThinkingEmbedder
 from o1_retriever.engine import passes
 from o1_retriever.engine.backend import LocalBackend
-from o1_retriever.engine.batching import padded
 from o1_retriever.engine.load import LocalModel
-from o1_retriever.engine.passes import Prefilled, Prefix, common_prefix, prefill
+from o1_retriever.engine.passes import Prefilled, Prefix, common_prefix, padded, prefill
 from o1_retriever.thought import ThoughtSettings
 from tests.support.caches import EXAMPLES
 from tests.support.engine import TOLERANCE, before_passes, exact_model, gap, job_for

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings, query
-from o1_retriever.engine import batching
+from o1_retriever.engine import passes as engine_passes
 from o1_retriever.engine.backend import LocalBackend
 from o1_retriever.errors import InputError
 from tests.support.caches import EXAMPLES
@@ -62,7 +62,7 @@ def test_a_stream_equals_each_document_alone(
     local, embedder = exact_model(architecture), embedder_of(architecture)
     with monkeypatch.context() as patch:
         patch.setattr(query, "_BLOCK", block)
-        patch.setattr(batching, "_FORWARD_TOKENS", {"cpu": tokens})
+        patch.setattr(engine_passes, "_FORWARD_TOKENS", {"cpu": tokens})
         blocks = list(embedder.stream_documents((text for text in texts), batch_size=batch_size))
         whole = embedder.encode_documents((text for text in texts), batch_size=batch_size)
     assert [len(rows) for rows in blocks] == [len(texts[i : i + block]) for i in range(0, len(texts), block)]
@@ -85,7 +85,7 @@ def test_no_batch_is_larger_than_it_may_be(
     texts: list[str], batch_size: int | None, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, batches() as seen:
-        patch.setattr(batching, "_FORWARD_TOKENS", {"cpu": tokens})
+        patch.setattr(engine_passes, "_FORWARD_TOKENS", {"cpu": tokens})
         embedder_of().encode_documents(texts, batch_size=batch_size)
     assert all(rows == 1 or rows * width <= tokens for rows, width in seen)
     assert all(batch_size is None or rows <= batch_size for rows, _ in seen)

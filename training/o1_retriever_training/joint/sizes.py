@@ -21,9 +21,9 @@ from tokenizers.pre_tokenizers import Split
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from o1_retriever.encoders import CallableEncoder
-from o1_retriever.engine.batching import by_tokens, forward_tokens
 from o1_retriever.engine.checkpoint import first_line
 from o1_retriever.engine.load import read_config
+from o1_retriever.engine.passes import by_tokens, forward_tokens
 from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1RetrieverError, SettingsError
 from o1_retriever.reporting import counted
 from o1_retriever_training.joint.batches import Collator, DrawnRows

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from o1_retriever.engine.batching import forward_tokens, free_memory
+from o1_retriever.engine.passes import forward_tokens, free_memory
 from o1_retriever_training.joint.batches import Batch
 from o1_retriever_training.joint.losses import (
     allowed_negatives,
