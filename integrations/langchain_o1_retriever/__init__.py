@@ -23,11 +23,4 @@ require("langchain_core", extra="langchain", purpose="The LangChain adapter")
 from langchain_o1_retriever.models import ChatModelThinker, O1Embeddings
 from langchain_o1_retriever.retrievers import THINKING_RUN, THOUGHTS, THOUGHTS_EVENT, O1Retriever
 
-__all__ = [
-    "THINKING_RUN",
-    "THOUGHTS",
-    "THOUGHTS_EVENT",
-    "ChatModelThinker",
-    "O1Embeddings",
-    "O1Retriever",
-]
+__all__ = ["THINKING_RUN", "THOUGHTS", "THOUGHTS_EVENT", "ChatModelThinker", "O1Embeddings", "O1Retriever"]

@@ -18,11 +18,7 @@ from o1_retriever.errors import require
 
 require("llama_index.core", extra="llama-index", purpose="The LlamaIndex adapter")
 
-from llama_index_o1_retriever.models import (
-    LLMThinker,
-    O1Embedding,
-    O1ThoughtsEvent,
-)
+from llama_index_o1_retriever.models import LLMThinker, O1Embedding, O1ThoughtsEvent
 from llama_index_o1_retriever.retrievers import ConversationBundle, O1Retriever
 
 __all__ = ["ConversationBundle", "LLMThinker", "O1Embedding", "O1Retriever", "O1ThoughtsEvent"]

@@ -229,10 +229,7 @@ class O1Embedding(BaseEmbedding):
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         vectors = self._embedder.encode_documents(
-            texts,
-            batch_size=self.embed_batch_size,
-            show_progress_bar=False,
-            truncate_dim=self.truncate_dim,
+            texts, batch_size=self.embed_batch_size, show_progress_bar=False, truncate_dim=self.truncate_dim
         )
         return np.asarray(vectors).tolist()  # type: ignore[no-any-return]
 

@@ -155,19 +155,10 @@ def serve(
     name = server.name or _name(model)
     with (
         _listening(server.host, server.port) as listener,
-        _loaded(model, thoughts, folders) as (
-            embedder,
-            indexes,
-        ),
+        _loaded(model, thoughts, folders) as (embedder, indexes),
     ):
         app = create_app(
-            embedder,
-            indexes,
-            name=name,
-            keys=keys,
-            settings=settings,
-            options=options,
-            reports=report or [],
+            embedder, indexes, name=name, keys=keys, settings=settings, options=options, reports=report or []
         )
         _log(texts=server.log_texts)
         _run(app, listener, limits.grace, f"Serving {name}")

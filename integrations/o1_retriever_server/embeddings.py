@@ -58,8 +58,7 @@ class EmbeddingRequest(BaseModel):
     dimensions: int | None = Field(default=None, ge=1, description="Vectors are cut to it, and normalised.")
     user: str | None = None
     input_type: InputType | None = Field(
-        default=None,
-        description="What the texts are; None is as the model's name says.",
+        default=None, description="What the texts are; None is as the model's name says."
     )
     thoughts: bool = Field(default=False, description="Return the thoughts with the vectors.")
     thought_settings: ThoughtOptions | None = None

@@ -85,8 +85,7 @@ class SearchRequest(Asked):
     )
 
     thoughts: Annotated[list[str], Field(fail_fast=True)] | None = Field(
-        default=None,
-        description="Your own thoughts about it: then none is written. [] searches without.",
+        default=None, description="Your own thoughts about it: then none is written. [] searches without."
     )
     index: str | None = Field(default=None, description="Which index; None takes the only one.")
     k: int = Field(default=10, ge=1, description="How many passages.")

@@ -122,10 +122,7 @@ class Metrics:
         )  # fmt: skip
         self.tokens = Counter("o1_tokens", "Tokens: input, prompt, thought.", ["kind"], registry=registry)
         self.thoughts = Counter(
-            "o1_thoughts",
-            "Thoughts, cached to failed, and dropped.",
-            ["how"],
-            registry=registry,
+            "o1_thoughts", "Thoughts, cached to failed, and dropped.", ["how"], registry=registry
         )
         self.stages = Histogram(
             "o1_stage_seconds", "Seconds of a query by stage: think, embed, search.",

@@ -115,11 +115,7 @@ class Cluster:
             _Worker,
             batch_size=1,
             fn_constructor_args=(worker, arguments),
-            compute=ActorPoolStrategy(
-                min_size=1,
-                max_size=self.pool.actors,
-                initial_size=self.pool.actors,
-            ),
+            compute=ActorPoolStrategy(min_size=1, max_size=self.pool.actors, initial_size=self.pool.actors),
             num_cpus=self.pool.cpus,
             num_gpus=self.pool.gpus,
         )

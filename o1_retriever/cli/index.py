@@ -36,10 +36,7 @@ class FileOptions:
         list[str] | None, typer.Option(help="Leave out files or folders like drafts (repeatable).")
     ] = None
     ignore: Annotated[
-        bool,
-        typer.Option(
-            help="Leave out build, venv, node_modules and what .gitignore and .o1ignore name.",
-        ),
+        bool, typer.Option(help="Leave out build, venv, node_modules and what .gitignore and .o1ignore name.")
     ] = True
     boilerplate: Annotated[
         bool, typer.Option("--boilerplate", help="Keep navigation, footers and banners of web pages.")

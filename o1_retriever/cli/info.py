@@ -99,11 +99,7 @@ def _weights(folder: Path) -> dict[str, Any]:
     from o1_retriever.engine.checkpoint import read_stored
 
     stored = read_stored(folder)
-    return {
-        "weights_bytes": stored.bytes,
-        "parameters": stored.parameters,
-        "stored_as": sorted(stored.kinds),
-    }
+    return {"weights_bytes": stored.bytes, "parameters": stored.parameters, "stored_as": sorted(stored.kinds)}
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:

@@ -287,10 +287,7 @@ def load_thinker(options: ModelOptions) -> Thinker:
     if options.thinker_model:
         return OpenAIThinker(options.thinker_model, base_url=name)
     return as_thinker(
-        name,
-        device=options.device,
-        dtype=thinker_dtype(options),
-        load_in_4bit=options.four_bit,
+        name, device=options.device, dtype=thinker_dtype(options), load_in_4bit=options.four_bit
     )
 
 

@@ -15,13 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from o1_retriever.cli.index import check_index
-from o1_retriever.cli.options import (
-    IndexOptions,
-    ModelOptions,
-    SearchModes,
-    ThoughtOptions,
-    with_options,
-)
+from o1_retriever.cli.options import IndexOptions, ModelOptions, SearchModes, ThoughtOptions, with_options
 from o1_retriever.cli.terminal import fail, messages, output, working, write_json
 from o1_retriever.errors import InputError, O1RetrieverError
 
@@ -209,12 +203,7 @@ class _Queries:
     """
 
     def __init__(
-        self,
-        argument: str | None,
-        history: Path | None,
-        thoughts: list[str] | None = None,
-        *,
-        as_json: bool,
+        self, argument: str | None, history: Path | None, thoughts: list[str] | None = None, *, as_json: bool
     ) -> None:
         from o1_retriever.query import Conversation, as_query, read_history
 

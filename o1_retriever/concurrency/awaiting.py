@@ -209,9 +209,7 @@ class AwaitedPipeline:
         queries = [ticket.item.query for ticket in tickets]
         # Reading tokens costs time: those alone are read for which somebody listens.
         with listening(
-            listen if heard else None,
-            wanted=lambda place: tickets[place].wanted,
-            hears=heard.__contains__,
+            listen if heard else None, wanted=lambda place: tickets[place].wanted, hears=heard.__contains__
         ):
             for new in self._backend.think(queries, settings=settings, start=start, batch_size=None):
                 self._cache.keep(queries[new.place], new, settings)

@@ -172,10 +172,7 @@ class ChatRequest:
 
 
 def as_prompt(
-    value: ChatPrompt | str,
-    *,
-    system: str | None = None,
-    examples: Sequence[tuple[str, str]] | None = None,
+    value: ChatPrompt | str, *, system: str | None = None, examples: Sequence[tuple[str, str]] | None = None
 ) -> ChatPrompt:
     """A prompt from a `ChatPrompt`, or from the text of its only message with `{query}` in it.
 

@@ -151,10 +151,7 @@ def prefill(local: LocalModel, prompts: Sequence[Sequence[int]], prefix: Prefix 
     if not prefix.shared and before and len({len(prompt) for prompt in prompts}) > 1:
         mask, layers = _behind_padding(mask, layers)
     return Prefilled(
-        layers=layers,
-        real=mask,
-        logits=logits,
-        fast=None if offset is None else hidden[:, offset].float(),
+        layers=layers, real=mask, logits=logits, fast=None if offset is None else hidden[:, offset].float()
     )
 
 

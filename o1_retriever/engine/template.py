@@ -278,12 +278,7 @@ class ChatTemplate(PlainText):
     """
 
     def __init__(
-        self,
-        tokenizer: Any,
-        *,
-        shared: Messages = (),
-        reasons: bool = False,
-        positions: int | None = None,
+        self, tokenizer: Any, *, shared: Messages = (), reasons: bool = False, positions: int | None = None
     ) -> None:
         super().__init__(tokenizer)
         self.reasons = reasons

@@ -37,15 +37,7 @@ from o1_retriever.evaluation.comparison import (
     holm,
 )
 from o1_retriever.evaluation.metrics import aligned
-from o1_retriever.evaluation.systems import (
-    Dense,
-    Hybrid,
-    Lexical,
-    Plan,
-    System,
-    bm25_over,
-    family_of,
-)
+from o1_retriever.evaluation.systems import Dense, Hybrid, Lexical, Plan, System, bm25_over, family_of
 from o1_retriever.query import Query
 from o1_retriever.ranking.bm25 import content_words
 from o1_retriever.reporting import counted, markdown_table
@@ -192,10 +184,7 @@ class _Changed:
 
 
 def audited(
-    evaluation: Evaluation,
-    plan: Plan,
-    embedders: Mapping[str, ThinkingEmbedder],
-    settings: ThoughtSettings,
+    evaluation: Evaluation, plan: Plan, embedders: Mapping[str, ThinkingEmbedder], settings: ThoughtSettings
 ) -> Evaluation:
     """The evaluation of a plan's systems, with an audit of those that have most thoughts.
 

@@ -132,11 +132,7 @@ def sync_folder(
 
 
 def sync_unread(
-    index: Index,
-    folder: str | os.PathLike[str],
-    *,
-    prune: bool = False,
-    options: FolderOptions,
+    index: Index, folder: str | os.PathLike[str], *, prune: bool = False, options: FolderOptions
 ) -> FolderReport | None:
     """What `sync_folder` does where no file has to be read, for an index without its embedder.
 

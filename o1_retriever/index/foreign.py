@@ -30,14 +30,7 @@ from o1_retriever.index.index import Index
 from o1_retriever.index.ledger import EmbeddedDocument
 from o1_retriever.index.shards import Manifest, read_shard
 from o1_retriever.ranking.bm25 import Bm25, Reading
-from o1_retriever.ranking.ranking import (
-    DIGITS,
-    FUSION_DEPTH,
-    Ranking,
-    best,
-    best_of_groups,
-    search_pages,
-)
+from o1_retriever.ranking.ranking import DIGITS, FUSION_DEPTH, Ranking, best, best_of_groups, search_pages
 from o1_retriever.reporting import counted, progress
 from o1_retriever.thought import Vector
 from o1_retriever.vectors import Precision, VectorSpace, searching, unit

@@ -247,10 +247,7 @@ class Graph(Renewed):
             self._close()
             self._client = _client(self.path(number))
             self._collection = self._client.create_collection(
-                self.name,
-                configuration={"hnsw": HNSW},
-                embedding_function=None,
-                metadata=metadata,
+                self.name, configuration={"hnsw": HNSW}, embedding_function=None, metadata=metadata
             )
 
     def holds(self, state: State) -> bool:

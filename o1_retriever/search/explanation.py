@@ -187,11 +187,7 @@ class Explanation:
 
         # In a notebook a console shows what it prints, wherever that goes.
         console = Console(
-            file=io.StringIO(),
-            color_system=None,
-            force_terminal=False,
-            force_jupyter=False,
-            highlight=False,
+            file=io.StringIO(), color_system=None, force_terminal=False, force_jupyter=False, highlight=False
         )
         with console.capture() as shown:
             console.print(self)
@@ -202,13 +198,7 @@ class Explanation:
         from rich.console import Group
         from rich.text import Text
 
-        from o1_retriever.search.render import (
-            costs_view,
-            decision_line,
-            found_view,
-            milliseconds,
-            printable,
-        )
+        from o1_retriever.search.render import costs_view, decision_line, found_view, milliseconds, printable
 
         parts: list[RenderableType] = [Text(printable(self.query), style="bold")]
         parts += [Text(decision_line(self.result.decision), style="dim")]

@@ -291,9 +291,7 @@ class _Search:
         results = zip(left, await self._answered(embedded) if embedded else (), strict=True)
         return {
             place: replace(
-                result,
-                rounds=before[place].rounds + 1,
-                search_ms=result.search_ms + before[place].search_ms,
+                result, rounds=before[place].rounds + 1, search_ms=result.search_ms + before[place].search_ms
             )
             for place, result in results
         }

@@ -253,10 +253,7 @@ class CallableThinker(Sent):
     """
 
     def __init__(
-        self,
-        function: Callable[..., Sequence[Sequence[str | Thought | None]]],
-        *,
-        name: str | None = None,
+        self, function: Callable[..., Sequence[Sequence[str | Thought | None]]], *, name: str | None = None
     ) -> None:
         if not callable(function) or inspect.iscoroutinefunction(function):
             raise SettingsError(

@@ -18,12 +18,7 @@ BLOCK = 1 << 22
 
 
 def contrastive_loss(
-    queries: Tensor,
-    documents: Tensor,
-    targets: Tensor,
-    *,
-    temperature: float,
-    allowed: Tensor | None = None,
+    queries: Tensor, documents: Tensor, targets: Tensor, *, temperature: float, allowed: Tensor | None = None
 ) -> Tensor:
     """InfoNCE: how surprising each query's own document is among all that it is compared with.
 

@@ -363,9 +363,7 @@ def _options(model: ModelSection, device: torch.device) -> LoadOptions:
     # Full tuning keeps float32 weights and computes under autocast: bfloat16 weights would lose small steps.
     dtype = torch.float32 if model.tuning == "full" else compute_dtype(model, device)
     return LoadOptions(
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
-        load_in_4bit=model.tuning == "qlora",
+        device=str(device), dtype=str(dtype).removeprefix("torch."), load_in_4bit=model.tuning == "qlora"
     )
 
 

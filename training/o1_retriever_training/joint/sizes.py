@@ -28,13 +28,7 @@ from o1_retriever.errors import CheckpointError, ModelNotFoundError, O1Retriever
 from o1_retriever.reporting import counted
 from o1_retriever_training.joint.batches import Collator, DrawnRows
 from o1_retriever_training.joint.layouts import AnyTemplate, markers_of, template_of
-from o1_retriever_training.joint.recipe import (
-    ModelSection,
-    Source,
-    TrainRecipe,
-    looks_local,
-    other_targets,
-)
+from o1_retriever_training.joint.recipe import ModelSection, Source, TrainRecipe, looks_local, other_targets
 from o1_retriever_training.joint.rows import TrainingRows, open_rows
 from o1_retriever_training.joint.steps import document_chunks, query_chunks
 from o1_retriever_training.rows import HUB, count_rows

@@ -32,11 +32,7 @@ _NOT_OURS = ("BM25", "HyDE")
 _TAGS = ("o1-retriever", "sentence-transformers", "retrieval", "text-generation")
 _THINKER_TAGS = ("o1-retriever", "retrieval", "text-generation")
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-_TUNING = {
-    "full": "all weights",
-    "lora": "LoRA, merged",
-    "qlora": "QLoRA, merged into the dequantised base",
-}
+_TUNING = {"full": "all weights", "lora": "LoRA, merged", "qlora": "QLoRA, merged into the dequantised base"}
 _SETTINGS = {
     "n_thoughts": "thoughts",
     "temperature": "temperature",
