@@ -105,7 +105,7 @@ def examined(options: ModelOptions, index: Path) -> Iterator[Finding]:
 
 def needed_extras(options: ModelOptions) -> dict[str, str]:
     """The extras that the options and an index need, and what for."""
-    from o1_retriever.thinkers import is_address, is_record
+    from o1_retriever.thinkers import is_address
 
     needed = {"index": "an index"}
     if options.four_bit:
@@ -113,8 +113,7 @@ def needed_extras(options: ModelOptions) -> dict[str, str]:
     if options.model:
         return needed
     needed["local"] = "models on this machine"
-    thinker = thinker_name(options)
-    if is_address(thinker) and not is_record(thinker):
+    if is_address(thinker_name(options)):
         needed["endpoint"] = "a model behind an address"
     return needed
 
@@ -280,11 +279,11 @@ def named_models(options: ModelOptions) -> list[str]:
 def model_finding(name: str, options: ModelOptions) -> tuple[Finding, int]:
     """Whether a model can be loaded, and the bytes that would be downloaded for it."""
     from o1_retriever.engine.checkpoint import download_size, wheel_hint
-    from o1_retriever.thinkers import is_address, is_record
+    from o1_retriever.thinkers import is_elsewhere
 
     about = f"model {name}"
     try:
-        if name == options.thinker and (is_address(name) or is_record(name)):
+        if name == options.thinker and is_elsewhere(name):
             return Finding(about, "ok", _elsewhere(name, options)), 0
         folder, file = place_of(name)
         if folder is not None:

@@ -141,13 +141,13 @@ def numbers(options: ModelOptions) -> tuple[str, str]:
 
 def _numbers(options: ModelOptions) -> tuple[str, str, bool]:
     from o1_retriever.engine.weights import device_named, dtype_named
-    from o1_retriever.thinkers import is_address, is_record
+    from o1_retriever.thinkers import is_elsewhere
 
     device, name, writes = device_named(options.device), str(options.dtype), options.model is None
-    if writes:
-        elsewhere = is_address(thinker_name(options)) or is_record(thinker_name(options))
-        encoder = "float32" if options.encoder_dtype == "auto" else str(options.encoder_dtype)
-        name, writes = (encoder, False) if elsewhere else (thinker_dtype(options), True)
+    if writes and is_elsewhere(thinker_name(options)):
+        name, writes = "float32" if options.encoder_dtype == "auto" else str(options.encoder_dtype), False
+    elif writes:
+        name = thinker_dtype(options)
     if options.four_bit and name == "fastest":
         name = "auto"
     kind, in_8_bits = dtype_named(name, device, writes=writes)

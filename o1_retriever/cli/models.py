@@ -212,9 +212,10 @@ class LateThinker:
 
         from o1_retriever.endpoint.chat import DEFAULT_PROMPT
         from o1_retriever.engine.checkpoint import base_of, is_adapter
+        from o1_retriever.thinkers import is_elsewhere
 
         options, name = self._options, thinker_name(self._options)
-        if options.no_cache or _is_elsewhere(name):
+        if options.no_cache or is_elsewhere(name):
             return ""
         try:
             places = [place_of(name)[0]]
@@ -320,8 +321,10 @@ def loading(name: str) -> Iterator[None]:
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import enable_progress_bars
 
+    from o1_retriever.thinkers import is_elsewhere
+
     quiet()
-    if constants.HF_HUB_OFFLINE or _is_elsewhere(name) or _is_here(name):
+    if constants.HF_HUB_OFFLINE or is_elsewhere(name) or _is_here(name):
         with working(f"Loading {name}"):
             yield
         return
@@ -329,12 +332,6 @@ def loading(name: str) -> Iterator[None]:
     messages().print(said, soft_wrap=True, markup=False)
     enable_progress_bars()
     yield
-
-
-def _is_elsewhere(name: str) -> bool:
-    from o1_retriever.thinkers import is_address, is_record
-
-    return is_address(name) or is_record(name)
 
 
 def quiet() -> None:

@@ -70,6 +70,11 @@ def is_record(name: str) -> bool:
     return not is_address(name) and name.endswith((".jsonl", ".jsonl.gz"))
 
 
+def is_elsewhere(name: str) -> bool:
+    """Whether a text names no model of this machine: a server, or a file of recorded thoughts."""
+    return is_address(name) or is_record(name)
+
+
 def as_thinker(
     value: Any, *, device: str | None = None, dtype: str = "fastest", load_in_4bit: bool = False
 ) -> Thinker:

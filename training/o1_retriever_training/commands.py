@@ -71,10 +71,10 @@ class ExpertOptions:
 
     def _one(self, value: str, model: str | None) -> Any:
         from o1_retriever.endpoint.exchange import RateLimit, RequestPolicy
-        from o1_retriever.thinkers import is_address, is_record
+        from o1_retriever.thinkers import is_elsewhere
         from o1_retriever_training.experts import as_expert
 
-        if not is_address(value) and not is_record(value):
+        if not is_elsewhere(value):
             quiet()
         return as_expert(
             value,
