@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _DISTRIBUTION = "o1-retriever"
+_EXTRA = re.compile(r'extra == "([^"]+)"')
 _ROOM = 200_000_000  # bytes that a cache or an index should have at least
 _CUDA_BUILD = "Type: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
 
@@ -133,7 +134,7 @@ def packages(declared: Sequence[str], needed: Mapping[str, str]) -> Iterator[Fin
         if wrong
         else Finding("packages", "ok", f"{system}; {_versions()}")
     )
-    names = sorted({extra for each in every for extra in _extras_in(str(each.marker))} - {"all"})
+    names = sorted({extra for each in every for extra in _EXTRA.findall(str(each.marker))} - {"all"})
     gaps = {extra: list(lacking(every, extra)) for extra in names}
     for extra, purpose in needed.items():
         if gaps.get(extra):
@@ -166,10 +167,6 @@ def lacking(every: Sequence[Requirement], extra: str) -> Iterator[str]:
             continue
         if not each.specifier.contains(installed, prereleases=True):
             yield f"{each.name}{each.specifier} (found {installed})"
-
-
-def _extras_in(marker: str) -> list[str]:
-    return re.findall(r'extra == "([^"]+)"', marker)
 
 
 def _versions() -> str:

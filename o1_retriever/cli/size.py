@@ -42,10 +42,11 @@ def size(
     embedder = load_embedder(replace(model, no_cache=True))
     with working("Measuring"):
         costs = measure_costs(embedder, _queries(), settings=thoughts.settings(embedder.settings))
+    lengths = [tokens for row in costs.lengths for tokens in row]
     needs = index_needs(docs, embedder.dimension)
     found = {
         "costs": {name: value for name, value in asdict(costs).items() if name != "lengths"},
-        "tokens_of_a_thought": round(_mean([token for row in costs.lengths for token in row]), 1),
+        "tokens_of_a_thought": round(sum(lengths) / max(1, len(lengths)), 1),
         "thoughts": len(costs.lengths[0]),
         "process_bytes": _resident(),
         "index": asdict(needs),
@@ -142,10 +143,6 @@ def _resident() -> int:
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
-
-
-def _mean(values: list[int]) -> float:
-    return sum(values) / max(1, len(values))
 
 
 def _queries() -> list[str]:

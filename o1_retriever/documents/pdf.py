@@ -152,15 +152,11 @@ def _without_repeats(pages: Sequence[str]) -> list[str]:
     kept = []
     for text, edge in zip(pages, edges, strict=True):
         dropped = {
-            place for place, shape in edge if shape in repeated and (shape in seen or _is_number(shape))
+            place for place, shape in edge if shape in repeated and (shape in seen or isinstance(shape, int))
         }
         seen |= {shape for _, shape in edge}
         kept.append("\n".join(line for place, line in enumerate(text.split("\n")) if place not in dropped))
     return kept
-
-
-def _is_number(shape: str | int) -> bool:
-    return isinstance(shape, int)
 
 
 def _edges(lines: Sequence[str], number: int) -> list[tuple[int, str | int]]:

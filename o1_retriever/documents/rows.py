@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from o1_retriever.documents.source import LONGEST_LINE, Source, decode
@@ -162,7 +163,7 @@ def read_table(source: Source) -> Iterator[Section]:
     first = next(lines, "")
     delimiter = "\t" if source.kind == ".tsv" else max(",;\t|", key=_outside_quotes(first).count)
     csv.field_size_limit(LONGEST_LINE)
-    reader = csv.reader(_chained(first, lines), delimiter=delimiter)
+    reader = csv.reader(chain([first] if first else [], lines), delimiter=delimiter)
     heads: list[str] | None = None
     used: set[int] = set()
     while True:
@@ -183,12 +184,6 @@ def read_table(source: Source) -> Iterator[Section]:
                 continue
         used.update(place for place, cell in enumerate(cells) if cell)
         yield row_section(heads, cells, reader.line_num)
-
-
-def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
-    if first:
-        yield first
-    yield from rest
 
 
 def _outside_quotes(line: str) -> str:

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import chain
 from typing import Any, Literal, TypeAlias
 
@@ -210,8 +210,9 @@ def matching(fields: Fields, part: Part) -> Numbers:
     if isinstance(part, Not):
         return np.setdiff1d(fields.every(), matching(fields, part.part), assume_unique=True)
     if isinstance(part, Every):
+        both = partial(np.intersect1d, assume_unique=True)
         found = [matching(fields, each) for each in part.parts]
-        return reduce(_both, sorted(found, key=len)) if found else fields.every()
+        return reduce(both, sorted(found, key=len)) if found else fields.every()
     return union(*(matching(fields, each) for each in part.parts))
 
 
@@ -226,7 +227,3 @@ def _warn_of_unknown(fields: Fields, part: Part) -> None:
             " or ".join(map(repr, unknown)),
             shown,
         )
-
-
-def _both(first: Numbers, second: Numbers) -> Numbers:
-    return np.intersect1d(first, second, assume_unique=True)
