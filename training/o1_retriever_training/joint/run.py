@@ -216,12 +216,11 @@ def train(
         return done
     started = time.perf_counter()
     arguments = _arguments(recipe, work)
-    set_seed(recipe.optimisation.seed)
+    seed = recipe.optimisation.seed
+    set_seed(seed)
     checkpoint = newest(work, fingerprint=recipe.fingerprint)
     dev = DevEvaluation(recipe.evaluation, teacher) if recipe.evaluation else None
-    backbone = open_backbone(
-        recipe.model, recipe.data, seed=recipe.optimisation.seed, device=arguments.device
-    )
+    backbone = open_backbone(recipe.model, recipe.data, seed=seed, device=arguments.device)
     data = work / "data"
     with arguments.main_process_first(desc="tokenising"), enough_space(data):
         rows = open_rows(recipe.data, backbone.template, data, show=show_progress_bar, teacher=teacher)
