@@ -12,7 +12,7 @@ its own prompt and settings, and with those about another query. With several se
 are averaged over the draws. No test split is read, so that defaults, and a thinker, may be chosen by these
 figures; `--report` reads those of all five sets, when nothing is left to choose, and counts in how many of
 them thinking wins (`index_thinking/...`, Holm's correction over the sets). `--speeds` measures instead what
-one query costs with three thoughts, with a short one and with none, what its vector finds then, and how the
+one query costs with three thoughts, three short ones, one and none, what its vector finds then, and how the
 thoughts end.
 """
 
@@ -43,7 +43,8 @@ QUERIES = 200  # of a split, the first ones; a report has all
 # What differs from the thinker's own settings.
 SPEEDS: dict[str, dict[str, Any]] = {
     "full": {},
-    "short": {"n_thoughts": 1, "max_new_tokens": 16},
+    "short": {"max_new_tokens": 16},
+    "one": {"n_thoughts": 1},
     "fast": {"thinking": "never"},
 }
 TIMED = 40  # queries, after some that warm the models up
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         __doc__,
         [*others, "--model", "none"],
         sets=[f"{name}/test" for name in REPORTED] if own.report else SETS,
-        results="local_models.jsonl",
+        results="index_thinking.jsonl" if own.report or own.speeds else "local_models.jsonl",
     )
     thinker = as_thinker(own.thinker)
     embedder = ThinkingEmbedder.from_parts(thinker, bench.minilm, cache=bench.work / "thoughts")

@@ -214,7 +214,7 @@ class ProgressPage:
         self._tell(text)
         with self._said.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"at": time.strftime("%Y-%m-%d %H:%M"), "said": text}) + "\n")
-        self._state, self._plot, self._begun = text, "", None
+        self._state, self._begun = text, None
         self._write([])
 
     def trained(self, step: int, steps: int, history: Sequence[Mapping[str, float]]) -> None:
