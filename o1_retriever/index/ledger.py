@@ -133,6 +133,13 @@ class Ledger:
 
     def exists(self) -> bool:
         """Whether there is a file; a file of length 0 is a creation that was cut short."""
+        if self._has_content() and self.file.with_name(f"{LEDGER_FILE}-journal").exists():
+            # One that was killed within its first transaction has content until SQLite takes that back.
+            with self.session() as session:
+                session.tables()
+        return self._has_content()
+
+    def _has_content(self) -> bool:
         return self.file.is_file() and self.file.stat().st_size > 0
 
     @contextmanager
@@ -219,6 +226,10 @@ class Session:
         self._file = file
         self.fields = Fields(connection)
 
+    def tables(self) -> int:
+        """How many tables and indexes of tables there are."""
+        return int(self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+
     def format(self) -> int:
         """The format that the file has. Raises `StoreError` for a file of another program."""
         return int(self._state()["format"])
@@ -269,7 +280,7 @@ class Session:
     def create(self, state: State) -> None:
         """Make the tables, unless there are any."""
         with self.transaction():
-            if not self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            if not self.tables():
                 self._make(_SCHEMA)
                 self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
                 self.write_state(state)

@@ -896,6 +896,27 @@ def test_a_creation_that_was_cut_short_is_begun_again(tmp_path, embedder, left):
         assert index.add(numbered(3)) == 3
 
 
+@pytest.mark.parametrize("create", [False, True])
+def test_a_creation_that_was_cut_short_within_its_transaction_is_begun_again(tmp_path, embedder, create):
+    """The file has content until SQLite takes back what the journal has; then nothing is left."""
+    folder = tmp_path / "index" / "documents"
+    folder.mkdir(parents=True)
+    with closing(sqlite3.connect(tmp_path / "begun", isolation_level=None)) as begun:
+        begun.execute("PRAGMA cache_size = 1")  # pages are written before the end of the transaction
+        begun.execute("BEGIN")
+        begun.execute("CREATE TABLE state (value BLOB)")
+        begun.executemany("INSERT INTO state VALUES (?)", [(bytes(4096),)] * 50)
+        for end in ("", "-journal"):
+            shutil.copy(tmp_path / f"begun{end}", folder / f"documents.sqlite3{end}")
+    assert (folder / "documents.sqlite3").stat().st_size > 0
+    if not create:
+        with pytest.raises(IndexNotFoundError):
+            Index(tmp_path / "index")
+        return
+    with Index(tmp_path / "index", embedder) as index:
+        assert index.add(numbered(3)) == 3
+
+
 def test_the_progress_bar_shows_rate_and_time_left(tmp_path, embedder, capfd):
     with Index(tmp_path, embedder) as index:
         index.add(numbered(64), show_progress_bar=True, batch_size=1)
