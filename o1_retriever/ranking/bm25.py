@@ -21,10 +21,14 @@ _LANGUAGE = "english"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What BM25 reads: a query, and its thoughts with what each counts beside it."""
+    """What BM25 reads: a query, and its thoughts with what each counts beside it.
+
+    `median_of` is how many thoughts there were where their median counts, and 0 where their sum does.
+    """
 
     query: str
     thoughts: tuple[tuple[str, float], ...] = ()
+    median_of: int = 0
 
     @classmethod
     def of(cls, query: str, thoughts: Iterable[Thought] = (), query_weight: float = 0.0) -> Reading:
@@ -32,10 +36,13 @@ class Reading:
 
         A mean, so that three thoughts do not weigh more than one; those that were dropped count as nothing.
         `query_weight` (that of `ThoughtSettings`) makes the thoughts count less, as it does in the vector.
+        Where they count less than the query, their median stands for their mean: what one thought alone says
+        of a passage is not believed, what half of them say is (docs/guard.md).
         """
         counting = [each for each in thoughts if not each.failed and each.text.strip()]
         weight = 1 / (1 + query_weight) / max(1, len(counting))
-        return cls(query, tuple((each.text, weight) for each in counting if each.usable))
+        median_of = len(counting) if query_weight > 1 and len(counting) > 2 else 0
+        return cls(query, tuple((each.text, weight) for each in counting if each.usable), median_of)
 
 
 class Bm25:
@@ -63,11 +70,17 @@ class Bm25:
     def scores(self, read: str | Reading) -> Vector:
         """BM25 of every text, float32, 0 without a common word; a repeated word counts as often.
 
-        With thoughts it is the sum of what the query and each thought score by themselves, weighted.
+        With thoughts it is the sum of what the query and each thought score by themselves, weighted; or of
+        what the query scores and as many times the thoughts' median, those that were dropped scoring nothing.
         """
         if isinstance(read, str):
             return self._scores(read)
         total = self._scores(read.query)
+        if read.median_of:
+            rows = np.zeros((read.median_of, self._count), np.float32)
+            for row, (text, weight) in zip(rows, read.thoughts, strict=False):
+                row += np.float32(weight) * self._scores(text)
+            return total + np.float32(read.median_of) * np.median(rows, axis=0)
         for weight, alike in groupby(read.thoughts, key=lambda thought: thought[1]):
             total = total + np.float32(weight) * self._scores(" ".join(text for text, _ in alike))
         return total

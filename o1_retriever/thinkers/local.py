@@ -169,8 +169,8 @@ class LocalThinker(SentModel):
 
 
 # A chat model with fewer parameters often says what is near the truth and not true: what it adds to a search
-# is most where the query counts three times as much as its thoughts (docs/guard.md).
-_SMALL, DOUBT = 1_000_000_000, {"query_weight": 3.0}
+# is most where the query counts five times as much as its thoughts (docs/guard.md).
+_SMALL, DOUBT = 1_000_000_000, {"query_weight": 5.0}
 
 
 def _preferred(config: ThinkerConfig | None, parameters: int) -> Mapping[str, Any]:

@@ -122,6 +122,24 @@ def test_thoughts_may_count_differently():
     assert found == pytest.approx(parts[0] + 0.5 * parts[1] + 0.1 * parts[2], rel=1e-5)
 
 
+def test_thoughts_that_count_less_than_the_query_count_by_their_median_and_dropped_ones_nothing():
+    bm25 = Bm25([document.text for document in sentences(40)])
+    texts = ["candle stone", "river candle", "apple", "loop"]
+    thoughts = [Thought(text=text) for text in texts[:3]]
+    query, *own = (bm25.scores(text) for text in ["honey", *texts[:3]])
+    expected = query + np.median(own, axis=0) / 4
+    assert bm25.scores(Reading.of("honey", thoughts, 3.0)) == pytest.approx(expected, rel=1e-5)
+    assert bm25.scores(Reading.of("honey", [*thoughts, Thought.failure("down")], 3.0)) == pytest.approx(
+        expected
+    )
+    dropped = [*thoughts, Thought(text="loop", dropped="turns in circles")]
+    expected = query + np.median([*own, np.zeros(40)], axis=0) / 4
+    assert bm25.scores(Reading.of("honey", dropped, 3.0)) == pytest.approx(expected, rel=1e-5)
+    mean = query + np.mean(own[:2], axis=0) / 4
+    assert bm25.scores(Reading.of("honey", thoughts[:2], 3.0)) == pytest.approx(mean, rel=1e-5)
+    assert Reading.of("honey", thoughts, 1.0).median_of == 0, "as much as the query is not less"
+
+
 @pytest.mark.parametrize("where", [None, {"even": True}, {"n": {"$lt": 7}}, {"n": -1}])
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_fused_ranking_is_that_of_its_definition(index, where, size):

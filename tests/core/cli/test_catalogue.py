@@ -74,8 +74,8 @@ def test_a_thinker_of_yours_is_measured_beside_them(here, model, monkeypatch):
 def test_a_thinker_that_is_loaded_late_is_the_one_that_is_loaded_at_once(model, tmp_path):
     late = LateThinker(ModelOptions(thinker=str(model)))
     assert dict(late.default_settings) == dict(LocalThinker(model).default_settings)
-    assert (late.default_settings["query_weight"], late.correction) == (3.0, None)
-    assert LateThinker(ModelOptions(thinker=THINKER)).default_settings["query_weight"] == 3.0
+    assert (late.default_settings["query_weight"], late.correction) == (5.0, None)
+    assert LateThinker(ModelOptions(thinker=THINKER)).default_settings["query_weight"] == 5.0
     matrix = Correction(down=np.ones((1, 4), np.float32), up=np.ones((3, 1), np.float32))
     ThinkerConfig(settings={"n_thoughts": 1}, correction=matrix).save(tmp_path)
     trained = LateThinker(ModelOptions(thinker=str(tmp_path)))
