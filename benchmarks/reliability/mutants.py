@@ -267,7 +267,8 @@ def measure(
     """`mutants/<what>/...`: how many faults were put in, and how many no test notices and nobody explains.
 
     `count` is the most for each, drawn at random where there are more; `jobs` are processes. A file of
-    `outcomes` keeps what came of each, and of those that it has only the survivors are tried again.
+    `outcomes` keeps what came of each, and of those that it has only survivors that nobody explains are tried
+    again.
     """
     _prepare(only)
     suites = _suites([target for name in only for target in TARGETS[name]], jobs)
@@ -280,7 +281,7 @@ def measure(
         works = (
             (mutant.place, partial(_survives, target, mutant, suites[target]))
             for target, mutant in tried
-            if known.get(mutant.place, True)
+            if known.get(mutant.place, True) and not (mutant.place in known and mutant.place in EXPLAINED)
         )
         for place, survived in _forked(works, jobs):
             known[place] = survives = bool(survived)
