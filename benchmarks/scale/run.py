@@ -34,6 +34,7 @@ from o1_retriever.index.foreign import load_shards, opened_for
 from o1_retriever.index.shards import Manifest, ShardOptions, embed_shards
 
 MODEL = ROOT / "models" / "o1-embedder-22m"
+_HERE = "benchmarks.scale.run"  # `__name__` is another where it is run
 _SHARES = (0.3, 0.6, 0.8)  # of what one machine can do
 _SECONDS = 60.0  # at each of them
 _ROADS = (10_000, 100_000)  # documents that go the whole way
@@ -50,7 +51,7 @@ def written(path: Path, count: int) -> str:
 
 def embed() -> Iterator[Figure]:
     """`scale/embed/...`: documents a second of one process, and its memory as the source grows."""
-    found = {count: in_child(__name__, "--embed", count) for count in (500, 2000)}
+    found = {count: in_child(_HERE, "--embed", count) for count in (500, 2000)}
     for count, each in found.items():
         yield Figure(
             name=f"scale/embed/{count}_documents_per_s",
@@ -147,8 +148,8 @@ def road(counts: Sequence[int] = _ROADS) -> Iterator[Figure]:
     """
     for count in counts:
         with tempfile.TemporaryDirectory() as name:
-            found = in_child(__name__, "--road", count, "--folder", name)
-            found |= in_child(__name__, "--folder", name)
+            found = in_child(_HERE, "--road", count, "--folder", name)
+            found |= in_child(_HERE, "--folder", name)
         for what, value in found.items():
             more = what.endswith("per_s")
             yield Figure(
