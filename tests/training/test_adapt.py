@@ -163,6 +163,8 @@ def test_the_page_follows_a_training_and_says_that_it_stopped(tmp_path: Path) ->
     assert "step 20 of 40, about 1 min left" in shown
     assert "<svg" in shown
     assert "reload" in shown
+    with path.with_suffix(".jsonl").open("a") as said:
+        said.write('{"at": "now", "sa')
     with pytest.raises(RuntimeError), page:
         raise RuntimeError
     shown = path.read_text()

@@ -8,6 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -190,7 +191,7 @@ class ProgressPage:
 
     Browsers load it again by themselves until the end. What is said goes to `say` as well, and is kept in a
     file beside the page, so that a call that goes on shows what came before it. Nothing is written before
-    something was said. Leaving the `with` block by an error is written down.
+    there is something to show. Leaving the `with` block by an error is written down.
     """
 
     def __init__(self, page: Path, title: str, say: Callable[[str], None]) -> None:
@@ -234,7 +235,10 @@ class ProgressPage:
 
     def _write(self, parts: Sequence[str], *, over: bool = False) -> None:
         said = self._said.read_text(encoding="utf-8") if self._said.is_file() else ""
-        lines = [json.loads(line) for line in said.splitlines()]
+        lines = []
+        for line in said.splitlines():
+            with suppress(ValueError):  # one that was cut short
+                lines.append(json.loads(line))
         page = [
             element("h1", escaped(self.title)),
             element("p", element("strong", escaped(self._state))),
