@@ -100,7 +100,10 @@ def test_kills_at_any_step_change_nothing(
         starts.append(int(found.name.rpartition("-")[2]) if found else 0)
     assert starts == sorted(starts)
     assert starts[-1] > 0
+    left = tmp_path / "killed" / ".tmpD1OVQn"  # as safetensors calls a file that is being written
+    left.write_bytes(b"the beginning of a file")
     result = ran(forks, job, tmp_path)
+    assert not left.exists()
     assert result["resumed_from"] == starts[-1]
     same_weights(tmp_path / "killed", plain)
     assert losses(tmp_path / "killed") == losses(plain)

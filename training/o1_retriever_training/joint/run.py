@@ -253,6 +253,8 @@ def train(
 
 def _save(output: Path, backbone: Backbone) -> None:
     """Write the folder that `ThinkingEmbedder.from_pretrained` loads, or that `LocalThinker` does."""
+    for cut_short in output.glob(".tmp??????"):  # what safetensors leaves where it is killed
+        cut_short.unlink()
     if isinstance(backbone.deployed, ThinkerConfig):
         kept = backbone.model if hasattr(backbone.model, "peft_config") else without_shards(backbone.model)
         save_thinker(output, kept, backbone.tokenizer, backbone.deployed, base=backbone.base)
