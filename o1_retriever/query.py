@@ -233,10 +233,15 @@ def _given(thoughts: Given) -> tuple[str, ...]:
     if not isinstance(thoughts, list | tuple):
         found = "one str" if isinstance(thoughts, str) else f"a {type(thoughts).__name__}"
         raise InputError(f"The thoughts are {found}; expected a list.", hint="Type: thoughts=['...']")
-    # A thought without a word, as models write some, is as none; an empty text of the caller is a fault.
-    written = [each for each in thoughts if getattr(each, "text", each) != "" or isinstance(each, str)]
+    written = [each for each in thoughts if not _is_wordless(each)]
     had: list[Any] = [getattr(each, "text", each) for each in written if not getattr(each, "failed", False)]
     return tuple(check_texts(had, what="thought"))
+
+
+def _is_wordless(thought: object) -> bool:
+    """Whether it is a thought without a word, as models write some; a caller's empty text is a fault."""
+    text = getattr(thought, "text", None)
+    return isinstance(text, str) and not text
 
 
 def _thought(place: int, pair: tuple[Query, Given]) -> Query:

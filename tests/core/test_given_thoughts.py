@@ -254,6 +254,7 @@ class TestNobodyThinks:
         ([""], "thought 0 is empty"),
         ([THOUGHT, 3], "thought 1 is int 3"),
         ([None], "thought 0 is None"),
+        ([np.zeros(2)], "thought 0 is ndarray"),
         ([THOUGHT, "\ud800"], "thought 1 has a lone surrogate"),
     ],
 )
