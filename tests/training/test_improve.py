@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from o1_retriever import ThinkingEmbedder, ThoughtSettings
@@ -114,6 +114,7 @@ def test_a_sentence_is_not_refused() -> None:
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(-5, 5)), min_size=1, max_size=8), st.integers(1, 4))
+@example([0.2, 0.2, 0.2], 1)  # whose mean is rounded up
 def test_the_best_are_above_the_mean_and_above_the_least(rewards: list[float | None], kept: int) -> None:
     thoughts = tuple(f"thought {number}" for number in range(len(rewards)))
     rules = RewardRules(kept=kept, least=0.1)

@@ -93,7 +93,9 @@ class Rated:
         """The thoughts that are learned from, the best first, each text once."""
         both = zip(self.thoughts, self.rewards, strict=True)
         known = [(reward, text) for text, reward in both if reward is not None]
-        least = max(rules.least, float(np.mean([reward for reward, _ in known])) if known else 0.0)
+        rewards = [reward for reward, _ in known]
+        # The mean of equal rewards may be rounded up.
+        least = max(rules.least, min(float(np.mean(rewards)), max(rewards)) if known else 0.0)
         chosen = [text for reward, text in sorted(known, reverse=True) if reward >= least]
         return list(dict.fromkeys(chosen))[: rules.kept]
 
