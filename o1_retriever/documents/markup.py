@@ -115,10 +115,10 @@ def _parser() -> Any:
 def markdown_blocks(text: str) -> Iterator[Block]:
     """Headings as CommonMark has them, and the lines between as they are written, but for comments."""
     tokens = _parser().parse(text)
-    if "<!--" in text:
-        text = _without_comments(text, tokens)
-        tokens = _parser().parse(text)
-    lines = text.split("\n")
+    bare = _without_comments(text, tokens)
+    if bare != text:
+        tokens = _parser().parse(bare)
+    lines = bare.split("\n")
     headings = [
         _Heading(token.map[0], token.map[1], int(token.tag[1]), _plain(tokens[place + 1].content))
         for place, token in enumerate(tokens)
