@@ -10,11 +10,11 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from o1_retriever.storage import written_whole
 
@@ -56,11 +56,17 @@ def record(path: Path, figures: Iterable[Figure], *, used: str = "") -> None:
         file.writelines(json.dumps(row) + "\n" for row in kept.values())
 
 
-def read(path: Path) -> list[dict[str, object]]:
-    """The figures of a file, none if there is no such file."""
+def read(path: Path) -> list[dict[str, Any]]:
+    """The figures, or outcomes, of a file, none if there is no such file."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def note(path: Path, outcome: Mapping[str, Any]) -> None:
+    """Add what came of one trial to a file, by which a measurement that was stopped goes on."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(outcome) + "\n")
 
 
 def commit() -> str:

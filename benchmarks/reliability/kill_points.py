@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import Figure
+from benchmarks.record import Figure, note, read
 from benchmarks.reliability.harm import harmed
 from benchmarks.reliability.jobs import HEAVY
 from tests.support.forks import Forks, said
@@ -45,12 +45,11 @@ def measure(
     """
     ends = time.monotonic() + seconds
     for stage in only:
-        known = {row["point"]: row for row in _read(outcomes) if row["stage"] == stage}
+        known = {row["point"]: row for row in (read(outcomes) if outcomes else []) if row["stage"] == stage}
         for row in _tried(stage, [point for point in range(count) if point not in known], ends):
             known[row["point"]] = row
             if outcomes is not None:
-                with outcomes.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                note(outcomes, row)
         kills, different = (sum(row[what] for row in known.values()) for what in ("kills", "differs"))
         yield Figure(name=f"kill_points/{stage}/kills", value=kills, unit="kills")
         yield Figure(name=f"kill_points/{stage}/differences", value=different, unit="runs", better="lower")
@@ -61,12 +60,6 @@ def _tried(stage: str, points: Sequence[int], ends: float) -> Iterator[dict[str,
     if points:
         with harmed(_JOBS, *HEAVY[stage]) as forks, tempfile.TemporaryDirectory() as folder:
             yield from _Kills(forks, Path(folder, stage), stage).run(points, ends)
-
-
-def _read(outcomes: Path | None) -> list[dict[str, Any]]:
-    if outcomes is None or not outcomes.exists():
-        return []
-    return [json.loads(line) for line in outcomes.read_text(encoding="utf-8").splitlines()]
 
 
 class _Kills:

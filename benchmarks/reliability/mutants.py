@@ -28,7 +28,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
-from benchmarks.record import ROOT, Figure
+from benchmarks.record import ROOT, Figure, note, read
 
 Key = TypeVar("Key")
 
@@ -272,7 +272,7 @@ def measure(
     """
     _prepare(only)
     suites = _suites([target for name in only for target in TARGETS[name]], jobs)
-    known = _read(outcomes)
+    known = {row["place"]: row["survives"] for row in read(outcomes)} if outcomes else {}
     for name in only:
         targets = [target for target in TARGETS[name] if target in suites]
         made = _forked(((each, partial(_sources, each)) for each in targets), jobs)
@@ -287,7 +287,8 @@ def measure(
             known[place] = survives = bool(survived)
             if survives:
                 print(f"   {place}: {EXPLAINED.get(place, 'NOT NOTICED')}", flush=True)
-            _note(outcomes, place, survives)
+            if outcomes is not None:
+                note(outcomes, {"place": place, "survives": survives})
         left = [mutant.place for _, mutant in tried if known[mutant.place]]
         lonely = [place for place in left if place not in EXPLAINED]
         yield Figure(name=f"mutants/{name}/tried", value=len(tried), unit="faults")
@@ -346,20 +347,6 @@ def _unharmed(target: Target) -> tuple[list[str], dict[str, float]]:
     _tested(target.tests, plugin=suite)
     failed = list(dict.fromkeys(suite.failed))
     return failed, {test: spent for test, spent in suite.seconds.items() if test not in failed}
-
-
-def _read(outcomes: Path | None) -> dict[str, bool]:
-    """Whether each fault that was tried survived, the last time."""
-    if outcomes is None or not outcomes.exists():
-        return {}
-    rows = [json.loads(line) for line in outcomes.read_text(encoding="utf-8").splitlines()]
-    return {row["place"]: row["survives"] for row in rows}
-
-
-def _note(outcomes: Path | None, place: str, survives: bool) -> None:
-    if outcomes is not None:
-        with outcomes.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"place": place, "survives": survives}) + "\n")
 
 
 def mutants(target: Target) -> Iterator[Mutant]:
